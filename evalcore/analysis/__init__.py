@@ -1,0 +1,54 @@
+"""Scored rows to the study's quantities: gains, controls, forgetting, prompt spread. Pure."""
+
+from __future__ import annotations
+
+from evalcore.analysis.book import CellValues, Flag, ScoreBook, SubjectInfo, TaskInfo
+from evalcore.analysis.gains import (
+    ControlComparison,
+    Forgetting,
+    ForgettingSummary,
+    Gain,
+    forgetting,
+    paired_gain,
+)
+from evalcore.analysis.prompts import (
+    BestOfPrompts,
+    PromptSpread,
+    best_of_prompts,
+    prompt_spreads,
+)
+from evalcore.analysis.stats import (
+    Estimate,
+    SpreadEstimate,
+    mean_estimate,
+    normal_range,
+    prompt_spread,
+)
+from evalcore.analysis.study import Analysis, CheckpointSummary, CurvePoint, analyse
+
+__all__ = [
+    "Analysis",
+    "BestOfPrompts",
+    "CellValues",
+    "CheckpointSummary",
+    "ControlComparison",
+    "CurvePoint",
+    "Estimate",
+    "Flag",
+    "Forgetting",
+    "ForgettingSummary",
+    "Gain",
+    "PromptSpread",
+    "ScoreBook",
+    "SpreadEstimate",
+    "SubjectInfo",
+    "TaskInfo",
+    "analyse",
+    "best_of_prompts",
+    "forgetting",
+    "mean_estimate",
+    "normal_range",
+    "paired_gain",
+    "prompt_spread",
+    "prompt_spreads",
+]

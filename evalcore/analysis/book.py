@@ -1,0 +1,348 @@
+"""Stored rows arranged for comparison: subject x task x variant -> values by document."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evalcore.errors import IncompatibleError, InputError, UnknownNameError
+from evalcore.metrics import CELL_METRICS, example_values, is_scored
+from evalcore.metrics.arrays import column, integers
+from evalcore.metrics.cells import iterate_cells
+
+CELL_COLUMNS = (
+    "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "control", "seed",
+    "untrained", "task", "task_fingerprint", "group", "tuned_by", "domain", "output_type",
+    "primary_metric", "baseline", "variant", "variant_fingerprint", "max_length", "numerics",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Something a reader must know.
+
+    Attributes:
+        kind: Short word for grouping (``missing``, ``doubled``, ``overflow`` ...).
+        where: What it is about.
+        text: One sentence.
+        count: How many documents or cells, where that means something.
+    """
+
+    kind: str
+    where: str
+    text: str
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class SubjectInfo:
+    """A scored subject as the cells table describes it."""
+
+    id: str
+    checkpoint: str
+    step: int | None
+    base: str | None
+    adapter: str | None
+    tuning: str | None
+    control: str | None
+    seed: int | None
+    untrained: bool
+
+    @property
+    def label(self) -> str:
+        own = self.adapter or (self.tuning if self.base is not None else None)
+        return self.checkpoint if own is None else f"{self.checkpoint} + {own}"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task as the cells table describes it.
+
+    Attributes:
+        metric: Per-document metric that is compared (the primary one, if it has such values).
+        continuous: A metric without a threshold, shown beside it.
+        baseline: Score of the trivial answer, in units of the primary metric.
+    """
+
+    name: str
+    group: str
+    tuned_by: str | None
+    domain: str
+    output_type: str
+    metric: str
+    continuous: str
+    baseline: float
+
+
+@dataclass(frozen=True)
+class CellValues:
+    """Values of one cell's scored documents.
+
+    Attributes:
+        cell: Cell key.
+        shots: Nominal number of worked examples.
+        numerics: Label of the numerics class.
+        setting: What two cells must share to be compared, beside task and variant name:
+            (variant fingerprint, maximum length).
+        docs: int64 [n] document codes of this book, ascending.
+        values: float64 [n] of the task's metric.
+        continuous: float64 [n] of the task's continuous metric (NaN where unknown).
+        unscored: Documents recorded but not scored (prompt too long, no gold).
+    """
+
+    cell: str
+    shots: int
+    numerics: str
+    setting: tuple[str, int]
+    docs: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+    continuous: npt.NDArray[np.float64]
+    unscored: int
+
+
+Key = tuple[str, str, str]
+"""(subject id, task name, variant name)"""
+
+
+@dataclass(frozen=True)
+class ScoreBook:
+    """Everything the analysis asks for, from one read table. Build with :meth:`from_table`."""
+
+    subjects: dict[str, SubjectInfo]
+    tasks: dict[str, TaskInfo]
+    cells: dict[tuple[str, str], dict[str, CellValues]]
+    documents: list[str]
+    flags: list[Flag] = field(default_factory=list)
+
+    @classmethod
+    def from_table(
+        cls, table: pa.Table, *, numerics: str | None = None, tasks: Sequence[str] | None = None
+    ) -> ScoreBook:
+        """Arranges a table as ``ResultStore.read()`` gives it.
+
+        Args:
+            table: Example rows joined with their cell's columns.
+            numerics: Keep only this numerics class (label); None keeps all.
+            tasks: Keep only these tasks.
+
+        Raises:
+            InputError: The table lacks columns or rows.
+            UnknownNameError: ``numerics`` or a task that is not in the table.
+        """
+        missing = [c for c in (*CELL_COLUMNS, "doc_id", "flags") if c not in table.column_names]
+        if missing:
+            raise InputError(
+                f"results table: no column {', '.join(missing)}; "
+                "give what ResultStore.read() returns"
+            )
+        table = _keep(_keep(table, "numerics", numerics), "task", tasks)
+        if table.num_rows == 0:
+            raise InputError("results table: no rows; score something first")
+        flags: list[Flag] = []
+        known = column(table, "subject").is_valid()
+        if not pc.all(known, min_count=0).as_py():
+            lost = table.filter(pc.invert(known))
+            count = len(column(lost, "cell").unique())
+            text = f"{count} cells have rows but no description; not used"
+            flags.append(Flag("missing", "results", text, count))
+            table = table.filter(known)
+        encoded = column(table, "doc_id").dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        table = table.append_column("_doc", pa.array(codes))
+        subjects: dict[str, SubjectInfo] = {}
+        infos: dict[str, TaskInfo] = {}
+        found: dict[Key, list[tuple[dict[str, Any], CellValues]]] = defaultdict(list)
+        versions: dict[str, set[str]] = defaultdict(set)
+        for key, start, stop, ordered in iterate_cells(table):
+            part = ordered.slice(start, stop - start)
+            about = {name: part.column(name)[0].as_py() for name in CELL_COLUMNS}
+            subjects.setdefault(about["subject"], _subject(about))
+            task = infos.setdefault(about["task"], _task(about, flags))
+            versions[task.name].add(about["task_fingerprint"])
+            values = _cell_values(key, part, task, about, flags)
+            found[(about["subject"], about["task"], about["variant"])].append((about, values))
+        cells = _settle_doubled(found, subjects, flags)
+        _flag_subjects(subjects, flags)
+        flags += [
+            Flag(
+                "task",
+                name,
+                f"scored under {len(v)} definitions of the task; pairs are by document",
+            )
+            for name, v in versions.items()
+            if len(v) > 1
+        ]
+        return cls(subjects, infos, cells, encoded.dictionary.to_pylist(), flags)
+
+    def variants(self, subject: str, task: str) -> dict[str, CellValues]:
+        """Variant name -> values of the cells scored, sorted by name; empty if there are none."""
+        return self.cells.get((subject, task), {})
+
+    def ordered_subjects(self) -> list[SubjectInfo]:
+        """By pre-training step, then base before adapters, then name."""
+        return sorted(self.subjects.values(), key=subject_order)
+
+    def base_of(self, subject: SubjectInfo) -> SubjectInfo | None:
+        return self.subjects.get(subject.base) if subject.base is not None else None
+
+    def document_names(self, codes: Iterable[int], limit: int = 5) -> str:
+        """A few document ids for a message."""
+        listed = [self.documents[c][:12] for c in codes]
+        return ", ".join(listed[:limit]) + (" ..." if len(listed) > limit else "")
+
+
+def subject_order(subject: SubjectInfo) -> tuple[Any, ...]:
+    step = subject.step
+    return (
+        step is None, step or 0, subject.checkpoint, subject.base is not None,
+        subject.tuning or "", subject.control or "", subject.seed or 0, subject.adapter or "",
+    )  # fmt: skip
+
+
+def require_same_numerics(a: CellValues, b: CellValues, what: str, allow_mixed: bool) -> None:
+    """Refuses a difference between scores computed with other arithmetic.
+
+    Raises:
+        IncompatibleError: The numerics classes differ and ``allow_mixed`` is False.
+    """
+    if a.numerics != b.numerics and not allow_mixed:
+        raise IncompatibleError(
+            f"{what}: numerics classes differ ({a.numerics} and {b.numerics}); a difference would "
+            "mix model and arithmetic: score both alike, choose one class, or allow mixing"
+        )
+
+
+def _keep(table: pa.Table, name: str, wanted: str | Sequence[str] | None) -> pa.Table:
+    if wanted is None:
+        return table
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    values = column(table, name)
+    known = set(values.unique().to_pylist())
+    for value in names:
+        if value not in known:
+            raise UnknownNameError(name, value, known)
+    return table.filter(pc.is_in(values, value_set=pa.array(names)))
+
+
+def _subject(about: dict[str, Any]) -> SubjectInfo:
+    return SubjectInfo(
+        id=about["subject"], checkpoint=about["checkpoint"], step=about["step"],
+        base=about["base"], adapter=about["adapter"], tuning=about["tuning"],
+        control=about["control"], seed=about["seed"], untrained=bool(about["untrained"]),
+    )  # fmt: skip
+
+
+def _task(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
+    multiple_choice = about["output_type"] == "multiple_choice"
+    metric = about["primary_metric"]
+    if metric in CELL_METRICS:
+        flags.append(
+            Flag("metric", about["task"], f"{metric} has no value per document; acc is compared")
+        )
+        metric = "acc"
+    return TaskInfo(
+        name=about["task"], group=about["group"], tuned_by=about["tuned_by"],
+        domain=about["domain"] or "none", output_type=about["output_type"], metric=metric,
+        continuous="gold_prob" if multiple_choice else "gold_bits_per_byte",
+        baseline=float("nan") if about["baseline"] is None else float(about["baseline"]),
+    )  # fmt: skip
+
+
+def _cell_values(
+    key: str, part: pa.Table, task: TaskInfo, about: dict[str, Any], flags: list[Flag]
+) -> CellValues:
+    where = f"{_subject(about).label}, {task.name}, {about['variant']}"
+    docs = integers(part, "_doc")
+    _, first = np.unique(docs, return_index=True)
+    if len(first) < len(docs):
+        doubled = len(docs) - len(first)
+        flags.append(
+            Flag("doubled", where, f"{doubled} rows repeat a document; the first is kept", doubled)
+        )
+    part, docs = part.take(pa.array(first)), docs[first]
+    values = example_values(part, task.metric)
+    continuous = example_values(part, task.continuous)
+    overflow = int((~is_scored(part)).sum())
+    if overflow:
+        flags.append(
+            Flag("overflow", where, f"{overflow} prompts did not fit and are not scored", overflow)
+        )
+    keep = ~np.isnan(values)
+    other = len(docs) - int(keep.sum()) - overflow
+    if other:
+        flags.append(Flag("unscored", where, f"{other} rows have no value of {task.metric}", other))
+    dropped = int((integers(part, "shots_dropped", 0) > 0).sum())
+    if dropped:
+        flags.append(
+            Flag("shots_dropped", where, f"{dropped} prompts lost shots to fit the length", dropped)
+        )
+    # In the joined table the cell's own number of shots is called cell_shots.
+    nominal = "cell_shots" in part.column_names
+    shots = integers(part, "cell_shots" if nominal else "shots", 0)
+    if not nominal:
+        shots = shots + integers(part, "shots_dropped", 0)
+    return CellValues(
+        cell=key, shots=int(shots.max()), numerics=about["numerics"],
+        setting=(about["variant_fingerprint"], about["max_length"]), docs=docs[keep],
+        values=values[keep], continuous=continuous[keep], unscored=len(docs) - int(keep.sum()),
+    )  # fmt: skip
+
+
+def _settle_doubled(
+    found: dict[Key, list[tuple[dict[str, Any], CellValues]]],
+    subjects: dict[str, SubjectInfo],
+    flags: list[Flag],
+) -> dict[tuple[str, str], dict[str, CellValues]]:
+    """One cell per (subject, task, variant): several are flagged, never averaged.
+
+    Where they differ in numerics class alone, the class most cells have is taken; otherwise
+    nobody can say which is meant, and the key is left out.
+    """
+    popular = Counter(v.numerics for entries in found.values() for _, v in entries)
+    cells: dict[tuple[str, str], dict[str, CellValues]] = defaultdict(dict)
+    for key, entries in sorted(found.items()):
+        if len(entries) == 1:
+            cells[key[:2]][key[2]] = entries[0][1]
+            continue
+        classes = [v.numerics for _, v in entries]
+        where = f"{subjects[key[0]].label}, {key[1]}, {key[2]}"
+        if len(set(classes)) == len(classes):
+            chosen = min(entries, key=lambda e: (-popular[e[1].numerics], e[1].numerics))[1]
+            cells[key[:2]][key[2]] = chosen
+            text = f"scored in {len(entries)} numerics classes; {chosen.numerics} is used"
+        else:
+            differ = [c for c in CELL_COLUMNS if len({repr(a[c]) for a, _ in entries}) > 1]
+            text = (
+                f"{len(entries)} entries for one key (they differ in {', '.join(differ)}); "
+                "none is used"
+            )
+        flags.append(Flag("doubled", where, text, len(entries)))
+    return dict(cells)
+
+
+def _flag_subjects(subjects: dict[str, SubjectInfo], flags: list[Flag]) -> None:
+    for subject in subjects.values():
+        if subject.untrained:
+            flags.append(Flag("untrained", subject.label, "every delta of the adapter is zero"))
+        if subject.base is not None and subject.tuning is None:
+            flags.append(
+                Flag("tuning", subject.label, "what it was tuned on is unknown; gains only")
+            )
+    same = Counter(
+        (s.base, s.tuning, s.control, s.seed) for s in subjects.values() if s.base and s.tuning
+    )
+    for (base, tuning, control, seed), count in same.items():
+        if count > 1:
+            owner = next(s for s in subjects.values() if s.base == base)
+            named = f"{tuning}{f' ({control})' if control else ''}"
+            flags.append(
+                Flag("doubled", f"{owner.checkpoint}, {named}",
+                     f"{count} adapters with the same seed ({seed}); shown one by one", count)
+            )  # fmt: skip

@@ -1,0 +1,31 @@
+"""The whole flow: score(), study(), demo(), report(), export()."""
+
+from evalcore.app.grid import GridOptions
+from evalcore.app.report import MadeReport, export, report
+from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.study import (
+    StudyOptions,
+    StudyOutcome,
+    demo,
+    finetune,
+    pocket_study_file,
+    study,
+    tuned_lines,
+)
+
+__all__ = [
+    "GridOptions",
+    "MadeReport",
+    "ScoreOptions",
+    "ScoreOutcome",
+    "StudyOptions",
+    "StudyOutcome",
+    "demo",
+    "export",
+    "finetune",
+    "pocket_study_file",
+    "report",
+    "score",
+    "study",
+    "tuned_lines",
+]

@@ -1,0 +1,259 @@
+"""``score()``: the whole scoring flow, top to bottom."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from evalcore.app.grid import (
+    Grid,
+    GridOptions,
+    build_grid,
+    encoding_settings,
+    installed_versions,
+    require_documents,
+)
+from evalcore.app.limits import token_limits
+from evalcore.cluster import StopSignals
+from evalcore.engines.protocol import EngineSpec, numerics_class
+from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
+from evalcore.identity import resolve_subjects
+from evalcore.planning import Plan, plan_units
+from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
+from evalcore.store import ResultStore
+from evalcore.types import Subject
+
+
+@dataclass(frozen=True)
+class ScoreOptions(GridOptions):
+    """What to score, with what, where to; field names follow the command line.
+
+    Attributes:
+        grid: Blocks of (task selection, prompt selection).
+        output: Results folder.
+        adapters: Folders searched for adapters.
+        checkpoints: Checkpoints scored by themselves (PATH or REPO@REV).
+        shard: (i, n): do part i of n.
+        time_limit: Seconds after which to stop, committed, with status 75.
+        unit_examples: Examples handed to a worker at once, at most.
+        commit_every: Seconds that rows may wait to be committed together.
+    """
+
+    output: Path = Path("results")
+    adapters: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    base_map: tuple[str, ...] = ()
+    assume_base: str | None = None
+    include_bases: bool = True
+    shard: tuple[int, int] | None = None
+    time_limit: float | None = None
+    unit_examples: int = 4096
+    commit_every: float = 60.0
+    dry_run: bool = False
+    strict: bool = False
+    engine: str = "vllm"
+    dtype: str = "auto"
+    strategy: str = "auto"
+    cluster: str = "local"
+    ray_address: str | None = None
+    workers: int | None = None
+    tensor_parallel: int = 1
+    threads: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class ScoreOutcome:
+    """What came of :func:`score`.
+
+    Attributes:
+        problems: (what, message) of adapters and cells that could not be scored.
+        findings: What the checks of the data found, as lines.
+        limits: ``token_limit`` of what was planned.
+    """
+
+    output: Path
+    plan: Plan
+    summary: RunSummary
+    dry_run: bool
+    notes: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        if self.summary.stopped:
+            return EXIT_STOPPED
+        return EXIT_CELLS_FAILED if self.problems or self.summary.failed_cells else 0
+
+    def lines(self) -> list[str]:
+        """The summary for a person."""
+        from evalcore.app.words import plan_lines, summary_lines
+
+        if self.dry_run:
+            return [*self.notes, *plan_lines(self.plan, self.limits)]
+        return [*self.notes, *summary_lines(self)]
+
+    def problem_lines(self) -> list[str]:
+        """Findings and failures, one line each."""
+        lines = [f"data: {finding}" for finding in self.findings]
+        return lines + [f"not scored: {what}: {message}" for what, message in self.problems]
+
+
+class Silent:
+    """A :class:`~evalcore.scoring.Progress` that says nothing."""
+
+    def begin(self, planned: int, covered: int) -> None: ...
+
+    def worker(self, index: int, state: str) -> None: ...
+
+    def unit(self, label: str, report: Any) -> None: ...
+
+    def failure(self, label: str, message: str) -> None: ...
+
+
+def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutcome:
+    """Scores what is missing of a grid and commits it to the results folder.
+
+    Raises:
+        InputError: Something given is wrong; nothing was scored.
+    """
+    store = ResultStore(options.output)
+    subjects, problems, notes = _subjects(options)
+    spec = _engine_spec(options, subjects)
+    grid = build_grid(subjects, options, numerics_class(spec), store.path / "cache")
+    if options.strict:
+        require_documents(grid.findings)
+    store.write_cells(grid.cell_rows)
+    plan = plan_units(
+        grid.cells,
+        store.coverage(),
+        max_examples_per_unit=options.unit_examples,
+        shard=options.shard,
+    )
+    limits = token_limits(plan)
+    outcome = ScoreOutcome(
+        options.output,
+        plan,
+        RunSummary(planned=plan.counts.examples_planned, covered=plan.counts.examples_covered),
+        options.dry_run,
+        notes=notes,
+        problems=problems,
+        findings=[finding.message for finding in grid.findings],
+        limits=limits,
+    )
+    if not options.dry_run and plan.units:
+        outcome.summary = _run(options, spec, grid, plan, progress or Silent())
+        _name_failures(outcome, grid)
+        store.runs.append(_run_record(outcome, spec))
+    return outcome
+
+
+def _subjects(
+    options: ScoreOptions,
+) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
+    """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
+    resolved = resolve_subjects(
+        options.adapters,
+        options.checkpoints,
+        base_map=options.base_map,
+        assume_base=options.assume_base,
+        include_bases=options.include_bases,
+    )
+    problems = [(problem.path, problem.message) for problem in resolved.problems]
+    if not resolved.subjects:
+        first = f": {problems[0][1]}" if problems else ""
+        raise InputError(f"no subject can be scored{first}")
+    return list(resolved.subjects), problems, list(resolved.notes)
+
+
+def gpu_count() -> int:
+    """GPUs this machine shows, asked of the driver's own tool so that CUDA stays untouched here."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([v for v in visible.split(",") if v.strip()])
+    out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len([line for line in out.stdout.splitlines() if line.startswith("GPU ")])
+
+
+def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
+    device = "cuda" if gpu_count() else "cpu"
+    longest = max(encoding_settings(s.checkpoint, options.max_length).max_length for s in subjects)
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return EngineSpec(
+        kind=options.engine,
+        dtype=dtype,
+        max_length=longest,
+        device=device,
+        threads=options.threads or max(1, (os.cpu_count() or 1) // _workers(options)),
+        strategy=options.strategy,
+        tensor_parallel=options.tensor_parallel,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _workers(options: ScoreOptions) -> int:
+    return options.workers or max(1, gpu_count() // options.tensor_parallel)
+
+
+def _run(
+    options: ScoreOptions, spec: EngineSpec, grid: Grid, plan: Plan, progress: Progress
+) -> RunSummary:
+    cells = {
+        planned.cell.key: CellWork(planned.cell.task.output_type, planned.cell.task.generation)
+        for planned in grid.cells
+    }
+    threads = str(spec.threads or 1)
+    with StopSignals(time_limit_s=options.time_limit) as signals:
+        summary = score_units(
+            plan,
+            cells,
+            WorkerConfig(str(options.output.resolve()), spec, options.commit_every),
+            progress,
+            signals,
+            workers=_workers(options),
+            backend=options.cluster,
+            env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
+            log_dir=options.output / "logs",
+            ray_options={
+                "num_cpus": 1 if spec.device == "cuda" else spec.threads,
+                "num_gpus": options.tensor_parallel if spec.device == "cuda" else 0,
+                "address": options.ray_address,
+            },
+        )
+        if summary.stopped:
+            summary.stopped = signals.reason or summary.stopped
+        return summary
+
+
+def _name_failures(outcome: ScoreOutcome, grid: Grid) -> None:
+    """Failed cells as one problem per subject and reason."""
+    why: dict[tuple[str, str], int] = {}
+    for planned in grid.cells:
+        message = outcome.summary.failed_cells.get(planned.cell.key)
+        if message:
+            at = (planned.cell.subject.label, message)
+            why[at] = why.get(at, 0) + 1
+    outcome.problems += [(f"{label} ({n} cells)", message) for (label, message), n in why.items()]
+
+
+def _run_record(outcome: ScoreOutcome, spec: EngineSpec) -> dict[str, Any]:
+    return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "summary": outcome.summary.as_record(),
+        "limits": outcome.limits,
+        "engine": {f.name: getattr(spec, f.name) for f in fields(spec)},
+        "problems": [list(problem) for problem in outcome.problems],
+        "findings": outcome.findings,
+        "versions": installed_versions(),
+    }

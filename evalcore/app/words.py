@@ -1,0 +1,56 @@
+"""Plans and summaries in words, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from evalcore.planning import Plan
+
+if TYPE_CHECKING:
+    from evalcore.app.score import ScoreOutcome
+
+
+def plan_lines(plan: Plan, limits: Mapping[str, int]) -> list[str]:
+    """The plan of a dry run."""
+    counts = plan.counts
+    lines = [
+        f"{counts.examples_planned:,} examples to score in {counts.cells_planned:,} cells "
+        f"({counts.examples_covered:,} examples are there already)",
+    ]
+    if plan.units:
+        lines += [
+            f"{counts.subjects:,} subjects on {counts.checkpoints:,} checkpoints, "
+            f"{counts.units:,} units of work, {counts.model_loads:,} loads of weights",
+            f"{counts.prompt_tokens:,} prompt tokens asked for, "
+            f"{limits.get('token_limit', 0):,} distinct (the token limit)",
+        ]
+    return lines
+
+
+def summary_lines(outcome: ScoreOutcome) -> list[str]:
+    """What a run did, with its figures."""
+    s = outcome.summary
+    if not s.planned:
+        return [f"nothing to do: all {s.covered:,} examples are in {outcome.output}"]
+    lines = [
+        f"{s.examples:,} examples ({s.choices:,} continuations, {s.new_tokens:,} new tokens) in "
+        f"{s.wall_s:.1f} s: {s.examples / max(s.wall_s, 1e-9):,.0f} examples/s; "
+        f"{s.covered:,} were there already"
+    ]
+    limit = outcome.limits.get("token_limit", 0)
+    if limit and s.computed_tokens:
+        lines.append(
+            f"computed {s.computed_tokens:,} prompt tokens, {s.computed_tokens / limit:.2f} x the "
+            f"token limit; {s.fallbacks:,} fall-backs"
+        )
+    busy = s.engine_s + s.start_s + s.swap_s + s.proof_s
+    lines.append(
+        f"start {s.start_s:.1f} s, swaps {s.swap_s:.1f} s, proofs {s.proof_s:.1f} s, "
+        f"engine {s.engine_s:.1f} s, waiting {s.idle_s:.1f} s "
+        f"({100 * s.idle_s / max(busy + s.idle_s, 1e-9):.0f} %), restarts {s.restarts}"
+    )
+    if s.stopped:
+        lines.append(f"stopped ({s.stopped}): run the same command again to go on")
+    lines.append(f"results: {outcome.output}")
+    return lines

@@ -1,0 +1,87 @@
+"""The command line: parses, calls ``app``, prints. Heavy modules load when a command runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from evalcore import __version__
+from evalcore.errors import EvalcoreError
+
+# command name -> module that defines it; imported only when asked for, so that --help is quick
+_COMMANDS = {
+    "demo": ("evalcore.cli.study", "The pocket study, end to end, from nothing to a report."),
+    "score": ("evalcore.cli.score", "Score checkpoints and adapters on tasks and prompts."),
+    "finetune": ("evalcore.cli.study", "Train the adapters of a study that are missing."),
+    "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
+    "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
+    "export": ("evalcore.cli.report", "Write results as parquet or csv."),
+    "tasks": ("evalcore.cli.show", "List, show and check tasks."),
+    "prompts": ("evalcore.cli.show", "List and show prompt variants."),
+    "doctor": ("evalcore.cli.doctor", "What is installed, what will be used, known traps."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        return getattr(module, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from evalcore.errors import UnknownNameError
+
+            raise click.UsageError(str(UnknownNameError("command", args[0], _COMMANDS)))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="evalcore")
+@click.option("--debug", is_flag=True, help="Show a traceback instead of one line on an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Scores every checkpoint, adapter, task and prompt variant of a study as one job.
+
+    Start with `evalcore demo`, then `evalcore score ADAPTERS -t TASKS -p PROMPTS -o RESULTS`.
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("evalcore").setLevel(level)
+
+
+def main() -> None:
+    """Entry point: typed errors become one line on stderr and their exit status."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except EvalcoreError as error:
+        if debug:
+            raise
+        click.echo(f"evalcore: {error}", err=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,45 @@
+"""``evalcore report`` and ``evalcore export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: RESULTS/report)."
+)
+@click.option("--title", default="evalcore report", show_default=True, help="Title of the page.")
+@click.option(
+    "--allow-mixed", is_flag=True,
+    help="Compare scores of different engines, dtypes or devices all the same.",
+)  # fmt: skip
+def report(results: Path, output: Path | None, title: str, allow_mixed: bool) -> int:
+    """Prints the study's table and writes report.html, pictures (PNG) and tables (CSV)."""
+    from evalcore.app import report as make
+
+    made = make(results, output or results / "report", title=title, allow_mixed=allow_mixed)
+    click.echo(made.table)
+    click.echo(f"report: {made.page}")
+    return 0
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True,
+    help="csv writes lists as JSON text.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
+)
+def export(results: Path, kind: str, output: Path) -> int:
+    """Writes every scored example, joined with its cell, as one file."""
+    from evalcore.app import export as write
+
+    rows = write(results, output, kind)
+    click.echo(f"{rows:,} rows in {output}")
+    return 0

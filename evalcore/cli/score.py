@@ -1,0 +1,87 @@
+"""``evalcore score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evalcore.cli.options import echo_summary, engine_options, parse_shard, parse_time_limit
+
+
+@click.command()
+@click.argument("adapters", nargs=-1, metavar="ADAPTERS...")
+@click.option(
+    "-m", "--checkpoint", "checkpoints", multiple=True, metavar="PATH|REPO@REV",
+    help="Also score this checkpoint by itself (repeatable; works without any adapter).",
+)  # fmt: skip
+@click.option(
+    "-t", "--tasks", required=True, help="Task names or groups, joined by commas; or all."
+)
+@click.option(
+    "-p", "--prompts", default="default", show_default=True,
+    help="Prompt variants joined by commas, each NAME[:shots=K,seed=S,chat=1]; or all.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RESULTS",
+    help="Results folder; what it already covers is not scored again.",
+)  # fmt: skip
+@click.option("--num_fewshot", type=click.IntRange(0), help="Shots of every variant named with -p.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many documents a task.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed that draws the shots.")
+@click.option("--apply_chat_template", is_flag=True, help="Use the tokenizer's chat template.")
+@click.option("--system_instruction", help="System text of the chat.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with the tasks' data (parquet, jsonl, csv or arrow), instead of the hub.",
+)  # fmt: skip
+@click.option(
+    "--task-path", multiple=True, type=click.Path(path_type=Path, exists=True),
+    help="Folder with more task definitions (repeatable).",
+)  # fmt: skip
+@click.option(
+    "--prompt-path", multiple=True, type=click.Path(path_type=Path, exists=True),
+    help="Folder with more prompt variants, one folder per group (repeatable).",
+)  # fmt: skip
+@click.option(
+    "--base-map", multiple=True, metavar="GLOB=PATH|REPO@REV",
+    help="Base of the adapters whose path or name matches (repeatable).",
+)  # fmt: skip
+@click.option("--assume-base", metavar="PATH|REPO@REV", help="Base of adapters that name none.")
+@click.option("--no-bases", is_flag=True, help="Do not score the adapters' bases by themselves.")
+@click.option("--shard", metavar="I/N", callback=parse_shard, help="Do part I (from 0) of N.")
+@click.option(
+    "--time-limit", callback=parse_time_limit, metavar="DURATION",
+    help="After this long (90m, 1:30:00) finish the units at hand, commit and exit 75.",
+)  # fmt: skip
+@click.option(
+    "--unit-examples", type=click.IntRange(1), default=4096, show_default=True,
+    help="Examples handed to an engine at once, at most.",
+)  # fmt: skip
+@click.option(
+    "--commit-every", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
+    help="Most work a crash may cost; committing more often makes more files.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan and score nothing.")
+@click.option("--strict", is_flag=True, help="Findings about the data are errors.")
+@engine_options
+def score(**options: object) -> int:
+    """Scores every checkpoint and adapter on every task under every prompt variant.
+
+    ADAPTERS are folders searched for adapter_config.json; each adapter is scored, and its base by
+    itself. Run the same command again after a crash, or with more tasks, prompts, documents or
+    adapters: only what is missing is scored.
+
+    \b
+    Examples:
+      evalcore score demo/adapters -t pocket_nli -p default,instruct -o results
+      evalcore score runs/ -t all -p 'default:shots=4,io' -o results --dry-run
+      evalcore score -m allenai/OLMo-1B-hf@step1000-tokens4B -t pocket_facts -o results
+    """
+    from evalcore.app import score as run_score
+    from evalcore.cli.options import score_options
+    from evalcore.cli.progress import ScoreProgress
+
+    with ScoreProgress() as progress:
+        outcome = run_score(score_options(options), progress)
+    return echo_summary(outcome)

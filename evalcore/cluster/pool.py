@@ -1,0 +1,126 @@
+"""The job pool's front: what a user of it configures and calls."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from evalcore.cluster.loop import PoolEvents, PoolRun, RunLimits
+from evalcore.cluster.protocol import (
+    Command,
+    EnvOption,
+    Job,
+    JobSource,
+    Outcome,
+    Stop,
+    Transport,
+    WorkerState,
+)
+from evalcore.errors import EvalcoreError, InputError
+
+
+class JobPool:
+    """Runs jobs on worker processes.
+
+    Args:
+        factory: ``package.module:callable``; called as ``factory(config, worker_index)`` inside
+            each worker process, gives the worker object (see :class:`~.protocol.Worker`).
+        config: Any picklable value whose class the worker can import.
+        workers: Number of worker processes. A process is started only for a job.
+        backend: ``local`` child processes, or ``ray`` actors.
+        env: Environment variables of the workers, set before their interpreters start (None:
+            unset): one mapping, or a function from worker index to one.
+        max_restarts: Restarts of one worker with no job finished in between; then it is given up.
+        deadline_s: Longest ``run`` (and ``flush``); then the worker is killed. None: no limit.
+        startup_deadline_s: Longest time from starting a process to its factory's return.
+        close_deadline_s: Longest ``close``.
+        max_given_up: Jobs in a row that may be given up for taking their workers down, with none
+            finished in between, before the run itself gives up.
+        log_dir: Folder for ``worker-<i>.log``, the workers' output.
+        ray_options: For ``ray``: ``address``, and ``num_cpus``, ``num_gpus``, ``resources`` of one
+            worker.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        config: Any = None,
+        *,
+        workers: int = 1,
+        backend: Literal["local", "ray"] = "local",
+        env: EnvOption = None,
+        max_restarts: int = 3,
+        deadline_s: float | None = None,
+        startup_deadline_s: float = 1200.0,
+        close_deadline_s: float = 60.0,
+        max_given_up: int = 20,
+        log_dir: str | Path | None = None,
+        ray_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if workers < 1:
+            raise InputError(f"number of workers is {workers}; expected at least 1")
+        if backend not in ("local", "ray"):
+            raise InputError(f"unknown backend {backend!r}; expected local or ray")
+        self.factory = factory
+        self.config_blob = pickle.dumps(config, protocol=pickle.HIGHEST_PROTOCOL)
+        self.workers = workers
+        self.backend = backend
+        self.env = env
+        self.limits = RunLimits(
+            max_restarts, deadline_s, startup_deadline_s, close_deadline_s, max_given_up
+        )
+        self.log_dir = None if log_dir is None else Path(log_dir).resolve()
+        self.ray_options = dict(ray_options or {})
+
+    def run(
+        self,
+        source: JobSource,
+        on_result: Callable[[Job, Any], None] | None = None,
+        on_failure: Callable[[Job, EvalcoreError], None] | None = None,
+        should_stop: Callable[[], Stop | bool] | None = None,
+        *,
+        on_committed: Callable[[Job], None] | None = None,
+        on_worker: Callable[[int, WorkerState], None] | None = None,
+        on_flush: Callable[[int, Any], None] | None = None,
+    ) -> Outcome:
+        """Runs the source's jobs; returns when all are done or stopping was asked for.
+
+        ``should_stop`` is polled: true (or :attr:`Stop.SOON`) lets running jobs end, flushes and
+        closes the workers; :attr:`Stop.NOW` kills them. See :class:`PoolEvents` for the callbacks.
+
+        Returns:
+            ``done`` (every job committed or failed) or ``stopped``.
+
+        Raises:
+            EvalcoreError: no worker could be started; the last worker's own typed error.
+            WorkerLostError: all workers are given up, or too many jobs in a row, with jobs left.
+        """
+        given = {
+            "on_result": on_result,
+            "on_failure": on_failure,
+            "on_committed": on_committed,
+            "on_worker": on_worker,
+            "on_flush": on_flush,
+        }
+        events = PoolEvents(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        transport = self._transport()
+        try:
+            run = PoolRun(self.workers, self._start_blob, transport, source, events, self.limits)
+            return run.loop(should_stop or (lambda: Stop.NO))
+        finally:
+            transport.close()
+
+    def _start_blob(self, worker_index: int) -> bytes:
+        body = (self.factory, self.config_blob, worker_index)
+        return pickle.dumps(Command("start", body=body), protocol=pickle.HIGHEST_PROTOCOL)
+
+    def _transport(self) -> Transport:
+        if self.backend == "ray":
+            from evalcore.cluster.ray_pool import RayTransport
+
+            return RayTransport(self.workers, self.env, self.log_dir, self.ray_options)
+        from evalcore.cluster.local import LocalTransport
+
+        return LocalTransport(self.env, self.log_dir)

@@ -1,0 +1,202 @@
+"""What driver and workers of a job pool say to each other, as plain picklable values.
+
+Both backends carry the same bytes: a pickled :class:`Command` to the worker, a pickled
+:class:`Answer` back. Exceptions never travel as objects (their constructors differ, and a class may
+not exist at the other end); an :class:`ErrorInfo` does, and the driver rebuilds a typed error.
+"""
+
+from __future__ import annotations
+
+import enum
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from evalcore import errors
+from evalcore.errors import EngineError, EvalcoreError
+
+WorkerState = Literal["starting", "ready", "lost", "restarted", "stopped"]
+Outcome = Literal["done", "stopped"]
+
+
+class Stop(enum.IntEnum):
+    """How urgently a run is asked to stop; ``bool`` values may be used for the first two."""
+
+    NO = 0
+    SOON = 1  # finish what runs, flush, close
+    NOW = 2  # kill the workers
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A piece of work: an id unique within a run, and a picklable payload for ``worker.run``."""
+
+    id: str
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReply:
+    """What ``worker.run`` returns when its result is not (all) on disk yet.
+
+    Attributes:
+        result: Handed to ``on_result`` as it is.
+        committed: Ids of jobs, this one or earlier ones of this worker, that became durable during
+            the call. A job not named stays *pending*: it is done again if the worker dies before a
+            later reply or a flush covers it.
+    """
+
+    result: Any = None
+    committed: tuple[str, ...] = ()
+
+
+class Worker(Protocol):
+    """What the factory makes, inside the worker process.
+
+    ``run`` returns a :class:`WorkerReply`, or any other value, which says "done and durable".
+    ``flush`` makes everything run so far durable before it returns; it raises if it cannot.
+    ``close`` is called once, after a flush, before the process ends.
+    """
+
+    def run(self, payload: Any) -> Any: ...
+
+    def flush(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class JobSource(Protocol):
+    """Where a run's jobs come from.
+
+    ``next`` gives the next job for a worker, or None when it has none for that worker at the
+    moment. The run ends when no job is under way and every worker has been told None; until then
+    it is asked again, so a source may still make jobs from results.
+    """
+
+    def next(self, worker_index: int) -> Job | None: ...
+
+
+class ListSource:
+    """Jobs in the order given, to whichever worker asks."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = iter(tuple(jobs))
+
+    def next(self, worker_index: int) -> Job | None:
+        return next(self._jobs, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A transport's news that a worker process is gone.
+
+    Attributes:
+        reason: How it went, as the end of a sentence ("was killed by SIGKILL").
+        log_tail: The last lines it wrote to stdout and stderr; empty if not known.
+        log_path: The file they are in, if there is one to look at.
+    """
+
+    reason: str
+    log_tail: str = ""
+    log_path: str | None = None
+
+
+class Transport(Protocol):
+    """Moves bytes between the driver and numbered workers; knows nothing of jobs or retries.
+
+    ``start`` and ``send`` do not wait. ``explain`` gives a live worker's latest output. After
+    ``kill`` no news of that worker's old process is given. ``close`` kills what is left and may be
+    called twice.
+    """
+
+    def start(self, worker_index: int, blob: bytes) -> None: ...
+
+    def send(self, worker_index: int, blob: bytes) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[tuple[int, bytes | Lost]]: ...
+
+    def explain(self, worker_index: int) -> Lost: ...
+
+    def kill(self, worker_index: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An exception, fit to travel.
+
+    Attributes:
+        type_name: Name of its class, for people.
+        message: ``str`` of it.
+        traceback_text: The formatted traceback of the worker.
+        evalcore_type: Name of its nearest class in :mod:`evalcore.errors`; None for other errors.
+    """
+
+    type_name: str
+    message: str
+    traceback_text: str
+    evalcore_type: str | None
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        known = (c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
+        text = "".join(traceback.format_exception(error))
+        return cls(type(error).__name__, str(error), text, next(known, None))
+
+    @property
+    def worker_usable(self) -> bool:
+        """Whether the worker can go on: an error about the input, not about the engine."""
+        return self.evalcore_type is not None and not issubclass(self._class(), EngineError)
+
+    def _class(self) -> type[EvalcoreError]:
+        found: type[EvalcoreError] = getattr(errors, self.evalcore_type or "EngineError")
+        return found
+
+    def to_error(self, where: str) -> EvalcoreError:
+        """The typed error; it has the worker's traceback in ``traceback_text``."""
+        message = self.message
+        if self.evalcore_type is None:
+            first_line = next(iter(message.strip().splitlines()), "")
+            message = f"{where}: {self.type_name}: {first_line}".rstrip(": ")
+        kind = self._class()
+        error = kind.__new__(kind)  # not kind(...): constructors take other arguments
+        Exception.__init__(error, message)
+        error.traceback_text = self.traceback_text  # type: ignore[attr-defined]
+        return error
+
+
+CommandKind = Literal["start", "run", "flush", "close"]
+AnswerKind = Literal["ready", "ran", "flushed", "closed", "raised"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Driver to worker. ``body``: (factory, config, worker_index) | payload | None."""
+
+    kind: CommandKind
+    job_id: str | None = None
+    body: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Worker to driver; ``raised`` answers whichever command was under way."""
+
+    kind: AnswerKind
+    job_id: str | None = None
+    result: Any = None
+    committed: tuple[str, ...] = ()
+    error: ErrorInfo | None = None
+
+
+WorkerEnv = Mapping[str, str | None]
+EnvOption = WorkerEnv | Callable[[int], WorkerEnv] | None
+
+
+def env_for(env: EnvOption, worker_index: int) -> WorkerEnv:
+    """The variables of one worker (value None: unset)."""
+    if env is None:
+        return {}
+    return env(worker_index) if callable(env) else env

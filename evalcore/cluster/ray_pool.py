@@ -1,0 +1,222 @@
+"""Workers as Ray actors, on one machine or a cluster.
+
+One actor is one process of the same :class:`WorkerRunner` a local child runs. Ray restarts nothing
+by itself (``max_restarts=0``): the pool's loop makes a new actor, so both backends have the same
+bounds and the same treatment of lost jobs. The driver never touches an accelerator, and there are
+no placement groups: an engine with several GPUs takes them from its own actor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evalcore.cluster.local import read_tail, worker_path
+from evalcore.cluster.protocol import EnvOption, Lost, env_for
+from evalcore.cluster.runner import WorkerRunner, leave_signals_to_driver
+from evalcore.errors import EngineError, InputError
+
+logger = logging.getLogger("evalcore")
+
+KNOWN_OPTIONS = ("address", "num_cpus", "num_gpus", "resources")
+
+
+class RayWorker:
+    """The actor: commands in, answers out."""
+
+    def __init__(self, unset: tuple[str, ...] = (), log_path: str | None = None) -> None:
+        leave_signals_to_driver()
+        for name in unset:
+            os.environ.pop(name, None)
+        if log_path is not None:
+            _redirect_output(Path(log_path))
+        self._runner = WorkerRunner()
+
+    def handle(self, blob: bytes) -> bytes:
+        return self._runner.handle(blob)
+
+
+def _redirect_output(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+class RayTransport:
+    """Actors of :class:`RayWorker`; starts Ray at the first worker, if nobody has.
+
+    Without an address (option, or the variable RAY_ADDRESS) a local Ray of this process is
+    started, and stopped at the end; a Ray that was already initialised is used and left as it is.
+    """
+
+    def __init__(
+        self, workers: int, env: EnvOption, log_dir: Path | None, options: Mapping[str, Any]
+    ) -> None:
+        unknown = sorted(set(options) - set(KNOWN_OPTIONS))
+        if unknown:
+            raise InputError(
+                f"unknown Ray option {', '.join(unknown)}; expected {', '.join(KNOWN_OPTIONS)}"
+            )
+        self._workers = workers
+        self._env = env
+        self._log_dir = log_dir
+        self._options = dict(options)
+        self._ray: Any = None
+        self._started_ray = False
+        self._actors: dict[int, Any] = {}
+        self._answers: dict[Any, int] = {}  # object reference of a call -> worker
+
+    def start(self, worker_index: int, blob: bytes) -> None:
+        self._connect()
+        self.kill(worker_index)
+        env = env_for(self._env, worker_index)
+        variables = {name: value for name, value in env.items() if value is not None}
+        variables.setdefault("PYTHONPATH", worker_path())
+        options: dict[str, Any] = {
+            "num_cpus": self._options.get("num_cpus", 1),
+            "num_gpus": self._options.get("num_gpus", 0),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": variables},
+        }
+        if self._options.get("resources"):
+            options["resources"] = dict(self._options["resources"])
+        log_path = self._log_path(worker_index)
+        unset = tuple(name for name, value in env.items() if value is None)
+        self._actors[worker_index] = (
+            self._ray.remote(RayWorker)
+            .options(**options)
+            .remote(unset, None if log_path is None else str(log_path))
+        )
+        self.send(worker_index, blob)
+
+    def send(self, worker_index: int, blob: bytes) -> None:
+        self._answers[self._actors[worker_index].handle.remote(blob)] = worker_index
+
+    def poll(self, timeout_s: float) -> list[tuple[int, bytes | Lost]]:
+        if not self._answers:
+            time.sleep(timeout_s)
+            return []
+        waiting = list(self._answers)
+        done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout_s)
+        if done:  # whatever else is there by now
+            done, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        news: list[tuple[int, bytes | Lost]] = []
+        for reference in done:
+            index = self._answers.pop(reference)
+            try:
+                news.append((index, self._ray.get(reference)))
+            except self._ray.exceptions.RayError as error:
+                news.append((index, self._lost(index, error)))
+        return news
+
+    def explain(self, worker_index: int) -> Lost:
+        path = self._log_path(worker_index)
+        if path is None or not path.is_file():
+            return Lost("is running")
+        with path.open("rb") as file:
+            return Lost("is running", read_tail(file), str(path))
+
+    def kill(self, worker_index: int) -> None:
+        for reference in [r for r, index in self._answers.items() if index == worker_index]:
+            del self._answers[reference]
+        actor = self._actors.pop(worker_index, None)
+        if actor is not None:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor, no_restart=True)
+
+    def close(self) -> None:
+        for index in list(self._actors):
+            self.kill(index)
+        if self._started_ray:
+            with _handlers_kept():
+                self._ray.shutdown()
+            self._started_ray = False
+
+    def _lost(self, worker_index: int, error: Exception) -> Lost:
+        latest = self.explain(worker_index)
+        detail = " ".join(str(error).split())
+        kind = type(error).__name__
+        return Lost(f"was lost ({kind}: {detail[:300]})", latest.log_tail, latest.log_path)
+
+    def _log_path(self, worker_index: int) -> Path | None:
+        return None if self._log_dir is None else self._log_dir / f"worker-{worker_index}.log"
+
+    def _connect(self) -> None:
+        if self._ray is not None:
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with warnings.catch_warnings(), _handlers_kept():
+            warnings.simplefilter("ignore")
+            import ray  # here: it takes a second, and only this backend needs it
+
+            self._ray = ray
+            if not ray.is_initialized():
+                _initialise(ray, self._workers, self._options)
+                self._started_ray = True
+            _check_room(ray, self._workers, self._options, self._started_ray)
+
+
+def _initialise(ray: Any, workers: int, options: Mapping[str, Any]) -> None:
+    address = options.get("address") or os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address and address != "local":
+            ray.init(address=address, **common)
+            return
+        # Workers may share cores: a small machine must not leave actors waiting for ever.
+        wanted = math.ceil(workers * float(options.get("num_cpus", 1)))
+        cpus = max(os.cpu_count() or 1, wanted)
+        # What engines started goes when their actor does, also when it was killed.
+        os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        at = f"at {address}" if address else "on this machine"
+        raise EngineError(
+            f"Ray {at} cannot be used: {detail[:300]}; check the address, or use backend local"
+        ) from error
+
+
+def _check_room(ray: Any, workers: int, options: Mapping[str, Any], own: bool) -> None:
+    """Actors that cannot be placed would wait without a word."""
+    wanted = workers * float(options.get("num_gpus", 0))
+    there = float(ray.cluster_resources().get("GPU", 0))
+    if wanted <= there:
+        return
+    text = f"{workers} Ray workers need {wanted:g} GPUs in all, Ray has {there:g}"
+    if own:
+        raise InputError(f"{text}; ask for fewer workers or for less num_gpus")
+    logger.warning("%s; some wait until the cluster has grown", text)
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Puts signal handlers back: Ray's init and shutdown replace that of SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before: dict[signal.Signals, Callable[..., Any] | int | None] = {
+        number: signal.getsignal(number) for number in numbers
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)

@@ -1,0 +1,5 @@
+"""Engines: what runs a model. ``create_engine`` is the only door; heavy libraries load behind it."""
+
+from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_engine
+
+__all__ = ["Engine", "EngineSpec", "LoadReport", "create_engine"]

@@ -1,0 +1,242 @@
+"""The oracle: transformers and peft, a plain full forward for each row. Obviously right, not fast."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalcore.engines.protocol import EngineSpec, LoadReport, numerics_class, resolve_device
+from evalcore.engines.text import checkpoint_tokenizer, end_token_ids, finish
+from evalcore.errors import EngineError, IncompatibleError
+from evalcore.identity import NumericsClass
+from evalcore.types import FloatArray, GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
+
+_BATCH_TOKENS = 2048
+_BATCH_ROWS = 32
+
+
+class HFEngine:
+    """transformers' AutoModelForCausalLM, with peft's own (unmerged) adapter on top."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        import torch
+
+        self._spec = spec
+        self._device = resolve_device(spec)
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        self._subject: Subject | None = None
+        self._model: Any = None
+        self._tokenizer: tuple[str, Any] | None = None
+        self._stats = {"loads": 0.0, "load_s": 0.0, "computed_tokens": 0.0}
+
+    @property
+    def numerics(self) -> NumericsClass:
+        return numerics_class(self._spec, self._device)
+
+    def load(self, subject: Subject) -> LoadReport:
+        """Loads checkpoint and adapter afresh: nothing of the subject before remains.
+
+        Raises:
+            IncompatibleError: If transformers or peft refuse the files.
+        """
+        if self._subject is not None and self._subject.id == subject.id:
+            return LoadReport("none", 0.0, 0.0, True)
+        begin = time.perf_counter()
+        kind = "start" if self._subject is None else "swap"
+        self._model, self._subject = None, None
+        gc.collect()
+        self._model = self._build(subject)
+        self._subject = subject
+        load_s = time.perf_counter() - begin
+        self._stats["loads"] += 1
+        self._stats["load_s"] += load_s
+        # Loaded from disk into fresh modules: there is no swap to prove.
+        return LoadReport(kind, load_s, 0.0, True)  # type: ignore[arg-type]
+
+    def _build(self, subject: Subject) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        path = subject.checkpoint.path
+        dtype = getattr(torch, self._spec.dtype)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                trust_remote_code=self._spec.trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError) as error:
+            raise IncompatibleError(f"checkpoint {path} cannot be loaded: {_line(error)}") from error
+        if subject.adapter is not None:
+            from peft import PeftModel
+
+            try:
+                model = PeftModel.from_pretrained(
+                    model, subject.adapter.path, use_safetensors=True, local_files_only=True
+                )
+            except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+                raise IncompatibleError(
+                    f"adapter {subject.adapter.path} does not fit {path}: {_line(error)}"
+                ) from error
+        return model.to(self._device).eval()
+
+    def score(self, batch: ScoreBatch) -> ScoreResult:
+        """One full forward per (context + continuation); log-softmax in float32."""
+        values, greedy, _ = self._rows(batch)
+        lengths = np.diff(batch.continuation_offsets)
+        contexts = np.diff(batch.context_offsets)[batch.continuation_context]
+        computed = np.zeros(batch.num_contexts, dtype=np.int64)
+        np.add.at(computed, batch.continuation_context, lengths + contexts)
+        self._stats["computed_tokens"] += float(computed.sum())
+        hit = np.logical_and.reduceat(greedy, batch.continuation_offsets[:-1]) if len(lengths) else greedy
+        return ScoreResult(values, hit, computed, np.zeros_like(computed))
+
+    def margins(self, batch: ScoreBatch) -> FloatArray:
+        """float64 [T_continuation]: gap between the two largest log-probabilities at each row."""
+        return self._rows(batch)[2]
+
+    def _rows(self, batch: ScoreBatch) -> tuple[FloatArray, npt.NDArray[np.bool_], FloatArray]:
+        """(log-probability, is arg max, margin) of every continuation token."""
+        import torch
+
+        model = self._require()
+        count = len(batch.continuation_tokens)
+        values, margins = np.zeros(count), np.zeros(count)
+        greedy = np.zeros(count, dtype=bool)
+        rows = [
+            np.concatenate([batch.context(int(owner)), batch.continuation(i)])
+            for i, owner in enumerate(batch.continuation_context)
+        ]
+        for chosen in _by_length(rows):
+            width = max(len(rows[i]) for i in chosen)
+            ids = np.zeros((len(chosen), width), dtype=np.int64)
+            mask = np.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                ids[row, : len(rows[i])] = rows[i]
+                mask[row, : len(rows[i])] = 1
+            with torch.inference_mode():
+                logits = model(
+                    input_ids=torch.from_numpy(ids).to(self._device),
+                    attention_mask=torch.from_numpy(mask).to(self._device),
+                ).logits
+                for row, i in enumerate(chosen):
+                    start, stop = batch.continuation_offsets[i : i + 2]
+                    end = len(rows[i])
+                    part = logits[row, end - (stop - start) - 1 : end - 1].float().log_softmax(-1)
+                    target = torch.from_numpy(ids[row, end - (stop - start) : end]).to(self._device)
+                    values[start:stop] = part.gather(1, target[:, None])[:, 0].cpu().numpy()
+                    greedy[start:stop] = (part.argmax(-1) == target).cpu().numpy()
+                    top = part.topk(2, dim=-1).values
+                    margins[start:stop] = (top[:, 0] - top[:, 1]).cpu().numpy()
+        return values, greedy, margins
+
+    def generate(self, batch: GenerateBatch) -> GenerateResult:
+        """Greedy ``generate`` of transformers, left-padded, ended by the shared rule.
+
+        Raises:
+            InputError: If the checkpoint has no tokenizer.
+        """
+        model, subject = self._require(), self._subject
+        assert subject is not None
+        path = subject.checkpoint.path
+        if self._tokenizer is None or self._tokenizer[0] != path:
+            self._tokenizer = (path, checkpoint_tokenizer(path))
+        tokenizer = self._tokenizer[1]
+        ends = end_token_ids(path, tokenizer)
+        contexts = [batch.context(i) for i in range(batch.num_contexts)]
+        endings: list[Any] = [None] * len(contexts)
+        for chosen in _by_length(contexts):
+            for i, ids in zip(
+                chosen,
+                self._continue(model, [contexts[i] for i in chosen], batch, tokenizer, ends),
+                strict=True,
+            ):
+                endings[i] = finish(ids, tokenizer, ends, batch.settings)
+        computed = np.diff(batch.context_offsets).astype(np.int64)
+        self._stats["computed_tokens"] += float(computed.sum())
+        return GenerateResult(
+            [e.text for e in endings],
+            [e.token_count for e in endings],
+            [e.finish_reason for e in endings],
+            computed,
+            np.zeros_like(computed),
+        )
+
+    def _continue(
+        self,
+        model: Any,
+        contexts: list[npt.NDArray[np.int32]],
+        batch: GenerateBatch,
+        tokenizer: Any,
+        ends: tuple[int, ...],
+    ) -> list[list[int]]:
+        import torch
+        from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+        width = max(len(c) for c in contexts)
+        ids = torch.zeros((len(contexts), width), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, context in enumerate(contexts):
+            ids[row, width - len(context) :] = torch.from_numpy(context.astype(np.int64))
+            mask[row, width - len(context) :] = 1
+
+        class StopStrings(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+                done = [
+                    finish(row, tokenizer, ends, batch.settings).finish_reason == "stop"
+                    for row in input_ids[:, width:].tolist()
+                ]
+                return torch.tensor(done, device=input_ids.device)
+
+        # A fresh configuration: nothing is taken from the checkpoint's own.
+        config = GenerationConfig(
+            max_new_tokens=batch.settings.max_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=list(ends) or None,
+            pad_token_id=ends[0] if ends else 0,
+        )
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([StopStrings()]),
+            )
+        return [list(map(int, row)) for row in out[:, width:].tolist()]
+
+    def _require(self) -> Any:
+        if self._model is None:
+            raise EngineError("engine hf: load a subject before asking for scores")
+        return self._model
+
+    def stats(self) -> dict[str, float]:
+        return dict(self._stats)
+
+    def close(self) -> None:
+        self._model, self._subject = None, None
+        gc.collect()
+
+
+def _by_length(rows: list[npt.NDArray[np.int32]]) -> Iterator[list[int]]:
+    """Row numbers in groups of similar length: at most 2,048 padded tokens or one row, 32 rows."""
+    group: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if group and ((len(group) + 1) * len(rows[i]) > _BATCH_TOKENS or len(group) == _BATCH_ROWS):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

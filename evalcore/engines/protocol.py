@@ -1,0 +1,180 @@
+"""What every engine offers, and how one is chosen. No heavy import here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from evalcore.errors import EngineError, InputError
+from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
+
+if TYPE_CHECKING:
+    from evalcore.identity import NumericsClass
+
+EngineKind = Literal["vllm", "hf"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["cpu", "cuda"]
+Strategy = Literal["auto", "plain", "packed"]
+LoadKind = Literal["start", "swap", "merge", "none"]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How to build an engine; plain values, so that it travels to any worker.
+
+    Attributes:
+        kind: ``vllm`` (fast) or ``hf`` (transformers, the oracle).
+        dtype: Type of weights and activations.
+        head_dtype: Type in which logits are computed.
+        max_length: Longest context + continuation in tokens.
+        device: ``auto`` takes a GPU if there is one.
+        threads: CPU threads of the engine; 0 leaves the environment's choice.
+        kv_cache_bytes: Size of the KV cache; None: what the batches need on a CPU, most of the
+            memory on a GPU.
+        strategy: How vLLM scores: ``packed`` (shared contexts, inside the worker), ``plain`` (one
+            request per continuation), ``auto`` (packed where the architecture allows it).
+        adapters: How adapters are applied.
+        tensor_parallel: GPUs of one engine.
+        trust_remote_code: Whether a checkpoint may bring code.
+        max_batch_tokens: Tokens of one forward pass; 0: 4,096 on a CPU, 16,384 on a GPU.
+        max_num_seqs: Sequences of one forward pass; 0: 256 on a CPU, 1,024 on a GPU.
+        seed: Engine seed (greedy decoding does not depend on it).
+    """
+
+    kind: EngineKind = "vllm"
+    dtype: Dtype = "float32"
+    head_dtype: Dtype = "float32"
+    max_length: int = 2048
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    threads: int = 0
+    kv_cache_bytes: int | None = None
+    strategy: Strategy = "auto"
+    adapters: Literal["merged"] = "merged"
+    tensor_parallel: int = 1
+    trust_remote_code: bool = False
+    max_batch_tokens: int = 0
+    max_num_seqs: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a subject came into place.
+
+    Attributes:
+        kind: ``start`` (a new engine), ``swap`` (another checkpoint in the same engine), ``merge``
+            (another adapter on the same checkpoint), ``none`` (it was there already).
+        load_s: Seconds spent on putting the weights in place, proof left out.
+        proof_s: Seconds spent on proving that they are.
+        proven: Whether every tensor of the checkpoint was proven by a probe.
+        details: Counts and remarks for the run record.
+    """
+
+    kind: LoadKind
+    load_s: float
+    proof_s: float
+    proven: bool
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Holds one subject at a time and answers batches about it."""
+
+    @property
+    def numerics(self) -> NumericsClass:
+        """The class of numbers this engine gives; part of every cell's key."""
+        ...
+
+    def load(self, subject: Subject) -> LoadReport:
+        """Puts a subject's weights in place and proves it.
+
+        Raises:
+            IncompatibleError: The subject cannot be run as asked (nothing was changed, or the next
+                load repairs it).
+            ProofError: The weights in place are not the wanted ones.
+        """
+        ...
+
+    def score(self, batch: ScoreBatch) -> ScoreResult:
+        """Log-probabilities of continuations under the loaded subject."""
+        ...
+
+    def generate(self, batch: GenerateBatch) -> GenerateResult:
+        """Greedy continuations under the loaded subject."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the engine was made."""
+        ...
+
+    def close(self) -> None:
+        """Frees memory and devices; the engine can not be used afterwards."""
+        ...
+
+
+def create_engine(spec: EngineSpec, first_subject: Subject | None = None) -> Engine:
+    """Builds an engine; its first ``load`` starts it.
+
+    Args:
+        spec: What to build.
+        first_subject: Subject that will be loaded first (a hint; it is not loaded here).
+
+    Raises:
+        EngineError: If the library behind the engine is not installed.
+        InputError: If the spec names an engine that does not exist.
+    """
+    del first_subject
+    if spec.kind == "hf":
+        from evalcore.engines.hf import HFEngine
+
+        return HFEngine(spec)
+    if spec.kind == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineError(
+                "engine vllm: vllm is not installed; pip install 'evalcore[cpu]' or "
+                "'evalcore[gpu]', or choose --engine hf"
+            )
+        # Sets environment variables that vLLM reads while it is imported.
+        from evalcore.engines.vllm.environment import prepare
+
+        prepare(spec)
+        from evalcore.engines.vllm.engine import VLLMEngine
+
+        return VLLMEngine(spec)
+    raise InputError(f"unknown engine {spec.kind!r}; expected vllm or hf")
+
+
+def resolve_device(spec: EngineSpec) -> Device:
+    """The device family ``auto`` means on this machine.
+
+    Raises:
+        EngineError: If a GPU was asked for and none is there.
+    """
+    import torch  # the one question it answers needs no device context
+
+    if spec.device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if spec.device == "cuda":
+        raise EngineError("device cuda: torch sees no GPU; install the gpu extra or use --device cpu")
+    return "cpu"
+
+
+def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsClass:
+    """The class of numbers an engine of this spec gives.
+
+    Adapters merged and applied beside the weights differ by rounding only, which float32 hides
+    within the tolerance of scores; outside float32 the way is part of the class.
+    """
+    from evalcore.identity import NumericsClass
+
+    return NumericsClass(
+        engine=spec.kind,
+        dtype=spec.dtype,
+        head_dtype=spec.head_dtype,
+        device=device or resolve_device(spec),
+        adapters=None if spec.dtype == "float32" else spec.adapters,
+    )

@@ -1,0 +1,95 @@
+"""Where a generation ends and what text is kept: one rule for every engine.
+
+An engine may stop early in its own way; what counts is this rule, applied to its token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalcore.errors import InputError
+from evalcore.types import GenerationSettings
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A finished generation: text before the stop, tokens used, ``stop`` or ``length``."""
+
+    text: str
+    token_count: int
+    finish_reason: str
+
+
+def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """End tokens of a checkpoint: the tokenizer's and those of its (generation) configuration.
+
+    Always read from the base checkpoint, so that a base and its tuned models end alike.
+    """
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        file = Path(path) / name
+        if file.is_file():
+            value = json.loads(file.read_text("utf-8")).get("eos_token_id")
+            values = value if isinstance(value, list) else [value]
+            found.update(v for v in values if isinstance(v, int) and v >= 0)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    return tuple(sorted(found))
+
+
+def checkpoint_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a checkpoint directory.
+
+    Raises:
+        InputError: If there is none.
+    """
+    from evalcore.prompting import load_tokenizer
+
+    if not any((Path(path) / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json")):
+        raise InputError(f"checkpoint {path} has no tokenizer.json; generation needs a tokenizer")
+    return load_tokenizer(str(path))
+
+
+def _cut(text: str, stops: Sequence[str]) -> int | None:
+    """Position of the earliest stop string, None if there is none."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found) if found else None
+
+
+def finish(
+    token_ids: Sequence[int],
+    tokenizer: Any,
+    end_ids: Sequence[int],
+    settings: GenerationSettings,
+) -> Ending:
+    """Ends a greedy generation.
+
+    Args:
+        token_ids: Generated ids; may run past the end.
+        tokenizer: Turns ids into text.
+        end_ids: Tokens that end a generation; counted, not part of the text.
+        settings: Longest length and stop strings.
+    """
+    ids = list(token_ids)[: settings.max_tokens]
+    reason = "length"
+    ends = set(end_ids)
+    for index, token in enumerate(ids):
+        if token in ends:
+            ids, reason = ids[: index + 1], "stop"
+            break
+    body = ids[:-1] if reason == "stop" else ids
+    text = tokenizer.decode(body, skip_special_tokens=True)
+    at = _cut(text, settings.stops)
+    if at is None:
+        return Ending(text, len(ids), reason)
+    # The first token with which a stop string is complete: decoding only grows to the right.
+    count = next(
+        n
+        for n in range(1, len(body) + 1)
+        if _cut(tokenizer.decode(body[:n], skip_special_tokens=True), settings.stops) is not None
+    )
+    return Ending(text[:at], count, "stop")

@@ -1,0 +1,165 @@
+"""Runs packed steps (see packing) on vLLM's model runner, past its scheduler.
+
+The engine must be idle: the steps write into cache blocks of their own choice. Whoever calls this
+resets the prefix cache afterwards, even when it fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalcore.engines.vllm.packing import Limits, Step, make_plan, steps
+from evalcore.types import FloatArray, ScoreBatch
+
+_LOGITS_AT_ONCE = 1 << 24  # numbers of one slice of logits: 64 MiB in float32
+
+
+def obstacle(runner: Any) -> str | None:
+    """Why this engine cannot score packed; None if it can."""
+    config = runner.vllm_config
+    if config.parallel_config.pipeline_parallel_size != 1:
+        return "pipeline parallel"
+    if not hasattr(runner, "attn_groups") or not hasattr(runner, "kv_cache_config"):
+        return "another model runner"
+    groups = runner.kv_cache_config.kv_cache_groups
+    if len(runner.attn_groups) != 1 or len(groups) != 1:
+        return f"{len(groups)} kinds of attention cache"
+    spec = groups[0].kv_cache_spec
+    if type(spec).__name__ != "FullAttentionSpec" or getattr(spec, "sliding_window", None):
+        return f"attention kind {type(spec).__name__}"
+    if getattr(spec, "attention_chunk_size", None):
+        return "chunked attention"
+    if runner.model_config.get_sliding_window() is not None:
+        return "sliding window"
+    sizes = getattr(runner, "_kernel_block_sizes", None) or getattr(
+        runner, "kernel_block_sizes", None
+    )
+    if sizes and set(np.ravel(sizes).tolist()) != {spec.block_size}:
+        return "kernel blocks differ from cache blocks"
+    if getattr(runner, "uses_mrope", False):
+        return "multi-dimensional positions"
+    return None
+
+
+def limits(runner: Any) -> Limits:
+    """What one packed step may use on this runner."""
+    scheduler = runner.vllm_config.scheduler_config
+    return Limits(
+        block_size=runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
+        tokens=scheduler.max_num_batched_tokens,
+        seqs=scheduler.max_num_seqs,
+        blocks=runner.kv_cache_config.num_blocks - 1,
+        length=runner.model_config.max_model_len,
+    )
+
+
+def score(runner: Any, batch: ScoreBatch) -> dict[str, Any]:
+    """Scores a batch; arrays as in ScoreResult, ``greedy`` per token, ``leftover`` not scored."""
+    import torch
+
+    bounds = limits(runner)
+    plan = make_plan(batch, bounds)
+    values: FloatArray = np.full(len(batch.continuation_tokens), np.nan)
+    greedy = np.zeros(len(batch.continuation_tokens), dtype=bool)
+    count = 0
+    with torch.inference_mode():
+        for step in steps(batch, plan, bounds):
+            values[step.slots_out], greedy[step.slots_out] = _forward(runner, step)
+            count += 1
+    return {
+        "values": values,
+        "greedy": greedy,
+        "leftover": plan.leftover,
+        "computed": plan.computed_tokens,
+        "cached": plan.cached_tokens,
+        "steps": count,
+    }
+
+
+def _forward(runner: Any, step: Step) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """(log-probability float64 [P], is arg max bool [P]) of a step's predictions."""
+    import torch
+    from vllm.forward_context import set_forward_context
+
+    device, model = runner.device, runner.get_model()
+    positions = torch.from_numpy(step.positions).to(device)
+    slots = torch.from_numpy(step.slots).to(device)
+    metadata = _metadata(runner, step, positions, slots)
+    per_layer, slot_mapping = {}, {}
+    for group in runner.attn_groups[0]:
+        built = group.get_metadata_builder().build(0, metadata)
+        for layer in group.layer_names:
+            per_layer[layer] = built
+            slot_mapping[layer] = slots
+    # The runner's own input ids: int32 everywhere but in code that indexes with them on GPUs.
+    ids = torch.from_numpy(step.token_ids).to(device)
+    with set_forward_context(
+        per_layer, runner.vllm_config, num_tokens=len(step.token_ids), slot_mapping=slot_mapping
+    ):
+        hidden = model(input_ids=ids, positions=positions)
+    if isinstance(hidden, tuple):
+        hidden = hidden[0]
+    return _predict(model, hidden, step)
+
+
+def _predict(model: Any, hidden: Any, step: Step) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Only the needed rows go through the output head, each once."""
+    import torch
+
+    rows, which = np.unique(step.rows, return_inverse=True)
+    wanted = hidden[torch.from_numpy(rows).to(hidden.device)]
+    targets = torch.from_numpy(step.targets).to(hidden.device)
+    owner = torch.from_numpy(which.astype(np.int64)).to(hidden.device)
+    order = np.argsort(which, kind="stable")
+    values = torch.empty(len(step.targets), dtype=torch.float32, device=hidden.device)
+    greedy = torch.empty(len(step.targets), dtype=torch.bool, device=hidden.device)
+    sorted_owner = which[order]
+    start, at_once = 0, 256
+    while start < len(rows):
+        logits = model.compute_logits(wanted[start : start + at_once]).float()
+        stop = start + len(logits)
+        first, last = np.searchsorted(sorted_owner, [start, stop])
+        mine = torch.from_numpy(order[first:last]).to(hidden.device)
+        local, target = owner[mine] - start, targets[mine]
+        values[mine] = logits[local, target] - logits.logsumexp(-1)[local]
+        greedy[mine] = logits.argmax(-1)[local] == target
+        start, at_once = stop, max(1, _LOGITS_AT_ONCE // logits.shape[1])
+    return values.cpu().numpy().astype(np.float64), greedy.cpu().numpy()
+
+
+def _metadata(runner: Any, step: Step, positions: Any, slots: Any) -> Any:
+    """vLLM's description of a batch, with only the fields this version knows."""
+    import dataclasses
+
+    import torch
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    device = runner.device
+    starts = np.zeros(len(step.query_lens) + 1, dtype=np.int32)
+    np.cumsum(step.query_lens, out=starts[1:])
+    seq_lens = torch.from_numpy(step.seq_lens)
+    everything = {
+        "query_start_loc": torch.from_numpy(starts).to(device),
+        "query_start_loc_cpu": torch.from_numpy(starts),
+        "seq_lens": seq_lens.to(device),
+        "num_reqs": len(step.query_lens),
+        "num_actual_tokens": len(step.token_ids),
+        "max_query_len": int(step.query_lens.max()),
+        "max_seq_len": int(step.seq_lens.max()),
+        "block_table_tensor": torch.from_numpy(step.block_table).to(device),
+        "slot_mapping": slots,
+        "causal": True,
+        "positions": positions,
+        "is_prefilling": torch.ones(len(step.query_lens), dtype=torch.bool, device=device),
+        "seq_lens_cpu_upper_bound": seq_lens,
+        # Older versions:
+        "seq_lens_cpu": seq_lens,
+        "_seq_lens_cpu": seq_lens,
+        "num_computed_tokens_cpu": torch.from_numpy(step.seq_lens - step.query_lens),
+        "_num_computed_tokens_cpu": torch.from_numpy(step.seq_lens - step.query_lens),
+    }
+    known = {f.name for f in dataclasses.fields(CommonAttentionMetadata) if f.init}
+    return CommonAttentionMetadata(**{k: v for k, v in everything.items() if k in known})

@@ -1,0 +1,181 @@
+"""Ways to score and to generate on a running vLLM engine; each declares what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evalcore.engines.text import finish
+from evalcore.engines.vllm.packing import sort_contexts
+from evalcore.errors import EngineError
+from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult
+
+# generate() takes all requests in before its first step, so they come in portions.
+_PORTION = 5000
+
+
+class PlainScorer:
+    """One request per continuation with prompt log-probabilities, no cache reads.
+
+    Needs nothing of the architecture. Every prompt token is computed once per continuation and goes
+    through the output head: exact and slow.
+    """
+
+    name = "plain"
+
+    def score(self, llm: Any, batch: ScoreBatch, salt: str) -> ScoreResult:
+        """Scores every continuation of a batch."""
+        values = np.full(len(batch.continuation_tokens), np.nan)
+        greedy = np.zeros(batch.num_continuations, dtype=bool)
+        computed = np.zeros(batch.num_contexts, dtype=np.int64)
+        self.fill(llm, batch, range(batch.num_continuations), salt, values, greedy, computed)
+        _require_finite(values)
+        return ScoreResult(values, greedy, computed, np.zeros_like(computed))
+
+    def fill(
+        self,
+        llm: Any,
+        batch: ScoreBatch,
+        chosen: Sequence[int],
+        salt: str,
+        values: Any,
+        greedy: Any,
+        computed: Any,
+    ) -> None:
+        """Scores continuations ``chosen`` into ``values`` and ``greedy``; adds to ``computed``."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            ignore_eos=True,
+            skip_reading_prefix_cache=True,
+        )
+        for begin in range(0, len(chosen), _PORTION):
+            portion = chosen[begin : begin + _PORTION]
+            prompts = [
+                {
+                    "prompt_token_ids": np.concatenate(
+                        [batch.context(int(batch.continuation_context[i])), batch.continuation(i)]
+                    ).tolist(),
+                    "cache_salt": salt,
+                }
+                for i in portion
+            ]
+            for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
+                start, stop = batch.continuation_offsets[i : i + 2]
+                flat, count = output.prompt_logprobs, int(stop - start)
+                if flat.token_ids[-count:] != batch.continuation(i).tolist():
+                    raise EngineError("vllm returned log-probabilities of other tokens than asked")
+                values[start:stop] = flat.logprobs[-count:]
+                greedy[i] = all(rank == 1 for rank in flat.ranks[-count:])
+                computed[batch.continuation_context[i]] += len(output.prompt_token_ids)
+
+
+class PackedScorer:
+    """Contexts shared in cache blocks, scored inside the worker (see packing, packed).
+
+    Needs one full-attention cache group, no sliding window, PP = 1, an idle engine. What does not fit
+    a step, and any number that is not finite, is scored again by the plain strategy and counted.
+    """
+
+    name = "packed"
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def score(self, llm: Any, batch: ScoreBatch, salt: str) -> ScoreResult:
+        """Scores every continuation of a batch."""
+        if batch.num_continuations == 0:
+            return PlainScorer().score(llm, batch, salt)
+        if llm.llm_engine.has_unfinished_requests():
+            raise EngineError("packed scoring needs an idle engine, but requests are running")
+        try:
+            answer = llm.collective_rpc("evalcore_score", args=(batch,))[0]
+        finally:
+            reset_cache(llm)  # its blocks were overwritten
+        self.steps += answer["steps"]
+        values, computed = answer["values"], answer["computed"]
+        offsets = batch.continuation_offsets
+        greedy = np.logical_and.reduceat(answer["greedy"], offsets[:-1])
+        broken = ~np.logical_and.reduceat(np.isfinite(values), offsets[:-1])
+        again = sorted({*answer["leftover"], *np.flatnonzero(broken).tolist()})
+        if again:
+            PlainScorer().fill(llm, batch, again, salt, values, greedy, computed)
+            _require_finite(values)
+        return ScoreResult(values, greedy, computed, answer["cached"], fallbacks=len(again))
+
+
+def generate(
+    llm: Any, batch: GenerateBatch, tokenizer: Any, end_ids: Sequence[int], salt: str
+) -> GenerateResult:
+    """Greedy generation with the prefix cache on; neighbours in token order share prefixes.
+
+    Args:
+        llm: ``vllm.LLM``.
+        batch: Contexts and when to end.
+        tokenizer: The checkpoint's own; the text kept comes from it, not from the engine.
+        end_ids: Tokens that end a generation.
+        salt: Keys the prefix cache.
+    """
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(
+        max_tokens=batch.settings.max_tokens,
+        temperature=0.0,
+        # Ends are given explicitly: the engine's idea of them is that of its first checkpoint.
+        ignore_eos=True,
+        stop_token_ids=list(end_ids),
+        stop=list(batch.settings.stops),
+        detokenize=bool(batch.settings.stops),
+        include_stop_str_in_output=True,
+    )
+    count = batch.num_contexts
+    order = sort_contexts(batch)
+    endings: list[Any] = [None] * count
+    cached = np.zeros(count, dtype=np.int64)
+    for begin in range(0, count, _PORTION):
+        portion = order[begin : begin + _PORTION]
+        prompts = [
+            {"prompt_token_ids": batch.context(i).tolist(), "cache_salt": salt} for i in portion
+        ]
+        for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
+            ids = list(output.outputs[0].token_ids)
+            endings[i] = finish(ids, tokenizer, end_ids, batch.settings)
+            cached[i] = output.num_cached_tokens or 0
+    lengths = np.diff(batch.context_offsets).astype(np.int64)
+    return GenerateResult(
+        [e.text for e in endings],
+        [e.token_count for e in endings],
+        [e.finish_reason for e in endings],
+        lengths - cached,
+        cached,
+    )
+
+
+def reset_cache(llm: Any) -> None:
+    """Empties the prefix cache.
+
+    Raises:
+        EngineError: If blocks are still in use.
+    """
+    if not llm.reset_prefix_cache():
+        raise EngineError("vllm could not reset its prefix cache: requests are still running")
+
+
+def _run(llm: Any, prompts: list[dict[str, Any]], parameters: Any) -> list[Any]:
+    outputs: list[Any] = llm.generate(prompts, parameters, use_tqdm=False)
+    return outputs
+
+
+def _require_finite(values: Any) -> None:
+    if not np.isfinite(values).all():
+        raise EngineError(
+            f"{int((~np.isfinite(values)).sum())} log-probabilities are not finite even when scored "
+            f"one by one; the weights are broken or overflow in this dtype (try float32)"
+        )

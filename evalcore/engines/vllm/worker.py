@@ -1,0 +1,69 @@
+"""What runs inside vLLM's worker; reached by ``collective_rpc``.
+
+vLLM mixes this class into its worker class, so ``self`` is the worker: ``model_runner`` and
+``vllm_config`` are its. Method names carry a prefix so that they never hide vLLM's own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from evalcore.engines.vllm import packed, weights
+from evalcore.engines.vllm.proof import Verdict, check
+from evalcore.types import ScoreBatch
+
+
+class WorkerExtension:
+    """Loading with proof, and packed scoring."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def evalcore_describe(self) -> dict[str, Any]:
+        """Facts the engine decides by."""
+        runner = self.model_runner
+        model_config = self.vllm_config.model_config
+        return {
+            "packed_obstacle": packed.obstacle(runner),
+            "vocab_size": int(model_config.get_vocab_size()),
+            "max_length": int(model_config.max_model_len),
+            "blocks": int(getattr(runner.kv_cache_config, "num_blocks", 0)),
+            "block_size": int(self.vllm_config.cache_config.block_size),
+            "model_class": type(runner.get_model()).__name__,
+        }
+
+    def evalcore_prove_start(self, path: str) -> Verdict | None:
+        """Probes a model that vLLM loaded by itself; None where probing is not possible."""
+        if self.vllm_config.parallel_config.tensor_parallel_size > 1:
+            return None
+        dtype = self.vllm_config.model_config.dtype
+        products = weights.products_of(path, dtype, self.model_runner.device)
+        return self._check(products)
+
+    def evalcore_load(
+        self, path: str, adapter: str | None, remedy: bool = True
+    ) -> dict[str, Any]:
+        """Swaps checkpoint and adapter in; ``verdict`` is None where probing is not possible."""
+        begin = time.perf_counter()
+        loaded = weights.reload(
+            self.model_runner, self.vllm_config, path, adapter, remedy=remedy
+        )
+        load_s = time.perf_counter() - begin
+        probe = self.vllm_config.parallel_config.tensor_parallel_size == 1
+        verdict = self._check(loaded.products) if probe else None
+        return {
+            "load_s": load_s,
+            "proof_s": time.perf_counter() - begin - load_s,
+            "changed_weights": loaded.changed_weights,
+            "verdict": verdict,
+        }
+
+    def evalcore_score(self, batch: ScoreBatch) -> dict[str, Any]:
+        """Packed scoring; the caller resets the prefix cache."""
+        return packed.score(self.model_runner, batch)
+
+    def _check(self, products: Any) -> Verdict:
+        name = str(self.vllm_config.model_config.dtype).removeprefix("torch.")
+        tied = weights.is_tied(self.vllm_config)
+        return check(self.model_runner.get_model(), products, name, tied=tied)

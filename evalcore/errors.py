@@ -1,0 +1,70 @@
+"""Typed errors: each is one line for a person (what, where, what was expected, what to do).
+
+The command line prints ``str(error)`` and exits with ``error.exit_status``; a traceback is shown
+only with ``--debug``. Library users catch :class:`EvalcoreError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_CELLS_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal or a time limit, run again to go on
+
+
+class EvalcoreError(Exception):
+    """Base of every error evalcore raises on purpose."""
+
+    exit_status = EXIT_BAD_INPUT
+
+
+class InputError(EvalcoreError):
+    """Something the user gave is wrong: a path, a name, a value, a file's contents."""
+
+
+class DefinitionError(InputError):
+    """A YAML or template file (task, prompt, study) is not what its schema says."""
+
+
+class UnknownNameError(InputError):
+    """A name that is not defined; the message lists the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:6]
+        choice = f"nearest: {', '.join(near)}" if near else "none are defined"
+        super().__init__(f"unknown {kind} {name!r}; {choice}" + (f"; {hint}" if hint else ""))
+
+
+class BaseUnresolvedError(InputError):
+    """It is not certain which checkpoint an adapter was trained on."""
+
+
+class IncompatibleError(InputError):
+    """Two things do not fit: adapter and base, results and schema, numerics classes."""
+
+
+class DataError(InputError):
+    """A data set is missing or its rows are not what the task says."""
+
+
+class EngineError(EvalcoreError):
+    """An engine could not be started or gave an answer that failed a check."""
+
+    exit_status = EXIT_CELLS_FAILED
+
+
+class ProofError(EngineError):
+    """The proof that weights in place are the wanted ones did not hold."""
+
+
+class WorkerLostError(EngineError):
+    """A worker process died or missed its deadline more often than allowed."""
+
+
+class StoppedError(EvalcoreError):
+    """The run was asked to stop; everything finished is committed."""
+
+    exit_status = EXIT_STOPPED

@@ -1,0 +1,62 @@
+"""Identity is content: fingerprints of checkpoints, adapters, tokenizers, documents and cells."""
+
+from evalcore.identity.adapter import (
+    adapter_config,
+    adapter_fingerprint,
+    adapter_is_zero,
+    adapter_rank,
+    check_adapter_fits,
+    numeric_adapter_config,
+)
+from evalcore.identity.cache import cache_dir
+from evalcore.identity.cells import NumericsClass, cell_key, data_fingerprint
+from evalcore.identity.checkpoint import (
+    checkpoint_fingerprint,
+    numeric_config,
+    tokenizer_fingerprint,
+)
+from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
+from evalcore.identity.provenance import (
+    PROVENANCE_FILE,
+    UNFINISHED_FILE,
+    Provenance,
+    read_provenance,
+    write_provenance,
+)
+from evalcore.identity.resolve import Problem, Resolved, find_adapters, resolve_subjects
+from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
+from evalcore.identity.weights import read_header, weight_files, weight_layout
+
+__all__ = [
+    "PROVENANCE_FILE",
+    "UNFINISHED_FILE",
+    "NumericsClass",
+    "Problem",
+    "Provenance",
+    "Resolved",
+    "adapter_config",
+    "adapter_fingerprint",
+    "adapter_is_zero",
+    "adapter_rank",
+    "cache_dir",
+    "canonical_json",
+    "cell_key",
+    "check_adapter_fits",
+    "checkpoint_fingerprint",
+    "data_fingerprint",
+    "describe_checkpoint",
+    "document_id",
+    "find_adapters",
+    "numeric_adapter_config",
+    "numeric_config",
+    "open_checkpoint",
+    "read_header",
+    "read_provenance",
+    "resolve_subjects",
+    "step_of",
+    "text_fingerprint",
+    "tokenizer_fingerprint",
+    "weight_files",
+    "weight_layout",
+    "write_provenance",
+]

@@ -1,0 +1,116 @@
+"""Identity of checkpoints and tokenizers: what decides scores, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from evalcore.errors import InputError
+from evalcore.identity.cache import cached_file_fact
+from evalcore.identity.hashing import text_fingerprint
+from evalcore.identity.weights import tensor_digests, weight_files
+
+# config.json keys that change no score: where it came from, which library wrote it, how it runs,
+# defaults of generation (always given explicitly), and ids that the tokenizer decides.
+_NOT_NUMERIC = {
+    "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype",
+    "use_cache", "_attn_implementation", "attn_implementation", "_attn_implementation_autoset",
+    "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
+    "gradient_checkpointing", "pad_token_id", "bos_token_id", "eos_token_id",
+    "task_specific_params",
+    "finetuning_task", "id2label", "label2id", "problem_type", "tokenizer_class", "prefix",
+    "max_new_tokens", "temperature", "top_p", "top_k", "do_sample", "unsloth_version",
+}  # fmt: skip
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token")
+_TOKENIZER_SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "chat_template")
+_VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        InputError: If it is missing, unreadable or not an object.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what}: {path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {path} is not readable JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{what}: {path} should hold a JSON object")
+    return data
+
+
+def numeric_config(path: str | Path) -> dict[str, Any]:
+    """The part of ``config.json`` that decides scores (rope, eps, heads, tying, ...).
+
+    Raises:
+        InputError: If there is no readable config.json.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise InputError(f"base missing on disk: {directory} is not a directory")
+    config = read_json(directory / "config.json", "checkpoint")
+    return {key: value for key, value in sorted(config.items()) if key not in _NOT_NUMERIC}
+
+
+def checkpoint_fingerprint(path: str | Path) -> str:
+    """32 hex digits over tensors (names, dtypes, shapes, bytes) and numeric configuration.
+
+    How tensors are spread over files, file names and metadata do not count. Bytes are read once
+    per file and remembered (see :mod:`evalcore.identity.cache`).
+
+    Raises:
+        InputError: If the directory is missing, has no safetensors or a broken file.
+    """
+    directory = Path(path)
+    config = numeric_config(directory)
+    digests: dict[str, str] = {}
+    for file in weight_files(directory):
+        digests.update(tensor_digests(file))
+    return text_fingerprint(["checkpoint", 1, config, digests])
+
+
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """32 hex digits over what decides token ids: vocabulary, special tokens, chat template.
+
+    Raises:
+        InputError: If the directory has no tokenizer.
+    """
+    directory = Path(path)
+    fast = directory / "tokenizer.json"
+    parts: dict[str, Any] = {}
+    if fast.is_file():
+        parts["tokenizer.json"] = cached_file_fact(fast, "tokenizer-json-1", _hash_tokenizer_json)
+    else:
+        for name in _VOCABULARY_FILES:
+            if (directory / name).is_file():
+                parts[name] = cached_file_fact(directory / name, "bytes-1", _hash_bytes)
+        if not parts:
+            raise InputError(f"{directory} has no tokenizer.json (nor tokenizer.model, vocab.json)")
+    settings_file = directory / "tokenizer_config.json"
+    settings = read_json(settings_file, "tokenizer") if settings_file.is_file() else {}
+    parts["settings"] = {key: settings.get(key) for key in _TOKENIZER_SETTINGS}
+    parts["special"] = {key: _token_text(settings.get(key)) for key in _SPECIAL_TOKENS}
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        parts["settings"]["chat_template"] = template.read_text("utf-8", "replace")
+    return text_fingerprint(["tokenizer", 1, parts])
+
+
+def _token_text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _hash_tokenizer_json(path: Path) -> str:
+    data = read_json(path, "tokenizer")
+    for runtime_state in ("truncation", "padding"):  # left behind by whoever used it last
+        data.pop(runtime_state, None)
+    return text_fingerprint(data)
+
+
+def _hash_bytes(path: Path) -> str:
+    return text_fingerprint(path.read_bytes().hex())

@@ -1,0 +1,90 @@
+"""``provenance.json``: what evalcore's tuning stage says about an adapter it made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evalcore.errors import InputError
+
+PROVENANCE_FILE = "provenance.json"
+UNFINISHED_FILE = "unfinished"
+
+
+class BaseRecord(BaseModel):
+    """The checkpoint an adapter was trained on."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str = ""
+    path: str | None = None
+    path_relative: str | None = None
+    source: str | None = None
+    revision: str | None = None
+    fingerprint: str
+    step: int | None = None
+
+
+class TuningRecord(BaseModel):
+    """What it was trained on."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    task: str | None = None
+    variant: str | None = None
+    control: str | None = None
+    seed: int | None = None
+    examples: int | None = None
+
+
+class Provenance(BaseModel):
+    """The record; keys not named here are kept but not read by the evaluator."""
+
+    model_config = ConfigDict(extra="allow")
+    schema_: Literal[1] = Field(alias="schema")
+    base: BaseRecord
+    tuning: TuningRecord
+    method: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    device: str | None = None
+    adapter_fingerprint: str | None = None
+
+
+def read_provenance(directory: Path) -> Provenance | None:
+    """Reads the record of an adapter (or fully tuned checkpoint) directory; None without one.
+
+    Raises:
+        InputError: If the record is broken.
+    """
+    file = directory / PROVENANCE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return Provenance.model_validate(json.loads(file.read_text("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{file}: key {where!r}: {first['msg'].lower()}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not readable JSON ({error})") from None
+
+
+def write_provenance(directory: Path, record: dict[str, Any]) -> None:
+    """Writes the record atomically; to be called last, it marks a directory as finished.
+
+    Raises:
+        pydantic.ValidationError: If the record lacks a key.
+    """
+    Provenance.model_validate(record)
+    file = directory / PROVENANCE_FILE
+    temporary = directory / f".{PROVENANCE_FILE}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as out:
+        json.dump(record, out, indent=2, sort_keys=True)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)

@@ -1,0 +1,383 @@
+"""From folders of adapters and checkpoint names to subjects: which base is certain, or an error."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evalcore.errors import BaseUnresolvedError, IncompatibleError, InputError
+from evalcore.identity.adapter import (
+    ADAPTER_CONFIG,
+    adapter_config,
+    adapter_fingerprint,
+    adapter_is_zero,
+    adapter_rank,
+    check_adapter_fits,
+)
+from evalcore.identity.checkpoint import read_json
+from evalcore.identity.provenance import (
+    PROVENANCE_FILE,
+    UNFINISHED_FILE,
+    Provenance,
+    read_provenance,
+)
+from evalcore.identity.sources import open_checkpoint
+from evalcore.identity.weights import weight_layout
+from evalcore.types import Adapter, Checkpoint, Subject
+
+logger = logging.getLogger("evalcore")
+
+_HOW = "give --base-map GLOB=PATH|REPO@REV or --assume-base PATH|REPO@REV"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An adapter that cannot be scored; the others are.
+
+    Attributes:
+        path: Its directory.
+        message: One line for a person.
+        kind: ``broken`` or ``unfinished``.
+    """
+
+    path: str
+    message: str
+    kind: str = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What there is to score.
+
+    Attributes:
+        subjects: By checkpoint (step, name), the bare checkpoint first, adapters by name.
+        problems: Adapters left out, with the reason.
+        notes: Things worth telling (exact copies, how a base was found).
+    """
+
+    subjects: tuple[Subject, ...]
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_adapters(paths: Sequence[str | Path]) -> list[Path]:
+    """Directories with an adapter_config.json in the given folders (recursive, sorted, unique).
+
+    Raises:
+        InputError: If a folder is missing or none holds an adapter.
+    """
+    found: dict[Path, Path] = {}
+    for given in paths:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise InputError(f"adapter folder {given} does not exist")
+        for file in sorted(folder.rglob(ADAPTER_CONFIG)):
+            found.setdefault(file.parent.resolve(), file.parent)
+    if not found and paths:
+        searched = ", ".join(str(path) for path in paths)
+        raise InputError(
+            f"no adapters found in {searched}: looked for {ADAPTER_CONFIG} there and below; "
+            f"give a folder of PEFT LoRA adapters, or checkpoints with --checkpoint"
+        )
+    return sorted(found.values())
+
+
+def resolve_subjects(
+    adapter_paths: Sequence[str | Path],
+    checkpoints: Sequence[str] = (),
+    base_map: Sequence[str] = (),
+    assume_base: str | None = None,
+    *,
+    include_bases: bool = True,
+) -> Resolved:
+    """Finds adapters and the checkpoint each was trained on.
+
+    A base is certain by the adapter's provenance record (fingerprint verified), else by
+    ``base_map``, else by adapter_config's local directory or hub name with revision, else by
+    ``assume_base``. Hub access honours HF_HUB_OFFLINE.
+
+    Args:
+        adapter_paths: Folders searched for adapters.
+        checkpoints: Paths or ``REPO@REV`` scored on their own.
+        base_map: ``GLOB=PATH|REPO@REV``; GLOB is matched with an adapter's path and name.
+        assume_base: Base of adapters whose own record leaves it open.
+        include_bases: Whether each adapter's base is scored alone too.
+
+    Raises:
+        InputError: If nothing is found or a checkpoint is missing.
+        BaseUnresolvedError: If some adapter's base is uncertain (all are named at once).
+        IncompatibleError: If an adapter was trained on another base than the one given.
+    """
+    if not adapter_paths and not checkpoints:
+        raise InputError(
+            "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
+        )
+    bases = _Bases(checkpoints, base_map, assume_base)
+    adapters = find_adapters(adapter_paths) if adapter_paths else []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    unresolved: list[tuple[Path, str]] = []
+    tuned: dict[str, list[Adapter]] = {}
+    for path in adapters:
+        problem = _unfinished(path)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        try:
+            record = read_provenance(path)
+            adapter = _describe_adapter(path, record)
+            base = bases.of(path, record)
+            check_adapter_fits(path, bases.layout(base), base.source)
+            _check_tokens(path, base)
+        except BaseUnresolvedError as error:
+            unresolved.append((path, str(error)))
+        except IncompatibleError:
+            raise
+        except _GivenBaseError as error:
+            raise InputError(str(error)) from None
+        except InputError as error:
+            problems.append(Problem(str(path), str(error)))
+        else:
+            group = tuned.setdefault(base.fingerprint, [])
+            copy = next((a for a in group if a.fingerprint == adapter.fingerprint), None)
+            if copy is None:
+                group.append(adapter)
+            else:
+                notes.append(f"adapter {path} is an exact copy of {copy.path}: scored once")
+    if unresolved:
+        raise BaseUnresolvedError(_unresolved_message(unresolved))
+    for problem in problems:
+        logger.warning("%s", problem.message)
+    alone = set(bases.given) | (set(tuned) if include_bases else set())
+    return Resolved(
+        _subjects(bases.known, alone, tuned), tuple(problems), tuple(notes + bases.notes)
+    )
+
+
+class _GivenBaseError(Exception):
+    """A base the user named on the command line cannot be opened: the whole run is wrong."""
+
+
+class _Bases:
+    """Checkpoints opened so far, by source and by fingerprint."""
+
+    def __init__(
+        self, checkpoints: Sequence[str], base_map: Sequence[str], assume_base: str | None
+    ) -> None:
+        self.known: dict[str, Checkpoint] = {}
+        self.notes: list[str] = []
+        self._by_source: dict[str, Checkpoint] = {}
+        self._layouts: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+        self.given = [self._open(source, "--checkpoint").fingerprint for source in checkpoints]
+        self._map = [self._parse(entry) for entry in base_map]
+        self._assume = assume_base
+
+    @staticmethod
+    def _parse(entry: str) -> tuple[str, str]:
+        glob, equals, source = entry.partition("=")
+        if not (glob and equals and source):
+            raise InputError(f"--base-map {entry!r}: expected GLOB=PATH or GLOB=REPO@REV")
+        return glob, source
+
+    def _open(self, source: str, what: str) -> Checkpoint:
+        if source not in self._by_source:
+            checkpoint = open_checkpoint(source, what=what)
+            # The same weights under two names are one checkpoint: the first name stays.
+            self._by_source[source] = self.known.setdefault(checkpoint.fingerprint, checkpoint)
+        return self._by_source[source]
+
+    def _open_given(self, source: str, what: str) -> Checkpoint:
+        try:
+            return self._open(source, what)
+        except InputError as error:
+            raise _GivenBaseError(str(error)) from None
+
+    def layout(self, base: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+        if base.fingerprint not in self._layouts:
+            self._layouts[base.fingerprint] = weight_layout(base.path)
+        return self._layouts[base.fingerprint]
+
+    def of(self, path: Path, record: Provenance | None) -> Checkpoint:
+        """The base of the adapter at ``path``."""
+        mapped = self._mapped(path)
+        if mapped is not None:
+            glob, source = mapped
+            base = self._open_given(source, "--base-map")
+            if record is not None and base.fingerprint != record.base.fingerprint:
+                raise IncompatibleError(
+                    f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
+                    f"{record.base.name} ({record.base.fingerprint[:12]}), --base-map {glob}="
+                    f"{source} is {base.fingerprint[:12]}"
+                )
+            return base
+        if record is not None:
+            return self._recorded(path, record)
+        return self._configured(path)
+
+    def _mapped(self, path: Path) -> tuple[str, str] | None:
+        names = {str(path), path.as_posix(), str(path.resolve()), path.resolve().name}
+        for glob, source in self._map:
+            if any(fnmatch.fnmatchcase(name, glob) for name in names):
+                return glob, source
+        return None
+
+    def _recorded(self, path: Path, record: Provenance) -> Checkpoint:
+        want = record.base.fingerprint
+        if want in self.known:  # given with --checkpoint, or met before: content decides
+            return self.known[want]
+        changed = None
+        for place in self._recorded_places(path, record):
+            base = self._open(place, f"adapter {path}")
+            if base.fingerprint == want:
+                return base
+            changed = place
+        if self._assume is not None:
+            base = self._open_given(self._assume, "--assume-base")
+            if base.fingerprint == want:
+                return base
+            raise IncompatibleError(
+                f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
+                f"{record.base.name} ({want[:12]}), --assume-base {self._assume} is "
+                f"{base.fingerprint[:12]}"
+            )
+        if changed is not None:
+            raise IncompatibleError(
+                f"adapter {path} was trained on another base: {changed} is no longer the "
+                f"checkpoint its {PROVENANCE_FILE} records ({want[:12]}); give the right one with "
+                f"--base-map GLOB=PATH|REPO@REV"
+            )
+        was = record.base.path or record.base.source or record.base.name
+        raise BaseUnresolvedError(f"base {was} is not there any more")
+
+    @staticmethod
+    def _recorded_places(path: Path, record: Provenance) -> list[str]:
+        places = []
+        if record.base.path_relative:
+            places.append(path / record.base.path_relative)
+        if record.base.path:
+            places.append(Path(record.base.path))
+        found = [str(place) for place in places if (place / "config.json").is_file()]
+        source = record.base.source
+        if not found and source and record.base.revision and not Path(source).exists():
+            found.append(f"{source.split('@')[0]}@{record.base.revision}")
+        return found
+
+    def _configured(self, path: Path) -> Checkpoint:
+        config = adapter_config(path)
+        name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
+        if name:
+            for place in (Path(name).expanduser(), path / name):
+                if (place / "config.json").is_file():
+                    return self._open(str(place), f"adapter {path}")
+        hub = bool(name) and not name.startswith((".", "/", "~"))
+        if hub and isinstance(revision, str) and revision and name.count("/") <= 1:
+            return self._open(f"{name}@{revision}", f"adapter {path}")
+        if self._assume is not None:
+            base = self._open_given(self._assume, "--assume-base")
+            note = f"adapter {path}: base assumed to be {self._assume} ({base.fingerprint[:12]})"
+            self.notes.append(note)
+            return base
+        if not name:
+            raise BaseUnresolvedError(f"{ADAPTER_CONFIG} names no base")
+        if hub and name.count("/") <= 1:
+            raise BaseUnresolvedError(f"base {name} has no revision in {ADAPTER_CONFIG}")
+        raise BaseUnresolvedError(f"base {name} named by {ADAPTER_CONFIG} is not on disk")
+
+
+def _unresolved_message(unresolved: Sequence[tuple[Path, str]]) -> str:
+    reasons: dict[str, list[Path]] = {}
+    for path, reason in unresolved:
+        reasons.setdefault(reason, []).append(path)
+    parts = []
+    for reason, paths in list(reasons.items())[:3]:
+        more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+        parts.append(f"{', '.join(str(path) for path in paths[:2])}{more}: {reason}")
+    if len(reasons) > 3:
+        parts.append(f"{len(reasons) - 3} other reasons")
+    many = (
+        f"base of {len(unresolved)} adapters is not certain"
+        if len(unresolved) > 1
+        else ("base of an adapter is not certain")
+    )
+    return f"{many}: {'; '.join(parts)}; {_HOW}"
+
+
+def _unfinished(path: Path) -> Problem | None:
+    if not (path / UNFINISHED_FILE).exists():
+        return None
+    return Problem(
+        str(path), f"adapter {path} is unfinished (file {UNFINISHED_FILE}); left out", "unfinished"
+    )
+
+
+def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
+    fingerprint = adapter_fingerprint(path)
+    if record is not None and record.adapter_fingerprint not in (None, fingerprint):
+        raise InputError(
+            f"adapter {path} is not the one its {PROVENANCE_FILE} records: fingerprint "
+            f"{fingerprint[:12]}, recorded {str(record.adapter_fingerprint)[:12]}"
+        )
+    return Adapter(
+        name=path.resolve().name,
+        path=str(path.resolve()),
+        fingerprint=fingerprint,
+        rank=adapter_rank(path),
+        tuning=record.tuning.name if record else None,
+        control=record.tuning.control if record else None,
+        seed=record.tuning.seed if record else None,
+        untrained=adapter_is_zero(path),
+    )
+
+
+def _check_tokens(path: Path, base: Checkpoint) -> None:
+    """An adapter that brings tokens its base does not know cannot be scored with base's ids."""
+    own, theirs = path / "tokenizer.json", Path(base.path) / "tokenizer.json"
+    if not (own.is_file() and theirs.is_file()):
+        return
+
+    def added(file: Path) -> set[str]:
+        tokens = read_json(file, "tokenizer").get("added_tokens") or []
+        return {token["content"] for token in tokens if isinstance(token, dict)}
+
+    new = added(own) - added(theirs)
+    if new:
+        raise InputError(
+            f"adapter {path} brings {len(new)} tokens its base does not have "
+            f"({', '.join(sorted(new)[:3])}); added tokens are not supported"
+        )
+
+
+def _subjects(
+    known: dict[str, Checkpoint], alone: set[str], tuned: dict[str, list[Adapter]]
+) -> tuple[Subject, ...]:
+    wanted = [known[key] for key in known if key in alone or key in tuned]
+    wanted.sort(key=lambda c: (c.step is None, c.step or 0, c.name, c.path))
+    names = _unique([c.name for c in wanted], [c.path for c in wanted])
+    subjects = []
+    for checkpoint, name in zip(wanted, names, strict=True):
+        checkpoint = replace(checkpoint, name=name)
+        if checkpoint.fingerprint in alone:
+            subjects.append(Subject(checkpoint))
+        group = sorted(tuned.get(checkpoint.fingerprint, []), key=lambda a: (a.name, a.path))
+        own = _unique([a.name for a in group], [a.path for a in group])
+        subjects += [
+            Subject(checkpoint, replace(adapter, name=unique))
+            for adapter, unique in zip(group, own, strict=True)
+        ]
+    return tuple(subjects)
+
+
+def _unique(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Names made unique by the parent folder's name, then by a number."""
+    result: list[str] = []
+    for name, path in zip(names, paths, strict=True):
+        if names.count(name) > 1:
+            name = f"{Path(path).parent.name}/{name}"
+        unique, number = name, 2
+        while unique in result:
+            unique, number = f"{name}#{number}", number + 1
+        result.append(unique)
+    return result

@@ -1,0 +1,136 @@
+"""Checkpoints as users name them: a local directory or ``REPO@REV``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from evalcore.errors import InputError
+from evalcore.identity.checkpoint import checkpoint_fingerprint, read_json, tokenizer_fingerprint
+from evalcore.identity.provenance import read_provenance
+from evalcore.types import Checkpoint
+
+_REPO = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_STEP = re.compile(
+    r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?!\d)", re.I
+)
+_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+def split_source(text: str) -> tuple[str, str | None]:
+    """Splits ``REPO@REV`` into (repo, revision); a local path has revision None."""
+    if not Path(text).expanduser().exists() and "@" in text:
+        repo, _, revision = text.partition("@")
+        if _REPO.match(repo) and revision:
+            return repo, revision
+    return text, None
+
+
+def step_of(name: str) -> int | None:
+    """The pre-training step in a name (``step-00400``, ``step1000-tokens4B``, ``00400``)."""
+    if name.isdigit():
+        return int(name)
+    found = _STEP.findall(name)
+    return int(found[-1]) if found else None
+
+
+def open_checkpoint(source: str, *, what: str = "checkpoint") -> Checkpoint:
+    """Resolves a path or ``REPO@REV`` and fingerprints it.
+
+    Args:
+        source: A local directory, or a hub repository at a revision. With HF_HUB_OFFLINE=1 the
+            hub's local cache is used alone.
+        what: Names the source in messages (``--checkpoint``, ``--base-map``).
+
+    Raises:
+        InputError: If it is missing, has no safetensors weights or no tokenizer.
+    """
+    repo, revision = split_source(source)
+    if revision is None:
+        path = Path(source).expanduser()
+        if not path.exists():
+            hint = ""
+            if _REPO.match(source) and source.count("/") <= 1 and not source.startswith("."):
+                hint = f" (a model on the hub needs a revision: {source}@REVISION)"
+            raise InputError(f"{what}: base missing on disk: {source}{hint}")
+        return describe_checkpoint(path, source=source)
+    path, commit = fetch_snapshot(repo, revision, what=what)
+    name = f"{repo.split('/')[-1]}@{revision[:12] if _COMMIT.match(revision) else revision}"
+    return describe_checkpoint(path, source=source, name=name, revision=commit)
+
+
+def fetch_snapshot(repo: str, revision: str, *, what: str) -> tuple[Path, str | None]:
+    """Local snapshot of a hub repository and its resolved commit.
+
+    Raises:
+        InputError: If it is neither in the cache nor (online) on the hub.
+    """
+    from huggingface_hub import snapshot_download  # heavy, and only hub users need it
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    try:
+        # Environment read now, not when the library was imported.
+        path = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=hub_cache_dir(),
+                local_files_only=offline,
+                allow_patterns=_FILES,
+            )
+        )
+    except Exception as error:  # the library has a dozen kinds; each means: not to be had
+        where = (
+            "not in the local cache and HF_HUB_OFFLINE is set"
+            if offline
+            else (f"could not be fetched ({type(error).__name__})")
+        )
+        raise InputError(
+            f"{what}: {repo}@{revision} {where}; download it "
+            f"(hf download {repo} --revision {revision}) or give a local path"
+        ) from None
+    return path, path.name if _COMMIT.match(path.name) else None
+
+
+def hub_cache_dir() -> Path:
+    """Folder of the hub's cache, by the environment variables of huggingface_hub."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"])
+    home = os.environ.get("HF_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
+
+
+def describe_checkpoint(
+    path: Path, *, source: str = "", name: str | None = None, revision: str | None = None
+) -> Checkpoint:
+    """Fingerprints a local checkpoint directory; step and parent from its records or its name.
+
+    Raises:
+        InputError: If it is not a checkpoint directory.
+    """
+    if not (path / "config.json").is_file():
+        inside = sorted(item.parent.name for item in path.glob("*/config.json"))
+        hint = f"; it holds {len(inside)} checkpoints: {', '.join(inside[:4])}" if inside else ""
+        raise InputError(f"base missing on disk: {path} has no config.json{hint}")
+    name = name or path.resolve().name
+    record_file = path / "checkpoint.json"
+    record = read_json(record_file, "checkpoint") if record_file.is_file() else {}
+    tuned = read_provenance(path)
+    step = record.get("step")
+    if step is None and tuned is not None:
+        step = tuned.base.step
+    if step is not None and not isinstance(step, int):
+        raise InputError(f"{record_file}: key 'step' should be a whole number, not {step!r}")
+    return Checkpoint(
+        name=name,
+        path=str(path.resolve()),
+        fingerprint=checkpoint_fingerprint(path),
+        tokenizer_fingerprint=tokenizer_fingerprint(path),
+        step=step if step is not None else step_of(name),
+        source=source or str(path),
+        revision=revision,
+        parent=tuned.base.fingerprint if tuned else None,
+        tuning=tuned.tuning.name if tuned else None,
+    )

@@ -1,0 +1,165 @@
+"""Safetensors files read without a tensor library: headers, shapes, bytes, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalcore.errors import InputError
+from evalcore.identity.cache import cached_file_fact
+from evalcore.identity.hashing import DIGEST_BYTES
+
+_MAX_HEADER_BYTES = 100_000_000
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies: ``data[start:stop]`` counted from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
+    """Reads a safetensors header: (tensor name -> info, byte position of the data).
+
+    Raises:
+        InputError: If the file is not a complete safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError("header longer than the file")
+            header: dict[str, Any] = json.loads(file.read(length))
+        tensors = {
+            name: TensorInfo(str(item["dtype"]), tuple(item["shape"]), *item["data_offsets"])
+            for name, item in header.items()
+            if name != "__metadata__"
+        }
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error})") from None
+    end = max((info.stop for info in tensors.values()), default=0)
+    if 8 + length + end > size:
+        raise InputError(
+            f"{path} is cut short: {size} bytes, its header promises {8 + length + end}"
+        )
+    return tensors, 8 + length
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint directory, in reading order.
+
+    Raises:
+        InputError: If the directory, its weights or a shard is missing.
+    """
+    if not path.is_dir():
+        raise InputError(f"base missing on disk: {path} is not a directory")
+    index = path / _INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise InputError(f"{index} is broken: expected JSON with a weight_map") from None
+        files = [path / name for name in names]
+    elif (path / _SINGLE).is_file():
+        files = [path / _SINGLE]
+    else:
+        files = sorted(
+            file for file in path.glob("*.safetensors") if not file.name.startswith("adapter")
+        )
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{path}: weight file {missing[0]} named by {_INDEX} is missing")
+    if not files:
+        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+            raise InputError(
+                f"{path} holds .bin weights only; evalcore reads safetensors: "
+                f"save it again with safetensors (evalcore convert)"
+            )
+        raise InputError(f"{path} holds no *.safetensors weights")
+    return files
+
+
+def weight_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensor names of a checkpoint -> (dtype, shape), from headers only, sharded or not.
+
+    Args:
+        path: Checkpoint directory, or one safetensors file.
+
+    Raises:
+        InputError: If weights are missing or broken.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else weight_files(path)
+    return {
+        name: (info.dtype, info.shape)
+        for file in files
+        for name, info in read_header(file)[0].items()
+    }
+
+
+def tensor_digests(path: Path) -> dict[str, str]:
+    """Tensor names of one file -> digest over name, dtype, shape and bytes (cached)."""
+    digests: dict[str, str] = cached_file_fact(path, "tensor-digests-1", _hash_tensors)
+    return digests
+
+
+def _hash_tensors(path: Path) -> dict[str, str]:
+    tensors, data_start = read_header(path)
+    if not tensors:
+        return {}
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+
+        def digest(name: str) -> str:
+            info = tensors[name]
+            head = f"{name}\0{info.dtype}\0{','.join(map(str, info.shape))}\0"
+            hasher = hashlib.blake2b(head.encode(), digest_size=DIGEST_BYTES)
+            with view[data_start + info.start : data_start + info.stop] as part:
+                hasher.update(part)  # releases the GIL: threads hash side by side
+            return hasher.hexdigest()
+
+        names = sorted(tensors, key=lambda name: tensors[name].start)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def tensor_bits(path: Path) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """Gives (name, shape, nonzero mask bool [elements]) of each tensor of a file.
+
+    The mask comes from the raw bits, the sign left out, so that it needs no bfloat16 type and
+    counts -0.0 as zero.
+    """
+    masks = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF, "F64": 0x7FFFFFFFFFFFFFFF}
+    words = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "F64": "<u8"}
+    tensors, data_start = read_header(path)
+    for name, info in tensors.items():
+        with open(path, "rb") as file:
+            file.seek(data_start + info.start)
+            raw = file.read(info.stop - info.start)
+        if info.dtype in words:
+            bits = np.frombuffer(raw, words[info.dtype])
+            yield name, info.shape, np.asarray((bits & masks[info.dtype]) != 0)
+        else:  # rare types: an element is nonzero if any of its bytes is
+            count = int(np.prod(info.shape, dtype=np.int64))
+            parts = np.frombuffer(raw, "u1").reshape(count, -1)
+            yield name, info.shape, np.asarray(parts.any(axis=1))

@@ -1,0 +1,37 @@
+"""Pure planning: grid + coverage -> ordered units, queue, shards; distinct-prefix counts."""
+
+from evalcore.planning.estimate import estimate_seconds
+from evalcore.planning.prefixes import (
+    PrefixProfile,
+    block_limit,
+    prefix_profile,
+    profile_of_sequences,
+    token_limit,
+)
+from evalcore.planning.units import (
+    Plan,
+    PlanCounts,
+    PlannedCell,
+    Unit,
+    UnitSlice,
+    plan_units,
+    shard,
+)
+from evalcore.planning.workqueue import WorkQueue
+
+__all__ = [
+    "Plan",
+    "PlanCounts",
+    "PlannedCell",
+    "PrefixProfile",
+    "Unit",
+    "UnitSlice",
+    "WorkQueue",
+    "block_limit",
+    "estimate_seconds",
+    "plan_units",
+    "prefix_profile",
+    "profile_of_sequences",
+    "shard",
+    "token_limit",
+]

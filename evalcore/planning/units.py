@@ -1,0 +1,335 @@
+"""Grid + what is covered -> ordered units of work.
+
+Order: checkpoint outermost, then subject (the untuned checkpoint first), then cells as given, then
+rows. A worker that takes units in order loads each subject once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from evalcore.errors import InputError
+from evalcore.planning.sharding import pick_shard
+from evalcore.store.coverage import Coverage
+from evalcore.types import Cell, Subject
+
+RowArray = npt.NDArray[np.int32]
+CostArray = npt.NDArray[np.int64]
+
+MAX_EXAMPLES_PER_UNIT = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedCell:
+    """A cell of the grid and its requests.
+
+    Attributes:
+        cell: The cell.
+        requests_path: Arrow file of encoded requests, one row per document.
+        doc_ids: Document id of each row. Cells of one task should share the list object.
+        costs: int64 [n], prompt tokens of each row.
+    """
+
+    cell: Cell
+    requests_path: str
+    doc_ids: Sequence[str]
+    costs: CostArray
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSlice:
+    """Rows of one cell's request file.
+
+    Attributes:
+        cell_key: The cell.
+        requests_path: File of encoded requests.
+        rows: int32 [k], ascending row numbers in it.
+    """
+
+    cell_key: str
+    requests_path: str
+    rows: RowArray
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """What is handed to a worker at once: one subject, slices of one or more cells.
+
+    Attributes:
+        id: 16 hex digits over subject, cells and rows.
+        subject: What to load.
+        slices: In planned order; at least one, none empty.
+        num_examples: Rows in all slices.
+        prompt_tokens: Sum of their costs.
+    """
+
+    id: str
+    subject: Subject
+    slices: tuple[UnitSlice, ...]
+    num_examples: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class PlanCounts:
+    """How much a plan is.
+
+    Attributes:
+        checkpoints: Checkpoints with work left.
+        subjects: Subjects with work left.
+        cells: Cells of the grid (of the shard, if sharded).
+        cells_planned: Cells with work left.
+        units: Units.
+        examples_planned: Examples left to score.
+        examples_covered: Examples of the grid that are scored already.
+        prompt_tokens: Prompt tokens of the examples left, as if each were computed.
+        model_loads: Loads, swaps or merges of weights when one worker runs it in order.
+    """
+
+    checkpoints: int
+    subjects: int
+    cells: int
+    cells_planned: int
+    units: int
+    examples_planned: int
+    examples_covered: int
+    prompt_tokens: int
+    model_loads: int
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name, for run records."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Units in order, their counts, and the cells they speak of.
+
+    Attributes:
+        units: In the order of the module's docstring.
+        counts: How much it is.
+        cells: Cell key -> cell, for every cell of the grid (or shard), covered ones too.
+    """
+
+    units: tuple[Unit, ...]
+    counts: PlanCounts
+    cells: Mapping[str, Cell] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """Rows of one planned cell that are to be scored."""
+
+    planned: PlannedCell
+    rows: RowArray
+
+
+def plan_units(
+    cells: Sequence[PlannedCell],
+    covered: Mapping[str, Collection[str]],
+    *,
+    max_examples_per_unit: int = MAX_EXAMPLES_PER_UNIT,
+    max_prompt_tokens_per_unit: int | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Plan:
+    """Plans what is not covered yet.
+
+    Args:
+        cells: The grid; order decides the order of checkpoints, adapters and cells. A (cell,
+            document) that appears twice is planned once.
+        covered: Cell key -> document ids (:class:`Coverage`, or any mapping).
+        max_examples_per_unit: At least 1; the rows of a subject are cut evenly below it.
+        max_prompt_tokens_per_unit: A unit above it has one row.
+        shard: (i, n): only the i-th of n parts. The parts are cut from the whole grid, before
+            covered documents are removed, so array jobs that start at different times over one
+            results folder neither overlap nor leave gaps between them.
+
+    Raises:
+        InputError: A limit or the shard is out of range, or a cell's arrays do not match.
+    """
+    limits = _Limits(max_examples_per_unit, max_prompt_tokens_per_unit)
+    grid = _ordered(_without_repeats(cells))
+    if shard is not None:
+        whole = [unit for works in _by_subject(grid) for unit in _cut(works, limits)]
+        grid = _works_of(pick_shard(whole, *shard), {w.planned.cell.key: w for w in grid})
+    todo = _uncovered(grid, covered)
+    units = tuple(unit for works in _by_subject(todo) for unit in _cut(works, limits))
+    total = sum(len(work.rows) for work in grid)
+    by_key = {work.planned.cell.key: work.planned.cell for work in grid}
+    return Plan(units, _counts(units, by_key, total), by_key)
+
+
+def shard(plan: Plan, i: int, n: int) -> Plan:
+    """The i-th of n parts of a plan, as :func:`evalcore.planning.sharding.pick_shard` cuts it.
+
+    Jobs that start at different times see different coverage and must not each shard what is
+    *left*: they use ``plan_units(..., shard=(i, n))``.
+
+    Raises:
+        InputError: Not 0 <= i < n.
+    """
+    return subset(plan, pick_shard(plan.units, i, n))
+
+
+def subset(plan: Plan, units: Sequence[Unit]) -> Plan:
+    """A plan of some units of ``plan``, in their order there; counts follow, covered ones are 0."""
+    keys = dict.fromkeys(part.cell_key for unit in units for part in unit.slices)
+    cells = {key: plan.cells[key] for key in keys}
+    total = sum(unit.num_examples for unit in units)
+    return Plan(tuple(units), _counts(units, cells, total), cells)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    examples: int
+    tokens: int | None
+
+    def __post_init__(self) -> None:
+        if self.examples < 1 or (self.tokens is not None and self.tokens < 1):
+            raise InputError(
+                f"unit limits must be at least 1, got {self.examples} examples, "
+                f"{self.tokens} prompt tokens"
+            )
+
+
+def _without_repeats(cells: Sequence[PlannedCell]) -> list[_Work]:
+    """Each (cell, document) once; a cell given twice becomes one when its requests are the same."""
+    works: list[_Work] = []
+    seen: dict[str, PlannedCell] = {}
+    distinct: dict[int, RowArray] = {}  # by list object, which cells of one task share
+    for planned in cells:
+        doc_ids, key = planned.doc_ids, planned.cell.key
+        if len(planned.costs) != len(doc_ids):
+            raise InputError(f"cell {key}: {len(planned.costs)} costs for {len(doc_ids)} documents")
+        if key in seen:
+            if list(seen[key].doc_ids) != list(doc_ids):
+                raise InputError(
+                    f"cell {key} is planned twice with different documents "
+                    f"({planned.cell.subject.label}, {planned.cell.task.name}, "
+                    f"{planned.cell.variant.name}); give each cell once"
+                )
+            continue
+        seen[key] = planned
+        if id(doc_ids) not in distinct:
+            first = {doc_id: row for row, doc_id in reversed(list(enumerate(doc_ids)))}
+            distinct[id(doc_ids)] = np.sort(np.fromiter(first.values(), dtype=np.int32))
+        works.append(_Work(planned, distinct[id(doc_ids)]))
+    return works
+
+
+def _ordered(works: Sequence[_Work]) -> list[_Work]:
+    """Stable order: checkpoint by first appearance, then base before adapters, then subject."""
+    checkpoints: dict[str, int] = {}
+    subjects: dict[str, int] = {}
+    for work in works:
+        subject = work.planned.cell.subject
+        checkpoints.setdefault(subject.checkpoint.fingerprint, len(checkpoints))
+        subjects.setdefault(subject.id, len(subjects))
+
+    def place(work: _Work) -> tuple[int, bool, int]:
+        subject = work.planned.cell.subject
+        checkpoint = checkpoints[subject.checkpoint.fingerprint]
+        return checkpoint, subject.adapter is not None, subjects[subject.id]
+
+    return sorted(works, key=place)
+
+
+def _uncovered(works: Sequence[_Work], covered: Mapping[str, Collection[str]]) -> list[_Work]:
+    codes: dict[int, npt.NDArray[np.int64]] = {}
+    left = []
+    for work in works:
+        key, doc_ids = work.planned.cell.key, work.planned.doc_ids
+        rows = work.rows
+        if key in covered:
+            if isinstance(covered, Coverage):
+                if id(doc_ids) not in codes:
+                    codes[id(doc_ids)] = covered.encode(doc_ids)
+                done = covered.mask(key, codes[id(doc_ids)][rows])
+            else:
+                have = frozenset(covered[key])
+                done = np.fromiter((doc_ids[row] in have for row in rows), bool, len(rows))
+            rows = rows[~done]
+        if len(rows):
+            left.append(_Work(work.planned, rows))
+    return left
+
+
+def _by_subject(works: Sequence[_Work]) -> Iterable[list[_Work]]:
+    group: list[_Work] = []
+    for work in works:
+        if group and group[0].planned.cell.subject.id != work.planned.cell.subject.id:
+            yield group
+            group = []
+        group.append(work)
+    if group:
+        yield group
+
+
+def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
+    """Cuts one subject's rows, cell after cell, into units."""
+    costs = np.concatenate([np.asarray(w.planned.costs, np.int64)[w.rows] for w in works])
+    starts = np.concatenate([[0], np.cumsum([len(w.rows) for w in works])])
+    until = np.concatenate([[0], np.cumsum(costs)])
+    total = len(costs)
+    # Evenly, so that the last unit is not a crumb that still costs a whole batch.
+    size = -(-total // -(-total // limits.examples)) if total else 0
+    units = []
+    begin = 0
+    while begin < total:
+        end = min(begin + size, total)
+        if limits.tokens is not None:
+            fits = int(np.searchsorted(until, until[begin] + limits.tokens, side="right")) - 1
+            end = min(end, max(fits, begin + 1))
+        slices = []
+        first = int(np.searchsorted(starts, begin, side="right")) - 1
+        for i in range(first, len(works)):
+            if starts[i] >= end:
+                break
+            rows = works[i].rows[max(begin - starts[i], 0) : end - starts[i]]
+            planned = works[i].planned
+            if len(rows):
+                slices.append(UnitSlice(planned.cell.key, planned.requests_path, rows))
+        tokens = int(until[end] - until[begin])
+        units.append(_unit(works[0].planned.cell.subject, tuple(slices), end - begin, tokens))
+        begin = end
+    return units
+
+
+def _unit(subject: Subject, slices: tuple[UnitSlice, ...], examples: int, tokens: int) -> Unit:
+    digest = hashlib.blake2b(subject.id.encode(), digest_size=8)
+    for part in slices:
+        digest.update(f"\n{part.cell_key}\n{len(part.rows)}\n".encode())
+        digest.update(part.rows.astype("<i4").tobytes())
+    return Unit(digest.hexdigest(), subject, slices, examples, tokens)
+
+
+def _works_of(units: Iterable[Unit], works: Mapping[str, _Work]) -> list[_Work]:
+    """Gathers the rows of units by cell again, in planned order."""
+    rows: dict[str, list[RowArray]] = {}
+    for unit in units:
+        for part in unit.slices:
+            rows.setdefault(part.cell_key, []).append(part.rows)
+    return [_Work(works[key].planned, np.concatenate(parts)) for key, parts in rows.items()]
+
+
+def _counts(units: Sequence[Unit], cells: Mapping[str, Cell], total: int) -> PlanCounts:
+    loads = sum(
+        1 for i, unit in enumerate(units) if i == 0 or units[i - 1].subject.id != unit.subject.id
+    )
+    planned = sum(unit.num_examples for unit in units)
+    return PlanCounts(
+        checkpoints=len({unit.subject.checkpoint.fingerprint for unit in units}),
+        subjects=len({unit.subject.id for unit in units}),
+        cells=len(cells),
+        cells_planned=len({part.cell_key for unit in units for part in unit.slices}),
+        units=len(units),
+        examples_planned=planned,
+        examples_covered=total - planned,
+        prompt_tokens=sum(unit.prompt_tokens for unit in units),
+        model_loads=loads,
+    )

@@ -1,0 +1,33 @@
+"""Loading tokenizers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from evalcore.errors import InputError
+from evalcore.identity import tokenizer_fingerprint
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The fast tokenizer of a local checkpoint directory (cached by content).
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    return _load(str(path), tokenizer_fingerprint(path))
+
+
+@lru_cache(maxsize=16)
+def _load(path: str, fingerprint: str) -> Any:
+    from transformers import AutoTokenizer  # seconds to import: only where tokens are needed
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:  # the library raises many kinds for a broken tokenizer
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"tokenizer in {path} cannot be loaded: {reason}") from None
+    return tokenizer

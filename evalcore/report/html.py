@@ -1,0 +1,384 @@
+"""The report: one HTML file that needs nothing else, with PNG and CSV files beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from evalcore.analysis import Analysis, Estimate, Flag, analyse
+from evalcore.errors import InputError
+from evalcore.metrics import METRICS_VERSION, cell_scores
+from evalcore.metrics.arrays import column
+from evalcore.report.pictures import Picture, draw_all
+from evalcore.report.tables import interval, plain, signed, study_rows, write_tables
+
+REPORT_NAME = "report.html"
+SHOWN_FLAGS = 6
+SERIOUS = ("missing", "doubled", "overflow", "untrained", "unscored", "task")
+FLAG_TITLES = {
+    "missing": "Missing: a comparison lacks a side",
+    "doubled": "Several entries for one key (never averaged)",
+    "overflow": "Prompts that did not fit and were not scored",
+    "unscored": "Rows without a value",
+    "untrained": "Adapters that change nothing",
+    "shots_dropped": "Prompts that lost shots to fit",
+    "control": "Tuned models without a format-only control",
+    "ratio": "Base score too small for a ratio",
+    "prompts": "Different numbers of prompts",
+    "metric": "Primary metric without a value per document",
+    "tuning": "Adapters whose tuning is not known",
+    "task": "Tasks that changed between runs",
+}
+MAIN_FIGURES = (
+    "examples", "per_s", "wall", "elapsed", "computed", "limit", "ratio", "swap", "model_load",
+    "cells", "failed", "tokens", "restart", "fallback", "workers", "engine", "device",
+)  # fmt: skip
+
+
+def write_report(
+    read_table_or_path: pa.Table | str | Path,
+    out_dir: str | Path,
+    *,
+    title: str,
+    run_records: Sequence[Mapping[str, Any]] | None = None,
+    analysis: Analysis | None = None,
+    numerics: str | None = None,
+    allow_mixed: bool = False,
+) -> Path:
+    """Writes ``report.html`` (self-contained), its pictures as PNG and every table as CSV.
+
+    Args:
+        read_table_or_path: What ``ResultStore.read()`` gives, or a results folder.
+        out_dir: Created if need be; files of an earlier report there are replaced.
+        title: Heading of the page.
+        run_records: Run records as the store keeps them (any keys); None: those of the results
+            folder, if one is given.
+        analysis: The analysis of the same table, if it is at hand.
+        numerics: Use only this numerics class.
+        allow_mixed: Allow differences across numerics classes.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: No rows, or the folder cannot be written.
+        IncompatibleError: A difference would mix numerics classes.
+    """
+    table, stored_runs = _read(read_table_or_path)
+    if analysis is None:
+        analysis = analyse(table, numerics=numerics, allow_mixed=allow_mixed)
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tables = write_tables(analysis, _described_cells(table), out)
+        pictures = draw_all(analysis, out)
+        page = render(analysis, table, pictures, title,
+                      stored_runs if run_records is None else run_records,
+                      [t.name for t in tables])  # fmt: skip
+        path = out / REPORT_NAME
+        partial = path.with_suffix(".html.partial")
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(
+            f"report folder {out}: cannot write ({error.strerror or error}); give another folder"
+        ) from error
+    return path
+
+
+def _read(source: pa.Table | str | Path) -> tuple[pa.Table, Sequence[Mapping[str, Any]]]:
+    """The joined table, and the run records if a results folder was given."""
+    if isinstance(source, pa.Table):
+        return source, ()
+    from evalcore.store import ResultStore  # only readers of a folder need the store
+
+    store = ResultStore(source, read_only=True)
+    return store.read(), store.runs.list()
+
+
+def _described_cells(table: pa.Table) -> pa.Table:
+    """Cell scores with the columns that say what each cell is."""
+    import pyarrow.compute as pc
+
+    names = ["checkpoint", "step", "adapter", "tuning", "control", "task", "variant", "numerics"]
+    cells = column(table, "cell")
+    first = pc.index_in(cells.unique(), value_set=cells)
+    about = table.select(names).take(first)
+    scores = cell_scores(table)
+    place = pc.index_in(scores.column("cell"), value_set=cells.unique())
+    for name in names:
+        scores = scores.append_column(name, column(about, name).take(place.combine_chunks()))
+    keys = ("step", "task", "adapter", "variant", "metric")
+    return scores.sort_by([(key, "ascending") for key in keys])
+
+
+def render(
+    analysis: Analysis,
+    table: pa.Table,
+    pictures: Sequence[Picture],
+    title: str,
+    run_records: Sequence[Mapping[str, Any]],
+    tables: Sequence[str],
+) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # only reports need it
+
+    environment = Environment(
+        loader=PackageLoader("evalcore.report", "."),
+        autoescape=True, undefined=StrictUndefined,
+    )  # fmt: skip
+    from markupsafe import Markup
+
+    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    methods = {g.pooled.method for g in analysis.gains}
+    return environment.get_template("template.html.j2").render(
+        title=title,
+        style=Markup(style),
+        facts=_facts(analysis, table),
+        lead=_lead(analysis),
+        serious=sum(f.kind in SERIOUS for f in analysis.flags),
+        study=_study(analysis),
+        summary=_summary(analysis),
+        best=_best(analysis),
+        spreads=_spreads(analysis),
+        forgetting=_forgetting(analysis),
+        far=_far(analysis),
+        flags=_flag_groups(analysis.flags),
+        runs=[_run(i, r) for i, r in enumerate(run_records)],
+        versions=_versions(table),
+        pictures=[_embed(p) for p in pictures],
+        tables=tables,
+        interval_words=(
+            "Percentile bootstrap over documents." if methods == {"bootstrap"}
+            else "Student's t over documents."
+        ),
+    )  # fmt: skip
+
+
+def _embed(picture: Picture) -> dict[str, Any]:
+    data = picture.path.read_bytes()
+    width, height = struct.unpack(">II", data[16:24])  # the PNG header: size for a steady layout
+    return {
+        "section": picture.section, "alt": picture.alt, "width": width, "height": height,
+        "data": base64.b64encode(data).decode("ascii"),
+    }  # fmt: skip
+
+
+def _sure(estimate: Estimate) -> bool:
+    return estimate.low99 > 0 or estimate.high99 < 0
+
+
+def _facts(analysis: Analysis, table: pa.Table) -> list[tuple[str, str]]:
+    book = analysis.book
+    bases = [s for s in book.subjects.values() if s.base is None]
+    tuned = [s for s in book.subjects.values() if s.base is not None and not s.control]
+    controls = [s for s in book.subjects.values() if s.control]
+    variants = {(book.tasks[t].group, v) for (_, t), cells in book.cells.items() for v in cells}
+    most = max(Counter(group for group, _ in variants).values())
+    counts = [
+        (len(bases), "checkpoint"), (len(tuned), "tuned model"), (len(controls), "control"),
+        (len(book.tasks), "task"), (sum(len(c) for c in book.cells.values()), "cell"),
+        (table.num_rows, "stored row"),
+    ]  # fmt: skip
+    facts = [(f"{n:,}", name + ("" if n == 1 else "s")) for n, name in counts if n]
+    return [*facts[:-2], (f"up to {most}", "prompts a task"), *facts[-2:]]
+
+
+def _lead(analysis: Analysis) -> list[str]:
+    """What came out at the last checkpoint, in sentences that claim no more than the intervals."""
+    rows = [r for r in study_rows(analysis) if r.tasks]
+    if not rows:
+        return []
+    last = rows[-1].subject.base
+    lines = []
+    for row in (r for r in rows if r.subject.base == last):
+        tasks = ", ".join(row.tasks)
+        verdict = (
+            "a gain" if row.gain.low99 > 0 else "a loss" if row.gain.high99 < 0
+            else "a change that could be chance"
+        )  # fmt: skip
+        text = (
+            f"{row.subject.checkpoint} tuned on {row.subject.tuning}: {plain(row.base.value)} "
+            f"becomes {plain(row.tuned.value)} on {tasks}, {verdict} of {interval(row.gain)}"
+        )
+        if row.over_control.n:
+            beyond = (
+                "above" if row.over_control.low99 > 0 else "below" if row.over_control.high99 < 0
+                else "not credibly different from"
+            )  # fmt: skip
+            text += f"; {beyond} the format-only control ({interval(row.over_control)})"
+        else:
+            text += "; there is no control to tell format from ability"
+        lines.append(text + ".")
+    return lines
+
+
+def _named(subject: Any) -> dict[str, Any]:
+    tuning = subject.tuning or subject.adapter or "untuned"
+    if subject.base is None:
+        tuning = "untuned"
+    if subject.control:
+        tuning += " (control)"
+    if subject.seed:
+        tuning += f", seed {subject.seed}"
+    return {"checkpoint": subject.checkpoint, "tuning": tuning}
+
+
+def _study(analysis: Analysis) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for row in study_rows(analysis):
+        named = _named(row.subject)
+        out.append(
+            {
+                **named, "first": not out or out[-1]["checkpoint"] != named["checkpoint"],
+                "base": plain(row.base.value), "tuned": plain(row.tuned.value),
+                "gain": interval(row.gain), "gain_sure": _sure(row.gain),
+                "control": signed(row.control_gain.value),
+                "over": interval(row.over_control), "over_sure": _sure(row.over_control),
+                "forgetting": interval(row.forgetting), "forgetting_sure": _sure(row.forgetting),
+                "measurable": f"{row.measurable} of {row.outside}", "n": f"{row.gain.n:,}",
+            }
+        )  # fmt: skip
+    return out
+
+
+def _summary(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {
+            "checkpoint": s.checkpoint, "own": interval(s.own_gain), "own_n": len(s.own_tasks),
+            "base": plain(s.other_base.value), "other": interval(s.other_gain),
+            "other_n": len(s.other_tasks),
+        }
+        for s in analysis.summary
+        if s.own_tasks or s.other_tasks
+    ]  # fmt: skip
+
+
+def _best(analysis: Analysis) -> list[dict[str, Any]]:
+    best = {(b.subject.id, b.task.name): b for b in analysis.best_of}
+    rows = []
+    for gain in analysis.own_gains():
+        single = [e.value for e in gain.by_variant.values() if e.n]
+        found = best.get((gain.subject.id, gain.task.name))
+        rows.append(
+            {
+                **_named(gain.subject), "task": gain.task.name, "gain": interval(gain.pooled),
+                "range": f"{signed(min(single))} to {signed(max(single))}" if single else "–",
+                "best": interval(found.gain) if found else "–",
+                "continuous": interval(gain.continuous),
+                "measure": {"gold_prob": "probability", "gold_bits_per_byte": "bits per byte"}.get(
+                    gain.task.continuous, gain.task.continuous
+                ),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _spreads(analysis: Analysis) -> list[dict[str, Any]]:
+    def beyond(spread: Any) -> str:
+        return "0*" if spread.clipped else plain(spread.prompt_std)
+
+    return [
+        {
+            **_named(s.subject), "task": s.task.name, "shots": s.shots,
+            "prompts": s.spread.prompts, "range": plain(s.spread.range),
+            "noise": plain(s.spread.range_noise), "std": beyond(s.spread),
+            "base_std": beyond(s.base) if s.base else "–", "above": signed(s.above_floor),
+        }
+        for s in analysis.spreads
+        if s.subject.base is None or s.task.tuned_by == s.subject.tuning
+    ]  # fmt: skip
+
+
+def _forgetting(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {
+            **_named(s.subject), "measurable": f"{s.measurable} of {s.measurable + s.unmeasurable}",
+            "mean": interval(s.mean), "median": signed(s.median), "mrc": signed(s.mrc),
+            "median_ratio": signed(s.median_ratio), "small": ", ".join(s.small_denominators) or "–",
+        }
+        for s in analysis.forgetting_summaries
+    ]  # fmt: skip
+
+
+def _far(analysis: Analysis) -> list[dict[str, Any]]:
+    return [
+        {
+            **_named(g.subject), "task": g.task.name, "base": plain(g.other.value),
+            "tuned": plain(g.own.value), "gain": interval(g.pooled), "sure": _sure(g.pooled),
+        }
+        for g in analysis.out_of_domain
+    ]  # fmt: skip
+
+
+def _flag_groups(flags: Sequence[Flag]) -> list[dict[str, Any]]:
+    groups: dict[str, list[Flag]] = defaultdict(list)
+    for flag in flags:
+        groups[flag.kind].append(flag)
+    order = sorted(groups, key=lambda kind: (kind not in SERIOUS, kind))
+    return [
+        {
+            "title": FLAG_TITLES.get(kind, kind), "total": len(groups[kind]),
+            "shown": groups[kind][:SHOWN_FLAGS], "rest": groups[kind][SHOWN_FLAGS:],
+        }
+        for kind in order
+    ]  # fmt: skip
+
+
+def _run(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    rows = _flatten(record)
+    main = [(k, v) for k, v in rows if any(word in k for word in MAIN_FIGURES)][:16]
+    names = {k for k, _ in main}
+    started = next((v for k, v in rows if k in ("started", "time", "utc", "id", "run_id")), "")
+    return {
+        "title": f"Run {number + 1}" + (f", {started}" if started else ""),
+        "main": [(k.replace("_", " "), v) for k, v in main],
+        "rest": [(k.replace("_", " "), v) for k, v in rows if k not in names],
+    }
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            rows.extend(_flatten(item, f"{name} / "))
+        elif isinstance(item, bool) or item is None:
+            rows.append((name, {True: "yes", False: "no", None: "–"}[item]))
+        elif isinstance(item, int):
+            rows.append((name, f"{item:,}"))
+        elif isinstance(item, float):
+            rows.append((name, f"{item:,.4g}" if abs(item) < 1000 else f"{item:,.0f}"))
+        else:
+            text = item if isinstance(item, str) else json.dumps(item, default=str)
+            rows.append((name, text if len(text) <= 300 else text[:297] + "..."))
+    return rows
+
+
+def _versions(table: pa.Table) -> list[tuple[str, str]]:
+    def distinct(name: str) -> str:
+        if name not in table.column_names:
+            return "–"
+        return ", ".join(sorted(str(v) for v in column(table, name).unique().to_pylist()))
+
+    rows = [
+        ("evalcore", distinct("evalcore_version")), ("metrics version", str(METRICS_VERSION)),
+        ("numerics", distinct("numerics")),
+    ]  # fmt: skip
+    found: dict[str, set[str]] = defaultdict(set)
+    if "versions" in table.column_names:
+        for text in column(table, "versions").unique().to_pylist():
+            try:
+                for key, value in _flatten(json.loads(text or "{}")):
+                    found[key].add(value)
+            except (ValueError, AttributeError):
+                found["versions"].add(str(text))
+    return rows + [(key, ", ".join(sorted(values))) for key, values in sorted(found.items())]

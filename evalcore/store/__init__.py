@@ -1,0 +1,22 @@
+"""Results on disk: Arrow segments, coverage, resume, reading, compaction, export."""
+
+from evalcore.store.compaction import CompactReport
+from evalcore.store.coverage import Coverage
+from evalcore.store.export import to_csv, to_parquet
+from evalcore.store.results import ResultStore
+from evalcore.store.runs import RunLog
+from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION
+from evalcore.store.segments import SegmentWriter
+
+__all__ = [
+    "CELL_SCHEMA",
+    "EXAMPLE_SCHEMA",
+    "SCHEMA_VERSION",
+    "CompactReport",
+    "Coverage",
+    "ResultStore",
+    "RunLog",
+    "SegmentWriter",
+    "to_csv",
+    "to_parquet",
+]

@@ -1,0 +1,77 @@
+"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+STALE_TEMPORARY_S = 24 * 3600
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Makes ``path`` appear with its full contents, durably, or not at all.
+
+    The temporary file lies in the same folder (rename is atomic only within a file system) and its
+    name starts with a dot, so that dataset readers pointed at the folder skip it.
+
+    Args:
+        path: Final name; an existing file is replaced.
+        write: Writes the contents to the open binary file.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    try:
+        with open(temporary, "xb") as sink:
+            write(sink)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes names created, renamed or removed in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY_S) -> int:
+    """Removes what dead writers left; younger files may belong to a writer that still lives.
+
+    Returns:
+        How many files were removed.
+    """
+    removed = 0
+    horizon = time.time() - older_than_s
+    for entry in os.scandir(folder):
+        if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY_SUFFIX)):
+            continue
+        # Another process may clean the same folder.
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime < horizon:
+                os.unlink(entry.path)
+                removed += 1
+    return removed
+
+
+def utc_stamp(time_ns: int | None = None) -> str:
+    """Time as file names carry it: ``20260131T235959.123456Z``; text order is time order."""
+    now_ns = time.time_ns() if time_ns is None else time_ns
+    moment = datetime.fromtimestamp(now_ns // 1_000_000_000, tz=UTC)
+    return f"{moment:%Y%m%dT%H%M%S}.{now_ns // 1000 % 1_000_000:06d}Z"

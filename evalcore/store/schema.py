@@ -1,0 +1,133 @@
+"""The two tables of a results folder; the only place where their columns are named.
+
+Raise :data:`SCHEMA_VERSION` whenever a column changes its name, type or meaning.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from evalcore.errors import IncompatibleError
+
+SCHEMA_VERSION = 1
+
+EXAMPLE_SCHEMA: pa.Schema = pa.schema(
+    [
+        pa.field("cell", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("doc_index", pa.int32()),
+        pa.field("gold", pa.int32()),
+        pa.field("prediction", pa.int32()),
+        pa.field("choice_logprobs", pa.list_(pa.float64())),
+        pa.field("choice_tokens", pa.list_(pa.int32())),
+        pa.field("choice_bytes", pa.list_(pa.int32())),
+        pa.field("choice_chars", pa.list_(pa.int32())),
+        pa.field("is_greedy", pa.list_(pa.bool_())),
+        pa.field("text", pa.string()),
+        pa.field("references", pa.list_(pa.string())),
+        pa.field("gen_tokens", pa.int32()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("computed_tokens", pa.int32()),
+        pa.field("cached_tokens", pa.int32()),
+        pa.field("shots", pa.int32()),
+        pa.field("shots_dropped", pa.int32()),
+        pa.field("flags", pa.list_(pa.string())),
+    ]
+)
+"""One row per (cell, document); what an engine said, nothing derived from it but the prediction."""
+
+CELL_SCHEMA: pa.Schema = pa.schema(
+    [
+        pa.field("cell", pa.string(), nullable=False),
+        pa.field("checkpoint", pa.string()),
+        pa.field("step", pa.int64()),
+        pa.field("checkpoint_fingerprint", pa.string()),
+        pa.field("checkpoint_source", pa.string()),
+        pa.field("revision", pa.string()),
+        pa.field("adapter", pa.string()),
+        pa.field("adapter_fingerprint", pa.string()),
+        pa.field("tuning", pa.string()),
+        pa.field("control", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("subject", pa.string()),
+        pa.field("base", pa.string()),
+        pa.field("untrained", pa.bool_()),
+        pa.field("task", pa.string()),
+        pa.field("task_version", pa.int32()),
+        pa.field("task_fingerprint", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("tuned_by", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("output_type", pa.string()),
+        pa.field("primary_metric", pa.string()),
+        pa.field("metrics", pa.list_(pa.string())),
+        pa.field("baseline", pa.float64()),
+        pa.field("num_choices", pa.int32()),
+        pa.field("variant", pa.string()),
+        pa.field("variant_fingerprint", pa.string()),
+        pa.field("shots", pa.int32()),
+        pa.field("shots_seed", pa.int32()),
+        pa.field("chat", pa.bool_()),
+        pa.field("max_length", pa.int32()),
+        pa.field("engine", pa.string()),
+        pa.field("dtype", pa.string()),
+        pa.field("head_dtype", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("numerics", pa.string()),
+        pa.field("evalcore_version", pa.string()),
+        pa.field("versions", pa.string()),
+    ]
+)
+"""One row per cell: everything that is the same for all its documents."""
+
+
+def joined_name(column: str) -> str:
+    """Name of a cell column in the joined table: ``cell_<name>`` where the examples have it too."""
+    taken = column != "cell" and column in EXAMPLE_SCHEMA.names
+    return f"cell_{column}" if taken else column
+
+
+def conform(rows: pa.Table | pa.RecordBatch | list[dict], schema: pa.Schema, what: str) -> pa.Table:
+    """Gives ``rows`` exactly the columns, order and types of ``schema``.
+
+    Columns left out become null; unknown columns and nulls in keys are refused.
+
+    Raises:
+        IncompatibleError: Rows do not fit; the message names the column.
+    """
+    if isinstance(rows, pa.RecordBatch):
+        rows = pa.Table.from_batches([rows])
+    names = rows.column_names if isinstance(rows, pa.Table) else {k for row in rows for k in row}
+    unknown = sorted(set(names) - set(schema.names))
+    if unknown:
+        raise IncompatibleError(
+            f"{what}: unknown column {unknown[0]!r}; expected columns of schema {SCHEMA_VERSION}: "
+            f"{', '.join(schema.names)}"
+        )
+    columns = []
+    for field in schema:
+        try:
+            columns.append(_column(rows, field))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise IncompatibleError(
+                f"{what}: column {field.name!r} does not fit type {field.type}: {error}"
+            ) from error
+        if not field.nullable and columns[-1].null_count:
+            raise IncompatibleError(f"{what}: column {field.name!r} has an empty value")
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(rows: pa.Table | list[dict], field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if not isinstance(rows, pa.Table):
+        values = [row.get(field.name) for row in rows]
+        if pa.types.is_dictionary(field.type):
+            plain = pa.array(values, type=field.type.value_type)
+            return plain.dictionary_encode().cast(field.type)
+        return pa.array(values, type=field.type)
+    if field.name not in rows.column_names:
+        return pa.nulls(rows.num_rows, type=field.type)
+    column = rows.column(field.name)
+    if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
+        column = column.cast(field.type.value_type).dictionary_encode()
+    return column if column.type == field.type else column.cast(field.type)

@@ -1,0 +1,132 @@
+"""Finding tasks by name or group."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from evalcore.errors import DefinitionError, UnknownNameError
+from evalcore.identity import text_fingerprint
+from evalcore.tasks.model import TaskDefinition, read_yaml, validation_line
+from evalcore.types import GenerationSettings, Task
+
+DEFINITIONS = Path(__file__).parent / "definitions"
+
+
+def read_task(path: Path) -> Task:
+    """Reads one task file.
+
+    Raises:
+        DefinitionError: If it is not what the schema says (one line: file, key, expected).
+    """
+    try:
+        definition = TaskDefinition.model_validate(read_yaml(path, "task file"))
+    except ValidationError as error:
+        raise DefinitionError(validation_line(error, "task file", path)) from None
+    return task_from_definition(definition)
+
+
+def task_from_definition(definition: TaskDefinition) -> Task:
+    """The frozen value other modules use."""
+    spec = definition.model_dump(mode="json")
+    generation = definition.generation
+    return Task(
+        name=definition.name,
+        version=definition.version,
+        group=definition.group,
+        output_type=definition.output_type,
+        metrics=tuple(definition.metrics),
+        primary=definition.primary,
+        tuned_by=definition.tuned_by,
+        domain=definition.domain,
+        choices=tuple((definition.choices.labels if definition.choices else None) or ()),
+        generation=GenerationSettings(generation.max_tokens, tuple(generation.stops))
+        if generation
+        else GenerationSettings(),
+        description=definition.description,
+        fingerprint=text_fingerprint(["task", spec]),
+        spec=spec,
+    )
+
+
+def _files(search: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for place in (*search, DEFINITIONS):
+        place = Path(place)
+        if place.is_file():
+            files.append(place)
+        elif place.is_dir():
+            files += sorted([*place.glob("*.yaml"), *place.glob("*.yml")])
+        else:
+            raise DefinitionError(f"task folder {place} does not exist")
+    return files
+
+
+def list_tasks(search: Sequence[Path] = ()) -> list[Task]:
+    """All tasks: those of the given folders and files, then the built-in ones, by name.
+
+    Raises:
+        DefinitionError: If a file is broken, or two given files define one name.
+    """
+    tasks: dict[str, tuple[Task, Path]] = {}
+    for file in _files(search):
+        task = read_task(file)
+        known = tasks.get(task.name)
+        if known is not None and known[1].resolve() != file.resolve():
+            raise DefinitionError(f"task {task.name} is defined twice: {known[1]} and {file}")
+        tasks[task.name] = (task, file)
+    return [tasks[name][0] for name in sorted(tasks)]
+
+
+def load_task(name: str, search: Sequence[Path] = ()) -> Task:
+    """The task of that name (or in the YAML file of that path).
+
+    Raises:
+        UnknownNameError: With the nearest names.
+        DefinitionError: If a file is broken.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_task(Path(name))
+    tasks = {task.name: task for task in list_tasks(search)}
+    if name not in tasks:
+        raise UnknownNameError("task", name, tasks, "see: evalcore tasks list")
+    return tasks[name]
+
+
+def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
+    """Tasks of a comma-separated list of names, groups, patterns, YAML files, or ``all``.
+
+    A group stands for all its tasks; a name that is both means the task alone (``name*`` takes
+    its relatives too). Order as given, each task once.
+
+    Raises:
+        UnknownNameError: With the nearest names.
+        DefinitionError: If a file is broken, or the selection is empty.
+    """
+    names = [part.strip() for part in selection.split(",") if part.strip()]
+    if not names:
+        raise DefinitionError("no tasks given: expected names joined by commas, or all")
+    tasks = list_tasks(search)
+    by_name = {task.name: task for task in tasks}
+    groups = {task.group for task in tasks}
+    chosen: dict[str, Task] = {}
+    for name in names:
+        if name == "all":
+            found = tasks
+        elif name in by_name:
+            found = [by_name[name]]
+        elif name in groups:
+            found = [task for task in tasks if task.group == name]
+        elif name.endswith((".yaml", ".yml")):
+            found = [read_task(Path(name))]
+        else:
+            found = [task for task in tasks if fnmatch.fnmatchcase(task.name, name)]
+        if not found:
+            known = {*by_name, *groups, "all"}
+            raise UnknownNameError("task", name, known, "see: evalcore tasks list")
+        for task in found:
+            chosen.setdefault(task.name, task)
+    return list(chosen.values())

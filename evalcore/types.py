@@ -1,0 +1,340 @@
+"""Frozen values handed from stage to stage. Nothing here reads a disk, a clock or a device.
+
+Shape suffixes used in the whole package: ``N`` contexts of a batch, ``M`` continuations,
+``T`` token positions. Flat arrays come with ``offsets`` of one entry more than there are items:
+item ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+OutputType = Literal["multiple_choice", "generate_until", "loglikelihood"]
+Domain = Literal["in", "out", "none"]
+IntArray = npt.NDArray[np.int32]
+OffsetArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Base-model weights at one point of pre-training (or fully tuned weights, with a parent).
+
+    Attributes:
+        name: Short name for people, unique in a run (``step-00400``).
+        path: Local directory with config.json and safetensors.
+        fingerprint: 32 hex digits over tensors and numeric configuration (see identity).
+        tokenizer_fingerprint: 32 hex digits over what decides token ids.
+        step: Pre-training step, if known; orders tables and pictures.
+        source: What the user gave (a path, or ``repo@revision``).
+        revision: Resolved commit of a hub checkpoint.
+        parent: Fingerprint of the checkpoint this one was fully tuned from.
+        tuning: Tuning label of a fully tuned checkpoint.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    step: int | None = None
+    source: str = ""
+    revision: str | None = None
+    parent: str | None = None
+    tuning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A PEFT LoRA directory.
+
+    Attributes:
+        name: Short name for people, unique for its checkpoint.
+        path: Local directory with adapter_config.json and adapter_model.safetensors.
+        fingerprint: 32 hex digits over tensors and numeric configuration.
+        rank: Largest rank of its modules.
+        tuning: Name of the tuning that made it (usually the task it was tuned on), if known.
+        control: Kind of control it is (``shuffled_labels``), else None.
+        seed: Training seed, if known.
+        untrained: True when every delta is exactly zero.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    rank: int
+    tuning: str | None = None
+    control: str | None = None
+    seed: int | None = None
+    untrained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is scored: a checkpoint, optionally with an adapter."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter | None = None
+
+    @property
+    def id(self) -> str:
+        """Content identity: checkpoint fingerprint, ``+`` adapter fingerprint."""
+        own = self.checkpoint.fingerprint
+        return own if self.adapter is None else f"{own}+{self.adapter.fingerprint}"
+
+    @property
+    def base_id(self) -> str | None:
+        """Id of the subject this one is compared with; None for an untuned checkpoint."""
+        return self.checkpoint.fingerprint if self.adapter is not None else self.checkpoint.parent
+
+    @property
+    def tuning(self) -> str | None:
+        return self.adapter.tuning if self.adapter is not None else self.checkpoint.tuning
+
+    @property
+    def label(self) -> str:
+        own = self.checkpoint.name
+        return own if self.adapter is None else f"{own} + {self.adapter.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """Greedy generation: when it ends.
+
+    Attributes:
+        max_tokens: New tokens at most.
+        stops: Strings that end a generation (not part of the text kept).
+    """
+
+    max_tokens: int = 32
+    stops: tuple[str, ...] = ("\n",)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A data set, what its columns mean, what is asked and how it is measured.
+
+    Attributes:
+        name: Unique name.
+        version: Raised when documents or their meaning change.
+        group: Prompt group (folder of prompt variants) and table group.
+        output_type: What an engine is asked for.
+        tuned_by: Name of the tuning whose group this task belongs to, if any.
+        domain: Whether the task is in or out of that tuning's domain.
+        choices: Fixed label names, in gold order; empty when each document has its own choices.
+        metrics: Metric names, the primary one included.
+        primary: The metric declared primary before anything is scored.
+        generation: For ``generate_until``.
+        fingerprint: Hash of the whole definition (32 hex digits).
+        spec: The validated definition, for the modules that load documents.
+    """
+
+    name: str
+    version: int
+    group: str
+    output_type: OutputType
+    metrics: tuple[str, ...]
+    primary: str
+    tuned_by: str | None = None
+    domain: Domain = "none"
+    choices: tuple[str, ...] = ()
+    generation: GenerationSettings = GenerationSettings()
+    description: str = ""
+    fingerprint: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One row of a task's data.
+
+    Attributes:
+        id: 32 hex digits over fields, choices, gold, references (and an ordinal for exact copies).
+        index: Row number in its split.
+        fields: Values templates may use.
+        choices: Choice texts of ``multiple_choice``; empty otherwise.
+        gold: Index of the right choice; -1 where there is none.
+        references: Reference texts of ``generate_until`` / the target of ``loglikelihood``.
+    """
+
+    id: str
+    index: int
+    fields: Mapping[str, Any]
+    choices: tuple[str, ...] = ()
+    gold: int = -1
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to turn a document into text.
+
+    Attributes:
+        name: Canonical selection text (``default``, ``default:shots=4``), unique within a group.
+        group: Prompt group.
+        template: Jinja template of the context (document fields are its variables).
+        target: Jinja template of one continuation (``choice`` is the choice text or reference).
+        delimiter: Text between context and continuation.
+        separator: Text between shots, and between the last shot and the question.
+        label_words: Pairs of (label name, words shown instead); empty to show labels as they are.
+        shots: Number of worked examples before the question.
+        shots_seed: Seed that draws and orders them.
+        chat: Whether the tokenizer's chat template is applied.
+        system: System text of the chat, if any.
+        fingerprint: Hash of all of the above but the name (32 hex digits).
+    """
+
+    name: str
+    group: str
+    template: str
+    target: str = "{{ choice }}"
+    delimiter: str = " "
+    separator: str = "\n\n"
+    label_words: tuple[tuple[str, str], ...] = ()
+    shots: int = 0
+    shots_seed: int = 0
+    chat: bool = False
+    system: str | None = None
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingSettings:
+    """How text becomes token ids; part of a cell's identity.
+
+    Attributes:
+        max_length: Longest context + continuation in tokens (generation: + max_tokens).
+        add_bos: ``auto`` follows the tokenizer; otherwise force it on or off.
+        overflow: ``drop_shots`` drops whole shots, then fails the document visibly (flagged).
+    """
+
+    max_length: int = 2048
+    add_bos: Literal["auto", "always", "never"] = "auto"
+    overflow: Literal["drop_shots"] = "drop_shots"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Subject x task x prompt variant; ``key`` is its content identity (32 hex digits)."""
+
+    key: str
+    subject: Subject
+    task: Task
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class ScoreBatch:
+    """Continuations to score, grouped by context; flat arrays.
+
+    Attributes:
+        context_tokens: int32 [T_context], all contexts one after the other. Never empty per context.
+        context_offsets: int64 [N + 1].
+        continuation_tokens: int32 [T_continuation]. Never empty per continuation.
+        continuation_offsets: int64 [M + 1].
+        continuation_context: int32 [M], non-decreasing: the context each continuation follows.
+    """
+
+    context_tokens: IntArray
+    context_offsets: OffsetArray
+    continuation_tokens: IntArray
+    continuation_offsets: OffsetArray
+    continuation_context: IntArray
+
+    @property
+    def num_contexts(self) -> int:
+        return len(self.context_offsets) - 1
+
+    @property
+    def num_continuations(self) -> int:
+        return len(self.continuation_offsets) - 1
+
+    @classmethod
+    def from_lists(cls, items: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> ScoreBatch:
+        """Builds a batch from (context, continuations) pairs of token-id lists."""
+        contexts = [context for context, _ in items]
+        continuations = [tokens for _, group in items for tokens in group]
+        owner = [i for i, (_, group) in enumerate(items) for _ in group]
+        return cls(
+            *flatten(contexts), *flatten(continuations), np.asarray(owner, dtype=np.int32)
+        )
+
+    def context(self, i: int) -> IntArray:
+        return self.context_tokens[self.context_offsets[i] : self.context_offsets[i + 1]]
+
+    def continuation(self, i: int) -> IntArray:
+        return self.continuation_tokens[
+            self.continuation_offsets[i] : self.continuation_offsets[i + 1]
+        ]
+
+
+@dataclass(frozen=True)
+class GenerateBatch:
+    """Contexts to continue greedily.
+
+    Attributes:
+        context_tokens: int32 [T_context].
+        context_offsets: int64 [N + 1].
+        settings: One per batch: the caller groups contexts by settings.
+    """
+
+    context_tokens: IntArray
+    context_offsets: OffsetArray
+    settings: GenerationSettings
+
+    @property
+    def num_contexts(self) -> int:
+        return len(self.context_offsets) - 1
+
+    def context(self, i: int) -> IntArray:
+        return self.context_tokens[self.context_offsets[i] : self.context_offsets[i + 1]]
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Answer to a :class:`ScoreBatch`.
+
+    Attributes:
+        token_logprobs: float64 [T_continuation], natural log, aligned with continuation_tokens.
+        is_greedy: bool [M], whether every token of the continuation is the model's arg max.
+        computed_tokens: int64 [N], prompt tokens run through the model for each context's group.
+        cached_tokens: int64 [N], prompt tokens of the group served from a cache or shared.
+        fallbacks: Continuations that were scored again the slow exact way.
+    """
+
+    token_logprobs: FloatArray
+    is_greedy: npt.NDArray[np.bool_]
+    computed_tokens: OffsetArray
+    cached_tokens: OffsetArray
+    fallbacks: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """Answer to a :class:`GenerateBatch`; every list has N entries.
+
+    Attributes:
+        texts: Generated text, cut before the first stop string.
+        token_counts: Tokens generated, the end token included.
+        finish_reasons: ``stop`` (end token or stop string) or ``length``.
+        computed_tokens: int64 [N] prompt tokens computed.
+        cached_tokens: int64 [N] prompt tokens served from a cache.
+    """
+
+    texts: list[str]
+    token_counts: list[int]
+    finish_reasons: list[str]
+    computed_tokens: OffsetArray
+    cached_tokens: OffsetArray
+
+
+def flatten(items: Sequence[Sequence[int]]) -> tuple[IntArray, OffsetArray]:
+    """Concatenates token-id lists into (flat int32 [T], offsets int64 [len + 1])."""
+    offsets = np.zeros(len(items) + 1, dtype=np.int64)
+    np.cumsum([len(item) for item in items], out=offsets[1:])
+    flat = np.fromiter((t for item in items for t in item), dtype=np.int32, count=int(offsets[-1]))
+    return flat, offsets

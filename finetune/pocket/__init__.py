@@ -1,0 +1,1 @@
+"""The pocket model: text, tokenizer and pre-training of a one-million-parameter Llama."""

@@ -1,0 +1,246 @@
+"""Turns a trained adapter into a directory that is either complete or not there.
+
+Everything is written below a hidden temporary name with a file ``unfinished`` in it; the record
+comes last; then the marker goes and one rename makes the directory appear. A directory under its
+final name therefore always has its ``provenance.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import evalcore
+from evalcore.errors import InputError
+from evalcore.identity import (
+    UNFINISHED_FILE,
+    adapter_fingerprint,
+    adapter_is_zero,
+    read_provenance,
+    text_fingerprint,
+    write_provenance,
+)
+from finetune.data import TrainingSet
+from finetune.plan import TuneJob
+
+LOSS_FILE = "loss.arrow"
+KEPT_FILES = ("adapter_config.json", "adapter_model.safetensors", LOSS_FILE)
+LOSS_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("learning_rate", pa.float64(), nullable=False),
+        pa.field("completion_tokens", pa.int64(), nullable=False),
+    ],
+    metadata={"what": "mean negative log-likelihood (nats) per completion token of each step"},
+)
+_VERSIONED = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What happened while an adapter was trained.
+
+    Attributes:
+        losses: float [steps], nats per completion token.
+        learning_rates: float [steps].
+        completion_tokens: int [steps], tokens the loss is on.
+        tokens: All tokens run through the model, without padding.
+        wall_s: Seconds from the start of the job to the end of training.
+        device: ``cpu`` or the GPU's name.
+        threads: CPU threads of torch.
+        dtype: Type of the base's weights.
+    """
+
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    completion_tokens: tuple[int, ...]
+    tokens: int
+    wall_s: float
+    device: str
+    threads: int
+    dtype: str
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.wall_s if self.wall_s > 0 else 0.0
+
+
+def commit_adapter(
+    job: TuneJob, save: Callable[[Path], None], rows: TrainingSet, report: TrainingReport
+) -> dict[str, Any]:
+    """Writes, records and publishes an adapter; an adapter with other settings is replaced.
+
+    Args:
+        job: What was trained.
+        save: Writes PEFT's files into a folder.
+        rows: What was learned.
+        report: How it went.
+
+    Returns:
+        The record, with ``untrained`` in its ``training`` part.
+
+    Raises:
+        InputError: If the folder cannot be written.
+    """
+    final = Path(job.directory)
+    building = _temporary(final)
+    try:
+        clean_leftovers(final)
+        building.mkdir(parents=True)
+        (building / UNFINISHED_FILE).touch()
+        save(building)
+        _only_kept_files(building)
+        _finish_config(building / "adapter_config.json", job)
+        _write_losses(building / LOSS_FILE, report)
+        for name in KEPT_FILES:
+            _sync(building / name)
+        record = provenance_record(job, rows, report, building)
+        write_provenance(building, record)
+        (building / UNFINISHED_FILE).unlink()
+        _sync(building)
+        _publish(building, final, record["settings"]["fingerprint"])
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return record
+
+
+def provenance_record(
+    job: TuneJob, rows: TrainingSet, report: TrainingReport, directory: Path
+) -> dict[str, Any]:
+    """The record of a finished adapter, as JSON values; see ``docs`` for its keys."""
+    base, settings = job.checkpoint, job.settings()
+    return {
+        "schema": 1,
+        "base": {
+            "name": base.name,
+            "path": base.path,
+            "path_relative": os.path.relpath(base.path, job.directory),
+            "source": base.source,
+            "revision": base.revision,
+            "fingerprint": base.fingerprint,
+            "step": base.step,
+        },
+        "tuning": {
+            "name": job.tuning,
+            "task": job.task,
+            "variant": ",".join(job.variants),
+            "control": job.control,
+            "seed": job.seed,
+            "examples": len(rows),
+        },
+        "method": job.method.model_dump(mode="json"),
+        "data": {
+            "fingerprint": rows.fingerprint,
+            "row_ids": list(rows.row_ids),
+            "left_out": rows.counts,
+            "held_out_tasks": list(job.held_out),
+        },
+        "training": {
+            "wall_s": round(report.wall_s, 3),
+            "tokens": report.tokens,
+            "tokens_per_s": round(report.tokens_per_s, 1),
+            "first_loss": report.losses[0],
+            "final_loss": sum(report.losses[-10:]) / len(report.losses[-10:]),
+            "steps": len(report.losses),
+            "threads": report.threads,
+            "dtype": report.dtype,
+            "untrained": adapter_is_zero(directory),
+        },
+        "settings": {"fingerprint": text_fingerprint(settings), "values": settings},
+        "versions": {
+            "evalcore": evalcore.__version__,
+            **{name: metadata.version(name) for name in _VERSIONED},
+        },
+        "device": report.device,
+        "adapter_fingerprint": adapter_fingerprint(directory),
+    }
+
+
+def clean_leftovers(final: Path) -> None:
+    """Removes what killed processes of this host left of earlier tries at ``final``."""
+    for left in final.parent.glob(f".{final.name}.*.unfinished"):
+        host, _, pid = left.name.removesuffix(".unfinished").removeprefix(
+            f".{final.name}."
+        ).rpartition("-")
+        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _temporary(final: Path) -> Path:
+    return final.parent / f".{final.name}.{socket.gethostname()}-{os.getpid()}.unfinished"
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # a try of our own that failed
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _only_kept_files(directory: Path) -> None:
+    """Removes what peft adds (a README with placeholders); nothing pickled may stay."""
+    for item in directory.iterdir():
+        if item.name not in (*KEPT_FILES, UNFINISHED_FILE):
+            item.unlink()
+
+
+def _finish_config(file: Path, job: TuneJob) -> None:
+    """Says which base it was, with its commit, and puts sets into a fixed order."""
+    config = json.loads(file.read_text("utf-8"))
+    base = job.checkpoint
+    from_hub = base.revision is not None
+    config["base_model_name_or_path"] = base.source.partition("@")[0] if from_hub else base.path
+    config["revision"] = base.revision
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _write_losses(file: Path, report: TrainingReport) -> None:
+    steps = range(1, len(report.losses) + 1)
+    columns = [list(steps), report.losses, report.learning_rates, report.completion_tokens]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, LOSS_SCHEMA, strict=True)]
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, LOSS_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=LOSS_SCHEMA))
+
+
+def _publish(building: Path, final: Path, settings: str) -> None:
+    """Renames into place; a finished adapter of other settings makes room first."""
+    if final.exists():
+        there = read_provenance(final)
+        if there is None:
+            raise InputError(f"{final} appeared meanwhile and is not an adapter of ours; move it")
+        if ((there.model_extra or {}).get("settings") or {}).get("fingerprint") == settings:
+            return  # another process made the same one first
+        old = final.parent / f".{final.name}.replaced-{os.getpid()}"
+        os.rename(final, old)
+        os.rename(building, final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(building, final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,146 @@
+"""``evalcore score`` on a folder of adapters: what is missing is scored, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from evalcore.store import ResultStore
+
+pytestmark = pytest.mark.slow
+
+TASKS = "pocket_nli,pocket_describe"
+
+
+def keys(results: Path) -> set[tuple[str, str]]:
+    table = ResultStore(results).examples(columns=["cell", "doc_id"])
+    return set(zip(table["cell"].to_pylist(), table["doc_id"].to_pylist(), strict=True))
+
+
+def rows(results: Path) -> dict[tuple[str, str], dict]:
+    columns = ["cell", "doc_id", "prediction", "choice_logprobs", "text"]
+    table: pa.Table = ResultStore(results).examples(columns=columns)
+    return {(row["cell"], row["doc_id"]): row for row in table.to_pylist()}
+
+
+def assert_same_scores(left: Path, right: Path, tolerance: float = 1e-5) -> None:
+    a, b = rows(left), rows(right)
+    assert a.keys() == b.keys()
+    for key, row in a.items():
+        other = b[key]
+        assert row["prediction"] == other["prediction"], key
+        assert row["text"] == other["text"], key
+        assert row["choice_logprobs"] == pytest.approx(other["choice_logprobs"], abs=tolerance)
+
+
+@pytest.fixture(scope="module")
+def scored(mini: Path, evalcore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the adapters alone: six subjects, two tasks, one variant, 8 documents."""
+    out = tmp_path_factory.mktemp("scored") / "results"
+    command = ("score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8, "-o", out)
+    done = evalcore(*command)
+    assert done.status == 0, done.err
+    assert len(keys(out)) == 6 * 2 * 8
+    return out
+
+
+def copy_of(results: Path, folder: Path) -> Path:
+    shutil.copytree(results, folder / "results")
+    return folder / "results"
+
+
+def test_second_run_plans_nothing_and_loads_nothing(mini: Path, scored: Path, evalcore) -> None:
+    before = {path.name for path in (scored / "segments").iterdir()}
+    begin = time.perf_counter()
+    done = evalcore(
+        "score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8, "-o", scored
+    )
+    assert done.status == 0
+    assert "nothing to do: all 96 examples" in done.out
+    assert {path.name for path in (scored / "segments").iterdir()} == before
+    assert time.perf_counter() - begin < 10  # an engine alone takes longer to start
+
+
+def test_one_more_variant_scores_only_its_cells(
+    mini: Path, scored: Path, evalcore, tmp_path: Path
+) -> None:
+    out = copy_of(scored, tmp_path)
+    done = evalcore(
+        "score", mini / "adapters", "-t", TASKS, "-p", "default,io", "--limit", 8, "-o", out
+    )
+    assert done.status == 0, done.err
+    assert "96 were there already" in done.out
+    assert keys(scored) < keys(out)
+    cells = ResultStore(out).cells()
+    new = {cell for cell, _ in keys(out) - keys(scored)}
+    variants = dict(zip(cells["cell"].to_pylist(), cells["variant"].to_pylist(), strict=True))
+    assert {variants[cell] for cell in new} == {"io"}
+
+
+def test_larger_limit_scores_only_new_documents(
+    mini: Path, scored: Path, evalcore, tmp_path: Path
+) -> None:
+    out = copy_of(scored, tmp_path)
+    done = evalcore(
+        "score", mini / "adapters", "-t", "pocket_nli", "-p", "default", "--limit", 11, "-o", out
+    )
+    assert done.status == 0, done.err
+    assert len(keys(out) - keys(scored)) == 6 * 3
+    assert {cell for cell, _ in keys(out)} == {cell for cell, _ in keys(scored)}
+
+
+def test_new_adapter_scores_only_itself(mini: Path, scored: Path, evalcore, tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    out = copy_of(scored, tmp_path)
+    adapters = tmp_path / "adapters"
+    shutil.copytree(mini / "adapters", adapters)
+    old = sorted(adapters.rglob("adapter_config.json"))[0].parent
+    new = old.parent / "another"
+    shutil.copytree(old, new)
+    (new / "provenance.json").unlink()  # a foreign adapter: the same base by adapter_config.json
+    tensors = load_file(new / "adapter_model.safetensors")
+    save_file(
+        {k: np.ascontiguousarray(v * 0.5) for k, v in tensors.items()},
+        new / "adapter_model.safetensors",
+    )
+    command = ("score", adapters, "-t", TASKS, "-p", "default", "--limit", 8, "-o", out)
+    done = evalcore(*command, "--base-map", f"*another={mini / 'pretrained' / old.parent.name}")
+    assert done.status == 0, done.err
+    fresh = {cell for cell, _ in keys(out) - keys(scored)}
+    cells = ResultStore(out).cells()
+    names = dict(zip(cells["cell"].to_pylist(), cells["adapter"].to_pylist(), strict=True))
+    assert {names[cell] for cell in fresh} == {"another"}
+    assert len(keys(out) - keys(scored)) == 2 * 8
+
+
+def test_hf_engine_agrees(mini: Path, scored: Path, evalcore, tmp_path: Path) -> None:
+    from bench.agreement import compare
+
+    out = tmp_path / "hf"
+    command = ("score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8, "-o", out)
+    done = evalcore(*command, "--engine", "hf")
+    assert done.status == 0, done.err
+    found = compare(scored, out)
+    assert found.examples == 96
+    assert found.largest_difference <= 1e-4
+    assert not found.flips_beyond_margin
+    assert not found.different_texts
+
+
+def test_ray_and_shards_equal_one_worker(
+    mini: Path, scored: Path, evalcore, tmp_path: Path
+) -> None:
+    command = ("score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8)
+    for part in ("0/2", "1/2"):
+        done = evalcore(*command, "-o", tmp_path / "shards", "--shard", part)
+        assert done.status == 0, done.err
+    assert_same_scores(scored, tmp_path / "shards")
+    done = evalcore(*command, "-o", tmp_path / "ray", "--cluster", "ray", "--workers", 2)
+    assert done.status == 0, done.err
+    assert_same_scores(scored, tmp_path / "ray")

@@ -1,0 +1,129 @@
+"""Merging against peft's own merge_and_unload, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalcore.engines.vllm.lora import Merger, open_adapter
+from evalcore.errors import IncompatibleError
+from evalcore.identity import weight_layout
+from tests.agreement.test_engines_support import save_adapter, save_model
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {
+        kind: save_model(folder / kind, kind, 1, layers=2)
+        for kind in ("llama-tied", "llama-untied")
+    }
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "r": 16},
+    "patterns": {
+        "rank_pattern": {"layers.0.self_attn.q_proj": 4, "down_proj": 2},
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 64, "gate_proj": 3},
+    },
+    "dora": {"use_dora": True},
+    "head": {"targets": ("q_proj", "lm_head")},
+    "embeddings": {"targets": ("v_proj", "embed_tokens")},
+    "saved": {"modules_to_save": ["lm_head"]},
+    "one layer": {"layers_to_transform": [1]},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merge_equals_peft(bases: dict[str, Path], tmp_path: Path, case: str) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    base = bases["llama-untied"]
+    adapter = save_adapter(tmp_path / "adapter", base, 3, **CASES[case])
+    merger = Merger(open_adapter(str(adapter), weight_layout(base), tied=False))
+    merged = {
+        name: merger(name, tensor, torch.float32)
+        for name, tensor in load_file(base / "model.safetensors").items()
+    }
+    merger.finish()
+    assert merger.changed_weights > 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    expected = model.merge_and_unload().state_dict()
+    assert set(merged) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(merged[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_zero_delta_changes_nothing(bases: dict[str, Path], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    base = bases["llama-tied"]
+    adapter = save_adapter(tmp_path / "zero", base, 3, zero=True)
+    merger = Merger(open_adapter(str(adapter), weight_layout(base), tied=True))
+    for name, tensor in load_file(base / "model.safetensors").items():
+        assert torch.equal(merger(name, tensor, torch.float32), tensor)
+    merger.finish()
+    assert merger.changed_weights == 0
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_tied_embeddings_cannot_be_merged(
+    bases: dict[str, Path], tmp_path: Path, target: str
+) -> None:
+    base = bases["llama-tied"]
+    adapter = save_adapter(tmp_path / "adapter", base, 3, targets=("q_proj", target))
+    with pytest.raises(IncompatibleError, match=r"shares"):
+        open_adapter(str(adapter), weight_layout(base), tied=True)
+
+
+def edit(adapter: Path, **changes: Any) -> str:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return str(adapter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "changed its base"),
+        ({"bias": "all"}, "bias"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_by_name(
+    bases: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    base = bases["llama-tied"]
+    adapter = edit(save_adapter(tmp_path / "adapter", base, 3), **changes)
+    with pytest.raises(IncompatibleError, match=message) as caught:
+        open_adapter(adapter, weight_layout(base), tied=True)
+    assert adapter in str(caught.value)
+
+
+def test_adapter_of_another_base_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = bases["llama-tied"]
+    adapter = save_adapter(tmp_path / "adapter", base, 3)
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    layout = weight_layout(base)
+    for old, new in (("layers.1.", "layers.7."), ("q_proj", "w_proj")):
+        save_file({k.replace(old, new): v for k, v in tensors.items()}, file)
+        with pytest.raises(IncompatibleError, match="has no tensor"):
+            open_adapter(str(adapter), layout, tied=True)
+    save_file({k: v[:, :-1].contiguous() for k, v in tensors.items()}, file)
+    with pytest.raises(IncompatibleError, match="does not fit"):
+        open_adapter(str(adapter), layout, tied=True)
+    save_file({k: v for k, v in tensors.items() if "0.self_attn.q_proj.lora_B" not in k}, file)
+    with pytest.raises(IncompatibleError, match="only one of"):
+        open_adapter(str(adapter), layout, tied=True)

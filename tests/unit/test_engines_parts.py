@@ -1,0 +1,100 @@
+"""Parts of the engines that need no engine: ends of generations, canaries, choice of an engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalcore.engines.canary import CanaryBook, canary_batch
+from evalcore.engines.protocol import EngineSpec, create_engine, numerics_class
+from evalcore.engines.text import end_token_ids, finish
+from evalcore.errors import InputError, ProofError
+from evalcore.types import Adapter, Checkpoint, GenerationSettings, Subject
+
+
+class Letters:
+    """A tokenizer of one character per id; 0 is the end token."""
+
+    eos_token_id = 0
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(i) for i in ids if i)
+
+
+def ids(text: str) -> list[int]:
+    return [ord(c) if c != "$" else 0 for c in text]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops", "text", "count", "reason"),
+    [
+        ("yes\nno", ("\n",), "yes", 4, "stop"),
+        ("yes$no", ("\n",), "yes", 4, "stop"),
+        ("yes$n\n", ("\n",), "yes", 4, "stop"),  # the end token comes first
+        ("y\ns$", ("\n",), "y", 2, "stop"),  # the stop string comes first
+        ("abcdefgh", (), "abcdef", 6, "length"),
+        ("ab##cd", ("##", "b"), "a", 2, "stop"),
+        ("ab##cd", ("##",), "ab", 4, "stop"),
+        ("abcdef##", ("##",), "abcdef", 6, "length"),  # beyond max_tokens
+        ("$", ("\n",), "", 1, "stop"),
+        ("", ("\n",), "", 0, "length"),
+    ],
+)
+def test_finish(tokens: str, stops: tuple[str, ...], text: str, count: int, reason: str) -> None:
+    ending = finish(ids(tokens), Letters(), (0,), GenerationSettings(6, stops))
+    assert (ending.text, ending.token_count, ending.finish_reason) == (text, count, reason)
+
+
+def test_end_tokens_come_from_all_places(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
+    assert end_token_ids(tmp_path, Letters()) == (0, 7, 9)
+    assert end_token_ids(tmp_path / "none", None) == ()
+
+
+BASE = Subject(Checkpoint("b", "/b", "b", "t"))
+TUNED = Subject(BASE.checkpoint, Adapter("a", "/a", "a", 8))
+UNTRAINED = Subject(BASE.checkpoint, Adapter("z", "/z", "z", 8, untrained=True))
+
+
+def test_canaries_tell_subjects_apart() -> None:
+    book = CanaryBook("float32")
+    one, two = np.array([-1.0, -2.0]), np.array([-1.0, -2.5])
+    book.check(BASE, one)
+    book.check(TUNED, two)
+    book.check(BASE, one + 1e-7)
+    book.check(UNTRAINED, one + 1e-7)
+    with pytest.raises(ProofError, match="last visit"):
+        book.check(BASE, two)
+
+
+def test_canaries_catch_an_adapter_that_was_not_applied() -> None:
+    book = CanaryBook("float32")
+    book.check(BASE, np.array([-1.0]))
+    with pytest.raises(ProofError, match="not applied"):
+        book.check(TUNED, np.array([-1.0]))
+
+
+def test_canaries_catch_broken_weights() -> None:
+    with pytest.raises(ProofError, match="finite"):
+        CanaryBook("float32").check(BASE, np.array([np.nan]))
+
+
+def test_canary_batch_is_fixed_and_within_the_vocabulary() -> None:
+    first, again = canary_batch(400), canary_batch(400)
+    assert (first.context_tokens == again.context_tokens).all()
+    assert canary_batch(5).context_tokens.max() < 5
+
+
+def test_unknown_engine_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match="expected vllm or hf"):
+        create_engine(EngineSpec(kind="tgi"))  # type: ignore[arg-type]
+
+
+def test_numerics_class_leaves_speed_out() -> None:
+    one = numerics_class(EngineSpec(device="cpu", strategy="plain", max_num_seqs=8))
+    assert one == numerics_class(EngineSpec(device="cpu", threads=3))
+    assert one != numerics_class(EngineSpec(device="cpu", dtype="bfloat16"))

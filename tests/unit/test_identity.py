@@ -1,0 +1,265 @@
+"""Fingerprints: content decides; names, paths and file layout do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity import (
+    NumericsClass,
+    adapter_fingerprint,
+    adapter_is_zero,
+    adapter_rank,
+    cell_key,
+    check_adapter_fits,
+    checkpoint_fingerprint,
+    document_id,
+    numeric_config,
+    text_fingerprint,
+    tokenizer_fingerprint,
+    weight_layout,
+)
+from evalcore.types import Adapter, Checkpoint, EncodingSettings, Subject, Task, Variant
+
+Make = Callable[..., Path]
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    data = json.loads(file.read_text())
+    data.update(changes)
+    file.write_text(json.dumps(data))
+
+
+def test_golden_ids() -> None:
+    """These may change only together with a version number in identity (old results go stale)."""
+    assert text_fingerprint({"b": [1, 2.5, None, True], "a": "ä"}) == (
+        "4eb19c622c22719799eac097123b02b9"
+    )
+    own = document_id({"premise": "A", "hypothesis": "B"}, ["yes", "no"], 1, [], 0)
+    assert own == "e7854e18a43498d19054c3599526d358"
+    checkpoint = Checkpoint("c", "/x", "0" * 32, "1" * 32)
+    adapter = Adapter("a", "/y", "2" * 32, 8)
+    task = Task("t", 1, "g", "multiple_choice", ("acc",), "acc", spec={"source": {"path": "p"}})
+    variant = Variant("default", "g", "{{ premise }}", fingerprint="3" * 32)
+    numerics = NumericsClass("vllm", "float32", "float32", "cpu", "merged")
+    key = cell_key(Subject(checkpoint, adapter), task, variant, EncodingSettings(), numerics)
+    assert key == "a1f063f488dcfe4d44e87655e90235a9"
+
+
+def test_cell_key_covers_what_decides_scores_and_nothing_else() -> None:
+    checkpoint = Checkpoint("c", "/x", "0" * 32, "1" * 32)
+    task = Task("t", 1, "g", "generate_until", ("rouge_l",), "rouge_l", spec={"fields": {"a": "b"}})
+    variant = Variant("v", "g", "x", fingerprint="3" * 32)
+    settings = EncodingSettings()
+    numerics = NumericsClass("vllm", "bfloat16", "float32", "cuda", "merged")
+    base = cell_key(Subject(checkpoint), task, variant, settings, numerics)
+    other = [
+        (replace(checkpoint, fingerprint="9" * 32), task, variant, settings, numerics),
+        (replace(checkpoint, tokenizer_fingerprint="9" * 32), task, variant, settings, numerics),
+        (checkpoint, replace(task, version=2), variant, settings, numerics),
+        (checkpoint, replace(task, spec={"fields": {"a": "c"}}), variant, settings, numerics),
+        (checkpoint, replace(task, generation=replace(task.generation, max_tokens=9)), variant,
+         settings, numerics),
+        (checkpoint, task, replace(variant, fingerprint="4" * 32), settings, numerics),
+        (checkpoint, task, variant, replace(settings, max_length=99), numerics),
+        (checkpoint, task, variant, settings, replace(numerics, head_dtype="bfloat16")),
+        (checkpoint, task, variant, settings, replace(numerics, adapters="batched")),
+    ]  # fmt: skip
+    keys = {cell_key(Subject(c), t, v, s, n) for c, t, v, s, n in other}
+    assert base not in keys
+    assert len(keys) == len(other)
+    same = cell_key(
+        Subject(replace(checkpoint, name="n", path="/p", step=3, source="s")),
+        replace(task, metrics=("rouge_l", "exact_match"), description="d", tuned_by="x"),
+        replace(variant, name="renamed"),
+        settings,
+        numerics,
+    )
+    assert same == base
+
+
+def test_numerics_label_counts_adapters_outside_float32_only() -> None:
+    exact = [NumericsClass("hf", "float32", "float32", "cpu", a).label for a in (None, "merged")]
+    assert exact[0] == exact[1]
+    rounded = [NumericsClass("hf", "bfloat16", "float32", "cpu", a).label for a in ("b", "merged")]
+    assert rounded[0] != rounded[1]
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.none()), max_size=4))
+def test_document_id_ignores_key_order_only(fields: dict[str, object]) -> None:
+    turned = dict(reversed(list(fields.items())))
+    first = document_id(fields, ["a", "b"], 0, [], 0)
+    assert first == document_id(turned, ("a", "b"), 0, (), 0)
+    assert first != document_id(fields, ["a", "b"], 1, [], 0)
+    assert first != document_id(fields, ["a", "b"], 0, [], 1)
+    assert first != document_id({**fields, "new key": 1}, ["a", "b"], 0, [], 0)
+
+
+def test_checkpoint_fingerprint_is_of_content(tmp_path: Path, make_checkpoint: Make) -> None:
+    one = make_checkpoint(tmp_path / "one", tokenizer=False)
+    print_one = checkpoint_fingerprint(one)
+    assert len(print_one) == 32
+    shutil.copytree(one, tmp_path / "renamed")
+    edit_json(tmp_path / "renamed/config.json", _name_or_path="x", transformers_version="9")
+    assert checkpoint_fingerprint(tmp_path / "renamed") == print_one
+    other = make_checkpoint(tmp_path / "other", seed=5, tokenizer=False)
+    assert checkpoint_fingerprint(other) != print_one
+    edit_json(tmp_path / "renamed/config.json", rms_norm_eps=1e-5)
+    assert checkpoint_fingerprint(tmp_path / "renamed") != print_one
+    assert "rms_norm_eps" in numeric_config(one)
+    assert "torch_dtype" not in numeric_config(one)
+
+
+def test_shards_do_not_count(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    tensors = load_file(tiny_checkpoint / "model.safetensors")
+    names = sorted(tensors)
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    shutil.copy(tiny_checkpoint / "config.json", sharded)
+    weight_map = {}
+    for number, part in enumerate((names[:5], names[5:])):
+        file = f"model-{number}.safetensors"
+        save_file({name: tensors[name] for name in part}, str(sharded / file))
+        weight_map.update(dict.fromkeys(part, file))
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert checkpoint_fingerprint(sharded) == checkpoint_fingerprint(tiny_checkpoint)
+    assert weight_layout(sharded) == weight_layout(tiny_checkpoint)
+    expected = {name: ("F32", tensor.shape) for name, tensor in tensors.items()}
+    assert weight_layout(sharded) == expected
+    (sharded / "model-1.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-1\.safetensors"):
+        weight_layout(sharded)
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, make_checkpoint: Make) -> None:
+    """Same path, same size, other bytes: also when the old value is in the cache."""
+    folder = make_checkpoint(tmp_path / "c", tokenizer=False)
+    file = folder / "model.safetensors"
+    old = 1_600_000_000
+    os.utime(file, (old, old))  # settled: this one is remembered
+    before = checkpoint_fingerprint(folder)
+    entries = list((Path(os.environ["EVALCORE_CACHE"]) / "fingerprints").glob("*.json"))
+    assert entries
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    assert checkpoint_fingerprint(folder) != before
+
+
+def test_cache_is_used_and_survives_rubbish(
+    tmp_path: Path, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVALCORE_CACHE", str(tmp_path / "cache"))
+    folder = make_checkpoint(tmp_path / "c", tokenizer=False)
+    os.utime(folder / "model.safetensors", (1_600_000_000, 1_600_000_000))
+    before = checkpoint_fingerprint(folder)
+    (entry,) = (tmp_path / "cache/fingerprints").glob("*.json")
+    known = json.loads(entry.read_text())
+    known["value"] = {"x": "y"}  # shows that the entry is what is read
+    entry.write_text(json.dumps(known))
+    assert checkpoint_fingerprint(folder) != before
+    entry.write_text("{not json")
+    assert checkpoint_fingerprint(folder) == before
+    monkeypatch.setenv("EVALCORE_CACHE", "/proc/nowhere")
+    assert checkpoint_fingerprint(folder) == before
+
+
+def test_unreadable_weights_are_one_clear_line(tmp_path: Path, make_checkpoint: Make) -> None:
+    with pytest.raises(InputError, match="base missing on disk"):
+        checkpoint_fingerprint(tmp_path / "nowhere")
+    folder = make_checkpoint(tmp_path / "c", tokenizer=False)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for broken in (b"", whole[:4], whole[:200], whole[:-10], b"\xff" * 100):
+        file.write_bytes(broken)
+        with pytest.raises(InputError, match=r"model\.safetensors") as caught:
+            checkpoint_fingerprint(folder)
+        assert "\n" not in str(caught.value)
+    file.rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        checkpoint_fingerprint(folder)
+
+
+def test_tokenizer_fingerprint(tmp_path: Path, make_tokenizer: Make) -> None:
+    one = make_tokenizer(tmp_path / "one")
+    before = tokenizer_fingerprint(one)
+    edit_json(one / "tokenizer.json", truncation={"max_length": 5}, padding={"x": 1})
+    edit_json(one / "tokenizer_config.json", model_max_length=7)
+    assert tokenizer_fingerprint(one) == before
+    assert tokenizer_fingerprint(make_tokenizer(tmp_path / "two", bos=False)) != before
+    edit_json(one / "tokenizer_config.json", eos_token="<unk>")
+    assert tokenizer_fingerprint(one) != before
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        tokenizer_fingerprint(tmp_path)
+
+
+def test_adapter_fingerprint_is_of_content(tmp_path: Path, make_adapter: Make) -> None:
+    one = make_adapter(tmp_path / "one", "org/base")
+    before = adapter_fingerprint(one)
+    twin = make_adapter(tmp_path / "two", "/elsewhere", revision="abc", lora_dropout=0.5)
+    edit_json(twin / "adapter_config.json", target_modules=["v_proj", "q_proj"])
+    assert adapter_fingerprint(twin) == before
+    changes: list[dict[str, object]] = [
+        {"lora_alpha": 9},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"q_proj": 2}},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "pissa"},
+    ]
+    for number, change in enumerate(changes):
+        other = make_adapter(tmp_path / f"changed-{number}", "org/base", **change)
+        assert adapter_fingerprint(other) != before, change
+    assert adapter_fingerprint(make_adapter(tmp_path / "seed", "b", seed=7)) != before
+    assert adapter_rank(one) == 4
+
+
+def test_zero_adapters_are_found(tmp_path: Path, make_adapter: Make) -> None:
+    assert adapter_is_zero(make_adapter(tmp_path / "zero", "b", zero=True))
+    one = make_adapter(tmp_path / "one", "b")
+    assert not adapter_is_zero(one)
+    name = "base_model.model.m.q_proj"
+    negative = -np.zeros((8, 2), np.float32)
+    rows, columns = np.zeros((2, 8), np.float32), np.zeros((8, 2), np.float32)
+    rows[0], columns[:, 1] = 1, 1  # A uses component 0, B component 1: the product is zero
+    file = str(one / "adapter_model.safetensors")
+    for down, up, zero in [
+        (rows + 1, negative, True),
+        (rows, columns, True),
+        (rows, np.roll(columns, 1, axis=1), False),
+    ]:
+        save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, file)
+        assert adapter_is_zero(one) == zero == (not (up @ down).any())
+
+
+def test_an_adapter_of_other_shapes_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_adapter: Path, make_adapter: Make
+) -> None:
+    layout = weight_layout(tiny_checkpoint)
+    check_adapter_fits(tiny_adapter, layout, "base")
+    # A base saved without the model's prefix is the same base.
+    bare = {name.removeprefix("model."): info for name, info in layout.items()}
+    check_adapter_fits(tiny_adapter, bare, "base")
+    deep = make_adapter(tmp_path / "deep", "b", layers=3)
+    with pytest.raises(IncompatibleError, match=r"no module model\.layers\.2"):
+        check_adapter_fits(deep, layout, "base")
+    wide = {
+        name: (dtype, (64, 64)) if "q_proj" in name else (dtype, shape)
+        for name, (dtype, shape) in layout.items()
+    }
+    with pytest.raises(IncompatibleError, match=r"q_proj is 64x64 there"):
+        check_adapter_fits(tiny_adapter, wide, "base")

@@ -1,0 +1,282 @@
+"""Which base an adapter has: certain, or an error that says what to give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalcore.errors import BaseUnresolvedError, IncompatibleError, InputError
+from evalcore.identity import (
+    adapter_fingerprint,
+    checkpoint_fingerprint,
+    find_adapters,
+    read_provenance,
+    resolve_subjects,
+    step_of,
+    write_provenance,
+)
+
+Make = Callable[..., Path]
+COMMITS = {"step100": "a" * 40, "step200": "b" * 40}
+
+
+def record(adapter: Path, base: Path, **base_changes: Any) -> None:
+    """Writes a provenance record for an adapter."""
+    write_provenance(
+        adapter,
+        {
+            "schema": 1,
+            "base": {
+                "name": base.name,
+                "path": str(base),
+                "path_relative": None,
+                "source": str(base),
+                "revision": None,
+                "fingerprint": checkpoint_fingerprint(base),
+                "step": None,
+                **base_changes,
+            },
+            "tuning": {"name": "pocket_nli", "control": None, "seed": 3},
+            "adapter_fingerprint": adapter_fingerprint(adapter),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("second") / "step-00200", seed=2)
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path, tiny_checkpoint: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A hub cache in the library's own layout that holds two revisions of org/base."""
+    repo = tmp_path / "hub/models--org--base"
+    (repo / "refs").mkdir(parents=True)
+    for (revision, commit), source in zip(COMMITS.items(), (tiny_checkpoint, second), strict=True):
+        shutil.copytree(source, repo / "snapshots" / commit)
+        (repo / "refs" / revision).write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return "org/base"
+
+
+def test_steps_in_names() -> None:
+    names = {
+        "step-00400": 400, "step400": 400, "step1000-tokens4B": 1000, "checkpoint-20": 20,
+        "00300": 300, "main": None, "OLMo-1B-0724": None, "base@step200": 200, "a_step_7": 7,
+        "footstep9": None,
+    }  # fmt: skip
+    assert {name: step_of(name) for name in names} == names
+
+
+def test_find_adapters(tmp_path: Path, make_adapter: Make) -> None:
+    make_adapter(tmp_path / "b/x", "base")
+    make_adapter(tmp_path / "a", "base")
+    assert find_adapters([tmp_path, tmp_path / "a"]) == [tmp_path / "a", tmp_path / "b/x"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no adapters found in .*empty.*adapter_config\.json"):
+        find_adapters([tmp_path / "empty"])
+    with pytest.raises(InputError, match="does not exist"):
+        find_adapters([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="nothing to score"):
+        resolve_subjects([])
+
+
+def test_subjects_in_order(
+    tmp_path: Path, tiny_checkpoint: Path, second: Path, make_adapter: Make
+) -> None:
+    make_adapter(tmp_path / "a/two", second, seed=5)
+    make_adapter(tmp_path / "a/zero", tiny_checkpoint, zero=True)
+    make_adapter(tmp_path / "a/one", tiny_checkpoint)
+    make_adapter(tmp_path / "a/one-again", tiny_checkpoint)
+    resolved = resolve_subjects([tmp_path / "a"])
+    labels = [subject.label for subject in resolved.subjects]
+    assert labels == [
+        "step-00100", "step-00100 + one", "step-00100 + zero", "step-00200", "step-00200 + two",
+    ]  # fmt: skip
+    assert [s.adapter.untrained for s in resolved.subjects if s.adapter] == [False, True, False]
+    assert resolved.subjects[3].checkpoint.step == 200
+    assert "exact copy" in resolved.notes[0]
+    assert not resolved.problems
+    tuned = resolve_subjects([tmp_path / "a"], include_bases=False).subjects
+    assert all(subject.adapter for subject in tuned)
+    assert len(tuned) == 3
+    both = resolve_subjects([tmp_path / "a/two"], [str(tiny_checkpoint)], include_bases=False)
+    assert [s.label for s in both.subjects] == ["step-00100", "step-00200 + two"]
+
+
+def test_one_bad_adapter_is_a_problem_not_the_end(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    make_adapter(tmp_path / "a/good", tiny_checkpoint)
+    (make_adapter(tmp_path / "a/json", tiny_checkpoint) / "adapter_config.json").write_text("{")
+    gone = make_adapter(tmp_path / "a/gone", tiny_checkpoint) / "adapter_model.safetensors"
+    gone.rename(gone.with_suffix(".bin"))
+    cut = make_adapter(tmp_path / "a/cut", tiny_checkpoint) / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    (make_adapter(tmp_path / "a/started", tiny_checkpoint, seed=9) / "unfinished").touch()
+    make_adapter(tmp_path / "a/other", tiny_checkpoint, peft_type="IA3")
+    swapped = make_adapter(tmp_path / "a/swapped", tiny_checkpoint, seed=10)
+    record(swapped, tiny_checkpoint)
+    make_adapter(swapped, tiny_checkpoint, seed=11)  # other weights under the old record
+    resolved = resolve_subjects([tmp_path / "a"])
+    assert [s.label for s in resolved.subjects] == ["step-00100", "step-00100 + good"]
+    kinds = {Path(problem.path).name: problem.kind for problem in resolved.problems}
+    broken = dict.fromkeys(("json", "gone", "cut", "other", "swapped"), "broken")
+    assert kinds == {**broken, "started": "unfinished"}
+    assert all("\n" not in p.message and "a/" in p.message for p in resolved.problems)
+
+
+def test_provenance_first(
+    tmp_path: Path, tiny_checkpoint: Path, second: Path, make_adapter: Make
+) -> None:
+    """adapter_config names another base: the verified record wins."""
+    adapter = make_adapter(tmp_path / "a/one", second)
+    record(adapter, tiny_checkpoint)
+    (subject,) = resolve_subjects([adapter], include_bases=False).subjects
+    assert subject.checkpoint.path == str(tiny_checkpoint.resolve())
+    assert subject.adapter is not None
+    assert (subject.adapter.tuning, subject.adapter.seed) == ("pocket_nli", 3)
+
+
+def test_a_moved_pair_is_found_by_its_relative_path(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "demo/models/step-00100")
+    adapter = make_adapter(tmp_path / "demo/adapters/one", "x")
+    record(adapter, tmp_path / "demo/models/step-00100", path_relative="../../models/step-00100")
+    (tmp_path / "demo").rename(tmp_path / "moved")
+    resolved = resolve_subjects([tmp_path / "moved/adapters"], include_bases=False)
+    assert resolved.subjects[0].checkpoint.path == str(tmp_path / "moved/models/step-00100")
+
+
+def test_a_base_that_moved_needs_a_map(
+    tmp_path: Path, tiny_checkpoint: Path, second: Path, make_adapter: Make
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(tiny_checkpoint, home)
+    adapter = make_adapter(tmp_path / "a/one", "x")
+    record(adapter, home)
+    home.rename(tmp_path / "away")
+    with pytest.raises(BaseUnresolvedError, match=r"--base-map GLOB=PATH\|REPO@REV"):
+        resolve_subjects([adapter])
+    for base_map in (f"*/one={tmp_path / 'away'}", f"one={tmp_path / 'away'}"):
+        (subject,) = resolve_subjects([adapter], base_map=[base_map], include_bases=False).subjects
+        assert subject.adapter is not None
+    # A checkpoint given anyway is recognised by content.
+    assert len(resolve_subjects([adapter], [str(tiny_checkpoint)]).subjects) == 2
+    with pytest.raises(IncompatibleError, match="trained on another base"):
+        resolve_subjects([adapter], base_map=[f"one={second}"])
+    with pytest.raises(IncompatibleError, match="trained on another base"):
+        resolve_subjects([adapter], assume_base=str(second))
+    shutil.copytree(second, home)  # something else at the recorded place
+    with pytest.raises(IncompatibleError, match="no longer the checkpoint"):
+        resolve_subjects([adapter])
+    with pytest.raises(InputError, match="expected GLOB="):
+        resolve_subjects([adapter], base_map=["one"])
+    with pytest.raises(InputError, match="--base-map: base missing on disk"):
+        resolve_subjects([adapter], base_map=["one=/nowhere"])
+
+
+def test_a_hub_base_without_revision_is_an_error(
+    tmp_path: Path, hub: str, make_adapter: Make
+) -> None:
+    """PEFT writes revision null: two adapters of two revisions look the same."""
+    make_adapter(tmp_path / "a/at100", hub, seed=1)
+    make_adapter(tmp_path / "a/at200", hub, seed=2)
+    with pytest.raises(BaseUnresolvedError) as caught:
+        resolve_subjects([tmp_path / "a"])
+    line = str(caught.value)
+    assert caught.value.exit_status == 2
+    assert "\n" not in line
+    assert all(part in line for part in ("at100", "at200", "org/base", "--base-map", "--assume"))
+    resolved = resolve_subjects(
+        [tmp_path / "a"],
+        base_map=["at100=org/base@step100", "at200=org/base@step200"],
+        include_bases=False,
+    )
+    found = {s.adapter.name: s.checkpoint.revision for s in resolved.subjects if s.adapter}
+    assert found == {"at100": "a" * 40, "at200": "b" * 40}
+    assert [s.checkpoint.step for s in resolved.subjects] == [100, 200]
+    assumed = resolve_subjects([tmp_path / "a"], assume_base="org/base@step200")
+    assert {s.checkpoint.revision for s in assumed.subjects} == {"b" * 40}
+    assert any("assumed" in note for note in assumed.notes)
+
+
+def test_a_hub_base_with_revision_is_resolved(tmp_path: Path, hub: str, make_adapter: Make) -> None:
+    adapter = make_adapter(tmp_path / "a/one", hub, revision="step200")
+    base, tuned = resolve_subjects([adapter]).subjects
+    assert base.checkpoint.revision == "b" * 40
+    assert base.checkpoint.name == "base@step200"
+    assert tuned.base_id == base.id
+    by_commit = resolve_subjects([], [f"{hub}@{'a' * 40}"]).subjects[0].checkpoint
+    assert by_commit.revision == "a" * 40
+    with pytest.raises(InputError, match=r"org/base@step999 not in the local cache"):
+        resolve_subjects([], [f"{hub}@step999"])
+    with pytest.raises(InputError, match=r"needs a revision: org/base@REVISION"):
+        resolve_subjects([], [hub])
+
+
+def test_checkpoints_that_are_not_there(tmp_path: Path, second: Path) -> None:
+    with pytest.raises(InputError, match="base missing on disk"):
+        resolve_subjects([], [str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match=r"no config\.json.*1 checkpoints: step-00200"):
+        resolve_subjects([], [str(second.parent)])
+
+
+def test_an_adapter_of_another_architecture_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    deep = make_adapter(tmp_path / "deep", tiny_checkpoint, layers=4)
+    with pytest.raises(IncompatibleError, match="does not fit base"):
+        resolve_subjects([deep])
+
+
+def test_equal_names_are_told_apart(
+    tmp_path: Path, make_checkpoint: Make, make_adapter: Make
+) -> None:
+    for number, model in enumerate(("small", "large")):
+        make_checkpoint(tmp_path / model / "main", seed=20 + number)
+        for seed, run in enumerate(("r1", "r2")):
+            make_adapter(tmp_path / "a" / model / run / "nli", tmp_path / model / "main", seed=seed)
+    labels = [subject.label for subject in resolve_subjects([tmp_path / "a"]).subjects]
+    assert labels == [
+        "large/main", "large/main + r1/nli", "large/main + r2/nli",
+        "small/main", "small/main + r1/nli", "small/main + r2/nli",
+    ]  # fmt: skip
+
+
+def test_checkpoint_json_gives_the_step(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "final")
+    (folder / "checkpoint.json").write_text(json.dumps({"step": 77, "tokens": 9}))
+    assert resolve_subjects([], [str(folder)]).subjects[0].checkpoint.step == 77
+    (folder / "checkpoint.json").write_text(json.dumps({"step": "x"}))
+    with pytest.raises(InputError, match="whole number"):
+        resolve_subjects([], [str(folder)])
+
+
+def test_added_tokens_are_refused(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    adapter = make_adapter(tmp_path / "one", tiny_checkpoint)
+    tokenizer = json.loads((tiny_checkpoint / "tokenizer.json").read_text())
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert not resolve_subjects([adapter]).problems
+    tokenizer["added_tokens"].append({"id": 400, "content": "<new>"})
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "<new>" in resolve_subjects([adapter]).problems[0].message
+
+
+def test_broken_provenance(tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make) -> None:
+    adapter = make_adapter(tmp_path / "one", tiny_checkpoint)
+    (adapter / "provenance.json").write_text(json.dumps({"schema": 2}))
+    with pytest.raises(InputError, match=r"provenance\.json: key 'schema'"):
+        read_provenance(adapter)
+    assert resolve_subjects([adapter], [str(tiny_checkpoint)]).problems[0].kind == "broken"

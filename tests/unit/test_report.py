@@ -1,0 +1,253 @@
+"""The page, its pictures and tables, from a pocket study with known effects."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_analysis_tables import (
+    cell_rows,
+    study_table,
+    subject_columns,
+    task_columns,
+    to_table,
+)
+
+from evalcore import report
+from evalcore.analysis import Analysis, analyse
+from evalcore.errors import InputError
+from evalcore.report import study_rows, write_report
+from evalcore.report.pictures import short_step
+from evalcore.report.tables import interval, plain, signed
+from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
+
+RUN = {"started": "2026-01-02T03:04:05Z", "examples_per_s": 412.5, "computed_tokens": 1203320,
+       "computed_over_limit": 1.09, "plan": {"cells": 374}, "note": "<b>not bold</b>"}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, its text, and whether its elements close."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: set[str] = set()
+        self.open: list[str] = []
+        self.images = 0
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.loads += [v for k in ("src", "href") if (v := values.get(k))]
+        if values.get("id"):
+            self.ids.add(str(values["id"]))
+        if tag == "img":
+            self.images += 1
+            assert values["alt"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    return analyse(study_table(documents=20))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, analysis: Analysis) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    return write_report(
+        study_table(documents=20), out, title="Pocket & study", run_records=[RUN],
+        analysis=analysis,
+    )  # fmt: skip
+
+
+def test_page_needs_nothing_else(page: Path) -> None:
+    text = page.read_text()
+    parsed = Page(text)
+    assert parsed.open == []
+    inside = [link for link in parsed.loads if link.startswith("#")]
+    assert {link[1:] for link in inside} <= parsed.ids
+    outside = [v for v in parsed.loads if not v.startswith(("#", "data:image/png;base64,"))]
+    assert outside == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert 'name="viewport"' in text
+
+
+def test_page_has_every_picture_and_each_lies_beside_it(page: Path) -> None:
+    pictures = sorted(p.name for p in page.parent.glob("*.png"))
+    assert Page(page.read_text()).images == len(pictures)
+    for kind, count in (("curve", 5), ("gain", 4), ("spread", 5), ("forgetting", 3)):
+        assert sum(name.startswith(kind + "_") for name in pictures) == count
+
+
+def test_page_says_title_run_and_warnings_in_words(page: Path) -> None:
+    text = " ".join(Page(page.read_text()).text.split())
+    assert "Pocket & study" in text
+    assert "1,203,320" in text
+    assert "<b>not bold</b>" in text, "run records are text, never markup"
+    assert "13 tuned subjects have no format-only control" in text
+    assert "vllm/float32" in text
+    assert "0.32.0" in text
+
+
+def test_tables_agree_with_the_analysis(page: Path, analysis: Analysis) -> None:
+    def read(name: str) -> list[dict[str, str]]:
+        with (page.parent / f"{name}.csv").open(encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    gains = read("gains")
+    assert len(gains) == len(analysis.gains)
+    for row, gain in zip(gains, analysis.gains, strict=True):
+        assert float(row["gain"]) == gain.pooled.value
+        assert float(row["gain_low99"]) == gain.pooled.low99
+    assert len(read("study")) == len(study_rows(analysis)) == 15
+    cells = read("cells")
+    assert {row["task"] for row in cells} == {t.name for t in analysis.book.tasks.values()}
+    assert all(row["checkpoint"].startswith("step-") for row in cells)
+    for name in ("controls", "forgetting", "forgetting_means", "out_of_domain", "prompt_spread",
+                 "best_of_prompts", "curves", "summary", "flags", "gains_by_prompt"):  # fmt: skip
+        assert read(name), name
+
+
+def test_study_table_fits_a_terminal(analysis: Analysis) -> None:
+    text = report.study_table(analysis)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 110
+    last = analysis.own_gains()[-1]
+    assert interval(last.pooled) in text
+    rows = [line for line in lines if "pocket_" in line]
+    assert len(rows) == 15
+    assert sum(line.startswith("step-") for line in rows) == 5
+
+
+def test_study_table_keeps_its_width_with_long_names_and_seeds() -> None:
+    step = {"checkpoint": "a-very-long-checkpoint-name-at-step-0000123456"}
+    rows = []
+    tuning = "a_tuning_with_a_long_name"
+    task = task_columns("a_task_with_a_long_name", tuned_by=tuning, domain="in")
+    for seed in (0, 1):
+        subject = subject_columns(5, tuning, seed=seed)
+        rows += cell_rows({**subject, **step}, task, "default", np.arange(9) % 2)
+    rows += cell_rows({**subject_columns(5), **step}, task, "default", np.arange(9) % 3 == 0)
+    text = report.study_table(analyse(to_table(rows)))
+    assert max(map(len, text.splitlines())) <= 110
+    assert "(seed 0)" in text
+    assert "(seed 1)" in text
+
+
+def test_bases_alone_make_a_report(tmp_path: Path) -> None:
+    task = task_columns("pocket_facts")
+    rows = [
+        row for step in (1, 2)
+        for row in cell_rows(subject_columns(step), task, "default", np.arange(8) % 2)
+    ]  # fmt: skip
+    page = write_report(to_table(rows), tmp_path, title="Bases")
+    text = Page(page.read_text()).text
+    assert "No tuned model" in text
+    assert "no tuned subject" in report.study_table(analyse(to_table(rows)))
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    task = task_columns("../<script>alert(1)</script>", tuned_by="t", domain="in")
+    rows = [
+        row for subject in (subject_columns(1), subject_columns(1, "t"))
+        for row in cell_rows(subject, task, "$de_fa^{ult$", np.arange(8) % 2)
+    ]  # fmt: skip
+    page = write_report(to_table(rows), tmp_path / "out", title="<i>x</i>")
+    text = page.read_text()
+    assert "<script>" not in text
+    assert "&lt;i&gt;x" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_that_look_alike_on_disk_keep_their_own_pictures(tmp_path: Path) -> None:
+    rows = [
+        row for name in ("a/b", "a_b", "a b")
+        for row in cell_rows(subject_columns(1), task_columns(name), "default", np.arange(8) % 2)
+    ]  # fmt: skip
+    page = write_report(to_table(rows), tmp_path, title="x")
+    assert Page(page.read_text()).images == len(list(tmp_path.glob("curve_*.png"))) == 3
+
+
+def test_report_from_a_results_folder(tmp_path: Path) -> None:
+    table = study_table(documents=4)
+    store = ResultStore(tmp_path / "results")
+    cells: dict[str, dict] = {}
+    for row in table.to_pylist():
+        known = {k: row[k] for k in CELL_SCHEMA.names if k in row}
+        cells[row["cell"]] = {**known, "shots": row["cell_shots"]}
+    store.write_cells(list(cells.values()))
+    writer = store.open_writer("one")
+    writer.add(table.select(EXAMPLE_SCHEMA.names))
+    writer.flush()
+    store.runs.append(RUN)
+    read = ResultStore(tmp_path / "results", read_only=True).read()
+    stored, direct = analyse(read), analyse(table)
+    assert [g.pooled.value for g in stored.gains] == pytest.approx(
+        [g.pooled.value for g in direct.gains]
+    )
+    assert [s.shots for s in stored.spreads] == [s.shots for s in direct.spreads]
+    page = write_report(tmp_path / "results", tmp_path / "report", title="Stored")
+    assert "1,203,320" in page.read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rows = cell_rows(subject_columns(1), task_columns("t"), "default", np.arange(4) % 2)
+    with pytest.raises(InputError, match="cannot write"):
+        write_report(to_table(rows), tmp_path / "file", title="x")
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert plain(0.12345) == "0.123"
+    assert plain(float("nan")) == "–"
+    assert signed(0.5) == "+0.500"
+    assert signed(-0.25, 2) == "−0.25"
+    assert signed(-0.0001) == signed(0.0) == "0.000"
+    assert [short_step(s) for s in (5, 400, 1600, 342_000, 3_100_000)] == [
+        "5", "400", "1.6k", "342k", "3.1M",
+    ]  # fmt: skip
+
+
+def test_importing_needs_no_heavy_library() -> None:
+    code = (
+        "import sys, evalcore.report, evalcore.analysis, evalcore.metrics;"
+        "print(*[m for m in ('matplotlib', 'scipy', 'torch', 'pandas', 'nltk', 'jinja2') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_colours_are_dark_enough_to_read() -> None:
+    """Text against the page: contrast of 4.5 or more (WCAG AA)."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    style = (Path(report.__file__).parent / "style.css").read_text()
+    found = dict(re.findall(r"--(ink|soft|accent|wash|warn): (#[0-9a-f]{6})", style))
+    assert len(found) == 5
+    for ground in ("#ffffff", found["wash"], found["warn"]):
+        for name in ("ink", "soft", "accent"):
+            dark, bright = light(found[name]), light(ground)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (name, ground)

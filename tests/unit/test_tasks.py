@@ -1,0 +1,394 @@
+"""Task files, their rows and documents, and the checks of the data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalcore.errors import DataError, DefinitionError, UnknownNameError
+from evalcore.tasks import (
+    check_documents,
+    content_key,
+    documents_from_rows,
+    list_tasks,
+    load_documents,
+    load_documents_counted,
+    load_task,
+    read_task,
+    select_tasks,
+    trivial_baseline,
+)
+from evalcore.tasks.published import TASK_SCHEMA_FILE, task_schema_text
+from evalcore.types import Task
+
+BASE: dict[str, Any] = {
+    "name": "toy",
+    "version": 1,
+    "group": "toys",
+    "output_type": "multiple_choice",
+    "source": {"path": "toy"},
+    "splits": {"score": "test", "shots": "shots"},
+    "fields": {"text": "sentence"},
+    "choices": {"labels": ["no", "yes"]},
+    "gold": {"column": "label"},
+    "metrics": ["acc"],
+    "primary": "acc",
+}
+WRITER: dict[str, Any] = {
+    **{key: BASE[key] for key in ("version", "group", "source", "splits", "fields")},
+    "name": "writer",
+    "output_type": "generate_until",
+    "references": {"column": "summary"},
+    "metrics": ["rouge_l", "exact_match"],
+    "primary": "rouge_l",
+}
+ROWS = [{"sentence": f"Sentence {i}.", "label": i % 2} for i in range(6)]
+
+
+def make_task(folder: Path, base: dict[str, Any] = BASE, **changes: Any) -> Task:
+    definition = {**base, **changes}
+    file = folder / f"{definition['name']}.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in definition.items() if v is not ...}))
+    return read_task(file)
+
+
+def write_rows(root: Path, split: str, rows: list[dict[str, Any]]) -> None:
+    (root / "toy").mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / "toy" / f"{split}.jsonl").write_text(text)
+
+
+def test_built_in_tasks_are_sound() -> None:
+    tasks = list_tasks()
+    assert len(tasks) >= 4
+    for task in tasks:
+        documents, shots = load_documents(task), load_documents(task, "shots")
+        errors = [f for f in check_documents(task, documents, shots) if f.level == "error"]
+        assert not errors, errors
+        assert 0 <= trivial_baseline(task, documents) < 1
+        train = {content_key(doc) for doc in load_documents(task, "train")}
+        assert not train & {content_key(doc) for doc in documents}
+
+
+def test_golden_task(tmp_path: Path) -> None:
+    """Changes only with a new task version or identity version."""
+    task = make_task(tmp_path)
+    document = documents_from_rows(task, ROWS, "rows")[1]
+    assert task.fingerprint == "0bea63aa4fec06012acb116ded7f3fef"
+    assert document.id == "3028f1e691dfc835392dcd72f614f349"
+    assert (document.fields, document.choices, document.gold) == (
+        {"text": "Sentence 1."},
+        ("no", "yes"),
+        1,
+    )
+
+
+def test_selection(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    make_task(tmp_path, name="toy_two")
+    search = [tmp_path]
+    assert [t.name for t in select_tasks("toys", search)] == ["toy", "toy_two"]
+    assert [t.name for t in select_tasks("toy_two, toys", search)] == ["toy_two", "toy"]
+    assert [t.name for t in select_tasks("toy*", search)] == ["toy", "toy_two"]
+    assert [t.name for t in select_tasks(str(tmp_path / "toy.yaml"))] == ["toy"]
+    assert {t.name for t in select_tasks("all", search)} > {"toy", "pocket_nli"}
+    assert load_task("toy", search).group == "toys"
+    with pytest.raises(UnknownNameError, match=r"unknown task 'pocket_nil'; nearest: pocket_nli"):
+        select_tasks("pocket_nil")
+    with pytest.raises(DefinitionError, match="no tasks given"):
+        select_tasks(" , ")
+    (tmp_path / "copy.yaml").write_text((tmp_path / "toy.yaml").read_text())
+    with pytest.raises(DefinitionError, match="toy is defined twice"):
+        list_tasks(search)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"colour": 1}, "key colour: is not a known key"),
+        ({"primary": ...}, "key primary: is missing"),
+        ({"version": "one"}, "key version: .*integer.*'one'"),
+        ({"output_type": "chat"}, "key output_type: .*'multiple_choice'.*'chat'"),
+        ({"source": {}}, "key source: expected exactly one of generator, path, hub"),
+        ({"source": {"path": "a", "hub": {"repo": "b"}}}, "found path, hub"),
+        ({"source": {"generator": "pocket"}}, "dataset goes with generator"),
+        ({"splits": {"score": "test", "shots": "test"}}, "key splits: shots may not be the scored"),
+        ({"choices": None}, "multiple_choice needs choices and gold"),
+        ({"choices": {"labels": ["a", "a"]}}, "key choices: expected at least two different"),
+        ({"choices": {"labels": [False, True]}}, "key choices.labels: quote yes/no"),
+        ({"primary": "f1"}, "primary 'f1' should be one of metrics"),
+        ({"fields": {"choice": "x"}}, "key fields: 'choice' cannot be a template variable"),
+        ({"generation": {"max_tokens": 0}}, "key generation.max_tokens"),
+        ({"references": {"column": "x"}}, "takes no references"),
+        ({"name": "../evil"}, "key name"),
+    ],
+)
+def test_wrong_definitions_are_one_line(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(DefinitionError, match=expected) as caught:
+        make_task(tmp_path, **{"name": "toy", **changes}) if "name" not in changes else (
+            make_named(tmp_path, changes)
+        )
+    assert "\n" not in str(caught.value)
+    assert ".yaml" in str(caught.value)
+
+
+def make_named(folder: Path, changes: dict[str, Any]) -> Task:
+    file = folder / "named.yaml"
+    file.write_text(yaml.safe_dump({**BASE, **changes}))
+    return read_task(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [a", r"line 1, column \d+: broken YAML"),
+        ("- a\n- b\n", "expected key: value lines, found a list"),
+        ("", "found nothing"),
+        ("a: !!python/object/apply:os.system ['true']", "broken YAML"),
+    ],
+)
+def test_broken_yaml(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(DefinitionError, match=expected) as caught:
+        read_task(tmp_path / "x.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    table = pa.Table.from_pylist(ROWS)
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+    def arrow_file() -> None:
+        with pa.ipc.new_file(str(folder / "test.arrow"), table.schema) as out:
+            out.write_table(table)
+
+    def arrow_stream() -> None:  # as `datasets` saves them, in a folder
+        (folder / "test").mkdir(exist_ok=True)
+        (folder / "test/state.json").write_text("{}")
+        with pa.ipc.new_stream(str(folder / "test/data-00000-of-00001.arrow"), table.schema) as out:
+            out.write_table(table)
+
+    csv = "sentence,label\n" + "".join(f"{row['sentence']},{row['label']}\n" for row in ROWS)
+    writers = {
+        "test.parquet": lambda: pq.write_table(table, folder / "test.parquet"),
+        "test.jsonl": lambda: (folder / "test.jsonl").write_text(lines),
+        "test.jsonl.gz": lambda: (folder / "test.jsonl.gz").write_bytes(
+            gzip.compress(lines.encode())
+        ),
+        "test.json": lambda: (folder / "test.json").write_text(json.dumps(ROWS)),
+        "test.csv": lambda: (folder / "test.csv").write_text(csv),
+        "test.arrow": arrow_file,
+        "test/data-00000-of-00001.arrow": arrow_stream,
+        "test-00000-of-00001.parquet": lambda: pq.write_table(
+            table, folder / "test-00000-of-00001.parquet"
+        ),
+    }
+    expected = documents_from_rows(task, ROWS, "rows")
+    for name, write in writers.items():
+        write()
+        assert load_documents(task, data_root=tmp_path) == expected, name
+        (folder / name).unlink()
+
+
+def test_hub_data_comes_from_the_data_root_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = {"repo": "org/set", "config": "mnli", "revision": "c0ffee"}
+    task = make_task(tmp_path, source={"hub": hub})
+    folder = tmp_path / "data/org/set/mnli"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "test.parquet")
+    assert len(load_documents(task, data_root=tmp_path / "data")) == 6
+
+
+def test_missing_hub_data_says_where_to_put_it(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    task_file = tmp_path / "toy.yaml"
+    task_file.write_text(
+        yaml.safe_dump({**BASE, "source": {"hub": {"repo": "org/no-such-set", "config": "c"}}})
+    )
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from evalcore.tasks import read_task, load_documents\n"
+        "from evalcore.errors import DataError\n"
+        "try:\n    load_documents(read_task(Path(sys.argv[1])))\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    # The library reads HF_HUB_OFFLINE when it is imported: a process of its own.
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(task_file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert "org/no-such-set/c/test.parquet" in result.stdout, result.stderr
+    assert "--data-root" in result.stdout
+    assert result.stdout.count("\n") == 1
+
+
+def test_missing_data_and_columns(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    with pytest.raises(DataError, match="give --data-root"):
+        load_documents(task)
+    with pytest.raises(DataError, match=r"no rows of split 'test'.*toy/test"):
+        load_documents(task, data_root=tmp_path)
+    write_rows(tmp_path, "test", [{"text": "x", "label": 0}])
+    with pytest.raises(DataError, match=r"no column 'sentence'; columns are label, text"):
+        load_documents(task, data_root=tmp_path)
+    write_rows(tmp_path, "test", [{"sentence": None, "label": 0}, {"sentence": "x"}])
+    with pytest.raises(DataError, match="none of 2 rows is usable"):
+        load_documents(task, data_root=tmp_path)
+    (tmp_path / "toy/test.jsonl").write_text('{"sentence": "x", "label": 0}\n{oops\n')
+    with pytest.raises(DataError, match="line 2"):
+        load_documents(task, data_root=tmp_path)
+    with pytest.raises(DefinitionError, match=r"splits\.train is missing"):
+        load_documents(task, "train", data_root=tmp_path)
+
+
+def test_a_limit_is_a_prefix_and_unusable_rows_do_not_shift_ids(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    write_rows(tmp_path, "test", [*ROWS[:2], {"sentence": None, "label": 1}, *ROWS[2:]])
+    everything = load_documents(task, data_root=tmp_path)
+    assert [doc.index for doc in everything] == [0, 1, 3, 4, 5, 6]
+    for limit in range(8):
+        part = load_documents(task, limit=limit, data_root=tmp_path)
+        assert part == everything[:limit]
+    assert load_documents_counted(task, "score", data_root=tmp_path)[1].unusable == 1
+
+
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_exact_copies_get_their_own_stable_ids(which: list[int]) -> None:
+    task = _toy_task()
+    rows = [ROWS[i] for i in which]
+    documents = documents_from_rows(task, rows, "rows")
+    assert len({doc.id for doc in documents}) == len(rows)
+    # Adding rows never changes the ids of those before.
+    longer = documents_from_rows(task, [*rows, ROWS[0], ROWS[1]], "rows")
+    assert [doc.id for doc in longer[: len(rows)]] == [doc.id for doc in documents]
+
+
+def _toy_task() -> Task:
+    from evalcore.tasks import TaskDefinition, task_from_definition
+
+    return task_from_definition(TaskDefinition.model_validate(BASE))
+
+
+def test_gold_and_choices_in_every_form(tmp_path: Path) -> None:
+    def gold(row: dict[str, Any], **changes: Any) -> tuple[Any, Any]:
+        task = make_task(tmp_path, **changes)
+        (document,) = documents_from_rows(task, [{"sentence": "x", **row}], "rows")
+        return document.choices, document.gold
+
+    labels = ("no", "yes")
+    assert gold({"label": "yes"}) == (labels, 1)
+    assert gold({"label": True}) == (labels, 1)
+    assert gold({"label": "1"}) == (labels, 1)
+    assert gold({"label": 1.0}) == (labels, 1)
+    assert gold({"label": -1}) == (labels, -1)  # hidden label: kept, so that it is found
+    assert gold({"label": "maybe"}) == (labels, -1)
+    arc = {
+        "choices": {"column": "choices.text"},
+        "gold": {"column": "key", "map": {"A": 0, "B": 1, "1": 0}},
+    }
+    row = {"choices": {"text": ["x", "y"]}, "key": "B"}
+    assert gold(row, **arc) == (("x", "y"), 1)
+    assert gold({**row, "key": 1}, **arc) == (("x", "y"), 0)
+    columns = {"choices": {"columns": ["a", "b"]}, "gold": {"column": "label"}}
+    assert gold({"a": "x", "b": "y", "label": 0}, **columns) == (("x", "y"), 0)
+    with pytest.raises(DataError, match="gold should be an index or a label"):
+        gold({"label": [1]})
+
+
+def test_references(tmp_path: Path) -> None:
+    task = make_task(tmp_path, WRITER)
+    rows: list[dict[str, Any]] = [
+        {"sentence": "a", "summary": "one"},
+        {"sentence": "b", "summary": ["one", "", None, "two"]},
+        {"sentence": "c", "summary": ""},
+        {"sentence": "d", "summary": []},
+    ]
+    documents = documents_from_rows(task, rows, "rows")
+    assert [doc.references for doc in documents] == [("one",), ("one", "two")]
+
+
+def test_shots_that_stand_in_the_scored_split_are_left_out_whatever_the_limit(
+    tmp_path: Path,
+) -> None:
+    task = make_task(tmp_path)
+    write_rows(tmp_path, "test", ROWS)
+    write_rows(
+        tmp_path,
+        "shots",
+        [{"sentence": " sentence  5. ", "label": 0}, {"sentence": "Other.", "label": 1}],
+    )
+    documents, counts = load_documents_counted(task, "shots", data_root=tmp_path)
+    assert [doc.fields["text"] for doc in documents] == ["Other."]
+    assert counts.leaked == 1
+
+
+def test_checks_find_what_spoilt_studies(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+
+    def codes(rows: list[dict[str, Any]], shots: list[dict[str, Any]] | None = None) -> set[str]:
+        documents = documents_from_rows(task, rows, "rows")
+        pool = documents_from_rows(task, shots, "shots") if shots else []
+        return {f"{f.level}:{f.code}" for f in check_documents(task, documents, pool)}
+
+    many = [{"sentence": f"S {i}", "label": i % 2} for i in range(30)]
+    assert codes(many) == set()
+    assert codes([{**row, "label": -1} for row in many]) == {"error:gold_outside"}
+    assert codes([{**row, "label": 1} for row in many]) == {"error:one_class"}
+    assert codes([*many, many[0]]) == {"warning:duplicates"}
+    assert codes([*many, {"sentence": " ", "label": 0}]) == {"warning:empty_fields"}
+    assert codes(many, [{"sentence": "s 3", "label": 0}]) == {"error:shots_leak"}
+    own = make_task(tmp_path, choices={"column": "options"})
+    rows = [{**row, "options": ["a", "A "]} for row in many]
+    found = check_documents(own, documents_from_rows(own, rows, "rows"))
+    assert [f.code for f in found] == ["equal_choices"]
+    assert found[0].count == 30
+    assert [f.code for f in check_documents(task, [])] == ["no_documents"]
+
+
+def test_trivial_baselines(tmp_path: Path) -> None:
+    rows = [{"sentence": f"S {i}", "label": int(i < 7)} for i in range(10)]
+    task = make_task(tmp_path)
+    assert trivial_baseline(task, documents_from_rows(task, rows, "rows")) == 0.7
+    own = make_task(tmp_path, choices={"column": "options"})
+    rows = [
+        {**row, "options": ["a", "b", "c", "d"][: 2 + 2 * (i % 2)]} for i, row in enumerate(rows)
+    ]
+    assert trivial_baseline(own, documents_from_rows(own, rows, "rows")) == pytest.approx(0.375)
+    writer = make_task(tmp_path, WRITER)
+    texts = ["a b c d", "a b c e", "a b c f", "x"]
+    documents = documents_from_rows(
+        writer, [{"sentence": f"{i}", "summary": text} for i, text in enumerate(texts)], "rows"
+    )
+    # Best constant: any of the first three (1 for itself, 3/4 for the other two, 0 for the last).
+    assert trivial_baseline(writer, documents) == pytest.approx((1 + 0.75 + 0.75) / 4)
+    exact = make_task(tmp_path, WRITER, primary="exact_match")
+    assert trivial_baseline(exact, documents) == 0.25
+    assert math.isnan(trivial_baseline(exact, []))
+
+
+def test_the_published_schema_is_current() -> None:
+    assert TASK_SCHEMA_FILE.read_text("utf-8") == task_schema_text(), (
+        "run: python -m evalcore.tasks.published"
+    )
