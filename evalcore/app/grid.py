@@ -77,7 +77,7 @@ def build_grid(
         shots = _shots(task, variants, options)
         grid.findings += check_documents(task, everything, shots)  # a limit would hide faults
         documents = everything[: options.limit]
-        baseline = trivial_baseline(task, documents)
+        baseline = trivial_baseline(task, everything)  # the same whatever the limit
         for variant in variants:
             files: dict[tuple[str, int], _RequestFile] = {}
             for subject in subjects:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evalcore.app.grid import (
     Grid,
@@ -20,7 +20,14 @@ from evalcore.app.grid import (
 )
 from evalcore.app.limits import token_limits
 from evalcore.cluster import StopSignals
-from evalcore.engines.protocol import EngineSpec, numerics_class
+from evalcore.engines.protocol import (
+    Device,
+    Dtype,
+    EngineKind,
+    EngineSpec,
+    Strategy,
+    numerics_class,
+)
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import resolve_subjects
 from evalcore.planning import Plan, plan_units
@@ -56,10 +63,10 @@ class ScoreOptions(GridOptions):
     commit_every: float = 60.0
     dry_run: bool = False
     strict: bool = False
-    engine: str = "vllm"
-    dtype: str = "auto"
-    strategy: str = "auto"
-    cluster: str = "local"
+    engine: EngineKind = "vllm"
+    dtype: Dtype | Literal["auto"] = "auto"
+    strategy: Strategy = "auto"
+    cluster: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     workers: int | None = None
     tensor_parallel: int = 1
@@ -185,11 +192,10 @@ def gpu_count() -> int:
 
 
 def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
-    device = "cuda" if gpu_count() else "cpu"
+    device: Device = "cuda" if gpu_count() else "cpu"
     longest = max(encoding_settings(s.checkpoint, options.max_length).max_length for s in subjects)
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
+    default: Dtype = "float32" if device == "cpu" else "bfloat16"
+    dtype = default if options.dtype == "auto" else options.dtype
     return EngineSpec(
         kind=options.engine,
         dtype=dtype,

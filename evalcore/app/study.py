@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,7 +97,7 @@ def demo(options: StudyOptions, progress: StudyProgress) -> StudyOutcome:
 
 
 def study(
-    options: StudyOptions, progress: StudyProgress, budget_s: dict[str, float] | None = None
+    options: StudyOptions, progress: StudyProgress, budget_s: Mapping[str, float] | None = None
 ) -> StudyOutcome:
     """Runs every stage of a study; what is there already is not done again.
 
@@ -126,7 +126,7 @@ def study(
 @dataclass
 class _Timer:
     progress: StudyProgress
-    budget_s: dict[str, float]
+    budget_s: Mapping[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

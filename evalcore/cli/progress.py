@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -39,11 +40,12 @@ class ScoreProgress:
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self._what, self._task = what, None
+        self._what = what
+        self._task: TaskID | None = None
         self._done = self._total = 0
         self._began = self._said = time.monotonic()
 
-    def __enter__(self) -> ScoreProgress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

@@ -66,7 +66,7 @@ def finetune(
     study_file: Path,
     output: Path | None,
     dry_run: bool,
-    cluster: str,
+    cluster: Any,
     text: Path | None,
     tune_workers: int | None,
 ) -> int:

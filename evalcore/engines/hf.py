@@ -14,7 +14,14 @@ from evalcore.engines.protocol import EngineSpec, LoadReport, numerics_class, re
 from evalcore.engines.text import checkpoint_tokenizer, end_token_ids, finish
 from evalcore.errors import EngineError, IncompatibleError
 from evalcore.identity import NumericsClass
-from evalcore.types import FloatArray, GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
+from evalcore.types import (
+    FloatArray,
+    GenerateBatch,
+    GenerateResult,
+    ScoreBatch,
+    ScoreResult,
+    Subject,
+)
 
 _BATCH_TOKENS = 2048
 _BATCH_ROWS = 32

@@ -35,11 +35,15 @@ VERDICTS = ("surely", "perhaps", "never")
 """Indexed like the labels of ``nli``: follows, not known, excluded."""
 SAMENESS = ("Same story.", "Other story.")
 
-ECHO_WORDS = tuple(
-    word
-    for attribute in (*world.PERSON_ATTRIBUTES, *world.THING_ATTRIBUTES)
-    for word in attribute.values
-) + (*world.THINGS, *world.PEOPLE)
+ECHO_WORDS = (
+    *tuple(
+        word
+        for attribute in (*world.PERSON_ATTRIBUTES, *world.THING_ATTRIBUTES)
+        for word in attribute.values
+    ),
+    *world.THINGS,
+    *world.PEOPLE,
+)
 COLLECTED_SHARE = 0.1
 """Share of documents that hold two texts of a kind: few-shot prompts are such documents too."""
 MIX: tuple[tuple[str, float], ...] = (

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evalcore.engines.vllm.packing import Limits, Plan, common_prefix, make_plan, sort_contexts, steps
+from evalcore.engines.vllm.packing import (
+    Limits,
+    Plan,
+    common_prefix,
+    make_plan,
+    sort_contexts,
+    steps,
+)
 from evalcore.types import ScoreBatch
 
 

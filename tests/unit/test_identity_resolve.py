@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +62,12 @@ def hub(
     repo = tmp_path / "hub/models--org--base"
     (repo / "refs").mkdir(parents=True)
     for (revision, commit), source in zip(COMMITS.items(), (tiny_checkpoint, second), strict=True):
-        shutil.copytree(source, repo / "snapshots" / commit)
+        snapshot = shutil.copytree(source, repo / "snapshots" / commit)
+        weights = snapshot / "model.safetensors"
+        blob = repo / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
+        blob.parent.mkdir(exist_ok=True)
+        weights.rename(blob)
+        weights.symlink_to(Path("../../blobs") / blob.name)
         (repo / "refs" / revision).write_text(commit)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -210,12 +217,23 @@ def test_a_hub_base_without_revision_is_an_error(
     assert any("assumed" in note for note in assumed.notes)
 
 
-def test_a_hub_base_with_revision_is_resolved(tmp_path: Path, hub: str, make_adapter: Make) -> None:
+def test_a_hub_base_with_revision_is_resolved(
+    tmp_path: Path, hub: str, second: Path, make_adapter: Make
+) -> None:
     adapter = make_adapter(tmp_path / "a/one", hub, revision="step200")
     base, tuned = resolve_subjects([adapter]).subjects
     assert base.checkpoint.revision == "b" * 40
     assert base.checkpoint.name == "base@step200"
     assert tuned.base_id == base.id
+    snapshot = Path(base.checkpoint.path)
+    assert base.checkpoint.fingerprint == checkpoint_fingerprint(second)  # a copy is the same
+    # A blob is named by its sha256: known again at any place and time without reading it.
+    os.utime(snapshot / "model.safetensors")
+    blob = (snapshot / "model.safetensors").resolve()
+    blob.chmod(0o644)
+    size = blob.stat().st_size
+    blob.write_bytes(bytes(size))
+    assert checkpoint_fingerprint(snapshot) == base.checkpoint.fingerprint
     by_commit = resolve_subjects([], [f"{hub}@{'a' * 40}"]).subjects[0].checkpoint
     assert by_commit.revision == "a" * 40
     with pytest.raises(InputError, match=r"org/base@step999 not in the local cache"):

@@ -123,31 +123,34 @@ def generate(
         end_ids: Tokens that end a generation.
         salt: Keys the prefix cache.
     """
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(
-        max_tokens=batch.settings.max_tokens,
-        temperature=0.0,
-        # Ends are given explicitly: the engine's idea of them is that of its first checkpoint.
-        ignore_eos=True,
-        stop_token_ids=list(end_ids),
-        stop=list(batch.settings.stops),
-        detokenize=bool(batch.settings.stops),
-        include_stop_str_in_output=True,
-    )
     count = batch.num_contexts
     order = sort_contexts(batch)
     endings: list[Any] = [None] * count
     cached = np.zeros(count, dtype=np.int64)
-    for begin in range(0, count, _PORTION):
-        portion = order[begin : begin + _PORTION]
-        prompts = [
-            {"prompt_token_ids": batch.context(i).tolist(), "cache_salt": salt} for i in portion
-        ]
-        for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
-            ids = list(output.outputs[0].token_ids)
-            endings[i] = finish(ids, tokenizer, end_ids, batch.settings)
-            cached[i] = output.num_cached_tokens or 0
+
+    def run(chosen: Sequence[int], stops: Sequence[str]) -> list[int]:
+        """Fills in ``chosen``; gives those that vLLM stopped although there is no stop string."""
+        parameters = _greedy(batch.settings.max_tokens, stops, end_ids)
+        wrong = []
+        for begin in range(0, len(chosen), _PORTION):
+            portion = chosen[begin : begin + _PORTION]
+            prompts = [
+                {"prompt_token_ids": batch.context(i).tolist(), "cache_salt": salt}
+                for i in portion
+            ]
+            for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
+                done = output.outputs[0]
+                endings[i] = finish(list(done.token_ids), tokenizer, end_ids, batch.settings)
+                cached[i] = output.num_cached_tokens or 0
+                if done.finish_reason == "stop" and endings[i].finish_reason != "stop":
+                    wrong.append(i)
+        return wrong
+
+    # vLLM (0.32) looks for stop strings in text that may begin inside the prompt, when the prompt
+    # ends with half a character. Such an early end is not believed: generated again without them.
+    wrong = run(order, batch.settings.stops)
+    if wrong:
+        run(wrong, ())
     lengths = np.diff(batch.context_offsets).astype(np.int64)
     return GenerateResult(
         [e.text for e in endings],
@@ -155,6 +158,21 @@ def generate(
         [e.finish_reason for e in endings],
         lengths - cached,
         cached,
+    )
+
+
+def _greedy(max_tokens: int, stops: Sequence[str], end_ids: Sequence[int]) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=0.0,
+        # Ends are given explicitly: the engine's idea of them is that of its first checkpoint.
+        ignore_eos=True,
+        stop_token_ids=list(end_ids),
+        stop=list(stops),
+        detokenize=bool(stops),
+        include_stop_str_in_output=True,
     )
 
 
