@@ -58,9 +58,7 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
     documents, loaded = load_documents_counted(task, "train", data_root=data_root)
     scored = scored_inputs(job.held_out, data_root)
     clean = [document for document in documents if input_key(document) not in scored]
-    counts = Counter(
-        in_scored_split=loaded.leaked, in_evaluation=len(documents) - len(clean)
-    )
+    counts = Counter(in_scored_split=loaded.leaked, in_evaluation=len(documents) - len(clean))
     chosen = choose(clean, job.examples, job.data_seed, where=f"tuning {job.tuning}")
     if job.control == "shuffled_labels":
         chosen = deal_out_answers(chosen, job.seed)

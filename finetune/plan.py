@@ -62,7 +62,7 @@ class TuneJob:
         return f"{self.checkpoint.name}/{Path(self.directory).name}"
 
     def settings(self) -> dict[str, Any]:
-        """What decides the adapter's tensors, as plain JSON values (no paths, nothing about speed)."""
+        """What decides the adapter's tensors, as JSON values: no paths, nothing about speed."""
         task = load_task(self.task)
         return {
             "version": TRAINING_VERSION,

@@ -171,9 +171,9 @@ def provenance_record(
 def clean_leftovers(final: Path) -> None:
     """Removes what killed processes of this host left of earlier tries at ``final``."""
     for left in final.parent.glob(f".{final.name}.*.unfinished"):
-        host, _, pid = left.name.removesuffix(".unfinished").removeprefix(
-            f".{final.name}."
-        ).rpartition("-")
+        host, _, pid = (
+            left.name.removesuffix(".unfinished").removeprefix(f".{final.name}.").rpartition("-")
+        )
         if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 

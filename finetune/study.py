@@ -60,7 +60,9 @@ class MethodSpec(_Strict):
     batch_size: int = Field(16, ge=1)
     gradient_accumulation: int = Field(1, ge=1, description="batches per optimizer step")
     max_length: int | None = Field(
-        None, ge=8, description="prompt + completion in tokens; longer rows are left out and counted"
+        None,
+        ge=8,
+        description="prompt + completion, tokens; longer rows are left out and counted",
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -117,7 +119,7 @@ class ControlSpec(_Strict):
 
     kind: Literal["shuffled_labels"]
     of: list[str] = Field(min_length=1)
-    checkpoints: CheckpointChoice = LAST
+    checkpoints: CheckpointChoice = "last"
     seeds: list[Seed] | None = Field(None, min_length=1, description="default: the tuning's first")
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,14 @@ from typing import Any, Literal
 from evalcore.errors import EngineError, EvalcoreError, IncompatibleError, InputError
 from evalcore.prompting import load_tokenizer
 from evalcore.types import Checkpoint
-from finetune.data import build_training_set
+from finetune.data import batch_order, build_training_set
 from finetune.plan import TuneJob
 from finetune.provenance import TrainingReport, commit_adapter
 from finetune.study import MethodSpec
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_LENGTH = 2048
+OnStep = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ class TuneWorker:
         self._device = torch.device("cuda" if wants_gpu else "cpu")
         self._base: _Base | None = None
 
-    def run(self, job: TuneJob, on_step: Callable[[int, int, float], None] | None = None) -> TuneResult:
+    def run(
+        self, job: TuneJob, on_step: Callable[[int, int, float], None] | None = None
+    ) -> TuneResult:
         """Trains and publishes one adapter.
 
         Raises:
@@ -126,7 +129,7 @@ class TuneWorker:
     def close(self) -> None:
         self._drop_base()
 
-    def _run(self, job: TuneJob, on_step: Callable[[int, int, float], None] | None) -> TuneResult:
+    def _run(self, job: TuneJob, on_step: OnStep | None) -> TuneResult:
         import torch
 
         from finetune.loop import train_adapter
@@ -212,7 +215,7 @@ class TuneWorker:
                 checkpoint.path, dtype=getattr(torch, dtype), local_files_only=True,
                 use_safetensors=True, trust_remote_code=False,
             )  # fmt: skip
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # a broken folder raises a dozen kinds, safetensors' own too
             first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"base {checkpoint.path} cannot be loaded: {first_line}") from None
         model.to(self._device)
@@ -284,11 +287,13 @@ def num_steps(method: MethodSpec, rows: int) -> int:
 
 
 def rows_tokens(
-    prompts: list[list[int]], completions: list[list[int]], method: MethodSpec, steps: int, seed: int
+    prompts: Sequence[list[int]],
+    completions: Sequence[list[int]],
+    method: MethodSpec,
+    steps: int,
+    seed: int,
 ) -> int:
     """Tokens of all rows learned, repeats included, padding left out."""
-    from finetune.data import batch_order
-
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     order = batch_order(
         lengths, method.batch_size, steps * method.gradient_accumulation, seed,

@@ -1,4 +1,4 @@
-"""Engines: what runs a model. ``create_engine`` is the only door; heavy libraries load behind it."""
+"""Engines: what runs a model. ``create_engine`` is the door; heavy libraries load behind it."""
 
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_engine
 

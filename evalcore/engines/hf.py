@@ -1,4 +1,4 @@
-"""The oracle: transformers and peft, a plain full forward for each row. Obviously right, not fast."""
+"""The oracle: transformers and peft, a plain full forward for each row. Right, not fast."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ class HFEngine:
                 local_files_only=True,
             )
         except (OSError, ValueError) as error:
-            raise IncompatibleError(f"checkpoint {path} cannot be loaded: {_line(error)}") from error
+            raise IncompatibleError(
+                f"checkpoint {path} cannot be loaded: {_line(error)}"
+            ) from error
         if subject.adapter is not None:
             from peft import PeftModel
 
@@ -103,7 +105,11 @@ class HFEngine:
         computed = np.zeros(batch.num_contexts, dtype=np.int64)
         np.add.at(computed, batch.continuation_context, lengths + contexts)
         self._stats["computed_tokens"] += float(computed.sum())
-        hit = np.logical_and.reduceat(greedy, batch.continuation_offsets[:-1]) if len(lengths) else greedy
+        hit = (
+            np.logical_and.reduceat(greedy, batch.continuation_offsets[:-1])
+            if len(lengths)
+            else greedy
+        )
         return ScoreResult(values, hit, computed, np.zeros_like(computed))
 
     def margins(self, batch: ScoreBatch) -> FloatArray:

@@ -38,7 +38,8 @@ class EngineSpec:
         adapters: How adapters are applied.
         tensor_parallel: GPUs of one engine.
         trust_remote_code: Whether a checkpoint may bring code.
-        max_batch_tokens: Tokens of one forward pass; 0: 4,096 on a CPU, 16,384 on a GPU.
+        max_batch_tokens: Tokens of one forward pass; 0: 16,384 on a GPU; on a CPU 1,024 (activations
+            stay in its caches), or one longest sequence.
         max_num_seqs: Sequences of one forward pass; 0: 256 on a CPU, 1,024 on a GPU.
         seed: Engine seed (greedy decoding does not depend on it).
     """
@@ -159,7 +160,9 @@ def resolve_device(spec: EngineSpec) -> Device:
     if torch.cuda.is_available():
         return "cuda"
     if spec.device == "cuda":
-        raise EngineError("device cuda: torch sees no GPU; install the gpu extra or use --device cpu")
+        raise EngineError(
+            "device cuda: torch sees no GPU; install the gpu extra or use --device cpu"
+        )
     return "cpu"
 
 

@@ -35,12 +35,9 @@ VERDICTS = ("surely", "perhaps", "never")
 """Indexed like the labels of ``nli``: follows, not known, excluded."""
 SAMENESS = ("Same story.", "Other story.")
 
+_ATTRIBUTES = (*world.PERSON_ATTRIBUTES, *world.THING_ATTRIBUTES)
 ECHO_WORDS = (
-    *tuple(
-        word
-        for attribute in (*world.PERSON_ATTRIBUTES, *world.THING_ATTRIBUTES)
-        for word in attribute.values
-    ),
+    *(word for attribute in _ATTRIBUTES for word in attribute.values),
     *world.THINGS,
     *world.PEOPLE,
 )

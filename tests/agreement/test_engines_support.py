@@ -1,4 +1,4 @@
-"""Random tiny models, adapters and batches for the engine tests, and the oracle in a process of its own.
+"""Random tiny models, adapters and batches for the engine tests; the oracle in its own process.
 
 The oracle (transformers) never runs in the process of a vLLM engine: vLLM's transformers backend
 patches transformers' classes, and building such a model there afterwards raises.
@@ -112,7 +112,9 @@ def subject(base: Path, adapter: Path | None = None) -> Subject:
     if adapter is None:
         return Subject(checkpoint)
     untrained = adapter.name.startswith("zero")
-    return Subject(checkpoint, Adapter(adapter.name, str(adapter), adapter.name, 8, untrained=untrained))
+    return Subject(
+        checkpoint, Adapter(adapter.name, str(adapter), adapter.name, 8, untrained=untrained)
+    )
 
 
 def random_batch(seed: int, groups: int, *, max_context: int = 100) -> ScoreBatch:
@@ -157,7 +159,9 @@ def generate_contexts(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     from evalcore.types import flatten
 
     rng = np.random.default_rng(seed)
-    return flatten([rng.integers(3, VOCAB, int(rng.integers(1, 80))).tolist() for _ in range(count)])
+    return flatten(
+        [rng.integers(3, VOCAB, int(rng.integers(1, 80))).tolist() for _ in range(count)]
+    )
 
 
 def oracle(

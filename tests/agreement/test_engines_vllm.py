@@ -45,7 +45,12 @@ def make_subjects(folder: str, kind: str) -> dict[str, Subject]:
     second = save_model(root / "step-2", kind, 2)
     tuned = save_adapter(root / "tuned-1", first, 11)
     rslora = save_adapter(
-        root / "tuned-2", second, 12, targets=ALL_LINEAR, use_rslora=True, alpha_pattern={"q_proj": 5}
+        root / "tuned-2",
+        second,
+        12,
+        targets=ALL_LINEAR,
+        use_rslora=True,
+        alpha_pattern={"q_proj": 5},
     )
     zero = save_adapter(root / "zero", first, 13, zero=True)
     subjects = {
@@ -57,9 +62,20 @@ def make_subjects(folder: str, kind: str) -> dict[str, Subject]:
     }
     if kind.endswith("-untied"):
         dora = save_adapter(root / "dora", second, 14, use_dora=True)
-        head = save_adapter(root / "head", second, 15, targets=("v_proj", "lm_head", "embed_tokens"))
+        head = save_adapter(
+            root / "head", second, 15, targets=("v_proj", "lm_head", "embed_tokens")
+        )
         subjects |= {"dora 2": subject(second, dora), "head 2": subject(second, head)}
     return subjects
+
+
+def make_and_ask(
+    folder: str, kind: str, batch: ScoreBatch, generation: GenerateBatch
+) -> tuple[dict[str, Subject], dict[str, Any]]:
+    """Subjects, and the oracle's (scores, margins, generations) of each."""
+    subjects = make_subjects(folder, kind)
+    answers = oracle([(who, batch, generation) for who in subjects.values()])
+    return subjects, dict(zip(subjects, answers, strict=True))
 
 
 def visit(
@@ -115,15 +131,12 @@ class Scenario:
     """Subjects of one kind of model, and what the oracle says of them."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.kind = kind
-        self.subjects: dict[str, Subject] = in_process(make_subjects, str(folder), kind)
         self.batch = edge_batch(3)
         self.generation = GenerateBatch(*generate_contexts(4, 12), STOPS)
-        names = list(self.subjects)
-        answers = in_process(
-            oracle, [(self.subjects[n], self.batch, self.generation) for n in names]
+        self.subjects: dict[str, Subject]
+        self.subjects, self.expected = in_process(
+            make_and_ask, str(folder), kind, self.batch, self.generation
         )
-        self.expected = dict(zip(names, answers, strict=True))
 
     def run(self, spec: EngineSpec, order: list[str], *, generate: bool = False) -> dict[int, Any]:
         batch = self.generation if generate else None
@@ -168,7 +181,9 @@ def test_tied_llama_packed_swapped_merged_and_generated(
     assert {"stop", "length"} <= {*reasons, *here.expected["base 2"][2].finish_reasons}
     scores = visits[0][1]
     assert scores.fallbacks == 0
-    assert scores.computed_tokens.sum() < 0.4 * (scores.computed_tokens + scores.cached_tokens).sum()
+    assert (
+        scores.computed_tokens.sum() < 0.4 * (scores.computed_tokens + scores.cached_tokens).sum()
+    )
 
 
 @pytest.mark.slow
@@ -230,20 +245,15 @@ def sabotage(before: Subject, after: Subject, how: str) -> str:
 
     def spoil(model: Any) -> None:
         original(model)
-        if how == "norm":
-            model.model.norm.weight.data.mul_(1.001)
-        elif how == "old weights":
-            weights.reload = keep
-            engine._llm.collective_rpc("evalcore_load", args=(before.checkpoint.path, None))
+        model.model.norm.weight.data.mul_(1.001)
 
-    def keep(*args: Any, **options: Any) -> Any:
-        raise AssertionError
+    def drop(self: Any, name: str, tensor: Any, dtype: Any) -> Any:
+        merge(self, name, tensor, dtype)
+        return tensor
 
     try:
         if how == "adapter dropped":
-            weights.Merger.__call__ = lambda self, name, tensor, dtype: (  # type: ignore[method-assign]
-                merge(self, name, tensor, dtype), tensor
-            )[1]
+            weights.Merger.__call__ = drop  # type: ignore[method-assign]
         elif how == "norm":
             weights.refresh_heads = spoil
         engine.load(after)

@@ -98,7 +98,9 @@ def test_counts_are_what_is_forwarded() -> None:
 def test_shared_shots_are_forwarded_once_even_across_steps() -> None:
     rng = np.random.default_rng(0)
     shots = rng.integers(0, 9, 400).tolist()
-    batch = ScoreBatch.from_lists([([*shots, *rng.integers(0, 9, 20)], [[1], [2]]) for _ in range(50)])
+    batch = ScoreBatch.from_lists(
+        [([*shots, *rng.integers(0, 9, 20)], [[1], [2]]) for _ in range(50)]
+    )
     limits = Limits(16, tokens=512, seqs=64, blocks=200, length=1000)
     plan = make_plan(batch, limits)
     assert len(list(steps(batch, plan, limits))) > 1
@@ -125,7 +127,9 @@ def test_what_fits_no_step_is_left_over_and_nothing_else() -> None:
 
 
 def test_sort_and_common_prefix() -> None:
-    batch = ScoreBatch.from_lists([([300], [[1]]), ([2, 70000], [[1]]), ([2], [[1]]), ([2, 5], [[1]])])
+    batch = ScoreBatch.from_lists(
+        [([300], [[1]]), ([2, 70000], [[1]]), ([2], [[1]]), ([2, 5], [[1]])]
+    )
     assert sort_contexts(batch) == [2, 3, 1, 0]
     assert common_prefix(np.array([1, 2, 3]), np.array([1, 2, 4])) == 2
     assert common_prefix(np.array([1, 2]), np.array([1, 2, 4])) == 2

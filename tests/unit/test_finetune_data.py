@@ -247,6 +247,4 @@ def test_an_empty_completion_is_an_error(out: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(finetune.data, "training_pair", lambda *_: ("prompt", " "))
     with pytest.raises(DataError, match="the completion is empty"):
-        build_training_set(
-            job_of(out, "step-00010/nli"), load_tokenizer(out / "step-00010"), 512
-        )
+        build_training_set(job_of(out, "step-00010/nli"), load_tokenizer(out / "step-00010"), 512)

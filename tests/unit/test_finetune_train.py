@@ -169,9 +169,7 @@ def test_the_loss_is_the_plain_one_over_completions(out: Path) -> None:
         slow = 0.0
         for row in rows:  # one by one: no padding, all logits
             logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
-            slow += float(
-                cross_entropy(logits, torch.tensor(row["labels"][1:]), reduction="sum")
-            )
+            slow += float(cross_entropy(logits, torch.tensor(row["labels"][1:]), reduction="sum"))
     assert float(fast) == pytest.approx(slow, rel=1e-5)
 
 

@@ -213,7 +213,7 @@ class VLLMEngine:
                 args=(subject.checkpoint.path, adapter.path if adapter else None, remedy),
             )
         except (InputError, ProofError):
-            raise  # nothing was changed, or everything was loaded and is wrong: the next load mends it
+            raise  # nothing was changed, or all was loaded and is wrong: the next load mends it
         except Exception as error:
             self._stop()  # half loaded: the next load starts a new engine
             raise EngineError(f"{subject.label}: swap failed: {_line(error)}") from error
@@ -226,8 +226,8 @@ class VLLMEngine:
             details["changed_weights"] = str(changed)
             if not changed and not adapter.untrained:
                 raise ProofError(
-                    f"{subject.label}: merging changes no weight although the adapter's delta is not "
-                    f"zero; it vanishes in {self._spec.dtype}"
+                    f"{subject.label}: merging changes no weight although the adapter's delta is "
+                    f"not zero; it vanishes in {self._spec.dtype}"
                 )
         verdict = answer["verdict"]
         if verdict is not None:
@@ -304,7 +304,9 @@ class VLLMEngine:
         return hashlib.blake2b(self._in_place.id.encode(), digest_size=16).hexdigest()
 
     def _check(self, tokens: Any, totals: Any) -> None:
-        if len(tokens) and (int(tokens.max()) >= self._facts["vocab_size"] or int(tokens.min()) < 0):
+        if len(tokens) and (
+            int(tokens.max()) >= self._facts["vocab_size"] or int(tokens.min()) < 0
+        ):
             raise InputError(
                 f"token id {int(tokens.max())} is outside the model's vocabulary of "
                 f"{self._facts['vocab_size']}; tokenizer and checkpoint do not fit"
@@ -330,7 +332,7 @@ class VLLMEngine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         llm, self._llm = self._llm, None
-        core = getattr(llm.llm_engine, "engine_core", None)
+        core: Any = getattr(llm.llm_engine, "engine_core", None)
         if hasattr(core, "shutdown"):
             core.shutdown()
         del llm, core

@@ -65,7 +65,7 @@ def prepare(spec: EngineSpec) -> Device:
 
 def batch_limits(spec: EngineSpec, device: Device) -> tuple[int, int]:
     """(tokens, sequences) of one forward pass."""
-    tokens = spec.max_batch_tokens or (4096 if device == "cpu" else 16384)
+    tokens = spec.max_batch_tokens or (max(1024, spec.max_length + 1) if device == "cpu" else 16384)
     seqs = spec.max_num_seqs or (256 if device == "cpu" else 1024)
     return max(tokens, seqs), seqs
 
@@ -94,7 +94,9 @@ def cpu_kv_bytes(spec: EngineSpec, config: dict[str, Any]) -> int:
     return max(64 * _MIB, need * kv_bytes_per_token(config, spec.dtype))
 
 
-def engine_arguments(spec: EngineSpec, path: str, device: Device, max_length: int) -> dict[str, Any]:
+def engine_arguments(
+    spec: EngineSpec, path: str, device: Device, max_length: int
+) -> dict[str, Any]:
     """Keyword arguments of ``vllm.LLM`` for one checkpoint.
 
     Args:

@@ -1,9 +1,9 @@
 """Pure part of the packed strategy: a ScoreBatch -> forward steps over shared cache blocks.
 
 Contexts are sorted, so neighbours share the longest prefixes. Each context forwards only what its
-left neighbour has not: the shared part, in whole blocks, is in the neighbour's cache blocks, written
-in the same step (every layer writes keys and values of all rows before it attends) or in the step
-before. The first continuation rides on the context's own sequence; every other one re-forwards the
+left neighbour has not: the shared part, in whole blocks, is in the neighbour's cache blocks,
+written in the same step (every layer writes keys and values of all rows before it attends) or in
+the step before. The first continuation rides on the context's own sequence; every other one re-forwards the
 context's last, partly filled block into blocks of its own. The first token of every continuation is
 predicted by the context's last row; the last token of a continuation is never forwarded.
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evalcore.types import IntArray, OffsetArray, ScoreBatch
+from evalcore.types import GenerateBatch, IntArray, OffsetArray, ScoreBatch
 
 Int64s = npt.NDArray[np.int64]
 
@@ -94,7 +94,7 @@ class Plan:
     cached_tokens: OffsetArray  # int64 [N]
 
 
-def sort_contexts(batch: ScoreBatch) -> list[int]:
+def sort_contexts(batch: ScoreBatch | GenerateBatch) -> list[int]:
     """Context numbers in lexicographic order of their token ids."""
     flat = batch.context_tokens.astype(">i4").tobytes()  # big-endian bytes sort like the numbers
     offsets = (batch.context_offsets * 4).tolist()
@@ -147,7 +147,8 @@ def make_plan(batch: ScoreBatch, limits: Limits) -> Plan:
     for i in sort_contexts(batch):
         context = batch.context(i)
         length = len(context)
-        fits, tail = [], length % size
+        fits: list[int] = []
+        tail = length % size
         for j in range(bounds[i], bounds[i + 1]):
             total = length + lengths[j] - 1
             # Worst case of a step's first group: nothing of it is shared yet.

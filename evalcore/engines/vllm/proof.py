@@ -1,4 +1,4 @@
-"""Proof that the weights in place are the wanted ones: probe vectors through each module's own kernel.
+"""Proof that the weights in place are the wanted ones, by probe vectors through each kernel.
 
 While a checkpoint streams by, each tensor W leaves its product W x with a seeded vector behind.
 Afterwards each module of the model multiplies the same x with whatever it holds - fused, prepacked,
@@ -203,7 +203,7 @@ def _embedding_product(module: Any, wanted: Any) -> Any:
 
 
 def _head_products(head: Any, wanted: Any) -> list[Any]:
-    """x W^T by the head's kernel and by its plain weight: a head in another dtype uses the latter."""
+    """x W^T by the head's kernel and by its plain weight (used when the head's dtype differs)."""
     x = probe(head.weight.shape[1], head.weight.dtype, head.weight.device)
     count = wanted.shape[1]
     kernel = head.quant_method.apply(head, x, None)[:, :count]

@@ -80,8 +80,9 @@ class PlainScorer:
 class PackedScorer:
     """Contexts shared in cache blocks, scored inside the worker (see packing, packed).
 
-    Needs one full-attention cache group, no sliding window, PP = 1, an idle engine. What does not fit
-    a step, and any number that is not finite, is scored again by the plain strategy and counted.
+    Needs one full-attention cache group, no sliding window, PP = 1, an idle engine. What does not
+    fit a step, and any number that is not finite, is scored again by the plain strategy and
+    counted.
     """
 
     name = "packed"
@@ -135,8 +136,7 @@ def generate(
         for begin in range(0, len(chosen), _PORTION):
             portion = chosen[begin : begin + _PORTION]
             prompts = [
-                {"prompt_token_ids": batch.context(i).tolist(), "cache_salt": salt}
-                for i in portion
+                {"prompt_token_ids": batch.context(i).tolist(), "cache_salt": salt} for i in portion
             ]
             for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
                 done = output.outputs[0]
@@ -194,6 +194,6 @@ def _run(llm: Any, prompts: list[dict[str, Any]], parameters: Any) -> list[Any]:
 def _require_finite(values: Any) -> None:
     if not np.isfinite(values).all():
         raise EngineError(
-            f"{int((~np.isfinite(values)).sum())} log-probabilities are not finite even when scored "
-            f"one by one; the weights are broken or overflow in this dtype (try float32)"
+            f"{int((~np.isfinite(values)).sum())} log-probabilities are not finite even when "
+            f"scored one by one; the weights are broken or overflow in this dtype (try float32)"
         )

@@ -50,7 +50,9 @@ def products_of(path: str, dtype: Any, device: Any) -> Products:
     return products
 
 
-def reload(runner: Any, vllm_config: Any, path: str, adapter: str | None, *, remedy: bool) -> Loaded:
+def reload(
+    runner: Any, vllm_config: Any, path: str, adapter: str | None, *, remedy: bool
+) -> Loaded:
     """Puts a checkpoint, with an adapter merged, into the running model.
 
     Args:
@@ -96,7 +98,9 @@ def reload(runner: Any, vllm_config: Any, path: str, adapter: str | None, *, rem
     return Loaded(products, merger.changed_weights if merger is not None else 0, missing)
 
 
-def _reload_and_name(runner: Any, model: Any, tensors: Iterator[tuple[str, Any]]) -> set[str] | None:
+def _reload_and_name(
+    runner: Any, model: Any, tensors: Iterator[tuple[str, Any]]
+) -> set[str] | None:
     """``reload_weights``, and the names it loaded: vLLM itself only logs what is missing."""
     names: list[set[str] | None] = [None]
     load = model.load_weights

@@ -41,14 +41,10 @@ class WorkerExtension:
         products = weights.products_of(path, dtype, self.model_runner.device)
         return self._check(products)
 
-    def evalcore_load(
-        self, path: str, adapter: str | None, remedy: bool = True
-    ) -> dict[str, Any]:
+    def evalcore_load(self, path: str, adapter: str | None, remedy: bool = True) -> dict[str, Any]:
         """Swaps checkpoint and adapter in; ``verdict`` is None where probing is not possible."""
         begin = time.perf_counter()
-        loaded = weights.reload(
-            self.model_runner, self.vllm_config, path, adapter, remedy=remedy
-        )
+        loaded = weights.reload(self.model_runner, self.vllm_config, path, adapter, remedy=remedy)
         load_s = time.perf_counter() - begin
         probe = self.vllm_config.parallel_config.tensor_parallel_size == 1
         verdict = self._check(loaded.products) if probe else None
