@@ -38,8 +38,8 @@ class EngineSpec:
         adapters: How adapters are applied.
         tensor_parallel: GPUs of one engine.
         trust_remote_code: Whether a checkpoint may bring code.
-        max_batch_tokens: Tokens of one forward pass; 0: 16,384 on a GPU; on a CPU 1,024 (activations
-            stay in its caches), or one longest sequence.
+        max_batch_tokens: Tokens of one forward pass; 0: 16,384 on a GPU; on a CPU 1,024
+            (activations stay in its caches) or one longest sequence.
         max_num_seqs: Sequences of one forward pass; 0: 256 on a CPU, 1,024 on a GPU.
         seed: Engine seed (greedy decoding does not depend on it).
     """

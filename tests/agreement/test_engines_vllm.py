@@ -203,8 +203,8 @@ def test_other_strategies(scenario: Callable[[str], Scenario], kind: str, spec: 
     scores = visits[0][1]
     if spec is PLAIN:
         assert scores.cached_tokens.sum() == 0
-    else:
-        assert scores.fallbacks == 0
+    else:  # the context of 260 tokens fits no step of 256: its two continuations
+        assert scores.fallbacks == 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from evalcore.engines.protocol import EngineSpec, LoadKind, LoadReport, numerics
 from evalcore.engines.text import checkpoint_tokenizer, end_token_ids
 from evalcore.engines.vllm.environment import engine_arguments, prepare
 from evalcore.engines.vllm.strategies import PackedScorer, PlainScorer, generate, reset_cache
-from evalcore.errors import EngineError, EvalcoreError, IncompatibleError, InputError, ProofError
+from evalcore.errors import EngineError, EvalcoreError, InputError, ProofError
 from evalcore.identity import NumericsClass, numeric_config, weight_layout
 from evalcore.types import (
     Checkpoint,
@@ -149,11 +149,6 @@ class VLLMEngine:
         """One more than asked for (plain scoring samples a token), within the model's own limit."""
         config = json.loads((Path(checkpoint.path) / "config.json").read_text("utf-8"))
         own = config.get("max_position_embeddings") or config.get("n_positions")
-        if isinstance(own, int) and own < self._spec.max_length:
-            raise IncompatibleError(
-                f"checkpoint {checkpoint.path} has {own} positions, but the maximum length is "
-                f"{self._spec.max_length}; lower it with --max-length"
-            )
         return min(self._spec.max_length + 1, own) if own else self._spec.max_length + 1
 
     def _prove_start(self, checkpoint: Checkpoint, details: dict[str, str]) -> None:

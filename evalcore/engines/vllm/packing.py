@@ -3,9 +3,10 @@
 Contexts are sorted, so neighbours share the longest prefixes. Each context forwards only what its
 left neighbour has not: the shared part, in whole blocks, is in the neighbour's cache blocks,
 written in the same step (every layer writes keys and values of all rows before it attends) or in
-the step before. The first continuation rides on the context's own sequence; every other one re-forwards the
-context's last, partly filled block into blocks of its own. The first token of every continuation is
-predicted by the context's last row; the last token of a continuation is never forwarded.
+the step before. The first continuation rides on the context's own sequence; every other one
+re-forwards the context's last, partly filled block into blocks of its own. The first token of every
+continuation is predicted by the context's last row; the last token of a continuation is never
+forwarded.
 
 Shapes: T rows of a step, R sequences of a step, P predictions of a step, W widest block table.
 """

@@ -9,7 +9,7 @@ import numpy as np
 
 from evalcore.engines.text import finish
 from evalcore.engines.vllm.packing import sort_contexts
-from evalcore.errors import EngineError
+from evalcore.errors import EngineError, InputError
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult
 
 # generate() takes all requests in before its first step, so they come in portions.
@@ -187,7 +187,10 @@ def reset_cache(llm: Any) -> None:
 
 
 def _run(llm: Any, prompts: list[dict[str, Any]], parameters: Any) -> list[Any]:
-    outputs: list[Any] = llm.generate(prompts, parameters, use_tqdm=False)
+    try:
+        outputs: list[Any] = llm.generate(prompts, parameters, use_tqdm=False)
+    except ValueError as error:  # vLLM's word for a request it does not accept
+        raise InputError(f"vllm refused a request: {str(error).strip().splitlines()[0]}") from error
     return outputs
 
 
