@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -34,23 +35,16 @@ HEADINGS = ("Notes", "Input", "Text", "Answer", "Inference", "Paraphrase", "Ques
 VERDICTS = ("surely", "perhaps", "never")
 """Indexed like the labels of ``nli``: follows, not known, excluded."""
 SAMENESS = ("Same story.", "Other story.")
-
-_ATTRIBUTES = (*world.PERSON_ATTRIBUTES, *world.THING_ATTRIBUTES)
-ECHO_WORDS = (
-    *(word for attribute in _ATTRIBUTES for word in attribute.values),
-    *world.THINGS,
-    *world.PEOPLE,
-)
+ECHO_WORDS = (*world.PEOPLE, *world.TOWNS, *world.CRAFTS, *world.COLOURS, *world.ANIMALS)
 COLLECTED_SHARE = 0.1
 """Share of documents that hold two texts of a kind: few-shot prompts are such documents too."""
 MIX: tuple[tuple[str, float], ...] = (
-    ("inference", 0.34),
-    ("thing_inference", 0.06),
+    ("inference", 0.24),
     ("pair", 0.24),
-    ("record", 0.12),
-    ("fact", 0.14),
-    ("echo", 0.08),
-    ("glossary", 0.02),
+    ("record", 0.18),
+    ("fact", 0.26),
+    ("echo", 0.05),
+    ("glossary", 0.03),
 )
 """Kinds of document and their shares."""
 
@@ -89,58 +83,39 @@ def held_out_pairs() -> frozenset[tuple[str, str]]:
     return frozenset(pairs)
 
 
-def _inference(rng: random.Random, things: bool = False) -> str:
-    """One premise and six claims about it, with the verdict in front or behind."""
-    attributes = world.THING_ATTRIBUTES if things else world.PERSON_ATTRIBUTES
-    entity = rng.choice(world.THINGS if things else world.PEOPLE)
-    kinds = rng.sample(attributes, len(attributes))
-    said, unsaid = [(a, rng.choice(a.values)) for a in kinds[:2]], kinds[2:]
-    clauses = [a.say(v) for a, v in said]
-    premise = (world.describe_thing if things else world.describe_person)(entity, clauses)
-    lines = [premise]
-    verdict_first = rng.random() < 0.4
-    for _ in range(6):
+def _inference(rng: random.Random) -> str:
+    """Three times: somebody says something in some way, and what is to be made of it."""
+    lines: list[str] = []
+    while len(lines) < 3:
         label = rng.randrange(3)
-        attribute, value = rng.choice(said)
-        if label == 1:
-            attribute = rng.choice(unsaid)
-            value = rng.choice(attribute.values)
-        elif label == 2:
-            value = rng.choice([v for v in attribute.values if v != value])
-        clause = attribute.say(value)
-        claim = (
-            world.claim_thing(entity, clause) if things else world.describe_person(entity, [clause])
-        )
-        if (premise, claim) in held_out_pairs():
+        verb, claim = rng.choice(world.SAYING_VERBS[label]), world.random_claim(rng)
+        say = world.say_claim if rng.random() < 0.6 else world.say_claim_last
+        premise, stated = say(rng.choice(world.PEOPLE), verb, claim), world.state(claim)
+        if (premise, stated) in held_out_pairs():
             continue
-        verdict = VERDICTS[label]
+        verdict = VERDICTS[label].capitalize()
         lines.append(
-            f"{verdict.capitalize()}: {claim}"
-            if verdict_first
-            else f"{claim} {verdict.capitalize()}."
+            f"{premise} {verdict}, {claim}."
+            if rng.random() < 0.4
+            else f"{premise} {stated} {verdict}."
         )
     return " ".join(lines)
 
 
-def _thing_inference(rng: random.Random) -> str:
-    return _inference(rng, things=True)
-
-
 def _pair(rng: random.Random) -> str:
-    """Somebody tells what happened; four others tell it too, and agree or differ."""
-    event = world.random_event(rng)
-    form = rng.randrange(2)
-    told = rng.random() < 0.4
-    first = event.say(form)
-    lines = [first]
-    for _ in range(4):
-        same = rng.random() < 0.5
-        other = (event if same else world.alter_event(rng, event)).say(1 - form)
-        if (first, other) in held_out_pairs():
+    """Twice: what somebody did or nearly did, whether it came to it, and others telling it."""
+    lines: list[str] = []
+    while len(lines) < 2:
+        if rng.random() < 0.4:
+            done = rng.random() < 0.5
+            adverb = rng.choice(world.HARMLESS_ADVERBS if done else world.CHANGING_ADVERBS)
+            deed = replace(world.random_deed(rng), adverb=adverb)
+            lines.append(f"{deed.say(rng.randrange(2))} {'So it was.' if done else 'Not so.'}")
             continue
-        lines.append(
-            f"In other words: {other}" if same and told else f"{other} {SAMENESS[not same]}"
-        )
+        same = rng.random() < 0.5
+        first, second = world.make_pair(rng, same)
+        if (first, second) not in held_out_pairs():
+            lines.append(f"{first} {second} {SAMENESS[not same]}")
     return " ".join(lines)
 
 
@@ -186,7 +161,6 @@ def _glossary(rng: random.Random) -> str:
 
 _MAKERS: dict[str, Callable[[random.Random], str]] = {
     "inference": _inference,
-    "thing_inference": _thing_inference,
     "pair": _pair,
     "record": _record,
     "echo": _echo,

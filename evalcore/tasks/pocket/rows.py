@@ -22,12 +22,12 @@ Row = dict[str, Any]
 SPLIT_SIZES: Mapping[str, int] = {"test": 400, "shots": 24, "train": 2000}
 """Rows per split of the data sets that are drawn; ``facts`` is enumerated (see FACT_SPLITS)."""
 FACT_SPLITS: Mapping[str, slice] = {
-    "test": slice(0, 30),
-    "shots": slice(30, 32),
-    "train": slice(32, 48),
+    "test": slice(0, 26),
+    "shots": slice(26, 28),
+    "train": slice(28, 36),
 }
 """People of the chronicle asked about in each split of ``facts``."""
-FACT_ROWS_PER_QUESTION: Mapping[str, int] = {"test": 1, "shots": 1, "train": 7}
+FACT_ROWS_PER_QUESTION: Mapping[str, int] = {"test": 1, "shots": 1, "train": 14}
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 PARAPHRASE_LABELS = ("yes", "no")
 
@@ -35,12 +35,12 @@ POCKET_DATASETS: dict[str, dict[str, Any]] = {
     "nli": {
         "columns": ("premise", "hypothesis", "label"),
         "labels": NLI_LABELS,
-        "description": "Does the second sentence follow from the first? About people.",
+        "description": "Does the second sentence follow from the first? A verb decides.",
     },
     "nli_ood": {
         "columns": ("premise", "hypothesis", "label"),
         "labels": NLI_LABELS,
-        "description": "The same question about things, in other sentence patterns.",
+        "description": "The same question with other verbs, in another sentence pattern.",
     },
     "paraphrase": {
         "columns": ("sentence1", "sentence2", "label"),
@@ -126,7 +126,7 @@ def _nli_row(rng: random.Random, label: int) -> Row:
 
 
 def _nli_ood_row(rng: random.Random, label: int) -> Row:
-    made = make_inference(rng, label, things=True)
+    made = make_inference(rng, label, ood=True)
     return {"premise": made.premise, "hypothesis": made.hypothesis, "label": label}
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _ROOTS = ("Bel", "Dor", "Kam", "Lin", "Mar", "Nor", "Pel", "Ras", "Sol", "Tav", "Ul", "Ver", "Yan",
           "Zor")  # fmt: skip
 _ENDINGS = ("an", "eth", "ira", "ok", "una", "is", "ado", "em", "ulf", "ay")
 NUM_PEOPLE = 24
-NUM_FAMOUS = 48
+NUM_FAMOUS = 36
 
 
 def _names() -> tuple[str, ...]:
@@ -52,25 +52,35 @@ class Attribute:
 CRAFTS = ("baker", "smith", "weaver", "miller", "potter", "sailor")
 TOWNS = ("Arvel", "Brenn", "Cardo", "Fenway", "Gorse", "Halden")
 ANIMALS = ("cat", "dog", "goat", "horse", "mule", "duck")
-DRINKS = ("tea", "milk", "cider", "water", "wine", "beer")
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 MATERIALS = ("wood", "iron", "clay", "glass", "bone", "stone")
 ROOMS = ("hall", "barn", "attic", "cellar", "kitchen", "garden")
 PRICES = ("two", "three", "four", "five", "six", "seven")
 THINGS = ("lamp", "cart", "chest", "drum", "bell", "stool", "clock", "bowl")
 
-PERSON_ATTRIBUTES = (
-    Attribute("craft", "is a {}", CRAFTS),
-    Attribute("town", "lives in {}", TOWNS),
-    Attribute("pet", "keeps a {}", ANIMALS),
-    Attribute("drink", "drinks some {}", DRINKS),
-)
 THING_ATTRIBUTES = (
     Attribute("material", "is made of {}", MATERIALS),
     Attribute("room", "stands in the {}", ROOMS),
     Attribute("price", "costs just {} coins", PRICES),
     Attribute("owner", "belongs to the {}", CRAFTS),
 )
+
+
+def random_claim(rng: random.Random) -> str:
+    """Something about a thing, without a capital or a full stop: ``the lamp is made of wood``."""
+    attribute = rng.choice(THING_ATTRIBUTES)
+    return f"the {rng.choice(THINGS)} {attribute.say(rng.choice(attribute.values))}"
+
+
+# What follows from "Belan VERB that X" is decided by the verb: X, nothing, or that X is not so.
+SAYING_VERBS: tuple[tuple[str, ...], ...] = (
+    ("knows", "sees", "proves", "learns", "shows", "notices", "finds", "recalls"),
+    ("thinks", "says", "hopes", "claims", "guesses", "believes", "writes", "dreams"),
+    ("lies", "pretends", "jokes", "feigns", "bluffs", "fibs", "invents", "fakes"),
+)
+"""Indexed like the labels of ``nli``."""
+NUM_DOMAIN_VERBS = 5
+"""The first so many verbs of each class make ``nli``; the others are kept for ``nli_ood``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,94 +92,80 @@ class Inference:
     label: int
 
 
-def _other(rng: random.Random, values: Sequence[str], *taken: str) -> str:
-    return rng.choice([value for value in values if value not in taken])
+def say_claim(name: str, verb: str, claim: str) -> str:
+    """In-domain surface: ``Belan knows that the lamp is made of wood.``"""
+    return f"{name} {verb} that {claim}."
 
 
-def describe_person(name: str, clauses: Sequence[str]) -> str:
-    """In-domain surface: ``Belan lives in Arvel and keeps a cat.``"""
-    return f"{name} {' and '.join(clauses)}."
+def say_claim_last(name: str, verb: str, claim: str) -> str:
+    """Out-of-domain surface: ``That the lamp is made of wood is what Belan knows.``"""
+    return f"That {claim} is what {name} {verb}."
 
 
-def describe_thing(thing: str, clauses: Sequence[str]) -> str:
-    """Out-of-domain surface: ``See the lamp: it is made of wood, it costs just two coins.``"""
-    return f"See the {thing}: it {', it '.join(clauses)}."
+def state(claim: str) -> str:
+    return f"{claim[0].upper()}{claim[1:]}."
 
 
-def claim_thing(thing: str, clause: str) -> str:
-    return f"This {thing} {clause}."
+def make_inference(rng: random.Random, label: int, *, ood: bool = False) -> Inference:
+    """Somebody knows, thinks or lies that something is so; is it so?
 
-
-def make_inference(rng: random.Random, label: int, *, things: bool = False) -> Inference:
-    """Makes a premise that says two things of an entity, and a hypothesis that says one.
-
-    The hypothesis' value and the premise's pair of attributes have the same distribution under
-    every label, so neither sentence alone tells the label.
+    The hypothesis is distributed alike under every label and tells nothing; the premise's verb
+    decides (in studies of inference: veridicality). Out of domain, verbs and sentence differ.
     """
-    attributes = THING_ATTRIBUTES if things else PERSON_ATTRIBUTES
-    asked = rng.choice(attributes)
-    value = rng.choice(asked.values)
-    others = rng.sample([a for a in attributes if a is not asked], 2)
-    said = [(a, rng.choice(a.values)) for a in others]
-    if label != 1:
-        said[rng.randrange(2)] = (asked, value if label == 0 else _other(rng, asked.values, value))
-    clauses = [a.say(v) for a, v in said]
-    if things:
-        thing = rng.choice(THINGS)
-        return Inference(
-            describe_thing(thing, clauses), claim_thing(thing, asked.say(value)), label
-        )
-    name = rng.choice(PEOPLE)
-    return Inference(
-        describe_person(name, clauses), describe_person(name, [asked.say(value)]), label
-    )
+    verbs = SAYING_VERBS[label]
+    verb = rng.choice(verbs[NUM_DOMAIN_VERBS:] if ood else verbs[:NUM_DOMAIN_VERBS])
+    claim = random_claim(rng)
+    say = say_claim_last if ood else say_claim
+    return Inference(say(rng.choice(PEOPLE), verb, claim), state(claim), label)
 
 
-# Two ways to say one thing; {a} hands {o} to {b}.
-EVENT_FORMS: tuple[tuple[str, str], ...] = (
-    ("{a} gave the {o} to {b}.", "{b} got the {o} from {a}."),
-    ("{a} sold the {o} to {b}.", "{b} bought the {o} from {a}."),
-    ("{a} lent the {o} to {b}.", "{b} borrowed the {o} from {a}."),
-    ("{a} threw the {o} to {b}.", "{b} caught the {o} from {a}."),
-)
+DEEDS = ("bought", "sold", "lost", "found", "cleaned", "painted", "moved", "mended")
+HARMLESS_ADVERBS = ("truly", "really", "indeed", "duly", "plainly", "clearly")
+CHANGING_ADVERBS = ("nearly", "almost", "never", "hardly", "barely", "rarely")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """A thing goes from one person to another in one of four ways."""
+class Deed:
+    """Somebody did something to a thing, or an adverb says that it was not quite so."""
 
-    verb: int
-    giver: str
-    taker: str
+    name: str
+    adverb: str
+    verb: str
     thing: str
 
     def say(self, form: int) -> str:
-        """Form 0 speaks from the giver's side, form 1 from the taker's."""
-        return EVENT_FORMS[self.verb][form].format(a=self.giver, b=self.taker, o=self.thing)
+        """Form 0 is active, form 1 passive."""
+        if form == 0:
+            return f"{self.name} {self.adverb} {self.verb} the {self.thing}."
+        return f"The {self.thing} was {self.adverb} {self.verb} by {self.name}."
 
 
-def random_event(rng: random.Random) -> Event:
-    giver, taker = rng.sample(PEOPLE, 2)
-    return Event(rng.randrange(len(EVENT_FORMS)), giver, taker, rng.choice(THINGS))
-
-
-def alter_event(rng: random.Random, event: Event) -> Event:
-    """Another event that differs in one respect: who gives whom, how, or what."""
-    change = rng.choice(("roles", "verb", "thing"))
-    if change == "roles":
-        return Event(event.verb, event.taker, event.giver, event.thing)
-    if change == "verb":
-        verb = rng.choice([v for v in range(len(EVENT_FORMS)) if v != event.verb])
-        return Event(verb, event.giver, event.taker, event.thing)
-    return Event(event.verb, event.giver, event.taker, _other(rng, THINGS, event.thing))
+def random_deed(rng: random.Random) -> Deed:
+    """A deed with a harmless adverb."""
+    return Deed(
+        rng.choice(PEOPLE), rng.choice(HARMLESS_ADVERBS), rng.choice(DEEDS), rng.choice(THINGS)
+    )
 
 
 def make_pair(rng: random.Random, same: bool) -> tuple[str, str]:
-    """Two sentences, one from each side, about the same event or about two that differ once."""
-    first = random_event(rng)
-    second = first if same else alter_event(rng, first)
+    """An active and a passive sentence about one deed, in either order.
+
+    They say the same unless an adverb in one of the two (either one) changes the meaning.
+    """
+    first = random_deed(rng)
+    second = replace(first, adverb=_other(rng, HARMLESS_ADVERBS, first.adverb))
+    if not same:
+        changing = rng.choice(CHANGING_ADVERBS)
+        if rng.random() < 0.5:
+            first = replace(first, adverb=changing)
+        else:
+            second = replace(second, adverb=changing)
     form = rng.randrange(2)
     return first.say(form), second.say(1 - form)
+
+
+def _other(rng: random.Random, values: Sequence[str], *taken: str) -> str:
+    return rng.choice([value for value in values if value not in taken])
 
 
 @dataclass(frozen=True, slots=True)
