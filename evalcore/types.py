@@ -232,7 +232,7 @@ class ScoreBatch:
     """Continuations to score, grouped by context; flat arrays.
 
     Attributes:
-        context_tokens: int32 [T_context], all contexts one after the other. Never empty per context.
+        context_tokens: int32 [T_context], one context after the other, none empty.
         context_offsets: int64 [N + 1].
         continuation_tokens: int32 [T_continuation]. Never empty per continuation.
         continuation_offsets: int64 [M + 1].
@@ -254,14 +254,14 @@ class ScoreBatch:
         return len(self.continuation_offsets) - 1
 
     @classmethod
-    def from_lists(cls, items: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> ScoreBatch:
+    def from_lists(
+        cls, items: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
+    ) -> ScoreBatch:
         """Builds a batch from (context, continuations) pairs of token-id lists."""
         contexts = [context for context, _ in items]
         continuations = [tokens for _, group in items for tokens in group]
         owner = [i for i, (_, group) in enumerate(items) for _ in group]
-        return cls(
-            *flatten(contexts), *flatten(continuations), np.asarray(owner, dtype=np.int32)
-        )
+        return cls(*flatten(contexts), *flatten(continuations), np.asarray(owner, dtype=np.int32))
 
     def context(self, i: int) -> IntArray:
         return self.context_tokens[self.context_offsets[i] : self.context_offsets[i + 1]]

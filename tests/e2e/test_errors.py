@@ -26,7 +26,8 @@ def test_no_adapters(evalcore, tmp_path: Path) -> None:
 
 
 def test_nothing_to_score(evalcore, tmp_path: Path) -> None:
-    assert_one_line(evalcore("score", "-t", "pocket_nli", "-o", tmp_path / "r"), "--checkpoint PATH")
+    done = evalcore("score", "-t", "pocket_nli", "-o", tmp_path / "r")
+    assert_one_line(done, "--checkpoint PATH")
 
 
 def test_base_missing_on_disk(evalcore, tmp_path: Path) -> None:

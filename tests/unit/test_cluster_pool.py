@@ -29,7 +29,8 @@ def run(the_pool: JobPool, jobs: list[Job], should_stop: Any = None) -> tuple[st
 
 
 def test_many_jobs_on_two_workers(tmp_path: Path) -> None:
-    jobs = [job(f"j{i}", value=i) for i in range(300)]
+    # Each takes a moment, so that the first worker to be ready cannot do all of them alone.
+    jobs = [job(f"j{i}", op="sleep", s=0.01, value=i) for i in range(300)]
     outcome, seen = run(pool(tmp_path, workers=2), jobs)
     assert outcome == "done"
     assert {k: v[0][1] for k, v in seen.results.items()} == {f"j{i}": 2 * i for i in range(300)}

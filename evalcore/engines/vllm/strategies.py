@@ -45,36 +45,72 @@ class PlainScorer:
         computed: Any,
     ) -> None:
         """Scores continuations ``chosen`` into ``values`` and ``greedy``; adds to ``computed``."""
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            ignore_eos=True,
-            skip_reading_prefix_cache=True,
-        )
+        longest = int(llm.llm_engine.model_config.max_model_len)
         for begin in range(0, len(chosen), _PORTION):
             portion = chosen[begin : begin + _PORTION]
-            prompts = [
-                {
-                    "prompt_token_ids": np.concatenate(
-                        [batch.context(int(batch.continuation_context[i])), batch.continuation(i)]
-                    ).tolist(),
-                    "cache_salt": salt,
-                }
+            sequences = [
+                np.concatenate(
+                    [batch.context(int(batch.continuation_context[i])), batch.continuation(i)]
+                ).tolist()
                 for i in portion
             ]
-            for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
+            # vLLM wants room for one answer: a sequence of full length leaves its last token out.
+            full = [len(tokens) >= longest for tokens in sequences]
+            prompts = [
+                {"prompt_token_ids": tokens[:-1] if cut else tokens, "cache_salt": salt}
+                for tokens, cut in zip(sequences, full, strict=True)
+            ]
+            parameters = [
+                _prompt_logprobs(tokens[-1] if cut else None)
+                for tokens, cut in zip(sequences, full, strict=True)
+            ]
+            outputs = _run(llm, prompts, parameters)
+            for i, tokens, output in zip(portion, sequences, outputs, strict=True):
                 start, stop = batch.continuation_offsets[i : i + 2]
-                flat, count = output.prompt_logprobs, int(stop - start)
-                if flat.token_ids[-count:] != batch.continuation(i).tolist():
-                    raise EngineError("vllm returned log-probabilities of other tokens than asked")
-                values[start:stop] = flat.logprobs[-count:]
-                greedy[i] = all(rank == 1 for rank in flat.ranks[-count:])
+                logprobs, best = _read_logprobs(tokens, output, int(stop - start))
+                values[start:stop], greedy[i] = logprobs, all(best)
                 computed[batch.continuation_context[i]] += len(output.prompt_token_ids)
+
+
+def _prompt_logprobs(last: int | None) -> Any:
+    """Parameters that ask for a prompt's log-probabilities, and for ``last`` as the answer's."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=0,
+        logprob_token_ids=None if last is None else [last],
+        flat_logprobs=True,
+        detokenize=False,
+        ignore_eos=True,
+        skip_reading_prefix_cache=True,
+    )
+
+
+def _read_logprobs(tokens: list[int], output: Any, count: int) -> tuple[list[float], list[bool]]:
+    """(log-probability, is arg max) of the last ``count`` of ``tokens``.
+
+    Raises:
+        EngineError: If vLLM answered about other tokens.
+    """
+    asked: list[int] = []
+    logprobs: list[float] = []
+    best: list[bool] = []
+    inside = count - (len(tokens) - len(output.prompt_token_ids))
+    if inside:
+        flat = output.prompt_logprobs
+        asked += flat.token_ids[-inside:]
+        logprobs += flat.logprobs[-inside:]
+        best += [rank == 1 for rank in flat.ranks[-inside:]]
+    if inside < count:  # the token asked for as the answer comes after the one vLLM chose
+        answer = output.outputs[0]
+        asked.append(answer.logprobs.token_ids[-1])
+        logprobs.append(answer.logprobs.logprobs[-1])
+        best.append(answer.token_ids[0] == tokens[-1])
+    if asked != tokens[-count:]:
+        raise EngineError("vllm returned log-probabilities of other tokens than asked")
+    return logprobs, best
 
 
 class PackedScorer:
@@ -187,6 +223,7 @@ def reset_cache(llm: Any) -> None:
 
 
 def _run(llm: Any, prompts: list[dict[str, Any]], parameters: Any) -> list[Any]:
+    """Outputs of prompts, in their order; ``parameters`` are one for all or one for each."""
     try:
         outputs: list[Any] = llm.generate(prompts, parameters, use_tqdm=False)
     except ValueError as error:  # vLLM's word for a request it does not accept
