@@ -1,174 +1,81 @@
-"""vLLM's scores, generations, swaps and merges against the oracle, on random tiny models.
-
-Each scenario runs once in a child process per library; the tests look at what it saw.
-"""
+"""vLLM's scores, generations, swaps and merges against the oracle, on random tiny models."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evalcore.engines.protocol import EngineSpec, create_engine
+from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
-from evalcore.types import GenerateBatch, GenerationSettings, ScoreBatch, Subject
-from tests.agreement.test_engines_support import (
-    ALL_LINEAR,
-    edge_batch,
-    generate_contexts,
-    in_process,
-    oracle,
+from evalcore.types import ScoreBatch, Subject
+from tests.agreement.engine_models import (
+    POSITIONS,
+    every_token_batch,
+    full_batch,
     random_batch,
     save_adapter,
-    save_model,
     subject,
 )
-
-TOLERANCE = 2e-5  # the promise is 1e-4; float32 gives about 5e-6
-SPEC = EngineSpec(kind="vllm", dtype="float32", device="cpu", threads=2, max_length=512)
-# Small steps: splits, sharing across steps, long groups.
-SMALL = dataclasses.replace(
-    SPEC, strategy="packed", max_batch_tokens=256, max_num_seqs=12, kv_cache_bytes=4 << 20
+from tests.agreement.engine_processes import (
+    TOLERANCE,
+    Child,
+    Scenario,
+    assert_agrees,
+    greedy_token,
+    import_peft,
+    import_vllm,
+    running,
+    visit,
 )
-PLAIN = dataclasses.replace(SPEC, strategy="plain")
-STOPS = GenerationSettings(24, ("e", "qu"))
 
-
-def make_subjects(folder: str, kind: str) -> dict[str, Subject]:
-    """Two checkpoints of one layout, each with an adapter; a zero adapter; made in a child."""
-    root = Path(folder)
-    first = save_model(root / "step-1", kind, 1)
-    second = save_model(root / "step-2", kind, 2)
-    tuned = save_adapter(root / "tuned-1", first, 11)
-    rslora = save_adapter(
-        root / "tuned-2",
-        second,
-        12,
-        targets=ALL_LINEAR,
-        use_rslora=True,
-        alpha_pattern={"q_proj": 5},
-    )
-    zero = save_adapter(root / "zero", first, 13, zero=True)
-    subjects = {
-        "base 1": subject(first),
-        "tuned 1": subject(first, tuned),
-        "zero 1": subject(first, zero),
-        "base 2": subject(second),
-        "tuned 2": subject(second, rslora),
-    }
-    if kind.endswith("-untied"):
-        dora = save_adapter(root / "dora", second, 14, use_dora=True)
-        head = save_adapter(
-            root / "head", second, 15, targets=("v_proj", "lm_head", "embed_tokens")
-        )
-        subjects |= {"dora 2": subject(second, dora), "head 2": subject(second, head)}
-    return subjects
-
-
-def make_and_ask(
-    folder: str, kind: str, batch: ScoreBatch, generation: GenerateBatch
-) -> tuple[dict[str, Subject], dict[str, Any]]:
-    """Subjects, and the oracle's (scores, margins, generations) of each."""
-    subjects = make_subjects(folder, kind)
-    answers = oracle([(who, batch, generation) for who in subjects.values()])
-    return subjects, dict(zip(subjects, answers, strict=True))
-
-
-def visit(
-    spec: EngineSpec, order: list[Subject], score: ScoreBatch, generate: GenerateBatch | None
-) -> list[tuple[Any, Any, Any]]:
-    """(load report, score result, generate result) of each visit, on one engine."""
-    engine = create_engine(spec)
-    answers = []
-    for who in order:
-        report = engine.load(who)
-        answers.append(
-            (
-                dataclasses.replace(report, details=dict(report.details)),
-                engine.score(score),
-                engine.generate(generate) if generate is not None else None,
-            )
-        )
-    engine.close()
-    return answers
-
-
-def swap_without_remedy(before: Subject, after: Subject, batch: ScoreBatch) -> tuple[str, Any, Any]:
-    """(the proof's message, scores with a stale head, scores after a proper load)."""
-    from evalcore.engines.vllm.engine import VLLMEngine
-
-    engine = VLLMEngine(SPEC)
-    engine.load(before)
-    message = ""
-    try:
-        engine._swap(after, {}, remedy=False)
-    except EvalcoreError as error:
-        message = str(error)
-    engine._in_place = after  # as if nobody had proven anything
-    stale = engine.score(batch)
-    engine._in_place = None
-    engine.load(after)
-    good = engine.score(batch)
-    engine.close()
-    return message, stale, good
-
-
-def assert_agrees(result: Any, expected: tuple[Any, Any, Any], batch: ScoreBatch) -> None:
-    """Within tolerance, and the same greedy tokens wherever the margin says they are certain."""
-    reference, margins, _ = expected
-    gap = np.abs(result.token_logprobs - reference.token_logprobs)
-    assert gap.max() < TOLERANCE, f"largest difference {gap.max()}"
-    sure = np.minimum.reduceat(margins, batch.continuation_offsets[:-1]) > 2e-4
-    assert (result.is_greedy == reference.is_greedy)[sure].all()
-    assert sure.mean() > 0.9
-
-
-class Scenario:
-    """Subjects of one kind of model, and what the oracle says of them."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.batch = edge_batch(3)
-        self.generation = GenerateBatch(*generate_contexts(4, 12), STOPS)
-        self.subjects: dict[str, Subject]
-        self.subjects, self.expected = in_process(
-            make_and_ask, str(folder), kind, self.batch, self.generation
-        )
-
-    def run(self, spec: EngineSpec, order: list[str], *, generate: bool = False) -> dict[int, Any]:
-        batch = self.generation if generate else None
-        visits = in_process(visit, spec, [self.subjects[n] for n in order], self.batch, batch)
-        for name, (_, scores, generated) in zip(order, visits, strict=True):
-            assert_agrees(scores, self.expected[name], self.batch)
-            if generated is not None:
-                reference = self.expected[name][2]
-                assert generated.texts == reference.texts
-                assert generated.token_counts == reference.token_counts
-                assert generated.finish_reasons == reference.finish_reasons
-        return dict(enumerate(visits))
+SPEC = EngineSpec(kind="vllm", dtype="float32", device="cpu", threads=2, max_length=512)
+# Sequences may be as long as the model takes.
+PLAIN = dataclasses.replace(SPEC, strategy="plain", max_length=POSITIONS)
+# Small steps: splits, sharing across steps, long groups; what fits no step is scored plainly.
+SMALL = dataclasses.replace(
+    SPEC,
+    strategy="packed",
+    max_length=POSITIONS,
+    max_batch_tokens=256,
+    max_num_seqs=12,
+    kv_cache_bytes=4 << 20,
+)
+SPECS = pytest.mark.parametrize("spec", [SMALL, PLAIN], ids=["small steps", "plain"])
+GetScenario = Callable[[str], Scenario]
 
 
 @pytest.fixture(scope="module")
-def scenario(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scenario]:
+def children() -> Iterator[tuple[Child, Child]]:
+    """The oracle's process and the engine's."""
+    pair = Child(import_peft), Child(import_vllm)
+    yield pair
+    for child in pair:
+        child.close()
+
+
+@pytest.fixture(scope="module")
+def scenario(
+    tmp_path_factory: pytest.TempPathFactory, children: tuple[Child, Child]
+) -> GetScenario:
     made: dict[str, Scenario] = {}
 
     def get(kind: str) -> Scenario:
         if kind not in made:
-            made[kind] = Scenario(tmp_path_factory.mktemp(kind), kind)
+            made[kind] = Scenario(tmp_path_factory.mktemp(kind), kind, *children)
         return made[kind]
 
     return get
 
 
-def test_tied_llama_packed_swapped_merged_and_generated(
-    scenario: Callable[[str], Scenario],
-) -> None:
+def test_tied_llama_packed_swapped_merged_and_generated(scenario: GetScenario) -> None:
     order = ["base 1", "tuned 1", "base 1", "tuned 2", "zero 1", "base 2", "tuned 1", "tuned 1"]
     here = scenario("llama-tied")
-    visits = here.run(SPEC, order, generate=True)
+    visits = here.run(SPEC, order, generate=True, fresh=True)
     kinds = [visits[i][0].kind for i in range(len(order))]
     assert kinds == ["start", "merge", "merge", "swap", "swap", "swap", "swap", "none"]
     assert all(report.proven for report, _, _ in visits.values())
@@ -181,25 +88,56 @@ def test_tied_llama_packed_swapped_merged_and_generated(
     assert {"stop", "length"} <= {*reasons, *here.expected["base 2"][2].finish_reasons}
     scores = visits[0][1]
     assert scores.fallbacks == 0
+    every = here.run_batch(SPEC, ["tuned 1"], every_token_batch(8))[0]
+    assert every.is_greedy.sum() == 2
     assert (
         scores.computed_tokens.sum() < 0.4 * (scores.computed_tokens + scores.cached_tokens).sum()
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama-untied", "olmo-tied", "olmo-untied"])
-def test_swaps_in_random_order(scenario: Callable[[str], Scenario], kind: str) -> None:
+def test_first_subject_with_an_adapter_and_a_new_layout(scenario: GetScenario) -> None:
+    """An adapter first: its base is loaded on the way. Another layout: a new engine."""
+    here, there = scenario("llama-tied"), scenario("llama-untied")
+    order = [here.subjects["tuned 1"], there.subjects["tuned 2"], here.subjects["tuned 1"]]
+    visits = here.engine_child.call(visit, SPEC, order, here.batch, None, True)
+    assert [report.kind for report, _, _ in visits] == ["start", "start", "start"]
+    assert_agrees(visits[0][1], here.expected["tuned 1"], here.batch)
+    assert_agrees(visits[1][1], there.expected["tuned 2"], here.batch)
+    assert_agrees(visits[2][1], here.expected["tuned 1"], here.batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama-untied", "olmo-tied"])
+def test_other_layouts(scenario: GetScenario, kind: str) -> None:
     here = scenario(kind)
-    order = np.random.default_rng(7).choice(list(here.subjects), 10).tolist()
+    visits = here.run(SPEC, [*here.subjects, "tuned 1", "base 2", "base 1"], generate=True)
+    assert all(report.proven for report, _, _ in visits.values())
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", ["llama-tied", "llama-untied", "olmo-tied", "olmo-untied"])
+def test_swaps_in_random_order(scenario: GetScenario, kind: str) -> None:
+    here = scenario(kind)
+    order = np.random.default_rng(7).choice(list(here.subjects), 20).tolist()
     visits = here.run(SPEC, [*here.subjects, *order], generate=True)
     assert all(report.proven for report, _, _ in visits.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama-tied", "olmo-tied"])
-@pytest.mark.parametrize("spec", [SMALL, PLAIN], ids=["small steps", "plain"])
-def test_other_strategies(scenario: Callable[[str], Scenario], kind: str, spec: EngineSpec) -> None:
-    visits = scenario(kind).run(spec, ["base 1", "tuned 2", "base 1", "tuned 1"])
+def items(batch: ScoreBatch, contexts: int | None = None) -> list[tuple[list[int], list[Any]]]:
+    """A batch (or its first contexts) as ``ScoreBatch.from_lists`` wants it."""
+    owners = batch.continuation_context
+    return [
+        (
+            batch.context(i).tolist(),
+            [batch.continuation(int(j)).tolist() for j in np.flatnonzero(owners == i)],
+        )
+        for i in range(contexts or batch.num_contexts)
+    ]
+
+
+def check_strategy(here: Scenario, spec: EngineSpec) -> None:
+    visits = here.run(spec, ["base 1", "tuned 2", "base 1", "tuned 1"])
     scores = visits[0][1]
     if spec is PLAIN:
         assert scores.cached_tokens.sum() == 0
@@ -208,25 +146,64 @@ def test_other_strategies(scenario: Callable[[str], Scenario], kind: str, spec: 
 
 
 @pytest.mark.slow
-def test_first_subject_with_an_adapter_and_a_new_layout(
-    scenario: Callable[[str], Scenario], tmp_path: Path
-) -> None:
-    """An adapter first: its base is loaded on the way. Another layout: a new engine."""
-    here, there = scenario("llama-tied"), scenario("llama-untied")
-    order = [here.subjects["tuned 1"], there.subjects["tuned 2"], here.subjects["tuned 1"]]
-    visits = in_process(visit, SPEC, order, here.batch, None)
-    assert [report.kind for report, _, _ in visits] == ["start", "start", "start"]
-    assert_agrees(visits[0][1], here.expected["tuned 1"], here.batch)
-    assert_agrees(visits[1][1], there.expected["tuned 2"], here.batch)
-    assert_agrees(visits[2][1], here.expected["tuned 1"], here.batch)
+@SPECS
+def test_strategies(scenario: GetScenario, spec: EngineSpec) -> None:
+    """Each strategy; then sequences exactly as long as the model takes, and one token more."""
+    here = scenario("llama-tied")
+    check_strategy(here, spec)
+    for scores in here.run_batch(spec, ["base 1", "tuned 2"], every_token_batch(8)):
+        assert scores.is_greedy.sum() == 2
+    whole = items(full_batch(6, POSITIONS))
+    context = whole[0][0]
+    best = here.oracle_child.call(greedy_token, here.subjects["base 1"], context)
+    full = ScoreBatch.from_lists([*whole, (context, [[best]])])
+    results = here.run_batch(spec, ["base 1", "tuned 2"], full)
+    assert results[0].is_greedy[-1]
+    for scores in results:
+        assert scores.fallbacks == (0 if spec is PLAIN else full.num_continuations)
+    message = here.engine_child.call(too_long, spec, here.subjects["base 1"])
+    assert message.startswith(f"InputError: a sequence of {POSITIONS + 1} tokens")
+    assert f"{POSITIONS}; raise" in message
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama-tied", "olmo-tied"])
-def test_the_trap_of_the_stale_head(scenario: Callable[[str], Scenario], kind: str) -> None:
-    """When this fails, vLLM reloads tied heads by itself: ``weights.refresh_heads`` can go."""
-    here = scenario(kind)
-    message, stale, good = in_process(
+def too_long(spec: EngineSpec, who: Subject) -> str:
+    engine = running(spec)
+    engine.load(who)
+    try:
+        engine.score(full_batch(1, POSITIONS + 1))
+    except EvalcoreError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", ["llama-untied", "olmo-tied"])
+@SPECS
+def test_strategies_on_other_layouts(scenario: GetScenario, kind: str, spec: EngineSpec) -> None:
+    check_strategy(scenario(kind), spec)
+
+
+# -- wrong weights are noticed ---------------------------------------------------------------------
+
+
+def swap_without_remedy(before: Subject, after: Subject, batch: ScoreBatch) -> tuple[str, Any, Any]:
+    """(the proof's message, scores with a stale head, scores after a proper load)."""
+    engine: Any = running(SPEC)
+    engine.load(before)
+    message = ""
+    try:
+        engine._swap(after, {}, remedy=False)
+    except EvalcoreError as error:
+        message = str(error)
+    engine._in_place = after  # as if nobody had proven anything
+    stale = engine.score(batch)
+    engine._in_place = None
+    engine.load(after)
+    return message, stale, engine.score(batch)
+
+
+def check_stale_head(here: Scenario) -> None:
+    message, stale, good = here.engine_child.call(
         swap_without_remedy, here.subjects["base 1"], here.subjects["base 2"], here.batch
     )
     assert_agrees(good, here.expected["base 2"], here.batch)
@@ -234,12 +211,22 @@ def test_the_trap_of_the_stale_head(scenario: Callable[[str], Scenario], kind: s
     assert "embed_tokens" in message, "the proof must see a stale head"
 
 
-def sabotage(before: Subject, after: Subject, how: str) -> str:
-    """Loads ``after`` with something wrong on the way; gives the error's text."""
-    from evalcore.engines.vllm import weights
-    from evalcore.engines.vllm.engine import VLLMEngine
+@pytest.mark.slow
+def test_the_trap_of_the_stale_head(scenario: GetScenario) -> None:
+    """When this fails, vLLM reloads tied heads by itself: ``weights.refresh_heads`` can go."""
+    check_stale_head(scenario("llama-tied"))
 
-    engine = VLLMEngine(SPEC)
+
+@pytest.mark.proof
+def test_the_trap_of_the_stale_head_in_olmo(scenario: GetScenario) -> None:
+    check_stale_head(scenario("olmo-tied"))
+
+
+def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tuple[str, Any]:
+    """Loads ``after`` with something wrong on the way: the error's text, scores once mended."""
+    from evalcore.engines.vllm import weights
+
+    engine = running(SPEC, fresh=True)  # canaries of an earlier visit would notice, too
     engine.load(before)
     original, merge = weights.refresh_heads, weights.Merger.__call__
 
@@ -251,6 +238,7 @@ def sabotage(before: Subject, after: Subject, how: str) -> str:
         merge(self, name, tensor, dtype)
         return tensor
 
+    message = ""
     try:
         if how == "adapter dropped":
             weights.Merger.__call__ = drop  # type: ignore[method-assign]
@@ -258,29 +246,30 @@ def sabotage(before: Subject, after: Subject, how: str) -> str:
             weights.refresh_heads = spoil
         engine.load(after)
     except EvalcoreError as error:
-        return f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
     finally:
         weights.refresh_heads, weights.Merger.__call__ = original, merge  # type: ignore[method-assign]
-        engine.close()
-    return ""
+    engine.load(after)
+    return message, engine.score(batch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"), [("norm", "norm.weight"), ("adapter dropped", "not applied")]
 )
-def test_wrong_weights_are_noticed(
-    scenario: Callable[[str], Scenario], how: str, message: str
-) -> None:
+def test_wrong_weights_are_noticed(scenario: GetScenario, how: str, message: str) -> None:
     here = scenario("llama-tied")
-    text = in_process(sabotage, here.subjects["base 1"], here.subjects["tuned 1"], how)
+    text, scores = here.engine_child.call(
+        sabotage, here.subjects["base 1"], here.subjects["tuned 1"], how, here.batch
+    )
     assert text.startswith("ProofError")
     assert message in text
+    assert_agrees(scores, here.expected["tuned 1"], here.batch)
 
 
 def bad_then_good(good: Subject, bad: list[Subject], batch: ScoreBatch) -> tuple[list[str], Any]:
     """Errors of the bad subjects, and the good one's scores afterwards on the same engine."""
-    engine = create_engine(SPEC)
+    engine = running(SPEC)
     engine.load(good)
     errors = []
     for who in bad:
@@ -295,24 +284,24 @@ def bad_then_good(good: Subject, bad: list[Subject], batch: ScoreBatch) -> tuple
         engine.score(ScoreBatch.from_lists([([5, 100_000], [[1]])]))
     except EvalcoreError as error:
         errors.append(f"{type(error).__name__}: {error}")
-    result = engine.score(batch)
-    engine.close()
-    return errors, result
+    return errors, engine.score(batch)
+
+
+def save_adapter_with_head(folder: Path, base: Path) -> Path:
+    return save_adapter(folder, base, 1, targets=("q_proj", "lm_head"))
 
 
 @pytest.mark.slow
-def test_a_bad_adapter_costs_only_itself(
-    scenario: Callable[[str], Scenario], tmp_path: Path
-) -> None:
+def test_a_bad_adapter_costs_only_itself(scenario: GetScenario, tmp_path: Path) -> None:
     here = scenario("llama-tied")
     base = Path(here.subjects["base 1"].checkpoint.path)
     empty = tmp_path / "empty"
     empty.mkdir()
     bad = [
-        subject(base, in_process(save_adapter_with_head, tmp_path / "head", base)),
+        subject(base, here.oracle_child.call(save_adapter_with_head, tmp_path / "head", base)),
         subject(base, empty),
     ]
-    errors, result = in_process(bad_then_good, here.subjects["base 1"], bad, here.batch)
+    errors, result = here.engine_child.call(bad_then_good, here.subjects["base 1"], bad, here.batch)
     assert errors[0].startswith("IncompatibleError")
     assert "shares" in errors[0]
     assert errors[1].startswith("InputError")
@@ -320,37 +309,36 @@ def test_a_bad_adapter_costs_only_itself(
     assert_agrees(result, here.expected["base 1"], here.batch)
 
 
-def save_adapter_with_head(folder: Path, base: Path) -> Path:
-    return save_adapter(folder, base, 1, targets=("q_proj", "lm_head"))
+# -- much ------------------------------------------------------------------------------------------
 
 
-def many(who: Subject, batches: list[ScoreBatch]) -> list[Any]:
-    engine = create_engine(dataclasses.replace(SPEC, max_num_seqs=64, max_batch_tokens=1024))
+def many(spec: EngineSpec, who: Subject, batches: list[ScoreBatch]) -> list[Any]:
+    engine = running(spec)
     engine.load(who)
-    results = [engine.score(batch) for batch in batches]
-    engine.close()
-    return results
+    return [engine.score(batch) for batch in batches]
 
 
-@pytest.mark.slow
-def test_thousands_of_contexts_in_one_batch(scenario: Callable[[str], Scenario]) -> None:
-    """More than the cache, the step and the sequence limit hold, against small batches of it."""
-    who = scenario("llama-tied").subjects["tuned 1"]
+@pytest.mark.proof
+def test_thousands_of_contexts_in_one_batch(scenario: GetScenario) -> None:
+    """More than the cache, the step and the sequence limit hold, against the oracle's part."""
+    here = scenario("llama-tied")
     whole = random_batch(1, 3000)
-    stop = int(whole.continuation_offsets[np.searchsorted(whole.continuation_context, 40)])
-    part = random_batch(1, 3000)
-    first = ScoreBatch.from_lists(
-        [
-            (
-                part.context(i).tolist(),
-                [
-                    part.continuation(int(j)).tolist()
-                    for j in np.flatnonzero(part.continuation_context == i)
-                ],
-            )
-            for i in range(40)
-        ]
+    part = ScoreBatch.from_lists(items(whole, 200))
+    spec = dataclasses.replace(SPEC, max_num_seqs=64, max_batch_tokens=1024)
+    scores, alone = here.engine_child.call(many, spec, here.subjects["tuned 1"], [whole, part])
+    stop = len(part.continuation_tokens)
+    assert np.isfinite(scores.token_logprobs).all()
+    assert np.abs(scores.token_logprobs[:stop] - alone.token_logprobs).max() < TOLERANCE
+    here.run_batch(spec, ["tuned 1"], part)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("tokens", "seqs", "cache"), [(128, 3, 2), (200, 40, 3), (1024, 256, 64)])
+def test_random_batches(scenario: GetScenario, tokens: int, seqs: int, cache: int) -> None:
+    """Random batches under several limits of a step and of the cache (MiB)."""
+    here = scenario("llama-tied")
+    spec = dataclasses.replace(
+        SPEC, max_batch_tokens=tokens, max_num_seqs=seqs, kv_cache_bytes=cache << 20
     )
-    one, two = in_process(many, who, [whole, first])
-    assert np.abs(one.token_logprobs[:stop] - two.token_logprobs).max() < TOLERANCE
-    assert np.isfinite(one.token_logprobs).all()
+    for seed in range(10, 15):
+        here.run_batch(spec, ["tuned 2", "base 1"], random_batch(seed, 60))

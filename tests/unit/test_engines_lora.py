@@ -11,7 +11,7 @@ import pytest
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.errors import IncompatibleError
 from evalcore.identity import weight_layout
-from tests.agreement.test_engines_support import save_adapter, save_model
+from tests.agreement.engine_models import save_adapter, save_model
 
 
 @pytest.fixture(scope="module")

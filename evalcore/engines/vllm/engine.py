@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -331,8 +330,7 @@ class VLLMEngine:
         if hasattr(core, "shutdown"):
             core.shutdown()
         del llm, core
-        cleanup_dist_env_and_memory()
-        gc.collect()
+        cleanup_dist_env_and_memory()  # collects garbage, too
 
 
 def _line(error: BaseException) -> str:

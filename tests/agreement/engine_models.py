@@ -1,29 +1,18 @@
-"""Random tiny models, adapters and batches for the engine tests; the oracle in its own process.
-
-The oracle (transformers) never runs in the process of a vLLM engine: vLLM's transformers backend
-patches transformers' classes, and building such a model there afterwards raises.
-"""
+"""Random tiny models, adapters and batches for the engine tests."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evalcore.types import Adapter, Checkpoint, GenerateBatch, ScoreBatch, Subject
+from evalcore.types import Adapter, Checkpoint, ScoreBatch, Subject, flatten
 
 VOCAB = 512
+POSITIONS = 1024
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def in_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Runs ``function(*args)`` in a spawned process and returns its answer."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, args)
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -44,20 +33,20 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_model(folder: Path, kind: str, seed: int, *, layers: int = 3, vocab: int = VOCAB) -> Path:
+def save_model(folder: Path, kind: str, seed: int, *, layers: int = 3) -> Path:
     """Saves a random float32 model: ``kind`` is llama or olmo, ``-tied`` or ``-untied``."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, OlmoConfig
 
     family, tying = kind.split("-")
     common = {
-        "vocab_size": vocab,
+        "vocab_size": VOCAB,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": layers,
         "num_attention_heads": 4 if family == "llama" else 2,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": POSITIONS,
         "tie_word_embeddings": tying == "tied",
         "bos_token_id": 0,
         "eos_token_id": 1,
@@ -107,13 +96,13 @@ def save_adapter(
 
 
 def subject(base: Path, adapter: Path | None = None) -> Subject:
-    """A subject whose fingerprints are names: unique is all an engine asks of them."""
-    checkpoint = Checkpoint(base.name, str(base), base.name, "tokenizer")
+    """A subject whose fingerprints are paths: unique is all an engine asks of them."""
+    checkpoint = Checkpoint(base.name, str(base), str(base), "tokenizer")
     if adapter is None:
         return Subject(checkpoint)
     untrained = adapter.name.startswith("zero")
     return Subject(
-        checkpoint, Adapter(adapter.name, str(adapter), adapter.name, 8, untrained=untrained)
+        checkpoint, Adapter(adapter.name, str(adapter), str(adapter), 8, untrained=untrained)
     )
 
 
@@ -155,34 +144,26 @@ def edge_batch(seed: int) -> ScoreBatch:
     return ScoreBatch.from_lists([items[i] for i in order])
 
 
-def generate_contexts(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    from evalcore.types import flatten
+def full_batch(seed: int, length: int) -> ScoreBatch:
+    """Sequences of exactly ``length`` tokens, split in many places, and some a little shorter."""
+    rng = np.random.default_rng(seed)
+    whole = rng.integers(3, VOCAB, length).tolist()
+    other = rng.integers(3, VOCAB, length).tolist()
+    items = [(whole[:-at], [whole[-at:], other[-at:]]) for at in (1, 2, 9, 30)]
+    items.append((other[:-3], [other[-3:-1], whole[-3:-2], other[-3:]]))
+    items.append((whole[:1], [whole[1:]]))
+    return ScoreBatch.from_lists(items)
 
+
+def every_token_batch(seed: int) -> ScoreBatch:
+    """Two contexts, each followed by every token: one of them is greedy."""
+    rng = np.random.default_rng(seed)
+    every = [[token] for token in range(VOCAB)]
+    return ScoreBatch.from_lists([(rng.integers(3, VOCAB, n).tolist(), every) for n in (7, 33)])
+
+
+def generate_contexts(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return flatten(
         [rng.integers(3, VOCAB, int(rng.integers(1, 80))).tolist() for _ in range(count)]
     )
-
-
-def oracle(
-    cases: Sequence[tuple[Subject, ScoreBatch | None, GenerateBatch | None]],
-) -> list[tuple[Any, Any, Any]]:
-    """(score result, margins float64 [T_continuation], generate result) of every case, by hf.
-
-    The margin of a token is the gap between the two largest log-probabilities at its row.
-    """
-    from evalcore.engines.hf import HFEngine
-    from evalcore.engines.protocol import EngineSpec
-
-    engine = HFEngine(EngineSpec(kind="hf", dtype="float32", device="cpu", threads=2))
-    answers = []
-    for who, score, generate in cases:
-        engine.load(who)
-        answers.append(
-            (
-                engine.score(score) if score is not None else None,
-                engine.margins(score) if score is not None else None,
-                engine.generate(generate) if generate is not None else None,
-            )
-        )
-    return answers
