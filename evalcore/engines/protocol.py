@@ -153,10 +153,10 @@ def resolve_device(spec: EngineSpec) -> Device:
     Raises:
         EngineError: If a GPU was asked for and none is there.
     """
-    import torch  # the one question it answers needs no device context
-
     if spec.device == "cpu":
         return "cpu"
+    import torch  # the one question it answers needs no device context
+
     if torch.cuda.is_available():
         return "cuda"
     if spec.device == "cuda":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -34,11 +35,17 @@ _TIMEOUT_S = 600.0
 _live: dict[EngineSpec, Engine] = {}  # in the engine's process: the engine that runs, if any
 
 
+def share_the_cores() -> None:
+    """Before torch is imported: threads that wait do not spin (models here are tiny)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 class Child:
     """A spawned process that runs one function after the other; ``warm_up`` at once."""
 
     def __init__(self, warm_up: Callable[[], None]) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, spawn, initializer=share_the_cores)
         self._pool.submit(warm_up)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -118,7 +125,7 @@ def oracle(
     """
     from evalcore.engines.hf import HFEngine
 
-    engine = HFEngine(EngineSpec(kind="hf", dtype="float32", device="cpu", threads=2))
+    engine = HFEngine(EngineSpec(kind="hf", dtype="float32", device="cpu", threads=1))
     answers = []
     for who, score, generate in cases:
         engine.load(who)

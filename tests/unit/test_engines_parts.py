@@ -11,6 +11,7 @@ import pytest
 from evalcore.engines.canary import CanaryBook, canary_batch
 from evalcore.engines.protocol import EngineSpec, create_engine, numerics_class
 from evalcore.engines.text import end_token_ids, finish
+from evalcore.engines.vllm.environment import openmp_settings
 from evalcore.errors import InputError, ProofError
 from evalcore.types import Adapter, Checkpoint, GenerationSettings, Subject
 
@@ -98,3 +99,16 @@ def test_numerics_class_leaves_speed_out() -> None:
     one = numerics_class(EngineSpec(device="cpu", strategy="plain", max_num_seqs=8))
     assert one == numerics_class(EngineSpec(device="cpu", threads=3))
     assert one != numerics_class(EngineSpec(device="cpu", dtype="bfloat16"))
+
+
+def test_openmp_threads_sleep_only_where_others_need_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert openmp_settings(4, 0) == {"OMP_NUM_THREADS": "4"}
+    assert openmp_settings(4, 1) == {"OMP_NUM_THREADS": "4", **sleeping}
+    assert openmp_settings(2, 2) == {"OMP_NUM_THREADS": "2"}
+    assert openmp_settings(1, 9) == {"OMP_NUM_THREADS": "1"}
+    assert openmp_settings(0, 0) == {}
+    assert openmp_settings(0, 1) == sleeping
