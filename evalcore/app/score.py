@@ -229,11 +229,7 @@ def _run(
             signals,
             workers=_workers(options),
             backend=options.cluster,
-            env={
-                "OMP_NUM_THREADS": threads,
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-                "TOKENIZERS_PARALLELISM": "false",
-            },
+            env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
             log_dir=options.output / "logs",
             ray_options={
                 "num_cpus": 1 if spec.device == "cuda" else spec.threads,
