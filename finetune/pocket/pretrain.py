@@ -90,7 +90,8 @@ def pretrain(
         The checkpoint folders in order of step.
 
     Raises:
-        InputError: If a save step is out of range or ``text_dir`` holds no text.
+        InputError: If a save step is out of range, ``text_dir`` holds no text, or ``out_dir`` has
+            checkpoints made with other settings or other text.
     """
     config = config or PocketConfig()
     save_steps = sorted(set(save_steps))
@@ -101,6 +102,7 @@ def pretrain(
     settings = _settings(config, steps, seed, real)
     if all(_is_current(folder, settings) for folder in folders):
         return folders
+    _refuse_others(folders, settings)
     import torch
 
     threads_before = torch.get_num_threads()
@@ -131,6 +133,17 @@ def _is_current(folder: Path, settings: dict[str, Any]) -> bool:
         return bool(json.loads((folder / CHECKPOINT_FILE).read_text())["settings"] == settings)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _refuse_others(folders: Sequence[Path], settings: dict[str, Any]) -> None:
+    """Checkpoints that adapters and results may already stand on are not overwritten."""
+    for folder in folders:
+        if (folder / CHECKPOINT_FILE).exists() and not _is_current(folder, settings):
+            raise InputError(
+                f"{folder} was pre-trained with other settings or other text (see its "
+                f"{CHECKPOINT_FILE}); give another folder, or remove this one and what was made "
+                f"from it"
+            )
 
 
 def _train(

@@ -99,6 +99,16 @@ def test_schedule_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.1)
 
 
+def test_checkpoints_made_otherwise_are_not_overwritten(
+    run: tuple[Path, list[Path], list[Any]],
+) -> None:
+    out, checkpoints, _ = run
+    before = {path: (path / "model.safetensors").read_bytes() for path in checkpoints}
+    with pytest.raises(InputError, match="pre-trained with other settings"):
+        pretrain(out, steps=20, save_steps=(5, 20), threads=1, config=SMALL, seed=1)
+    assert before == {path: (path / "model.safetensors").read_bytes() for path in checkpoints}
+
+
 def test_save_steps_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected steps from 1 to 10"):
         pretrain(tmp_path, steps=10, save_steps=(5, 11))

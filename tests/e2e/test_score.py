@@ -119,6 +119,28 @@ def test_new_adapter_scores_only_itself(mini: Path, scored: Path, evalcore, tmp_
     assert len(keys(out) - keys(scored)) == 2 * 8
 
 
+def test_dry_run_plans_and_writes_no_cells(mini: Path, scored: Path, evalcore) -> None:
+    before = {path.name for path in (scored / "cells").iterdir()}
+    done = evalcore(
+        "score",
+        mini / "adapters",
+        "-t",
+        TASKS,
+        "-p",
+        "all",
+        "--limit",
+        8,
+        "-o",
+        scored,
+        "--dry-run",
+    )
+    assert done.status == 0, done.err
+    assert "384 examples to score in 48 cells (96 examples are there already)" in done.out
+    assert "the token limit" in done.out
+    assert "s after the start" in done.out
+    assert {path.name for path in (scored / "cells").iterdir()} == before
+
+
 def test_hf_engine_agrees(mini: Path, scored: Path, evalcore, tmp_path: Path) -> None:
     from bench.agreement import compare
 
