@@ -102,3 +102,19 @@ def test_unknown_command(evalcore) -> None:
     done = evalcore("scoer")
     assert done.status == 2
     assert "score" in done.err
+
+
+def test_one_broken_adapter_costs_its_own_cells_only(mini: Path, evalcore, tmp_path: Path) -> None:
+    source = sorted((mini / "adapters").glob("*/pocket_nli"))[0]
+    base = mini / "pretrained" / source.parent.name
+    for name in ("good", "broken"):
+        shutil.copytree(source, tmp_path / "adapters" / name)
+    weights = tmp_path / "adapters" / "broken" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    command = ("score", tmp_path / "adapters", "-t", "pocket_nli", "--limit", 4, "--engine", "hf")
+    done = evalcore(*command, "-o", tmp_path / "r", "--base-map", f"*={base}")
+    assert done.status == 1, done.err
+    assert "8 examples" in done.out  # the base and the good adapter
+    assert "not scored" in done.err
+    assert "broken" in done.err
+    assert "Traceback" not in done.err
