@@ -8,7 +8,7 @@ only when the segment that holds its rows is on disk.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -78,7 +78,6 @@ class UnitReport:
     wall_s: float = 0.0
     idle_s: float = 0.0
     load: str = "none"
-    details: dict[str, str] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=64)
