@@ -105,6 +105,17 @@ def _traps() -> list[Check]:
         ),
         Check(
             "ok",
+            "stop strings",
+            "vLLM may find one in text that begins inside the prompt: noticed, and generated again",
+        ),
+        Check(
+            "ok",
+            "waiting threads",
+            "spinning OpenMP threads make a busy machine several times slower: they sleep when "
+            "the machine is busy (OMP_WAIT_POLICY of yours wins)",
+        ),
+        Check(
+            "ok",
             "adapter bases",
             "PEFT writes revision: null, so eight checkpoints of one hub base look alike: such a "
             "base must be named with --base-map or --assume-base",
