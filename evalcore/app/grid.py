@@ -10,14 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore import __version__
 from evalcore.errors import DataError, InputError
 from evalcore.identity import NumericsClass, cell_key, numeric_config
 from evalcore.planning import PlannedCell
-from evalcore.prompting import cached_requests, load_variants
+from evalcore.prompting import cached_requests, load_variants, read_requests
 from evalcore.tasks import (
     Finding,
     check_documents,
@@ -133,7 +132,7 @@ class _RequestFile:
     @classmethod
     def read(cls, path: Path) -> _RequestFile:
         """Document ids and prompt tokens (int64: context once, all continuations) of a file."""
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = read_requests(path)
         contexts = pc.list_value_length(pc.list_element(table["contexts"], 0)).to_numpy()
         flat = pc.list_value_length(pc.list_flatten(table["continuations"])).to_numpy()
         parents = pc.list_parent_indices(table["continuations"]).to_numpy()

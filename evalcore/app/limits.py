@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from evalcore.planning import Plan, token_limit
+from evalcore.prompting import read_requests
 from evalcore.scoring.batching import score_requests
 
 
@@ -33,8 +34,5 @@ def token_limits(plan: Plan) -> dict[str, int]:
 
 
 def _limit(rows: dict[str, np.ndarray]) -> int:
-    tables = [
-        pa.ipc.open_file(pa.memory_map(path)).read_all().take(pa.array(r))
-        for path, r in rows.items()
-    ]
+    tables = [read_requests(path).take(pa.array(r)) for path, r in rows.items()]
     return token_limit([score_requests(pa.concat_tables(tables)).batch])

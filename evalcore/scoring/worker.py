@@ -17,6 +17,7 @@ import pyarrow as pa
 from evalcore.cluster import WorkerReply
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_engine
 from evalcore.planning import Unit
+from evalcore.prompting import read_requests
 from evalcore.scoring.batching import generate_requests, score_requests
 from evalcore.scoring.rows import example_rows
 from evalcore.store import ResultStore
@@ -82,8 +83,8 @@ class UnitReport:
 
 @lru_cache(maxsize=64)
 def _request_table(path: str) -> pa.Table:
-    """A request file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    """A request file; units of many subjects ask for the same few."""
+    return read_requests(path)
 
 
 class ScoringWorker:
