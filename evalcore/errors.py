@@ -64,6 +64,18 @@ class WorkerLostError(EngineError):
     """A worker process died or missed its deadline more often than allowed."""
 
 
+class TrainingError(EvalcoreError):
+    """Tuning went wrong (loss not finite, diverging, out of memory); nothing was written.
+
+    The code of what happened stands in brackets at the end of the line.
+    """
+
+    exit_status = EXIT_CELLS_FAILED
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(f"{message} [{code}]")
+
+
 class StoppedError(EvalcoreError):
     """The run was asked to stop; everything finished is committed."""
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-OutputType = Literal["multiple_choice", "generate_until", "loglikelihood"]
+OutputType = Literal["multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"]
+AnswerWay = Literal["choices", "first_token", "constrained", "free"]
 Domain = Literal["in", "out", "none"]
 IntArray = npt.NDArray[np.int32]
 OffsetArray = npt.NDArray[np.int64]
@@ -35,6 +36,9 @@ class Checkpoint:
         revision: Resolved commit of a hub checkpoint.
         parent: Fingerprint of the checkpoint this one was fully tuned from.
         tuning: Tuning label of a fully tuned checkpoint.
+        tuned_on: Table group a fully tuned checkpoint was tuned for.
+        control: Kind of control a fully tuned checkpoint is, else None.
+        seed: Training seed of a fully tuned checkpoint, if known.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Checkpoint:
     revision: str | None = None
     parent: str | None = None
     tuning: str | None = None
+    tuned_on: str | None = None
+    control: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class Adapter:
         path: Local directory with adapter_config.json and adapter_model.safetensors.
         fingerprint: 32 hex digits over tensors and numeric configuration.
         rank: Largest rank of its modules.
-        tuning: Name of the tuning that made it (usually the task it was tuned on), if known.
+        tuning: Name of the tuning that made it, if known.
+        tuned_on: Table group it was tuned for (``tuned_by`` of the task it learned), if known.
         control: Kind of control it is (``shuffled_labels``), else None.
         seed: Training seed, if known.
         untrained: True when every delta is exactly zero.
@@ -68,6 +76,7 @@ class Adapter:
     fingerprint: str
     rank: int
     tuning: str | None = None
+    tuned_on: str | None = None
     control: str | None = None
     seed: int | None = None
     untrained: bool = False
@@ -96,6 +105,27 @@ class Subject:
         return self.adapter.tuning if self.adapter is not None else self.checkpoint.tuning
 
     @property
+    def tuned_on(self) -> str | None:
+        """Table group it was tuned for; by its tuning's name where nothing else is known."""
+        own = self.adapter if self.adapter is not None else self.checkpoint
+        return own.tuned_on or own.tuning
+
+    @property
+    def method(self) -> str | None:
+        """``lora`` or ``full``; None for an untuned checkpoint."""
+        if self.adapter is not None:
+            return "lora"
+        return "full" if self.checkpoint.parent is not None else None
+
+    @property
+    def control(self) -> str | None:
+        return self.adapter.control if self.adapter is not None else self.checkpoint.control
+
+    @property
+    def seed(self) -> int | None:
+        return self.adapter.seed if self.adapter is not None else self.checkpoint.seed
+
+    @property
     def label(self) -> str:
         own = self.checkpoint.name
         return own if self.adapter is None else f"{own} + {self.adapter.name}"
@@ -108,10 +138,12 @@ class GenerationSettings:
     Attributes:
         max_tokens: New tokens at most.
         stops: Strings that end a generation (not part of the text kept).
+        run_on: Whether to generate past the stop strings and keep that raw text as well.
     """
 
     max_tokens: int = 32
     stops: tuple[str, ...] = ("\n",)
+    run_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +181,25 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Prebuilt:
+    """Text of a document that comes ready from elsewhere (lm-evaluation-harness's own tasks).
+
+    Attributes:
+        contexts: One if all continuations follow it, else one per continuation; empty for
+            ``loglikelihood_rolling``.
+        continuations: Text after the context, delimiter included; empty for generation. For
+            ``loglikelihood_rolling`` the one text (or empty: the first reference).
+        targets: The continuations' own text, whose characters and bytes are counted.
+        unconditional: Text scored after an empty context (mutual information); or empty.
+    """
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    unconditional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """One row of a task's data.
 
@@ -158,7 +209,10 @@ class Document:
         fields: Values templates may use.
         choices: Choice texts of ``multiple_choice``; empty otherwise.
         gold: Index of the right choice; -1 where there is none.
-        references: Reference texts of ``generate_until`` / the target of ``loglikelihood``.
+        golds: All right choices, where there are several (``gold`` is the first); else empty.
+        references: Reference texts of ``generate_until`` / the target of ``loglikelihood`` / the
+            text of ``loglikelihood_rolling``.
+        prebuilt: Its text, where no prompt variant makes it.
     """
 
     id: str
@@ -167,6 +221,8 @@ class Document:
     choices: tuple[str, ...] = ()
     gold: int = -1
     references: tuple[str, ...] = ()
+    prebuilt: Prebuilt | None = None
+    golds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +238,16 @@ class Variant:
         separator: Text between shots, and between the last shot and the question.
         label_words: Pairs of (label name, words shown instead); empty to show labels as they are.
         shots: Number of worked examples before the question.
-        shots_seed: Seed that draws and orders them.
+        shots_seed: Seed that draws them.
+        shots_order: 0: as drawn; else the seed of another order of the same shots.
+        shots_balance: Whether labels take turns among the shots.
         chat: Whether the tokenizer's chat template is applied.
+        chat_shots: Shots as turns of the chat, or as text in its one question.
         system: System text of the chat, if any.
+        listing: ``cloze``: the text of a choice is scored; ``letters``: choices are listed in the
+            context (``{{ listing }}``) and their letters are scored.
+        answer: How a choice is made: by the log-probability of whole choices, of their first
+            tokens, by greedy decoding that may only write choices, or by free generation.
         fingerprint: Hash of all of the above but the name (32 hex digits).
     """
 
@@ -197,8 +260,13 @@ class Variant:
     label_words: tuple[tuple[str, str], ...] = ()
     shots: int = 0
     shots_seed: int = 0
+    shots_order: int = 0
+    shots_balance: bool = False
     chat: bool = False
+    chat_shots: Literal["turns", "text"] = "turns"
     system: str | None = None
+    listing: Literal["cloze", "letters"] = "cloze"
+    answer: AnswerWay = "choices"
     fingerprint: str = ""
 
 
@@ -209,12 +277,26 @@ class EncodingSettings:
     Attributes:
         max_length: Longest context + continuation in tokens (generation: + max_tokens).
         add_bos: ``auto`` follows the tokenizer; otherwise force it on or off.
-        overflow: ``drop_shots`` drops whole shots, then fails the document visibly (flagged).
+        overflow: ``drop_shots`` drops whole shots, then fails the document visibly (flagged);
+            ``truncate_left`` cuts the context's beginning, as lm-evaluation-harness does (flagged).
     """
 
     max_length: int = 2048
     add_bos: Literal["auto", "always", "never"] = "auto"
-    overflow: Literal["drop_shots"] = "drop_shots"
+    overflow: Literal["drop_shots", "truncate_left"] = "drop_shots"
+
+
+FREE_ANSWER = GenerationSettings(max_tokens=5, stops=("\n",))
+"""How a choice is generated freely, unless the task says otherwise (the study's five tokens)."""
+
+
+def generation_of(task: Task, variant: Variant) -> GenerationSettings | None:
+    """Settings of what is generated for a cell; None where nothing is."""
+    if task.output_type == "generate_until":
+        return task.generation
+    if task.output_type == "multiple_choice" and variant.answer == "free":
+        return task.generation if task.spec.get("generation") else FREE_ANSWER
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +405,7 @@ class GenerateResult:
         finish_reasons: ``stop`` (end token or stop string) or ``length``.
         computed_tokens: int64 [N] prompt tokens computed.
         cached_tokens: int64 [N] prompt tokens served from a cache.
+        raw_texts: With ``run_on``: the text past the first stop string as well; else empty.
     """
 
     texts: list[str]
@@ -330,6 +413,7 @@ class GenerateResult:
     finish_reasons: list[str]
     computed_tokens: OffsetArray
     cached_tokens: OffsetArray
+    raw_texts: list[str] = field(default_factory=list)
 
 
 def flatten(items: Sequence[Sequence[int]]) -> tuple[IntArray, OffsetArray]:

@@ -1,16 +1,36 @@
-"""The tuning stage: LoRA adapters for every checkpoint and task of a study.
+"""The tuning stage: adapters and tuned checkpoints for every base and task of a study.
 
-``load_study`` reads a study file, ``plan_jobs`` finds the adapters that are missing, ``tune``
-trains them. Importing this package does not import torch.
+``load_study`` reads a study file, ``plan_jobs`` finds what is missing, ``check_data`` looks at
+rows, ``estimate`` says what it costs, ``tune`` trains. Importing this does not import torch.
 """
 
 from finetune.api import TuneEvent, TuneFailure, TuneSummary, tune
-from finetune.plan import TuneJob, TunePlan, plan_jobs, resolve_checkpoints
-from finetune.study import Study, load_study, parse_study, study_schema
+from finetune.checkpoints import Missing, resolve_checkpoints
+from finetune.checks import DataReport, check_data
+from finetune.estimate import Assumption, JobEstimate, estimate, job_bytes
+from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError
+from finetune.jobs import ADAPTERS_DIR, TUNED_DIR, MixPart, Selection, TuneJob
+from finetune.method import MethodSpec
+from finetune.plan import TunePlan, plan_jobs
+from finetune.reading import load_study, parse_study, study_schema
+from finetune.study import Study
 from finetune.train import TuneConfig, TuneResult, TuneWorker
 
 __all__ = [
+    "ADAPTERS_DIR",
+    "TUNED_DIR",
+    "Assumption",
+    "DataFault",
+    "DataFinding",
+    "DataReport",
+    "JobEstimate",
+    "MethodSpec",
+    "Missing",
+    "MixPart",
+    "Selection",
     "Study",
+    "StudyError",
+    "StudyFault",
     "TuneConfig",
     "TuneEvent",
     "TuneFailure",
@@ -19,6 +39,10 @@ __all__ = [
     "TuneResult",
     "TuneSummary",
     "TuneWorker",
+    "TuningDataError",
+    "check_data",
+    "estimate",
+    "job_bytes",
     "load_study",
     "parse_study",
     "plan_jobs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evalcore.cluster import Job, JobPool, Stop
-from evalcore.errors import EvalcoreError
-from finetune.plan import TuneJob
+from evalcore.errors import EvalcoreError, InputError
+from finetune.jobs import TuneJob
 from finetune.train import TuneConfig, TuneResult
 
 
@@ -107,6 +108,45 @@ class AffinitySource:
         return Job(job.id, job)
 
 
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where jobs run.
+
+    Attributes:
+        kind: ``auto`` takes a GPU if there is one.
+        gpus: GPUs the local workers share, by the names CUDA knows them by; empty on a CPU.
+        jobs_per_gpu: Jobs that share a GPU; a job on several GPUs shares none.
+        ray_gpus: Share of a GPU that a Ray worker asks for where its jobs take one; 0 on a CPU.
+    """
+
+    kind: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: tuple[str, ...] = ()
+    jobs_per_gpu: int = 1
+    ray_gpus: float = 0.0
+
+    def places(self, devices: int) -> list[str]:
+        """CUDA_VISIBLE_DEVICES of each worker whose jobs take so many GPUs; empty without GPUs.
+
+        Raises:
+            InputError: If a job wants more GPUs than there are.
+        """
+        if not self.gpus:
+            return []
+        if devices > len(self.gpus):
+            raise InputError(
+                f"method.devices is {devices}, but there are {len(self.gpus)} GPUs here"
+            )
+        groups = [
+            ",".join(self.gpus[i : i + devices])
+            for i in range(0, len(self.gpus) - devices + 1, devices)
+        ]
+        return groups * (self.jobs_per_gpu if devices == 1 else 1)
+
+    def ray_share(self, devices: int) -> float:
+        """GPUs a Ray worker asks for, whose jobs take so many."""
+        return float(devices) if self.ray_gpus and devices > 1 else self.ray_gpus
+
+
 def tune(
     jobs: Sequence[TuneJob],
     *,
@@ -114,20 +154,24 @@ def tune(
     backend: Literal["local", "ray"] = "local",
     threads: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    devices: Devices | None = None,
     on_event: Callable[[TuneEvent], None] | None = None,
     should_stop: Callable[[], Stop | bool] | None = None,
     ray_options: Mapping[str, Any] | None = None,
     log_dir: str | Path | None = None,
     deadline_s: float | None = None,
 ) -> TuneSummary:
-    """Trains adapters; one bad job does not stop the others.
+    """Trains what is missing; one bad job does not stop the others.
+
+    Jobs that want several GPUs run after those that want one: their workers hold other devices.
 
     Args:
         jobs: From :func:`finetune.plan_jobs`.
-        workers: Worker processes (a GPU each, where there are GPUs).
+        workers: Worker processes at most; with local GPUs, one per place of ``devices`` at most.
         backend: Child processes of this one, or Ray actors.
         threads: CPU threads of each worker; 0 leaves the choice to torch.
-        device: ``auto`` takes a GPU if there is one.
+        device: ``auto`` takes a GPU if there is one (short for ``Devices(kind=device)``).
+        devices: GPUs to use and how they are shared.
         on_event: Told of each job that is over.
         should_stop: Polled; true lets running jobs end.
         ray_options: Address and resources of a Ray actor (see :class:`evalcore.cluster.JobPool`).
@@ -135,9 +179,11 @@ def tune(
         deadline_s: Longest a single job may take.
 
     Raises:
+        InputError: If a job wants more GPUs than there are.
         WorkerLostError: If workers die more often than allowed, with jobs left.
     """
     start = time.perf_counter()
+    where = devices or Devices(kind=device)
     results: list[TuneResult] = []
     failures: list[TuneFailure] = []
 
@@ -155,31 +201,43 @@ def tune(
         failures.append(TuneFailure(job.id, error))
         tell(None, failures[-1])
 
-    outcome = "done"
-    if jobs:
+    stopped = False
+    for wanted in sorted({job.method.devices for job in jobs}):
+        group = [job for job in jobs if job.method.devices == wanted]
+        places = where.places(wanted) if backend == "local" else []
+        # On Ray a worker of several GPUs takes the place of as many workers of one.
+        most = len(places) or (workers // wanted if backend == "ray" else workers)
         pool = JobPool(
             "finetune.train:TuneWorker",
-            TuneConfig(threads=threads, device=device),
-            workers=min(workers, len(jobs)),
+            TuneConfig(threads=threads, device=where.kind),
+            workers=max(1, min(workers, len(group), most)),
             backend=backend,
-            env=_worker_env(threads),
+            env=functools.partial(_worker_env, threads, tuple(places)),
             deadline_s=deadline_s,
             log_dir=log_dir,
-            ray_options=ray_options,
+            ray_options=_with_gpus(ray_options, where.ray_share(wanted)),
         )
-        outcome = pool.run(AffinitySource(jobs), on_result, on_failure, should_stop)
+        stopped = pool.run(AffinitySource(group), on_result, on_failure, should_stop) == "stopped"
+        if stopped:
+            break
     return TuneSummary(
         results=tuple(results),
         failures=tuple(failures),
-        stopped=outcome == "stopped",
+        stopped=stopped,
         wall_s=time.perf_counter() - start,
         tokens=sum(result.tokens for result in results),
     )
 
 
-def _worker_env(threads: int) -> dict[str, str | None]:
+def _worker_env(threads: int, places: tuple[str, ...], worker: int) -> dict[str, str | None]:
     # Threads that spin while they wait make a busy machine slower by an order of magnitude.
     env: dict[str, str | None] = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
     if threads:
         env["OMP_NUM_THREADS"] = str(threads)
+    if places:
+        env["CUDA_VISIBLE_DEVICES"] = places[worker]
     return env
+
+
+def _with_gpus(options: Mapping[str, Any] | None, gpus: float) -> dict[str, Any]:
+    return {**(options or {}), **({"num_gpus": gpus} if gpus else {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from evalcore.identity import text_fingerprint
 from evalcore.prompting import draw_shots, encode_training, training_pair
 from evalcore.tasks import load_documents, load_documents_counted, load_task
 from evalcore.types import Document, EncodingSettings, Task, Variant
-from finetune.plan import TuneJob, training_variants
+from finetune.jobs import MixPart, TuneJob, training_variants
 
 _SPACES = re.compile(r"\s+")
 
@@ -29,9 +29,11 @@ class TrainingSet:
     Attributes:
         prompts: Token ids of each prompt; as scored.
         completions: Token ids of each completion, the end token included; the loss is on these.
-        row_ids: Document ids, one per row.
+        row_ids: Document ids, one per row; those of one task stand together.
         fingerprint: 32 hex digits over ids, prompts and completions.
-        counts: What was left out and why (``in_scored_split``, ``in_evaluation``, ``too_long``).
+        counts: What was left out or cut and why (``in_scored_split``, ``in_evaluation``,
+            ``too_long``, ``truncated``).
+        parts: (task, rows) of a mix, in the order of ``row_ids``.
     """
 
     prompts: list[list[int]]
@@ -39,35 +41,84 @@ class TrainingSet:
     row_ids: tuple[str, ...]
     fingerprint: str
     counts: dict[str, int] = field(default_factory=dict)
+    parts: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    def subset(self, rows: Sequence[int]) -> TrainingSet:
+        """Some of the rows, by number."""
+        return _training_set(
+            [self.prompts[i] for i in rows],
+            [self.completions[i] for i in rows],
+            [self.row_ids[i] for i in rows],
+        )
+
 
 def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> TrainingSet:
-    """Chooses and encodes the rows of a job.
+    """Chooses and encodes the rows of a job, task by task.
 
-    Documents whose text is scored anywhere in the study are left out before choosing. A row longer
-    than ``max_length`` is left out whole: cutting it would train on a prompt nobody scores.
+    Documents whose text is scored anywhere in the study are left out before choosing. What becomes
+    of a row longer than ``max_length`` is ``method.overlong``'s to say: left out whole (cutting it
+    would train on a prompt nobody scores), or cut at the beginning of its prompt.
 
     Raises:
         DataError: If there are too few rows, an empty completion, or no row that fits.
     """
+    prompts: list[list[int]] = []
+    completions: list[list[int]] = []
+    row_ids: list[str] = []
+    counts: Counter[str] = Counter()
+    parts = []
+    for part in job.tasks:
+        before = len(row_ids)
+        for document, prompt_ids, completion_ids in _encoded(job, part, tokenizer, counts):
+            fitted = fit_row(prompt_ids, completion_ids, max_length, job.method.overlong, counts)
+            if fitted is not None:
+                prompts.append(fitted)
+                completions.append(completion_ids)
+                row_ids.append(document.id)
+        parts.append((part.task, len(row_ids) - before))
+    if not row_ids:
+        raise DataError(
+            f"tuning {job.tuning}: none of {counts['too_long']} rows fits into {max_length} "
+            f"tokens; raise method.max_length"
+        )
+    return _training_set(prompts, completions, row_ids, dict(counts), tuple(parts))
+
+
+def fit_row(
+    prompt: list[int], completion: list[int], max_length: int, overlong: str, counts: Counter[str]
+) -> list[int] | None:
+    """The prompt of a row that fits; None if the row is to be left out. Counts what it does."""
+    room = max_length - len(completion)
+    if len(prompt) <= room:
+        return prompt
+    if overlong == "leave_out" or room < 1:  # a completion is never cut, nor without a prompt
+        counts["too_long"] += 1
+        return None
+    counts["truncated"] += 1
+    return prompt[-room:]
+
+
+def _encoded(
+    job: TuneJob, part: MixPart, tokenizer: Any, counts: Counter[str]
+) -> Iterator[tuple[Document, list[int], list[int]]]:
+    """(document, prompt ids, completion ids) of one task's rows, whatever their length."""
     data_root = Path(job.data_root) if job.data_root else None
-    task = load_task(job.task)
+    task = load_task(part.task)
     documents, loaded = load_documents_counted(task, "train", data_root=data_root)
     scored = scored_inputs(job.held_out, data_root)
     clean = [document for document in documents if input_key(document) not in scored]
-    counts = Counter(in_scored_split=loaded.leaked, in_evaluation=len(documents) - len(clean))
-    chosen = choose(clean, job.examples, job.data_seed, where=f"tuning {job.tuning}")
+    counts["in_scored_split"] += loaded.leaked
+    counts["in_evaluation"] += len(documents) - len(clean)
+    where = f"tuning {job.tuning}, task {task.name}"
+    chosen = choose(clean, part.examples, job.data_seed, where=where)
     if job.control == "shuffled_labels":
         chosen = deal_out_answers(chosen, job.seed)
     variants = training_variants(task, job.variants)
     shots = _shots_of(task, variants, chosen, data_root)
-    settings = EncodingSettings(max_length=max_length)
-    prompts: list[list[int]] = []
-    completions: list[list[int]] = []
-    row_ids: list[str] = []
+    settings = EncodingSettings()  # ids do not depend on its length limit
     for i, document in enumerate(chosen):
         variant = variants[i % len(variants)]
         prompt, completion = training_pair(
@@ -79,19 +130,19 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
                 f"remove the row or mend the variant {variant.name!r}"
             )
         prompt_ids, completion_ids = encode_training(tokenizer, prompt, completion, settings)
-        if len(prompt_ids) + len(completion_ids) > max_length:
-            counts["too_long"] += 1
-            continue
-        prompts.append(list(prompt_ids))
-        completions.append(list(completion_ids))
-        row_ids.append(document.id)
-    if not row_ids:
-        raise DataError(
-            f"tuning {job.tuning}: none of {len(chosen)} rows fits into {max_length} tokens; "
-            f"raise method.max_length"
-        )
-    digest = text_fingerprint({"ids": row_ids, "prompts": prompts, "completions": completions})
-    return TrainingSet(prompts, completions, tuple(row_ids), digest, dict(counts))
+        yield document, list(prompt_ids), list(completion_ids)
+
+
+def _training_set(
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    row_ids: Sequence[str],
+    counts: dict[str, int] | None = None,
+    parts: tuple[tuple[str, int], ...] = (),
+) -> TrainingSet:
+    content = {"ids": list(row_ids), "prompts": prompts, "completions": completions}
+    digest = text_fingerprint(content)
+    return TrainingSet(prompts, completions, tuple(row_ids), digest, counts or {}, parts)
 
 
 def choose(

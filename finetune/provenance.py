@@ -1,4 +1,4 @@
-"""Turns a trained adapter into a directory that is either complete or not there.
+"""Turns what was trained into a directory that is either complete or not there.
 
 Everything is written below a hidden temporary name with a file ``unfinished`` in it; the record
 comes last; then the marker goes and one rename makes the directory appear. A directory under its
@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,22 +23,25 @@ from evalcore.errors import InputError
 from evalcore.identity import (
     UNFINISHED_FILE,
     adapter_fingerprint,
-    adapter_is_zero,
+    checkpoint_fingerprint,
     read_provenance,
     text_fingerprint,
     write_provenance,
 )
+from evalcore.tasks import load_task
 from finetune.data import TrainingSet
-from finetune.plan import TuneJob
+from finetune.jobs import TuneJob
+from finetune.method import MethodSpec
+from finetune.tuners import Tuner
 
 LOSS_FILE = "loss.arrow"
-KEPT_FILES = ("adapter_config.json", "adapter_model.safetensors", LOSS_FILE)
+_PICKLES = (".bin", ".pt", ".pth", ".pkl")
 LOSS_SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
         pa.field("loss", pa.float64(), nullable=False),
         pa.field("learning_rate", pa.float64(), nullable=False),
-        pa.field("completion_tokens", pa.int64(), nullable=False),
+        pa.field("completion_tokens", pa.int32(), nullable=False),
     ],
     metadata={"what": "mean negative log-likelihood (nats) per completion token of each step"},
 )
@@ -48,17 +50,21 @@ _VERSIONED = ("torch", "transformers", "peft", "accelerate", "tokenizers", "nump
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What happened while an adapter was trained.
+    """What happened while a job was trained.
 
     Attributes:
         losses: float [steps], nats per completion token.
         learning_rates: float [steps].
         completion_tokens: int [steps], tokens the loss is on.
         tokens: All tokens run through the model, without padding.
-        wall_s: Seconds from the start of the job to the end of training.
+        wall_s: Seconds of the job up to the end of training, earlier tries included; choosing a
+            learning rate left out.
         device: ``cpu`` or the GPU's name.
         threads: CPU threads of torch.
-        dtype: Type of the base's weights.
+        dtype: What was computed in.
+        method: Hyper-parameters as trained, the chosen learning rate included.
+        resumed_at: Steps at which training went on after an interruption.
+        selection: Record of the choice of a learning rate, if there was one.
     """
 
     losses: tuple[float, ...]
@@ -69,20 +75,24 @@ class TrainingReport:
     device: str
     threads: int
     dtype: str
+    method: MethodSpec
+    resumed_at: tuple[int, ...] = ()
+    selection: dict[str, Any] | None = None
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.wall_s if self.wall_s > 0 else 0.0
 
 
-def commit_adapter(
-    job: TuneJob, save: Callable[[Path], None], rows: TrainingSet, report: TrainingReport
+def commit(
+    job: TuneJob, tuner: Tuner, model: Any, rows: TrainingSet, report: TrainingReport
 ) -> dict[str, Any]:
-    """Writes, records and publishes an adapter; an adapter with other settings is replaced.
+    """Writes, records and publishes what was trained; one with other settings is replaced.
 
     Args:
-        job: What was trained.
-        save: Writes PEFT's files into a folder.
+        job: What was to be trained.
+        tuner: Writes the model's files.
+        model: The trained model.
         rows: What was learned.
         report: How it went.
 
@@ -98,13 +108,15 @@ def commit_adapter(
         clean_leftovers(final)
         building.mkdir(parents=True)
         (building / UNFINISHED_FILE).touch()
-        save(building)
-        _only_kept_files(building)
-        _finish_config(building / "adapter_config.json", job)
+        tuner.save(model, building)
+        _check_no_pickles(building)
+        if job.method.kind == "lora":
+            _finish_config(building / "adapter_config.json", job)
         _write_losses(building / LOSS_FILE, report)
-        for name in KEPT_FILES:
-            _sync(building / name)
-        record = provenance_record(job, rows, report, building)
+        for file in building.iterdir():
+            _sync(file)
+        untrained = tuner.untrained(model, building)
+        record = provenance_record(job, rows, report, building, untrained)
         write_provenance(building, record)
         (building / UNFINISHED_FILE).unlink()
         _sync(building)
@@ -116,13 +128,25 @@ def commit_adapter(
     return record
 
 
+def _table_group(job: TuneJob) -> str | None:
+    """``tuned_by`` of what is learned: decides which evaluations are this tuning's own."""
+    groups = {load_task(part.task).tuned_by for part in job.tasks}
+    return groups.pop() if len(groups) == 1 else None
+
+
 def provenance_record(
-    job: TuneJob, rows: TrainingSet, report: TrainingReport, directory: Path
+    job: TuneJob, rows: TrainingSet, report: TrainingReport, directory: Path, untrained: bool
 ) -> dict[str, Any]:
-    """The record of a finished adapter, as JSON values; see ``docs`` for its keys."""
+    """The record of what is in ``directory``, as JSON values."""
     base, settings = job.checkpoint, job.settings()
+    fingerprint = (
+        {"adapter_fingerprint": adapter_fingerprint(directory)}
+        if job.method.kind == "lora"
+        else {"checkpoint_fingerprint": checkpoint_fingerprint(directory)}
+    )
     return {
         "schema": 1,
+        "kind": job.method.kind,
         "base": {
             "name": base.name,
             "path": base.path,
@@ -134,16 +158,19 @@ def provenance_record(
         },
         "tuning": {
             "name": job.tuning,
-            "task": job.task,
+            "task": job.label,
+            "group": _table_group(job),
             "variant": ",".join(job.variants),
             "control": job.control,
             "seed": job.seed,
             "examples": len(rows),
         },
-        "method": job.method.model_dump(mode="json"),
+        "method": report.method.model_dump(mode="json"),
+        "selection": report.selection,
         "data": {
             "fingerprint": rows.fingerprint,
             "row_ids": list(rows.row_ids),
+            "parts": [{"task": task, "rows": count} for task, count in rows.parts],
             "left_out": rows.counts,
             "held_out_tasks": list(job.held_out),
         },
@@ -154,9 +181,11 @@ def provenance_record(
             "first_loss": report.losses[0],
             "final_loss": sum(report.losses[-10:]) / len(report.losses[-10:]),
             "steps": len(report.losses),
+            "resumed_at": list(report.resumed_at),
             "threads": report.threads,
+            "devices": job.method.devices,
             "dtype": report.dtype,
-            "untrained": adapter_is_zero(directory),
+            "untrained": untrained,
         },
         "settings": {"fingerprint": text_fingerprint(settings), "values": settings},
         "versions": {
@@ -164,8 +193,14 @@ def provenance_record(
             **{name: metadata.version(name) for name in _VERSIONED},
         },
         "device": report.device,
-        "adapter_fingerprint": adapter_fingerprint(directory),
+        **fingerprint,
     }
+
+
+def working_folder(directory: str | Path) -> Path:
+    """Where training checkpoints of a job are while it is not finished: beside its final place."""
+    final = Path(directory)
+    return final.parent / f".{final.name}.training"
 
 
 def clean_leftovers(final: Path) -> None:
@@ -194,11 +229,10 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _only_kept_files(directory: Path) -> None:
-    """Removes what peft adds (a README with placeholders); nothing pickled may stay."""
-    for item in directory.iterdir():
-        if item.name not in (*KEPT_FILES, UNFINISHED_FILE):
-            item.unlink()
+def _check_no_pickles(directory: Path) -> None:
+    found = [item.name for item in directory.iterdir() if item.suffix in _PICKLES]
+    if found:
+        raise InputError(f"{directory}: {found[0]} would be a pickle; such files are not handed on")
 
 
 def _finish_config(file: Path, job: TuneJob) -> None:

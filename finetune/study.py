@@ -6,101 +6,138 @@ from these models for editors. Nothing here imports torch or looks at a checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from evalcore.errors import DefinitionError, InputError
+from finetune.grids import Value, as_number, expand_grid, grid_keys
+from finetune.method import MethodSpec, Strict
 
-MAX_ERRORS_SHOWN = 8
 LAST = "last"
+DEFAULT_EXAMPLES = 1000
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-TargetModules = Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 CheckpointChoice = Literal["all", "last"] | Annotated[list[str], Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class StepRange(Strict):
+    """Steps from ``first`` to ``last``, both included, ``every`` so many."""
+
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+    every: int = Field(ge=1)
+
+    @property
+    def steps(self) -> list[int]:
+        return list(range(self.first, self.last + 1, self.every))
 
 
-class CheckpointsSpec(_Strict):
-    """Where the bases are: local globs (below the output folder, else beside the study file),
-    plain paths, or ``repo@revision``."""
+class HubCheckpoints(Strict):
+    """Checkpoints of one hub repository: named revisions, or steps that make the names."""
 
-    paths: list[str] = Field(min_length=1)
-
-
-class MethodSpec(_Strict):
-    """How an adapter is trained; the defaults are LoRA on every linear layer.
-
-    Exactly one of ``steps`` and ``epochs`` counts; with neither, 3 epochs.
-    """
-
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(16, ge=1, le=512)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: TargetModules = "all-linear"
-    learning_rate: float = Field(2e-4, gt=0, le=1)
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    batch_size: int = Field(16, ge=1)
-    gradient_accumulation: int = Field(1, ge=1, description="batches per optimizer step")
-    max_length: int | None = Field(
-        None,
-        ge=8,
-        description="prompt + completion, tokens; longer rows are left out and counted",
+    repo: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+    revisions: list[str] = Field([], description="branches, tags or commits, as they are")
+    steps: list[Annotated[int, Field(ge=0)]] | StepRange | None = None
+    revision: str = Field(
+        "step{step}",
+        description="name of a step's revision; {step}, and {tokens}: billions of tokens, whole",
     )
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    group_by_length: bool = Field(
-        False, description="batches of rows of similar length: less padding, less mixing"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the base's weights; auto: bfloat16 on a GPU, float32 on a CPU"
+    tokens_per_step: float | None = Field(None, gt=0, description="for {tokens}")
+    parameters: int | None = Field(
+        None, ge=1, description="weights of the model; estimates use it while it is not at hand"
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> MethodSpec:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
+    def _names_something(self) -> HubCheckpoints:
+        if not self.revisions and self.steps is None:
+            raise ValueError("give revisions, steps, or both")
+        if self.steps is not None:
+            try:
+                self.revision.format(step=1, tokens=1)
+            except (KeyError, IndexError, ValueError):
+                raise ValueError(
+                    f"revision {self.revision!r}: only {{step}} and {{tokens}} may be in braces"
+                ) from None
+            if "{tokens}" in self.revision and self.tokens_per_step is None:
+                raise ValueError("a revision with {tokens} needs tokens_per_step")
         return self
 
-    def merged(self, override: Mapping[str, Any]) -> MethodSpec:
-        """This method with some keys replaced; ``steps`` replaces ``epochs`` and the reverse."""
-        values = self.model_dump()
-        if "steps" in override and "epochs" not in override:
-            values["epochs"] = None
-        if "epochs" in override and "steps" not in override:
-            values["steps"] = None
-        return MethodSpec.model_validate({**values, **override})
+    @property
+    def sources(self) -> list[str]:
+        """``repo@revision`` of each checkpoint."""
+        steps = self.steps.steps if isinstance(self.steps, StepRange) else self.steps or []
+        per_step = self.tokens_per_step or 0.0
+        named = [self.revision.format(step=s, tokens=int(s * per_step / 1e9)) for s in steps]
+        return [f"{self.repo}@{revision}" for revision in [*named, *self.revisions]]
 
 
-class TuningSpec(_Strict):
+class CheckpointsSpec(Strict):
+    """Where the bases are.
+
+    ``paths``: local globs (below the output folder, else beside the study file), plain paths, or
+    ``repo@revision``; ``hub``: revisions and steps of hub repositories.
+    """
+
+    paths: list[str] = Field([])
+    hub: list[HubCheckpoints] = Field([])
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> CheckpointsSpec:
+        if not self.paths and not self.hub:
+            raise ValueError("give paths, hub, or both")
+        return self
+
+
+class MixEntry(Strict):
+    """One task of a mix: so many rows, or a share of the tuning's."""
+
+    task: str
+    examples: int | None = Field(None, ge=1, description="rows of this task")
+    weight: float = Field(1.0, gt=0, description="share of the rows, where examples is not given")
+
+
+class SelectSpec(Strict):
+    """Choosing a learning rate on rows held out of the training rows (never on scored ones)."""
+
+    learning_rate: list[Rate] = Field(min_length=2)
+    held_out: int | float = Field(gt=0, description="below 1: share of the rows; else how many")
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _distinct(cls, value: list[float]) -> list[float]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"learning rates {value} are not distinct")
+        return value
+
+    @field_validator("held_out")
+    @classmethod
+    def _share_or_count(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("expected a share below 1 or a whole number of rows")
+        return value
+
+
+class TuningSpec(Strict):
     """One thing to tune on; trained on every checkpoint and seed it names."""
 
     name: Name
-    task: str
-    examples: int | None = Field(1000, ge=1, description="rows of the train split; null: all")
+    task: str | None = Field(None, description="task whose train split is learned; or mix")
+    mix: list[MixEntry] = Field([], description="several tasks learned together")
+    examples: int | None = Field(
+        DEFAULT_EXAMPLES, ge=1, description="rows of the train split (of a mix: in all); null: all"
+    )
     data_seed: Seed = Field(0, description="decides which rows, the same for every training seed")
     variants: list[str] = Field(["default"], min_length=1, description="rows take turns")
     seeds: list[Seed] = Field([0], min_length=1)
     checkpoints: CheckpointChoice = "all"
     method: dict[str, Any] = Field({}, description="keys of `method` that differ here")
+    grid: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
+        {}, description="key -> values: every combination becomes a tuning of its own"
+    )
+    select: SelectSpec | None = None
 
     @field_validator("seeds")
     @classmethod
@@ -109,9 +146,49 @@ class TuningSpec(_Strict):
             raise ValueError(f"seeds {value} are not distinct")
         return value
 
+    @field_validator("grid")
+    @classmethod
+    def _known_keys(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        known = grid_keys()
+        for key, values in value.items():
+            if key not in known:
+                raise ValueError(f"no grid over {key!r}; keys are {', '.join(known)}")
+            if len({str(v) for v in values}) != len(values):
+                raise ValueError(f"values of {key} are not distinct")
+        return {key: [as_number(v) for v in values] for key, values in value.items()}
 
-class ControlSpec(_Strict):
-    """Extra adapters that tell format from content.
+    @model_validator(mode="after")
+    def _one_source(self) -> TuningSpec:
+        if (self.task is None) == (not self.mix):
+            raise ValueError("give task or mix, one of them")
+        names = [entry.task for entry in self.mix]
+        if len(set(names)) != len(names):
+            raise ValueError("a task is in the mix twice")
+        if self.select is not None and "learning_rate" in self.grid:
+            raise ValueError("learning_rate is in grid and in select; one of them")
+        return self
+
+    @property
+    def parts(self) -> list[tuple[str, int | None, float]]:
+        """(task, rows, weight) of what is learned; a mix's rows are dealt out by weight."""
+        if self.task is not None:
+            return [(self.task, self.examples, 1.0)]
+        open_entries = [entry for entry in self.mix if entry.examples is None]
+        fixed = sum(entry.examples for entry in self.mix if entry.examples is not None)
+        rest = None if self.examples is None else max(0, self.examples - fixed)
+        shares = _deal_out(rest, [entry.weight for entry in open_entries])
+        return [
+            (
+                entry.task,
+                entry.examples if entry.examples is not None else next(shares),
+                entry.weight,
+            )
+            for entry in self.mix
+        ]
+
+
+class ControlSpec(Strict):
+    """Extra tuned models that tell format from content.
 
     ``shuffled_labels``: the same inputs, format and settings, with gold answers dealt out anew
     among the rows.
@@ -123,23 +200,29 @@ class ControlSpec(_Strict):
     seeds: list[Seed] | None = Field(None, min_length=1, description="default: the tuning's first")
 
 
-class ExtraEvaluation(_Strict):
+class ExtraEvaluation(Strict):
     """More prompt variants for some tasks."""
 
     tasks: list[str] = Field(min_length=1)
     prompts: str
 
 
-class EvaluationSpec(_Strict):
-    """What every checkpoint and adapter is scored on."""
+class EvaluationSpec(Strict):
+    """What every checkpoint and tuned model is scored on."""
 
     tasks: list[str] = Field(min_length=1)
     prompts: str = "default,instruct,io"
-    extra: list[ExtraEvaluation] = []
+    extra: list[ExtraEvaluation] = Field([])
     limit: int | None = Field(None, ge=1)
 
+    @property
+    def blocks(self) -> list[tuple[str, str]]:
+        """(task selection, prompt selection) of all that is scored."""
+        extra = [(",".join(block.tasks), block.prompts) for block in self.extra]
+        return [(",".join(self.tasks), self.prompts), *extra]
 
-class PretrainSpec(_Strict):
+
+class PretrainSpec(Strict):
     """Pre-training of the pocket model; only for studies that bring their own checkpoints to be."""
 
     kind: Literal["pocket"]
@@ -154,16 +237,19 @@ class PretrainSpec(_Strict):
         return self
 
 
-class Study(_Strict):
+class Study(Strict):
     """A whole study file, checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="evalcore study")
     name: Name
     description: str = ""
+    data_root: str | None = Field(
+        None, description="folder of local task data; relative: beside the study file"
+    )
     pretrain: PretrainSpec | None = None
     checkpoints: CheckpointsSpec
     tunings: list[TuningSpec] = Field(min_length=1)
-    controls: list[ControlSpec] = []
+    controls: list[ControlSpec] = Field([])
     method: MethodSpec = MethodSpec()  # type: ignore[call-arg]
     evaluation: EvaluationSpec | None = None
     _file: Path = PrivateAttr(default=Path("study.yaml"))
@@ -173,113 +259,32 @@ class Study(_Strict):
         """Where it was read from; relative checkpoint paths may start beside it."""
         return self._file
 
+    @property
+    def data_folder(self) -> Path | None:
+        """``data_root`` as a path."""
+        if self.data_root is None:
+            return None
+        return self._file.parent / Path(self.data_root).expanduser()
+
+    def expanded(self) -> list[TuningSpec]:
+        """Its tunings with every grid written out (see :func:`finetune.grids.expand_grid`)."""
+        return [one for tuning in self.tunings for one in expand_grid(tuning)]
+
     def method_of(self, tuning: TuningSpec) -> MethodSpec:
         """The study's method with the tuning's own keys put over it."""
-        return self.method.merged(tuning.method)
+        override = dict(tuning.method)
+        if tuning.select is not None:
+            override["learning_rate"] = tuning.select.learning_rate[0]
+        return self.method.merged(override)
 
 
-def load_study(path: str | Path) -> Study:
-    """Reads and checks a study file.
-
-    Raises:
-        InputError: If it cannot be read.
-        DefinitionError: If it is not YAML or not what the schema says; one line per mistake.
-    """
-    file = Path(path)
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"study {file}: cannot be read ({reason})") from None
-    return parse_study(text, file)
-
-
-def parse_study(text: str, file: Path) -> Study:
-    """Checks the text of a study file; ``file`` is named in errors (see :func:`load_study`)."""
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "broken"
-        raise DefinitionError(f"{file}{line}: not valid YAML: {problem}") from None
-    if not isinstance(raw, dict):
-        raise DefinitionError(f"{file}: expected keys (name, checkpoints, tunings, ...) at the top")
-    try:
-        study = Study.model_validate(raw)
-    except ValidationError as error:
-        raise DefinitionError(_lines(file, error)) from None
-    study._file = file
-    mistakes = _cross_check(study)
-    if mistakes:
-        raise DefinitionError("\n".join(f"{file}: {line}" for line in mistakes[:MAX_ERRORS_SHOWN]))
-    return study
-
-
-def study_schema() -> dict[str, Any]:
-    """JSON schema of a study file (published as ``schema/study.schema.json``)."""
-    schema = Study.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return schema
-
-
-def _cross_check(study: Study) -> list[str]:
-    """What a schema cannot say: names that refer to one another, merged methods."""
-    mistakes: list[str] = []
-    seen: set[str] = set()
-    for i, tuning in enumerate(study.tunings):
-        if tuning.name in seen:
-            mistakes.append(f"tunings.{i}.name: {tuning.name!r} is used twice; names must differ")
-        seen.add(tuning.name)
-        try:
-            study.method_of(tuning)
-        except ValidationError as error:
-            mistakes += _messages(error, prefix=f"tunings.{i}.method")
-    for i, control in enumerate(study.controls):
-        for name in control.of:
-            if name not in seen:
-                known = ", ".join(sorted(seen))
-                mistakes.append(f"controls.{i}.of: no tuning is named {name!r}; there are: {known}")
-    return mistakes
-
-
-def _lines(file: Path, error: ValidationError) -> str:
-    lines = [f"{file}: {message}" for message in _messages(error)]
-    rest = len(lines) - MAX_ERRORS_SHOWN
-    return "\n".join(lines[:MAX_ERRORS_SHOWN]) + (f"\n{file}: and {rest} more" if rest > 0 else "")
-
-
-def _messages(error: ValidationError, prefix: str = "") -> list[str]:
-    lines: dict[str, None] = {}
-    for item in error.errors(include_url=False):
-        # Union members appear in a location as their type's name; people look for keys.
-        parts = [str(part) for part in item["loc"] if not _is_union_tag(part)]
-        key = ".".join([prefix, *parts] if prefix else parts)
-        if item["type"] == "extra_forbidden":
-            message = "unknown key"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:]
-            if item["type"] != "missing" and not isinstance(item["input"], (dict, list)):
-                message += f", not {item['input']!r}"
-        lines[f"{key}: {message}" if key else message] = None
-    return list(lines)
-
-
-def _is_union_tag(part: str | int) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float"))
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice (YAML keeps the last one in silence)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = getattr(key_node, "value", None)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(str(key))
-        return super().construct_mapping(node, deep=deep)
+def _deal_out(total: int | None, weights: list[float]) -> Iterator[int | None]:
+    """Whole numbers that sum to ``total``, in proportion (largest remainders round up)."""
+    if total is None:
+        return iter([None] * len(weights))
+    exact = [total * weight / sum(weights) for weight in weights]
+    dealt = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (dealt[i] - exact[i], i))
+    for i in by_remainder[: total - sum(dealt)]:
+        dealt[i] += 1
+    return iter(dealt)

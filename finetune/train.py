@@ -1,4 +1,9 @@
-"""The worker of the tuning stage: many adapters, one after another, on bases kept in memory."""
+"""The worker of the tuning stage: one model after another, on bases kept in memory.
+
+A base is read once by a worker as long as jobs of one checkpoint follow one another. Several
+workers of a node each have their own copy in memory; the files are memory-mapped safetensors, so
+that the disk is read once per node and the page cache serves the others.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,31 @@ import contextlib
 import gc
 import math
 import os
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evalcore.errors import EngineError, EvalcoreError, IncompatibleError, InputError
+from evalcore.errors import (
+    EngineError,
+    EvalcoreError,
+    IncompatibleError,
+    InputError,
+    TrainingError,
+)
 from evalcore.prompting import load_tokenizer
 from evalcore.types import Checkpoint
-from finetune.data import batch_order, build_training_set
-from finetune.plan import TuneJob
-from finetune.provenance import TrainingReport, commit_adapter
-from finetune.study import MethodSpec
+from finetune import distributed
+from finetune.data import TrainingSet, batch_order, build_training_set
+from finetune.jobs import TuneJob
+from finetune.method import MethodSpec
+from finetune.provenance import TrainingReport, commit, working_folder
+from finetune.resume import Keeper
+from finetune.selection import choose_learning_rate
+from finetune.tuners import FullTuner, LoraTuner, Tuner, weights_checksum
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_LENGTH = 2048
@@ -41,20 +57,22 @@ class TuneConfig:
 
 @dataclass(frozen=True, slots=True)
 class TuneResult:
-    """One adapter that was trained.
+    """One model that was tuned.
 
     Attributes:
         job_id: Id of its job.
         directory: Where it is.
         examples: Rows learned.
-        left_out: Rows left out, by reason.
+        left_out: Rows left out or cut, by reason.
         steps: Optimizer steps.
         tokens: Tokens run through the model, without padding.
         first_loss: Loss of the first step, nats per completion token.
         final_loss: Mean loss of the last 10 steps.
         load_s: Seconds to read the base (0 when it was in memory).
         wall_s: Seconds of the job, reading the base left out.
-        untrained: Whether every delta is zero.
+        untrained: Whether training changed nothing.
+        learning_rate: The one that was used (chosen, where the job had several).
+        resumed_at: Steps at which training went on after an interruption.
     """
 
     job_id: str
@@ -68,23 +86,24 @@ class TuneResult:
     load_s: float
     wall_s: float
     untrained: bool
+    learning_rate: float
+    resumed_at: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class _Base:
     """A base in memory: its weights are only ever read."""
 
-    key: tuple[str, str]
+    key: tuple[str, str, str | None]
     model: Any
     tokenizer: Any
     checksum: int
     names: frozenset[str]
     max_length: int | None
-    dtype: str
 
 
 class TuneWorker:
-    """Trains one adapter per ``run``; made inside a worker process by the job pool.
+    """Trains one model per ``run``; made inside a worker process by the job pool.
 
     Args:
         config: Threads and device.
@@ -95,6 +114,7 @@ class TuneWorker:
         import torch
 
         self._quiet_libraries()
+        distributed.stay_alone()
         if config.threads:
             torch.set_num_threads(config.threads)
         wants_gpu = config.device == "cuda" or (
@@ -102,118 +122,143 @@ class TuneWorker:
         )
         if wants_gpu and not torch.cuda.is_available():
             raise InputError("device cuda was asked for, but torch sees no GPU")
-        self._device = torch.device("cuda" if wants_gpu else "cpu")
+        self._config = config
+        self._device = (
+            torch.device("cuda", distributed.local_rank()) if wants_gpu else (torch.device("cpu"))
+        )
         self._base: _Base | None = None
+        self._stale = False  # whether a dropped base may still hold memory
 
-    def run(
-        self, job: TuneJob, on_step: Callable[[int, int, float], None] | None = None
-    ) -> TuneResult:
-        """Trains and publishes one adapter.
+    def run(self, job: TuneJob, on_step: OnStep | None = None) -> TuneResult:
+        """Trains and publishes one model.
 
         Raises:
             EvalcoreError: If data, base or training are not as they should be; the worker can go
                 on with other jobs.
         """
         try:
+            if job.method.devices > 1 and not distributed.is_member():
+                self._drop_base()  # its memory is wanted by the processes that train
+                self._free_memory()
+                return distributed.train(job, self._config, TuneResult)
             return self._run(job, on_step)
         except EngineError:
             self._drop_base()
             raise
         except EvalcoreError as error:
-            error.args = (f"{job.id}: {error}",)
+            if isinstance(error, TrainingError) and distributed.rank() == 0:
+                # Going on from a training checkpoint would go wrong again.
+                shutil.rmtree(working_folder(job.directory), ignore_errors=True)
+            if not distributed.is_member():  # else the process that started them says which job
+                error.args = (f"{job.id}: {error}",)
             raise
 
     def flush(self) -> None:
-        """Nothing waits: an adapter is durable when ``run`` returns."""
+        """Nothing waits: what was trained is durable when ``run`` returns."""
 
     def close(self) -> None:
         self._drop_base()
+        self._free_memory()
 
     def _run(self, job: TuneJob, on_step: OnStep | None) -> TuneResult:
         import torch
 
-        from finetune.loop import train_adapter
-
-        load_start = time.perf_counter()
-        base = self._load(job.checkpoint, self._dtype(job.method))
+        start = time.perf_counter()
+        base = self._load(job.checkpoint, job.method)
+        load_s = time.perf_counter() - start
         start = time.perf_counter()
         rows = build_training_set(job, base.tokenizer, _max_length(job, base))
-        steps = num_steps(job.method, len(rows))
-        with self._adapter(base, job) as model:
-            on_cpu = self._device.type == "cpu"
-            record = train_adapter(
-                model, rows, job.method, steps=steps, seed=job.seed,
-                use_cpu=on_cpu, autocast_bf16=not on_cpu and base.dtype == "bfloat16",
-                on_step=on_step,
-            )  # fmt: skip
-            self._check_unchanged(base, model.get_base_model())
+        del base  # full tuning reads it anew for every candidate: one copy at a time
+        method, selection = self._select(job, rows)
+        selection_s = selection["wall_s"] if selection is not None else 0.0
+        with self._trained(job, method, rows, "run", on_step) as (tuner, model, result):
+            begin = time.perf_counter() - start - selection_s
             report = TrainingReport(
-                losses=tuple(record.losses),
-                learning_rates=tuple(record.learning_rates),
-                completion_tokens=tuple(record.completion_tokens),
-                tokens=rows_tokens(rows.prompts, rows.completions, job.method, steps, job.seed),
-                wall_s=time.perf_counter() - start,
-                device="cpu" if on_cpu else torch.cuda.get_device_name(self._device),
+                losses=tuple(result.record.losses),
+                learning_rates=tuple(result.record.learning_rates),
+                completion_tokens=tuple(result.record.completion_tokens),
+                tokens=rows_tokens(rows, method, len(result.record.losses), job.seed),
+                wall_s=begin + result.earlier_s,
+                device=self._device_name(),
                 threads=torch.get_num_threads(),
-                dtype=base.dtype,
+                dtype=self._dtype(method),
+                method=method,
+                resumed_at=result.resumed_at,
+                selection=selection,
             )
-            written = commit_adapter(job, lambda path: _save(model, path), rows, report)
-        return TuneResult(
-            job_id=job.id,
-            directory=job.directory,
-            examples=len(rows),
-            left_out=rows.counts,
-            steps=steps,
-            tokens=report.tokens,
-            first_loss=written["training"]["first_loss"],
-            final_loss=written["training"]["final_loss"],
-            load_s=start - load_start,
-            wall_s=time.perf_counter() - start,
-            untrained=written["training"]["untrained"],
-        )
+            if distributed.rank() > 0:
+                return _result(job, rows, report, load_s, {})
+            record = commit(job, tuner, model, rows, report)
+        shutil.rmtree(working_folder(job.directory), ignore_errors=True)
+        return _result(job, rows, report, load_s, record)
+
+    def _select(self, job: TuneJob, rows: TrainingSet) -> tuple[MethodSpec, dict[str, Any] | None]:
+        """The method with its learning rate, and how that was chosen."""
+        if job.selection is None:
+            return job.method, None
+        from finetune.loop import held_out_loss
+
+        def train(rate: float, learned: TrainingSet, held_out: TrainingSet) -> float:
+            method = job.method.merged({"learning_rate": rate})
+            with self._trained(job, method, learned, f"candidate-{rate!r}", None) as (_, model, _):
+                return held_out_loss(
+                    model, held_out, method.batch_size, autocast_bf16=self._autocast(method)
+                )
+
+        rate, record = choose_learning_rate(
+            job.selection, rows, job.seed, working_folder(job.directory),
+            job.settings(), train, writes=distributed.rank() == 0,
+        )  # fmt: skip
+        return job.method.merged({"learning_rate": rate}), record
 
     @contextlib.contextmanager
-    def _adapter(self, base: _Base, job: TuneJob) -> Iterator[Any]:
-        """A fresh LoRA on the base; taken off again whatever happens."""
-        import torch
-        from peft import LoraConfig, get_peft_model
+    def _trained(
+        self, job: TuneJob, method: MethodSpec, rows: TrainingSet, part: str, on_step: OnStep | None
+    ) -> Iterator[tuple[Tuner, Any, Any]]:
+        """(tuner, trained model, result of the loop); the base is as before afterwards, or gone."""
+        from finetune.loop import LoopOptions, train_model
 
-        method = job.method
-        config = LoraConfig(
-            r=method.rank,
-            lora_alpha=method.alpha,
-            lora_dropout=method.dropout,
-            target_modules=method.targets,
-            task_type="CAUSAL_LM",
+        base = self._load(job.checkpoint, method)
+        tuner = make_tuner(job, method)
+        options = LoopOptions(
+            steps=num_steps(method, len(rows)),
+            seed=job.seed,
+            use_cpu=self._device.type == "cpu",
+            autocast_bf16=self._autocast(method),
+            on_step=on_step,
         )
-        torch.manual_seed(job.seed)  # decides the initialisation
+        identity = [job.settings(), method.settings(), rows.fingerprint, options.steps]
+        keeper = Keeper(
+            working_folder(job.directory) / part, identity, method.save_every,
+            writes=distributed.rank() == 0,
+        )  # fmt: skip
         try:
-            model = get_peft_model(base.model, config)
-        except ValueError as error:  # peft: no module has such a name
-            first_line = str(error).splitlines()[0]
-            raise IncompatibleError(
-                f"method.targets {method.targets!r} do not fit {base.key[0]}: {first_line}"
-            ) from None
-        try:
-            yield model
+            with tuner.applied(base.model, job.checkpoint.name) as model:
+                result = train_model(model, rows, method, options, keeper)
+                if method.kind == "lora":
+                    self._check_unchanged(base, model.get_base_model())
+                yield tuner, model, result
         finally:
-            model.unload()
-            if frozenset(base.model.state_dict()) != base.names:
+            if method.kind == "full" or frozenset(base.model.state_dict()) != base.names:
                 self._drop_base()
 
-    def _load(self, checkpoint: Checkpoint, dtype: str) -> _Base:
+    def _load(self, checkpoint: Checkpoint, method: MethodSpec) -> _Base:
         """The base of a job; read once as long as jobs of one checkpoint follow one another."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        key = (checkpoint.path, dtype)
+        # All weights are trained in float32: steps of full tuning are lost in bfloat16's rounding.
+        dtype = "float32" if method.kind == "full" else self._dtype(method)
+        attention = self._attention(method)
+        key = (checkpoint.path, dtype, attention)
         if self._base is not None and self._base.key == key:
             return self._base
         self._drop_base()
+        self._free_memory()
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint.path, dtype=getattr(torch, dtype), local_files_only=True,
-                use_safetensors=True, trust_remote_code=False,
+                use_safetensors=True, trust_remote_code=False, attn_implementation=attention,
             )  # fmt: skip
         except Exception as error:  # a broken folder raises a dozen kinds, safetensors' own too
             first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -227,9 +272,20 @@ class TuneWorker:
             checksum=weights_checksum(model),
             names=frozenset(model.state_dict()),
             max_length=getattr(model.config, "max_position_embeddings", None),
-            dtype=dtype,
         )
         return self._base
+
+    def _attention(self, method: MethodSpec) -> str | None:
+        """Attention to load a base with; None leaves the choice to transformers.
+
+        Packed rows are kept apart by a mask anywhere; flash attention, where it is installed, does
+        it without one.
+        """
+        if not (method.packing and self._device.type == "cuda" and self._autocast(method)):
+            return None
+        from transformers.utils import is_flash_attn_2_available
+
+        return "flash_attention_2" if is_flash_attn_2_available() else None
 
     def _check_unchanged(self, base: _Base, model: Any) -> None:
         """Training an adapter must not have touched the base it will be scored on."""
@@ -237,14 +293,29 @@ class TuneWorker:
             raise EngineError(f"the weights of {base.key[0]} changed while an adapter was trained")
 
     def _drop_base(self) -> None:
-        if self._base is None:
-            return
+        self._stale = self._stale or self._base is not None
         self._base = None
+
+    def _free_memory(self) -> None:
+        """Gives back what dropped bases held; takes a while, so only before it is needed."""
+        if not self._stale:
+            return
+        self._stale = False
         gc.collect()
         if self._device.type == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+    def _device_name(self) -> str:
+        if self._device.type == "cpu":
+            return "cpu"
+        import torch
+
+        return str(torch.cuda.get_device_name(self._device))
+
+    def _autocast(self, method: MethodSpec) -> bool:
+        return self._device.type != "cpu" and self._dtype(method) == "bfloat16"
 
     def _dtype(self, method: MethodSpec) -> str:
         if method.dtype != "auto":
@@ -262,22 +333,6 @@ class TuneWorker:
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def weights_checksum(model: Any) -> int:
-    """Sum of all weights of the base read as integers: cheap, and any single change shows.
-
-    Weights that PEFT added are left out; a wrapped layer counts as the layer.
-    """
-    import torch
-
-    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    total = 0
-    for name, weight in model.named_parameters():
-        if "lora_" not in name:
-            as_integers = weight.detach().view(views[weight.element_size()])
-            total += int(as_integers.sum(dtype=torch.int64))
-    return total
-
-
 def num_steps(method: MethodSpec, rows: int) -> int:
     """Optimizer steps of a job: as given, else enough for the epochs."""
     if method.steps is not None:
@@ -286,20 +341,21 @@ def num_steps(method: MethodSpec, rows: int) -> int:
     return max(1, math.ceil((method.epochs or DEFAULT_EPOCHS) * rows / per_step))
 
 
-def rows_tokens(
-    prompts: Sequence[list[int]],
-    completions: Sequence[list[int]],
-    method: MethodSpec,
-    steps: int,
-    seed: int,
-) -> int:
+def rows_tokens(rows: TrainingSet, method: MethodSpec, steps: int, seed: int) -> int:
     """Tokens of all rows learned, repeats included, padding left out."""
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    lengths = [len(p) + len(c) for p, c in zip(rows.prompts, rows.completions, strict=True)]
     order = batch_order(
         lengths, method.batch_size, steps * method.gradient_accumulation, seed,
         group_by_length=method.group_by_length,
     )  # fmt: skip
     return sum(lengths[i] for i in order)
+
+
+def make_tuner(job: TuneJob, method: MethodSpec) -> Tuner:
+    """What trains and writes models of this method."""
+    if method.kind == "full":
+        return FullTuner(Path(job.checkpoint.path))
+    return LoraTuner(method, job.seed)
 
 
 def _max_length(job: TuneJob, base: _Base) -> int:
@@ -316,6 +372,22 @@ def _max_length(job: TuneJob, base: _Base) -> int:
     return asked or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
 
 
-def _save(model: Any, directory: Path) -> None:
-    # "auto" would look the base up on the hub to see whether its vocabulary has grown.
-    model.save_pretrained(str(directory), save_embedding_layers=False)
+def _result(
+    job: TuneJob, rows: TrainingSet, report: TrainingReport, load_s: float, record: dict[str, Any]
+) -> TuneResult:
+    last = report.losses[-10:]
+    return TuneResult(
+        job_id=job.id,
+        directory=job.directory,
+        examples=len(rows),
+        left_out=rows.counts,
+        steps=len(report.losses),
+        tokens=report.tokens,
+        first_loss=report.losses[0],
+        final_loss=sum(last) / len(last),
+        load_s=load_s,
+        wall_s=report.wall_s,
+        untrained=bool(record.get("training", {}).get("untrained")),
+        learning_rate=report.method.learning_rate,
+        resumed_at=report.resumed_at,
+    )

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
-from evalcore.metrics import CELL_METRICS, example_values, is_scored
+from evalcore.metrics import document_metric, example_values, is_scored
 from evalcore.metrics.arrays import column, integers
 from evalcore.metrics.cells import iterate_cells
 
 CELL_COLUMNS = (
-    "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "control", "seed",
-    "untrained", "task", "task_fingerprint", "group", "tuned_by", "domain", "output_type",
-    "primary_metric", "baseline", "variant", "variant_fingerprint", "max_length", "numerics",
+    "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
+    "control", "seed", "untrained", "task", "task_fingerprint", "group", "tuned_by", "domain",
+    "output_type", "primary_metric", "baseline", "variant", "variant_fingerprint", "answer",
+    "max_length", "numerics", "findings",
 )  # fmt: skip
 
 
@@ -43,7 +44,14 @@ class Flag:
 
 @dataclass(frozen=True)
 class SubjectInfo:
-    """A scored subject as the cells table describes it."""
+    """A scored subject as the cells table describes it.
+
+    Attributes:
+        tuning: Name of the tuning that made it: what tables and pictures call it.
+        tuned_on: Table group it was tuned for (``tuned_by`` of the task it learned), whatever the
+            tuning is called.
+        method: ``lora`` or ``full``; None if it is not known.
+    """
 
     id: str
     checkpoint: str
@@ -54,6 +62,8 @@ class SubjectInfo:
     control: str | None
     seed: int | None
     untrained: bool
+    tuned_on: str | None = None
+    method: str | None = None
 
     @property
     def label(self) -> str:
@@ -160,16 +170,19 @@ class ScoreBook:
         infos: dict[str, TaskInfo] = {}
         found: dict[Key, list[tuple[dict[str, Any], CellValues]]] = defaultdict(list)
         versions: dict[str, set[str]] = defaultdict(set)
+        data_findings: Counter[tuple[str, str]] = Counter()
         for key, start, stop, ordered in iterate_cells(table):
             part = ordered.slice(start, stop - start)
             about = {name: part.column(name)[0].as_py() for name in CELL_COLUMNS}
             subjects.setdefault(about["subject"], _subject(about))
             task = infos.setdefault(about["task"], _task(about, flags))
             versions[task.name].add(about["task_fingerprint"])
+            data_findings.update((task.name, text) for text in about["findings"] or ())
             values = _cell_values(key, part, task, about, flags)
             found[(about["subject"], about["task"], about["variant"])].append((about, values))
         cells = _settle_doubled(found, subjects, flags)
         _flag_subjects(subjects, flags)
+        flags += [Flag("data", name, text, n) for (name, text), n in data_findings.items()]
         flags += [
             Flag(
                 "task",
@@ -236,22 +249,23 @@ def _subject(about: dict[str, Any]) -> SubjectInfo:
         id=about["subject"], checkpoint=about["checkpoint"], step=about["step"],
         base=about["base"], adapter=about["adapter"], tuning=about["tuning"],
         control=about["control"], seed=about["seed"], untrained=bool(about["untrained"]),
+        tuned_on=about["tuned_on"] or about["tuning"], method=about["method"],
     )  # fmt: skip
 
 
 def _task(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
     multiple_choice = about["output_type"] == "multiple_choice"
-    metric = about["primary_metric"]
-    if metric in CELL_METRICS:
-        flags.append(
-            Flag("metric", about["task"], f"{metric} has no value per document; acc is compared")
-        )
-        metric = "acc"
+    primary, baseline = about["primary_metric"], about["baseline"]
+    metric = document_metric(primary, about["output_type"])
+    if metric != primary:
+        text = f"{primary} has no value per document; {metric} is compared"
+        flags.append(Flag("metric", about["task"], text))
+        baseline = None  # it is in units of the primary metric
     return TaskInfo(
         name=about["task"], group=about["group"], tuned_by=about["tuned_by"],
         domain=about["domain"] or "none", output_type=about["output_type"], metric=metric,
         continuous="gold_prob" if multiple_choice else "gold_bits_per_byte",
-        baseline=float("nan") if about["baseline"] is None else float(about["baseline"]),
+        baseline=float("nan") if baseline is None else float(baseline),
     )  # fmt: skip
 
 
@@ -267,7 +281,11 @@ def _cell_values(
             Flag("doubled", where, f"{doubled} rows repeat a document; the first is kept", doubled)
         )
     part, docs = part.take(pa.array(first)), docs[first]
-    values = example_values(part, task.metric)
+    metric = document_metric(task.metric, task.output_type, about["answer"] or "choices")
+    if metric != task.metric:
+        text = f"{task.metric} is not defined for answer={about['answer']}; {metric} is used"
+        flags.append(Flag("metric", where, text))
+    values = example_values(part, metric)
     continuous = example_values(part, task.continuous)
     overflow = int((~is_scored(part)).sum())
     if overflow:
@@ -277,11 +295,16 @@ def _cell_values(
     keep = ~np.isnan(values)
     other = len(docs) - int(keep.sum()) - overflow
     if other:
-        flags.append(Flag("unscored", where, f"{other} rows have no value of {task.metric}", other))
+        flags.append(Flag("unscored", where, f"{other} rows have no value of {metric}", other))
     dropped = int((integers(part, "shots_dropped", 0) > 0).sum())
     if dropped:
         flags.append(
             Flag("shots_dropped", where, f"{dropped} prompts lost shots to fit the length", dropped)
+        )
+    cut = int((integers(part, "truncated_tokens", 0) > 0).sum())
+    if cut:
+        flags.append(
+            Flag("truncated", where, f"{cut} prompts lost their beginning to fit the length", cut)
         )
     # In the joined table the cell's own number of shots is called cell_shots.
     nominal = "cell_shots" in part.column_names

@@ -30,7 +30,8 @@ class PromptSpread:
         variants: The prompts compared (their number is ``spread.prompts``).
         spread: The subject's spread.
         base: Its base's spread over the same prompts; None for a base or where it lacks some.
-        above_floor: Mean score minus the trivial baseline: near 0, a small spread means nothing.
+        above_floor: Mean score minus the trivial baseline, in the better direction: near 0, a small
+            spread means nothing.
     """
 
     subject: SubjectInfo
@@ -48,6 +49,7 @@ def prompt_spreads(book: ScoreBook) -> list[PromptSpread]:
     for subject in book.ordered_subjects():
         base = book.base_of(subject)
         for task in book.tasks.values():
+            upward = higher_is_better(task.metric)
             own = book.variants(subject.id, task.name)
             theirs = book.variants(base.id, task.name) if base is not None else {}
             for shots, names in sorted(_by_shots(own).items()):
@@ -65,7 +67,7 @@ def prompt_spreads(book: ScoreBook) -> list[PromptSpread]:
                         tuple(names),
                         spread,
                         beside,
-                        spread.mean - task.baseline,
+                        (spread.mean - task.baseline) * (1 if upward else -1),
                     )
                 )
     return rows

@@ -90,7 +90,7 @@ class Analysis:
 
 def is_own(gain: Gain) -> bool:
     """Whether the task belongs to the subject's tuning and is in its domain."""
-    return gain.task.tuned_by == gain.subject.tuning is not None and gain.task.domain != "out"
+    return gain.task.tuned_by == gain.subject.tuned_on is not None and gain.task.domain != "out"
 
 
 def analyse(
@@ -120,7 +120,7 @@ def analyse(
     controls = _all_controls(book, gains, allow_mixed, method, seed, flags)
     outside = [
         forgetting(g) for g in gains
-        if g.subject.tuning is not None and g.task.tuned_by != g.subject.tuning
+        if g.subject.tuned_on is not None and g.task.tuned_by != g.subject.tuned_on
     ]  # fmt: skip
     by_subject: dict[str, list[Forgetting]] = defaultdict(list)
     for row in outside:
@@ -132,7 +132,7 @@ def analyse(
     best = [
         best_of_prompts(book, g.subject, g.task, seed=seed, method=method)
         for g in gains
-        if g.task.tuned_by == g.subject.tuning
+        if g.task.tuned_by == g.subject.tuned_on
     ]
     spreads = prompt_spreads(book)
     _flag_prompt_counts(spreads, flags)
@@ -147,7 +147,7 @@ def analyse(
         ],
         out_of_domain=[
             g for g in gains
-            if g.task.tuned_by == g.subject.tuning is not None and g.task.domain == "out"
+            if g.task.tuned_by == g.subject.tuned_on is not None and g.task.domain == "out"
         ],
         spreads=spreads,
         best_of=[b for b in best if b is not None],
@@ -200,7 +200,7 @@ def _all_controls(
     by_key = {(g.subject.id, g.task.name): g for g in gains}
     rows, without = [], []
     for gain in gains:
-        if gain.subject.control is not None or gain.task.tuned_by != gain.subject.tuning:
+        if gain.subject.control is not None or gain.task.tuned_by != gain.subject.tuned_on:
             continue
         if gain.subject.tuning is None:
             continue
@@ -253,7 +253,7 @@ def _summaries(book: ScoreBook, gains: list[Gain]) -> list[CheckpointSummary]:
     )
     own: dict[str, dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
     other: dict[str, dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
-    tunings = {s.tuning for s in book.subjects.values() if s.base and s.tuning}
+    tunings = {s.tuned_on for s in book.subjects.values() if s.base and s.tuned_on}
     for gain in gains:
         s = gain.subject
         if (

@@ -10,8 +10,8 @@ from evalcore.app.study import (
     finetune,
     pocket_study_file,
     study,
-    tuned_lines,
 )
+from evalcore.app.tuning import collect_loss_curves, tuned_lines
 
 __all__ = [
     "GridOptions",
@@ -20,6 +20,7 @@ __all__ = [
     "ScoreOutcome",
     "StudyOptions",
     "StudyOutcome",
+    "collect_loss_curves",
     "demo",
     "export",
     "finetune",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from evalcore.app.devices import gpu_count
 from evalcore.app.grid import installed_versions
-from evalcore.app.score import gpu_count
 
 VERIFIED_VLLM = ("0.32",)
 

@@ -8,23 +8,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.compute as pc
 
 from evalcore import __version__
 from evalcore.errors import DataError, InputError
 from evalcore.identity import NumericsClass, cell_key, numeric_config
+from evalcore.metrics import check_metrics
 from evalcore.planning import PlannedCell
-from evalcore.prompting import cached_requests, load_variants, read_requests
+from evalcore.prompting import (
+    cached_requests,
+    draw_shots,
+    load_variants,
+    read_requests,
+    request_costs,
+    shots_fingerprint,
+)
 from evalcore.tasks import (
     Finding,
+    check_counts,
     check_documents,
-    load_documents,
+    check_requests,
+    check_selection,
+    check_source,
+    load_documents_counted,
     select_tasks,
     trivial_baseline,
 )
-from evalcore.types import Cell, Checkpoint, Document, EncodingSettings, Subject, Task, Variant
+from evalcore.tasks.lm_eval import split_selection
+from evalcore.types import (
+    Cell,
+    Checkpoint,
+    Document,
+    EncodingSettings,
+    Subject,
+    Task,
+    Variant,
+    generation_of,
+)
+
+if TYPE_CHECKING:
+    from evalcore.app.lm_eval import LmEvalWork
 
 DEFAULT_MAX_LENGTH = 2048
 
@@ -36,13 +61,16 @@ class GridOptions:
     grid: tuple[tuple[str, str], ...]
     limit: int | None = None
     num_fewshot: int | None = None
-    seed: int = 0
+    seed: int | None = None
     chat: bool = False
     system: str | None = None
+    multiturn: bool = True
     max_length: int | None = None
     data_root: Path | None = None
     task_path: tuple[Path, ...] = ()
     prompt_path: tuple[Path, ...] = ()
+    include_path: tuple[Path, ...] = ()
+    allow_code: bool = False
 
 
 @dataclass
@@ -53,11 +81,13 @@ class Grid:
         cells: One per subject, task and variant.
         cell_rows: Rows of the store's cells table, aligned with ``cells``.
         findings: What the checks of the data found.
+        lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
     """
 
     cells: list[PlannedCell] = field(default_factory=list)
     cell_rows: list[dict] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    lm_eval: LmEvalWork | None = None
 
 
 def build_grid(
@@ -71,44 +101,49 @@ def build_grid(
     """
     grid = Grid()
     versions = json.dumps(installed_versions())
-    for task, variants in _selected(options):
-        everything = load_documents(task, "score", data_root=options.data_root)
-        shots = _shots(task, variants, options)
-        grid.findings += check_documents(task, everything, shots)  # a limit would hide faults
-        documents = everything[: options.limit]
-        baseline = trivial_baseline(task, everything)  # the same whatever the limit
+    selected = _selected(options)
+    grid.findings += check_selection(task for task, _ in selected)
+    for task, variants in selected:
+        work = _TaskWork.load(task, variants, options)
+        grid.findings += work.findings
         for variant in variants:
-            files: dict[tuple[str, int], _RequestFile] = {}
+            files: dict[tuple[str, int], RequestFile] = {}
             for subject in subjects:
                 settings = encoding_settings(subject.checkpoint, options.max_length)
                 at = (subject.checkpoint.tokenizer_fingerprint, settings.max_length)
                 if at not in files:
-                    tokenizer = Path(subject.checkpoint.path)
-                    path = cached_requests(
-                        cache, task, variant, documents, shots, tokenizer, settings
-                    )
-                    files[at] = _RequestFile.read(path)
+                    files[at] = work.requests(cache, variant, subject.checkpoint, settings)
+                    grid.findings += files[at].findings
                 file = files[at]
-                key = cell_key(subject, task, variant, settings, numerics)
+                key = cell_key(subject, task, variant, settings, numerics, shots=file.shots)
                 cell = Cell(key, subject, task, variant)
                 grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-                grid.cell_rows.append(
-                    cell_row(cell, settings, numerics, baseline, documents, versions)
-                )
+                row = cell_row(cell, settings, numerics, work.baseline, work.documents, versions)
+                row["findings"] = [f.message for f in (*work.findings, *file.findings)]
+                grid.cell_rows.append(row)
+    theirs = [name for tasks, _ in options.grid for name in split_selection(tasks)[1]]
+    if theirs:
+        from evalcore.app.lm_eval import add_cells  # it builds on this module
+
+        grid.lm_eval = add_cells(grid, theirs, subjects, options, numerics, cache, versions)
     return grid
 
 
 def _selected(options: GridOptions) -> list[tuple[Task, list[Variant]]]:
     """Tasks with their variants, each (task, variant) once, over all blocks of the grid."""
     chosen: dict[str, tuple[Task, dict[str, Variant]]] = {}
-    for tasks, prompts in options.grid:
+    for selection, prompts in options.grid:
+        tasks, theirs = split_selection(selection)
+        if theirs and not tasks:
+            continue
         for task in select_tasks(tasks, search=options.task_path):
+            check_metrics(task)
             variants = chosen.setdefault(task.name, (task, {}))[1]
             for variant in load_variants(
                 task.group,
                 prompts,
                 num_fewshot=options.num_fewshot,
-                shots_seed=options.seed,
+                shots_seed=options.seed or 0,
                 chat=options.chat or None,
                 system=options.system,
                 search=options.prompt_path,
@@ -117,27 +152,84 @@ def _selected(options: GridOptions) -> list[tuple[Task, list[Variant]]]:
     return [(task, list(variants.values())) for task, variants in chosen.values()]
 
 
-def _shots(task: Task, variants: Sequence[Variant], options: GridOptions) -> list[Document]:
-    if not any(variant.shots for variant in variants):
-        return []
-    return load_documents(task, "shots", data_root=options.data_root)
+@dataclass(frozen=True)
+class _TaskWork:
+    """A task's documents, checked.
+
+    Attributes:
+        documents: Those to score.
+        pool: Those worked examples are drawn from; empty if no variant shows any.
+        baseline: What a trivial answer scores on all documents, whatever the limit.
+    """
+
+    task: Task
+    documents: list[Document]
+    pool: list[Document]
+    baseline: float
+    findings: list[Finding]
+
+    @classmethod
+    def load(cls, task: Task, variants: Sequence[Variant], options: GridOptions) -> _TaskWork:
+        """Loads and checks all documents: a limit would hide faults."""
+        root = options.data_root
+        everything, counts = load_documents_counted(task, "score", data_root=root)
+        findings = check_source(task) + check_counts(task, "score", counts)
+        pool: list[Document] = []
+        if any(variant.shots for variant in variants):
+            pool, counts = load_documents_counted(task, "shots", data_root=root, scored=everything)
+            findings += check_counts(task, "shots", counts)
+        findings += check_documents(task, everything, pool)
+        baseline = trivial_baseline(task, everything)
+        return cls(task, everything[: options.limit], pool, baseline, findings)
+
+    def requests(
+        self, cache: Path, variant: Variant, checkpoint: Checkpoint, settings: EncodingSettings
+    ) -> RequestFile:
+        """The requests under a variant, for a checkpoint's tokenizer."""
+        task, documents, pool = self.task, self.documents, self.pool
+        shown = None
+        if variant.shots:
+            scored = {document.id for document in documents}
+            shown = shots_fingerprint(draw_shots(task, variant, pool, scored, scored=documents))
+        return RequestFile.of(cache, task, variant, documents, pool, checkpoint, settings, shown)
 
 
 @dataclass(frozen=True)
-class _RequestFile:
+class RequestFile:
+    """Requests of a (task, variant, tokenizer) on disk.
+
+    Attributes:
+        path: The file.
+        doc_ids: Documents, in the file's order.
+        costs: int64 [documents]: prompt tokens, every context and continuation once.
+        shots: Fingerprint of the worked examples shown, if any.
+        findings: What the checks of the requests found.
+    """
+
     path: Path
     doc_ids: list[str]
     costs: np.ndarray
+    shots: str | None = None
+    findings: list[Finding] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> _RequestFile:
-        """Document ids and prompt tokens (int64: context once, all continuations) of a file."""
+    def of(
+        cls,
+        cache: Path,
+        task: Task,
+        variant: Variant,
+        documents: Sequence[Document],
+        shots: Sequence[Document],
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        shown: str | None = None,
+    ) -> RequestFile:
+        """Encodes the documents for a checkpoint's tokenizer, unless that was done before."""
+        tokenizer = Path(checkpoint.path)
+        path = cached_requests(cache, task, variant, documents, shots, tokenizer, settings)
         table = read_requests(path)
-        contexts = pc.list_value_length(pc.list_element(table["contexts"], 0)).to_numpy()
-        flat = pc.list_value_length(pc.list_flatten(table["continuations"])).to_numpy()
-        parents = pc.list_parent_indices(table["continuations"]).to_numpy()
-        tails = np.bincount(parents, weights=flat, minlength=len(table))
-        return cls(path, table["doc_id"].to_pylist(), contexts.astype(np.int64) + tails.astype(int))
+        findings = check_requests(task, variant, table, max_length=settings.max_length)
+        return cls(path, table["doc_id"].to_pylist(), request_costs(table), shown, findings)
 
 
 def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> EncodingSettings:
@@ -173,6 +265,7 @@ def cell_row(
     """One row of ``store.CELL_SCHEMA``."""
     subject, task, variant = cell.subject, cell.task, cell.variant
     checkpoint, adapter = subject.checkpoint, subject.adapter
+    generation = generation_of(task, variant)
     return {
         "cell": cell.key,
         "checkpoint": checkpoint.name,
@@ -183,8 +276,10 @@ def cell_row(
         "adapter": adapter.name if adapter else None,
         "adapter_fingerprint": adapter.fingerprint if adapter else None,
         "tuning": subject.tuning,
-        "control": adapter.control if adapter else None,
-        "seed": adapter.seed if adapter else None,
+        "tuned_on": subject.tuned_on,
+        "method": subject.method,
+        "control": subject.control,
+        "seed": subject.seed,
         "subject": subject.id,
         "base": subject.base_id,
         "untrained": bool(adapter and adapter.untrained),
@@ -203,7 +298,13 @@ def cell_row(
         "variant_fingerprint": variant.fingerprint,
         "shots": variant.shots,
         "shots_seed": variant.shots_seed,
+        "shots_order": variant.shots_order,
+        "shots_balance": variant.shots_balance,
         "chat": variant.chat,
+        "listing": variant.listing,
+        "answer": variant.answer,
+        "stops": list(generation.stops) if generation is not None else [],
+        "max_tokens": generation.max_tokens if generation is not None else None,
         "max_length": settings.max_length,
         "engine": numerics.engine,
         "dtype": numerics.dtype,
@@ -216,8 +317,9 @@ def cell_row(
 
 
 def require_documents(findings: Sequence[Finding]) -> None:
-    """``--strict``: the first findings become the error."""
-    if findings:
-        shown = "; ".join(finding.message for finding in findings[:3])
-        more = f" (+{len(findings) - 3} more)" if len(findings) > 3 else ""
+    """``--strict``: the first findings become the error (notes are for the record only)."""
+    serious = [finding for finding in findings if finding.level != "note"]
+    if serious:
+        shown = "; ".join(finding.message for finding in serious[:3])
+        more = f" (+{len(serious) - 3} more)" if len(serious) > 3 else ""
         raise DataError(f"--strict: {shown}{more}; drop --strict to score all the same")

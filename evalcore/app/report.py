@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evalcore.errors import InputError
 from evalcore.store import ResultStore, to_csv, to_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,17 @@ class MadeReport:
     page: Path
 
 
-def report(results: Path, output: Path, *, title: str, allow_mixed: bool = False) -> MadeReport:
+def report(
+    results: Path,
+    output: Path,
+    *,
+    title: str,
+    losses: pa.Table | None = None,
+    allow_mixed: bool = False,
+) -> MadeReport:
     """Analyses a results folder and writes report.html, PNGs and CSVs into ``output``.
+
+    ``losses``: training losses to show as well (``evalcore.report.losses.LOSS_COLUMNS``).
 
     Raises:
         InputError: There are no results, or the output cannot be written.
@@ -31,7 +44,12 @@ def report(results: Path, output: Path, *, title: str, allow_mixed: bool = False
     table = store.read()
     analysis = analyse(table, allow_mixed=allow_mixed)
     page = write_report(
-        table, output, title=title, run_records=store.runs.list(), analysis=analysis
+        table,
+        output,
+        title=title,
+        run_records=store.runs.list(),
+        analysis=analysis,
+        losses=losses,
     )
     return MadeReport(study_table(analysis), page)
 

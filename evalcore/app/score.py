@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from evalcore.app.devices import gpu_count, visible_gpus
 from evalcore.app.grid import (
     Grid,
     GridOptions,
@@ -19,6 +19,7 @@ from evalcore.app.grid import (
     require_documents,
 )
 from evalcore.app.limits import token_limits
+from evalcore.app.ordering import ranked
 from evalcore.cluster import StopSignals
 from evalcore.engines.protocol import (
     Device,
@@ -83,6 +84,7 @@ class ScoreOutcome:
         findings: What the checks of the data found, as lines.
         limits: ``token_limit`` of what was planned.
         examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
+        lm_eval: lm-eval's own metrics of its tasks, as lines.
     """
 
     output: Path
@@ -94,6 +96,7 @@ class ScoreOutcome:
     findings: list[str] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
     examples_per_s: float | None = None
+    lm_eval: list[str] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
@@ -107,7 +110,7 @@ class ScoreOutcome:
 
         if self.dry_run:
             return [*self.notes, *plan_lines(self.plan, self.limits, self.examples_per_s)]
-        return [*self.notes, *summary_lines(self)]
+        return [*self.notes, *summary_lines(self), *self.lm_eval]
 
     def problem_lines(self) -> list[str]:
         """Findings and failures, one line each."""
@@ -140,7 +143,7 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     if options.strict:
         require_documents(grid.findings)
     plan = plan_units(
-        grid.cells,
+        ranked(grid.cells),
         store.coverage(),
         max_examples_per_unit=options.unit_examples,
         shard=options.shard,
@@ -164,6 +167,11 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         outcome.summary = _run(options, spec, grid, plan, progress or Silent())
         _name_failures(outcome, grid)
         store.runs.append(_run_record(outcome, spec))
+    if grid.lm_eval is not None:
+        from evalcore.app.lm_eval import write_outcomes  # only where its tasks are asked for
+
+        outcome.lm_eval, unmeasured = write_outcomes(store, grid.lm_eval)
+        outcome.problems += unmeasured
     return outcome
 
 
@@ -183,17 +191,6 @@ def _subjects(
         first = f": {problems[0][1]}" if problems else ""
         raise InputError(f"no subject can be scored{first}")
     return list(resolved.subjects), problems, list(resolved.notes)
-
-
-def gpu_count() -> int:
-    """GPUs this machine shows, asked of the driver's own tool so that CUDA stays untouched here."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([v for v in visible.split(",") if v.strip()])
-    out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len([line for line in out.stdout.splitlines() if line.startswith("GPU ")])
 
 
 def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
@@ -230,11 +227,8 @@ def _workers(options: ScoreOptions) -> int:
 def _run(
     options: ScoreOptions, spec: EngineSpec, grid: Grid, plan: Plan, progress: Progress
 ) -> RunSummary:
-    cells = {
-        planned.cell.key: CellWork(planned.cell.task.output_type, planned.cell.task.generation)
-        for planned in grid.cells
-    }
-    threads = str(spec.threads or 1)
+    cells = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
+    local = options.cluster == "local"  # Ray gives its actors their own GPUs
     with StopSignals(time_limit_s=options.time_limit) as signals:
         summary = score_units(
             plan,
@@ -244,7 +238,7 @@ def _run(
             signals,
             workers=_workers(options),
             backend=options.cluster,
-            env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
+            env=partial(worker_env, spec, tuple(visible_gpus()) if local else ()),
             log_dir=options.output / "logs",
             ray_options={
                 "num_cpus": 1 if spec.device == "cuda" else spec.threads,
@@ -255,6 +249,18 @@ def _run(
         if summary.stopped:
             summary.stopped = signals.reason or summary.stopped
         return summary
+
+
+def worker_env(spec: EngineSpec, gpus: tuple[str, ...], worker: int) -> dict[str, str | None]:
+    """Environment of one worker: its threads, and its own GPUs where there are any."""
+    env: dict[str, str | None] = {
+        "OMP_NUM_THREADS": str(spec.threads or 1),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if gpus:
+        first = worker * spec.tensor_parallel % len(gpus)
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + spec.tensor_parallel])
+    return env
 
 
 def _name_failures(outcome: ScoreOutcome, grid: Grid) -> None:

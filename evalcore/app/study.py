@@ -15,14 +15,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from evalcore.app.overlap import tune_and_score, wants_overlap
 from evalcore.app.report import MadeReport, report
-from evalcore.app.score import ScoreOptions, ScoreOutcome, gpu_count, score
-from evalcore.cluster import StopSignals
-from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
+from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.tuning import (
+    collect_loss_curves,
+    dry_run_lines,
+    tune_missing,
+    tuned_lines,
+    tuned_models,
+    tuned_status,
+)
+from evalcore.errors import InputError
 from evalcore.scoring import Progress
 
 if TYPE_CHECKING:
-    from finetune import Study, TuneEvent, TuneSummary
+    from finetune import Study, TuneSummary
 
 # Seconds each stage of the pocket study may take on two cores; printed beside what it took.
 POCKET_BUDGET_S = {"pretrain": 120, "finetune": 120, "score": 180, "report": 40}
@@ -47,7 +55,13 @@ class StudyOptions:
         output: Folder for pretrained/, adapters/, results/ and report/.
         text: Folder with real text for pre-training the pocket model; None: generated text alone.
         scoring: Engine, cluster and worker options of the scoring stage.
-        tune_workers: Tuning processes at a time; None: one per GPU, or per core up to two.
+        tune_workers: Tuning processes at a time; None: as many as the GPUs hold, or one per core
+            up to two.
+        data_root: Folder of local task data; None: the study file's own.
+        jobs_per_gpu: Tunings that share a GPU; None: as many as are estimated to fit.
+        overlap: Score while adapters train; None: where there are two GPUs or more.
+        replace_changed: Train models anew that were made with other settings, instead of refusing.
+        gpu_speed: (peak in TFLOP/s, share of it reached) in estimates; None: the defaults.
     """
 
     file: Path
@@ -55,6 +69,11 @@ class StudyOptions:
     text: Path | None = None
     scoring: ScoreOptions = field(default_factory=lambda: ScoreOptions(grid=()))
     tune_workers: int | None = None
+    data_root: Path | None = None
+    jobs_per_gpu: int | None = None
+    overlap: bool | None = None
+    replace_changed: bool = False
+    gpu_speed: tuple[float, float] | None = None
 
 
 @dataclass
@@ -110,15 +129,23 @@ def study(
     outcome, timer = StudyOutcome(), _Timer(progress, budget_s or {})
     with timer.stage("pretrain", "pre-training checkpoints", skip=spec.pretrain is None):
         pretrain(spec, options, progress)
-    with timer.stage("finetune", "training adapters"):
-        outcome.tuned = tune(spec, options, progress)
-    if spec.evaluation is not None and not outcome.tuned.stopped:
-        with timer.stage("score", "scoring"):
-            outcome.scored = score(scoring_options(spec, options), progress)
-        if outcome.scored.summary.stopped is None:
-            with timer.stage("report", "writing the report"):
-                results, out = options.output / "results", options.output / "report"
-                outcome.made = report(results, out, title=f"{spec.name}: {spec.description}")
+    if spec.evaluation is not None and wants_overlap(options):
+        with timer.stage("finetune and score", "training adapters, scoring what is ready"):
+            outcome.tuned, outcome.scored = tune_and_score(
+                spec, options, progress, lambda: scoring_options(spec, options)
+            )
+    else:
+        with timer.stage("finetune", "training adapters"):
+            outcome.tuned = tune_missing(spec, options, progress)
+        if spec.evaluation is not None and not outcome.tuned.stopped:
+            with timer.stage("score", "scoring"):
+                outcome.scored = score(scoring_options(spec, options), progress)
+    if outcome.scored is not None and outcome.scored.summary.stopped is None:
+        with timer.stage("report", "writing the report"):
+            results, out = options.output / "results", options.output / "report"
+            losses = collect_loss_curves(options.output).sort_by("base_step")
+            title = f"{spec.name}: {spec.description}"
+            outcome.made = report(results, out, title=title, losses=losses)
     outcome.seconds = timer.seconds
     return outcome
 
@@ -148,36 +175,14 @@ def finetune(
     Raises:
         InputError: The study file or something it names is wrong.
     """
-    from finetune import load_study, plan_jobs
+    from finetune import load_study
 
     spec = load_study(options.file)
     if dry_run:
-        plan = plan_jobs(spec, options.output)
-        jobs = [f"{job.id}: {job.task}, {job.examples or 'all'} examples" for job in plan.jobs]
-        return [*jobs, f"{len(plan.jobs)} to train, {len(plan.finished)} finished"], 0
+        return dry_run_lines(spec, options), 0
     pretrain(spec, options, progress)
-    summary = tune(spec, options, progress)
+    summary = tune_missing(spec, options, progress)
     return tuned_lines(summary), tuned_status(summary)
-
-
-def tuned_status(summary: TuneSummary) -> int:
-    """Exit status of a tuning run."""
-    if summary.stopped:
-        return EXIT_STOPPED
-    return EXIT_CELLS_FAILED if summary.failures else 0
-
-
-def tuned_lines(summary: TuneSummary) -> list[str]:
-    """What a tuning run did, for a person."""
-    if not (summary.results or summary.failures):
-        return ["no adapter is missing"]
-    lines = [
-        f"{len(summary.results)} adapters trained in {summary.wall_s:.1f} s, "
-        f"{summary.tokens_per_s:,.0f} tokens/s"
-    ]
-    lines += [f"not trained: {failure.job_id}: {failure.error}" for failure in summary.failures]
-    lines += [f"untrained (zero change): {result.job_id}" for result in summary.untrained]
-    return lines
 
 
 def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> None:
@@ -202,53 +207,18 @@ def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> Non
     )
 
 
-def tune(spec: Study, options: StudyOptions, progress: StudyProgress) -> TuneSummary:
-    """Trains every adapter of the study that is not finished yet."""
-    from finetune import plan_jobs
-    from finetune import tune as run
-
-    cores = os.cpu_count() or 1
-    workers = options.tune_workers or gpu_count() or min(2, cores)
-    jobs = plan_jobs(spec, options.output).jobs
-
-    def on_event(event: TuneEvent) -> None:
-        note = f"{event.remaining_s:.0f} s left"
-        progress.step("training", event.done, event.total, note)
-        if event.failure is not None:
-            progress.failure(event.failure.job_id, str(event.failure.error))
-
-    with StopSignals() as signals:
-        return run(
-            jobs,
-            workers=workers,
-            backend=options.scoring.cluster,
-            threads=max(1, cores // workers),
-            on_event=on_event,
-            should_stop=signals,
-            ray_options={
-                "address": options.scoring.ray_address,
-                "num_cpus": max(1, cores // workers),
-                "num_gpus": 1 if gpu_count() else 0,
-            },
-            log_dir=options.output / "logs" / "finetune",
-        )
-
-
 def scoring_options(spec: Study, options: StudyOptions) -> ScoreOptions:
-    """The study's evaluation block as scoring options: every checkpoint, every adapter."""
-    from finetune import resolve_checkpoints
+    """The study's evaluation block as scoring options: every base, every model tuned by now."""
+    from finetune.checkpoints import checkpoint_sources
 
     assert spec.evaluation is not None
-    evaluation = spec.evaluation
-    blocks = [(",".join(evaluation.tasks), evaluation.prompts)]
-    blocks += [(",".join(extra.tasks), extra.prompts) for extra in evaluation.extra]
+    adapters, tuned = tuned_models(options.output)
     return replace(
         options.scoring,
-        grid=tuple(blocks),
-        limit=evaluation.limit,
+        grid=tuple(spec.evaluation.blocks),
+        limit=spec.evaluation.limit,
         output=options.output / "results",
-        adapters=(str(options.output / "adapters"),),
-        checkpoints=tuple(
-            checkpoint.source for checkpoint in resolve_checkpoints(spec, options.output)
-        ),
+        data_root=options.data_root or spec.data_folder,
+        adapters=tuple(str(path) for path in adapters),
+        checkpoints=(*checkpoint_sources(spec, options.output), *(str(path) for path in tuned)),
     )

@@ -19,8 +19,9 @@ _COMMANDS = {
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
     "export": ("evalcore.cli.report", "Write results as parquet or csv."),
-    "tasks": ("evalcore.cli.show", "List, show and check tasks."),
-    "prompts": ("evalcore.cli.show", "List and show prompt variants."),
+    "bench": ("evalcore.cli.bench", "Measure scoring throughput on this hardware."),
+    "tasks": ("evalcore.cli.tasks", "List, show and check tasks."),
+    "prompts": ("evalcore.cli.prompts", "List, show and check prompt variants."),
     "doctor": ("evalcore.cli.doctor", "What is installed, what will be used, known traps."),
 }
 

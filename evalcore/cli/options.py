@@ -20,7 +20,7 @@ _ENGINE_OPTIONS = [
         show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
     ),
     click.option(
-        "--strategy", type=click.Choice(["auto", "plain", "packed"]), default="auto",
+        "--strategy", type=click.Choice(["auto", "packed", "cached", "plain"]), default="auto",
         show_default=True, help="How choices are scored; auto takes the cheapest exact one.",
     ),
     click.option("--max_length", type=click.IntRange(8), help="Tokens of prompt and answer."),
@@ -82,6 +82,7 @@ def score_options(options: dict[str, Any]) -> ScoreOptions:
     renamed = {
         "chat": values.pop("apply_chat_template"),
         "system": values.pop("system_instruction"),
+        "multiturn": values.pop("fewshot_as_multiturn"),
         "include_bases": not values.pop("no_bases"),
     }
     return ScoreOptions(grid=grid, **renamed, **values)

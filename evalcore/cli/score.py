@@ -16,11 +16,16 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
     help="Also score this checkpoint by itself (repeatable; works without any adapter).",
 )  # fmt: skip
 @click.option(
-    "-t", "--tasks", required=True, help="Task names or groups, joined by commas; or all."
+    "-t",
+    "--tasks",
+    required=True,
+    help="Task names or groups, joined by commas, or all; lm-eval:NAME for a task, group, tag or "
+    "YAML file of lm-evaluation-harness.",
 )
 @click.option(
     "-p", "--prompts", default="default", show_default=True,
-    help="Prompt variants joined by commas, each NAME[:shots=K,seed=S,chat=1]; or all.",
+    help="Prompt variants joined by commas, each NAME[:shots=K,seed=S,chat=1,...]; a name may be a "
+    "pattern (p0*), paper, paraphrases, all, or grammar:n=40,seed=1 (see: evalcore prompts list).",
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RESULTS",
@@ -28,9 +33,23 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
 )  # fmt: skip
 @click.option("--num_fewshot", type=click.IntRange(0), help="Shots of every variant named with -p.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many documents a task.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed that draws the shots.")
+@click.option(
+    "--seed", type=int, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
+)
 @click.option("--apply_chat_template", is_flag=True, help="Use the tokenizer's chat template.")
 @click.option("--system_instruction", help="System text of the chat.")
+@click.option(
+    "--fewshot_as_multiturn", type=bool, default=True, show_default=True,
+    help="Shots of lm-eval's tasks as turns of the chat.",
+)  # fmt: skip
+@click.option(
+    "--include_path", multiple=True, type=click.Path(path_type=Path),
+    help="Folder with more tasks of lm-eval's format (repeatable).",
+)  # fmt: skip
+@click.option(
+    "--allow-code", is_flag=True,
+    help="Let task files of --include_path run the Python code they name.",
+)  # fmt: skip
 @click.option(
     "--data-root", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder with the tasks' data (parquet, jsonl, csv or arrow), instead of the hub.",

@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evalcore.cli.options import echo_summary, engine_options
 
-_TEXT = click.option(
-    "--text", type=click.Path(path_type=Path), metavar="DIR",
-    help="Folder with real text to pre-train the pocket model on, beside generated text.",
-)  # fmt: skip
-_TUNE_WORKERS = click.option(
-    "--tune-workers", type=click.IntRange(1), help="Adapters trained at a time."
+if TYPE_CHECKING:
+    from evalcore.app import StudyOptions
+
+_OUTPUT = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: beside the file)."
 )
+_TUNING_OPTIONS = [
+    click.option(
+        "--text", type=click.Path(path_type=Path), metavar="DIR",
+        help="Folder with real text to pre-train the pocket model on, beside generated text.",
+    ),
+    click.option(
+        "--data-root", type=click.Path(path_type=Path), metavar="DIR",
+        help="Folder of local task data (default: the study file's data_root).",
+    ),
+    click.option("--tune-workers", type=click.IntRange(1), help="Models tuned at a time."),
+    click.option(
+        "--jobs-per-gpu", type=click.IntRange(1),
+        help="Tunings that share a GPU (default: as many as are estimated to fit).",
+    ),
+    click.option(
+        "--replace-changed", is_flag=True,
+        help="Tune models anew that were made with other settings, instead of refusing.",
+    ),
+    click.option(
+        "--strict", is_flag=True,
+        help="Findings are errors: evaluation rows in training data, faults of scored data.",
+    ),
+]  # fmt: skip
+_OVERLAP = click.option(
+    "--overlap/--no-overlap", default=None,
+    help="Score while models are tuned (default: where there are two GPUs or more).",
+)  # fmt: skip
+
+
+def _tuning_options(command: Callable) -> Callable:
+    for option in reversed(_TUNING_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path), default="evalcore-demo")
-@_TEXT
-@_TUNE_WORKERS
+@_OVERLAP
+@_tuning_options
 @engine_options
 def demo(output: Path, **options: Any) -> int:
     """Pre-trains a pocket model, tunes adapters, scores the grid and reports, into OUTPUT.
@@ -37,14 +70,12 @@ def demo(output: Path, **options: Any) -> int:
 
 @click.command()
 @click.argument("study_file", type=click.Path(path_type=Path), metavar="STUDY.yaml")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: beside the file)."
-)
-@_TEXT
-@_TUNE_WORKERS
+@_OUTPUT
+@_OVERLAP
+@_tuning_options
 @engine_options
 def run(study_file: Path, output: Path | None, **options: Any) -> int:
-    """Runs a study: trains missing adapters, scores what is missing, writes the report."""
+    """Runs a study: tunes missing models, scores what is missing, writes the report."""
     from evalcore.app import study
 
     return _run(study, study_file, output or study_file.parent, options)
@@ -52,46 +83,52 @@ def run(study_file: Path, output: Path | None, **options: Any) -> int:
 
 @click.command()
 @click.argument("study_file", type=click.Path(path_type=Path), metavar="STUDY.yaml")
+@_OUTPUT
+@click.option("--dry-run", is_flag=True, help="List what would be tuned and its cost; tune none.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: beside the file)."
-)
-@click.option("--dry-run", is_flag=True, help="List the adapters to train and train none.")
+    "--peak-tflops", type=click.FloatRange(0, min_open=True), default=312.0, show_default=True,
+    help="Peak of a GPU (bfloat16), for the estimate of --dry-run.",
+)  # fmt: skip
+@click.option(
+    "--mfu", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True,
+    help="Share of that peak that training reaches.",
+)  # fmt: skip
 @click.option(
     "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Workers as child processes of this one, or as Ray actors.",
 )  # fmt: skip
-@_TEXT
-@_TUNE_WORKERS
+@click.option(
+    "--ray-address", metavar="ADDRESS", help="Ray cluster to join (auto: the running one)."
+)
+@_tuning_options
 def finetune(
     study_file: Path,
     output: Path | None,
     dry_run: bool,
-    cluster: Any,
-    text: Path | None,
-    tune_workers: int | None,
+    peak_tflops: float,
+    mfu: float,
+    **options: Any,
 ) -> int:
-    """Trains the adapters of a study that are missing; finished ones are never trained again."""
-    from evalcore.app import ScoreOptions, StudyOptions
+    """Tunes the models of a study that are missing; finished ones are never tuned again."""
     from evalcore.app import finetune as run_finetune
     from evalcore.cli.progress import StudyProgress
 
-    scoring = ScoreOptions(grid=(), cluster=cluster)
-    options = StudyOptions(study_file, output or study_file.parent, text, scoring, tune_workers)
+    chosen = _study_options(
+        study_file, output or study_file.parent, options, speed=(peak_tflops, mfu)
+    )
     with StudyProgress() as progress:
-        lines, status = run_finetune(options, progress, dry_run=dry_run)
+        lines, status = run_finetune(chosen, progress, dry_run=dry_run)
     for line in lines:
         click.echo(line)
     return status
 
 
 def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -> int:
-    from evalcore.app import ScoreOptions, StudyOptions, tuned_lines
+    from evalcore.app import tuned_lines
     from evalcore.cli.progress import StudyProgress
 
-    text, tune_workers = options.pop("text"), options.pop("tune_workers")
-    scoring = ScoreOptions(grid=(), **options)
     with StudyProgress() as progress:
-        outcome = action(StudyOptions(study_file, output, text, scoring, tune_workers), progress)
+        outcome = action(_study_options(study_file, output, options), progress)
     if outcome.tuned is not None:
         for line in tuned_lines(outcome.tuned):
             click.echo(line)
@@ -102,3 +139,19 @@ def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -
         click.echo(outcome.made.table)
         click.echo(f"report: {outcome.made.page}")
     return outcome.exit_status
+
+
+def _study_options(
+    study_file: Path,
+    output: Path,
+    options: dict[str, Any],
+    speed: tuple[float, float] | None = None,
+) -> StudyOptions:
+    """The command line's values as ``app.StudyOptions``; what is left over is for scoring."""
+    from evalcore.app import ScoreOptions, StudyOptions
+
+    names = ("text", "data_root", "tune_workers", "jobs_per_gpu", "replace_changed", "overlap")
+    own = {name: options[name] for name in names if name in options}
+    rest = {name: value for name, value in options.items() if name not in own}
+    scoring = ScoreOptions(grid=(), **rest)
+    return StudyOptions(study_file, output, scoring=scoring, gpu_speed=speed, **own)

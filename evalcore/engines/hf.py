@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalcore.engines.protocol import EngineSpec, LoadReport, numerics_class, resolve_device
+from evalcore.engines.protocol import (
+    EngineSpec,
+    LoadReport,
+    OneByOne,
+    numerics_class,
+    resolve_device,
+)
 from evalcore.engines.text import checkpoint_tokenizer, end_token_ids, finish
 from evalcore.errors import EngineError, IncompatibleError
 from evalcore.identity import NumericsClass
@@ -27,7 +33,7 @@ _BATCH_TOKENS = 2048
 _BATCH_ROWS = 32
 
 
-class HFEngine:
+class HFEngine(OneByOne):
     """transformers' AutoModelForCausalLM, with peft's own (unmerged) adapter on top."""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -98,12 +104,15 @@ class HFEngine:
         return model.to(self._device).eval()
 
     def score(self, batch: ScoreBatch) -> ScoreResult:
-        """One full forward per (context + continuation); log-softmax in float32."""
+        """One full forward per (context + continuation but its last token, which predicts nothing).
+
+        Log-softmax is in float32.
+        """
         values, greedy, _ = self._rows(batch)
         lengths = np.diff(batch.continuation_offsets)
         contexts = np.diff(batch.context_offsets)[batch.continuation_context]
         computed = np.zeros(batch.num_contexts, dtype=np.int64)
-        np.add.at(computed, batch.continuation_context, lengths + contexts)
+        np.add.at(computed, batch.continuation_context, lengths + contexts - 1)
         self._stats["computed_tokens"] += float(computed.sum())
         hit = (
             np.logical_and.reduceat(greedy, batch.continuation_offsets[:-1])
@@ -125,7 +134,7 @@ class HFEngine:
         values, margins = np.zeros(count), np.zeros(count)
         greedy = np.zeros(count, dtype=bool)
         rows = [
-            np.concatenate([batch.context(int(owner)), batch.continuation(i)])
+            np.concatenate([batch.context(int(owner)), batch.continuation(i)[:-1]])
             for i, owner in enumerate(batch.continuation_context)
         ]
         for chosen in _by_length(rows):
@@ -143,8 +152,9 @@ class HFEngine:
                 for row, i in enumerate(chosen):
                     start, stop = batch.continuation_offsets[i : i + 2]
                     end = len(rows[i])
-                    part = logits[row, end - (stop - start) - 1 : end - 1].float().log_softmax(-1)
-                    target = torch.from_numpy(ids[row, end - (stop - start) : end]).to(self._device)
+                    part = logits[row, end - (stop - start) : end].float().log_softmax(-1)
+                    tokens = batch.continuation(i).astype(np.int64)
+                    target = torch.from_numpy(tokens).to(self._device)
                     values[start:stop] = part.gather(1, target[:, None])[:, 0].cpu().numpy()
                     greedy[start:stop] = (part.argmax(-1) == target).cpu().numpy()
                     top = part.topk(2, dim=-1).values
@@ -230,6 +240,9 @@ class HFEngine:
         if self._model is None:
             raise EngineError("engine hf: load a subject before asking for scores")
         return self._model
+
+    def forget(self) -> None:
+        """Nothing is kept between calls."""
 
     def stats(self) -> dict[str, float]:
         return dict(self._stats)

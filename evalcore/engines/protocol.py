@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 EngineKind = Literal["vllm", "hf"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
-Strategy = Literal["auto", "plain", "packed"]
-LoadKind = Literal["start", "swap", "merge", "none"]
+Strategy = Literal["auto", "packed", "cached", "plain"]
+AdapterWay = Literal["merged", "batched"]
+LoadKind = Literal["start", "swap", "merge", "attach", "none"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,13 @@ class EngineSpec:
         threads: CPU threads of the engine; 0 leaves the environment's choice.
         kv_cache_bytes: Size of the KV cache; None: what the batches need on a CPU, most of the
             memory on a GPU.
-        strategy: How vLLM scores: ``packed`` (shared contexts, inside the worker), ``plain`` (one
-            request per continuation), ``auto`` (packed where the architecture allows it).
-        adapters: How adapters are applied.
+        strategy: How vLLM scores: ``packed`` (a prefix tree, inside the worker), ``cached`` (one
+            request per tail, contexts from the prefix cache), ``plain`` (one request per
+            continuation, no cache), ``auto`` (the first of these that the architecture allows).
+        adapters: How adapters are applied: ``merged`` into the weights, ``batched`` beside them
+            (many in one run; what vLLM cannot apply that way is merged all the same), ``auto``.
+        max_loras: Batched adapters in one forward pass.
+        max_lora_rank: Adapters of higher rank are merged.
         tensor_parallel: GPUs of one engine.
         trust_remote_code: Whether a checkpoint may bring code.
         max_batch_tokens: Tokens of one forward pass; 0: 16,384 on a GPU; on a CPU 1,024
@@ -52,7 +57,9 @@ class EngineSpec:
     threads: int = 0
     kv_cache_bytes: int | None = None
     strategy: Strategy = "auto"
-    adapters: Literal["merged"] = "merged"
+    adapters: Literal["auto", "merged", "batched"] = "auto"
+    max_loras: int = 8
+    max_lora_rank: int = 64
     tensor_parallel: int = 1
     trust_remote_code: bool = False
     max_batch_tokens: int = 0
@@ -66,7 +73,8 @@ class LoadReport:
 
     Attributes:
         kind: ``start`` (a new engine), ``swap`` (another checkpoint in the same engine), ``merge``
-            (another adapter on the same checkpoint), ``none`` (it was there already).
+            (another adapter on the same checkpoint), ``attach`` (an adapter beside the weights
+            in place), ``none`` (it was there already).
         load_s: Seconds spent on putting the weights in place, proof left out.
         proof_s: Seconds spent on proving that they are.
         proven: Whether every tensor of the checkpoint was proven by a probe.
@@ -106,6 +114,24 @@ class Engine(Protocol):
         """Greedy continuations under the loaded subject."""
         ...
 
+    def score_and_generate(
+        self, batch: ScoreBatch, generations: Sequence[GenerateBatch]
+    ) -> tuple[ScoreResult, list[GenerateResult]]:
+        """Both under the loaded subject, sharing what contexts have in common where it can."""
+        ...
+
+    def score_many(self, items: Sequence[tuple[Subject, ScoreBatch]]) -> list[ScoreResult]:
+        """Loads and scores several subjects, in one run where the engine can."""
+        ...
+
+    def generate_many(self, items: Sequence[tuple[Subject, GenerateBatch]]) -> list[GenerateResult]:
+        """Loads several subjects and generates for them, in one run where the engine can."""
+        ...
+
+    def forget(self) -> None:
+        """Empties every cache of computed prompts, so that what comes next is computed cold."""
+        ...
+
     def stats(self) -> dict[str, float]:
         """Counters since the engine was made."""
         ...
@@ -113,6 +139,26 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees memory and devices; the engine can not be used afterwards."""
         ...
+
+
+class OneByOne:
+    """The calls that do several things at once, for engines that do one at a time."""
+
+    def score_and_generate(
+        self: Engine, batch: ScoreBatch, generations: Sequence[GenerateBatch]
+    ) -> tuple[ScoreResult, list[GenerateResult]]:
+        """Scores, then generates batch after batch."""
+        return self.score(batch), [self.generate(contexts) for contexts in generations]
+
+    def score_many(self: Engine, items: Sequence[tuple[Subject, ScoreBatch]]) -> list[ScoreResult]:
+        """Loads and scores one subject after the other."""
+        return [self.score(batch) for who, batch in items if self.load(who)]
+
+    def generate_many(
+        self: Engine, items: Sequence[tuple[Subject, GenerateBatch]]
+    ) -> list[GenerateResult]:
+        """Loads and generates for one subject after the other."""
+        return [self.generate(batch) for who, batch in items if self.load(who)]
 
 
 def create_engine(spec: EngineSpec, first_subject: Subject | None = None) -> Engine:
@@ -166,6 +212,16 @@ def resolve_device(spec: EngineSpec) -> Device:
     return "cpu"
 
 
+def resolve_adapters(spec: EngineSpec) -> AdapterWay:
+    """How adapters are applied: ``auto`` merges.
+
+    Merged weights are scored by the packed strategy, which computes least, and on CPUs vLLM's
+    kernel for batched adapters is several times slower than none at all. Batching pays where many
+    adapters have few examples each, so that swapping would take longer than scoring.
+    """
+    return "batched" if spec.adapters == "batched" else "merged"
+
+
 def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsClass:
     """The class of numbers an engine of this spec gives.
 
@@ -179,5 +235,5 @@ def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsCl
         dtype=spec.dtype,
         head_dtype=spec.head_dtype,
         device=device or resolve_device(spec),
-        adapters=None if spec.dtype == "float32" else spec.adapters,
+        adapters=None if spec.dtype == "float32" else resolve_adapters(spec),
     )

@@ -54,8 +54,8 @@ def checkpoint_tokenizer(path: str | Path) -> Any:
     return load_tokenizer(str(path))
 
 
-def _cut(text: str, stops: Sequence[str]) -> int | None:
-    """Position of the earliest stop string, None if there is none."""
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Position of the earliest stop string in a text, None if there is none."""
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
     return min(found) if found else None
 
@@ -83,13 +83,14 @@ def finish(
             break
     body = ids[:-1] if reason == "stop" else ids
     text = tokenizer.decode(body, skip_special_tokens=True)
-    at = _cut(text, settings.stops)
+    at = first_stop(text, settings.stops)
     if at is None:
         return Ending(text, len(ids), reason)
+
     # The first token with which a stop string is complete: decoding only grows to the right.
-    count = next(
-        n
-        for n in range(1, len(body) + 1)
-        if _cut(tokenizer.decode(body[:n], skip_special_tokens=True), settings.stops) is not None
-    )
+    def complete(n: int) -> bool:
+        text = tokenizer.decode(body[:n], skip_special_tokens=True)
+        return first_stop(text, settings.stops) is not None
+
+    count = next(n for n in range(1, len(body) + 1) if complete(n))
     return Ending(text[:at], count, "stop")

@@ -14,6 +14,7 @@ from evalcore.identity.checkpoint import (
     checkpoint_fingerprint,
     numeric_config,
     tokenizer_fingerprint,
+    weight_digests,
 )
 from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
 from evalcore.identity.provenance import (
@@ -23,7 +24,8 @@ from evalcore.identity.provenance import (
     read_provenance,
     write_provenance,
 )
-from evalcore.identity.resolve import Problem, Resolved, find_adapters, resolve_subjects
+from evalcore.identity.resolve import Resolved, resolve_subjects
+from evalcore.identity.search import Problem, find_adapters, find_tuned
 from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
 from evalcore.identity.weights import read_header, weight_files, weight_layout
 
@@ -47,6 +49,7 @@ __all__ = [
     "describe_checkpoint",
     "document_id",
     "find_adapters",
+    "find_tuned",
     "numeric_adapter_config",
     "numeric_config",
     "open_checkpoint",
@@ -56,6 +59,7 @@ __all__ = [
     "step_of",
     "text_fingerprint",
     "tokenizer_fingerprint",
+    "weight_digests",
     "weight_files",
     "weight_layout",
     "write_provenance",

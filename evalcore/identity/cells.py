@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalcore.identity.hashing import text_fingerprint
-from evalcore.types import EncodingSettings, Subject, Task, Variant
+from evalcore.types import EncodingSettings, Subject, Task, Variant, generation_of
 
-CELL_KEY_VERSION = 1
+CELL_KEY_VERSION = 2
 # The parts of a task's definition that decide which documents there are and what they mean.
 # Descriptions, metrics and table groups are not among them: metrics are computed from the store.
 _DATA_KEYS = ("source", "splits", "fields", "choices", "gold", "references")
@@ -52,16 +52,20 @@ def cell_key(
     variant: Variant,
     encoding: EncodingSettings,
     numerics: NumericsClass,
+    *,
+    shots: str | None = None,
 ) -> str:
     """Content identity of a cell (32 hex digits).
 
     It covers weights, tokenizer, data definition, prompt variant (template, shots, chat, renderer
-    version), token settings, stops of generation tasks, and the numerics class. Documents are
-    keyed one by one, so that a larger limit adds examples to the same cell.
+    version), the shots that were drawn, token settings, how text is generated, and the numerics
+    class. Documents are keyed one by one, so that a larger limit adds examples to the same cell.
+
+    Args:
+        shots: Fingerprint of the worked examples in their order; None where there are none.
     """
-    generation = None
-    if task.output_type == "generate_until":
-        generation = [task.generation.max_tokens, list(task.generation.stops)]
+    settings = generation_of(task, variant)
+    generation = settings and [settings.max_tokens, list(settings.stops), settings.run_on]
     return text_fingerprint(
         {
             "cell": CELL_KEY_VERSION,
@@ -70,7 +74,9 @@ def cell_key(
             "tokenizer": subject.checkpoint.tokenizer_fingerprint,
             "task": [task.name, task.version, task.output_type, data_fingerprint(task)],
             "variant": variant.fingerprint,
+            "shots": shots,
             "generation": generation,
+            "unconditional": "acc_mutual_info" in task.metrics,
             "encoding": [encoding.max_length, encoding.add_bos, encoding.overflow],
             "numerics": numerics.label,
         }

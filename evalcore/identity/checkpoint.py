@@ -66,12 +66,20 @@ def checkpoint_fingerprint(path: str | Path) -> str:
     Raises:
         InputError: If the directory is missing, has no safetensors or a broken file.
     """
-    directory = Path(path)
-    config = numeric_config(directory)
+    config = numeric_config(path)
+    return text_fingerprint(["checkpoint", 1, config, weight_digests(path)])
+
+
+def weight_digests(path: str | Path) -> dict[str, str]:
+    """Tensor names of a checkpoint -> digest over name, dtype, shape and bytes, sharded or not.
+
+    Raises:
+        InputError: If weights are missing or broken.
+    """
     digests: dict[str, str] = {}
-    for file in weight_files(directory):
+    for file in weight_files(Path(path)):
         digests.update(tensor_digests(file))
-    return text_fingerprint(["checkpoint", 1, config, digests])
+    return digests
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:

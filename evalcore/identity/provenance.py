@@ -1,4 +1,4 @@
-"""``provenance.json``: what evalcore's tuning stage says about an adapter it made."""
+"""``provenance.json``: what evalcore's tuning stage says about an adapter or checkpoint it made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNFINISHED_FILE = "unfinished"
 
 
 class BaseRecord(BaseModel):
-    """The checkpoint an adapter was trained on."""
+    """The checkpoint that was tuned: base of an adapter, parent of a fully tuned checkpoint."""
 
     model_config = ConfigDict(extra="allow")
     name: str = ""
@@ -29,11 +29,12 @@ class BaseRecord(BaseModel):
 
 
 class TuningRecord(BaseModel):
-    """What it was trained on."""
+    """What it was trained on; ``group`` is ``tuned_by`` of the task it learned."""
 
     model_config = ConfigDict(extra="allow")
     name: str
     task: str | None = None
+    group: str | None = None
     variant: str | None = None
     control: str | None = None
     seed: int | None = None
@@ -45,6 +46,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     schema_: Literal[1] = Field(alias="schema")
+    kind: Literal["lora", "full"] = "lora"
     base: BaseRecord
     tuning: TuningRecord
     method: dict[str, Any] = {}
@@ -53,6 +55,17 @@ class Provenance(BaseModel):
     versions: dict[str, Any] = {}
     device: str | None = None
     adapter_fingerprint: str | None = None
+    checkpoint_fingerprint: str | None = None
+
+    @property
+    def tuned_on(self) -> str:
+        """Table group it was tuned for; by its tuning's name where the record does not say."""
+        return self.tuning.group or self.tuning.name
+
+    @property
+    def untrained(self) -> bool:
+        """Whether training changed nothing, by the word of who trained it."""
+        return bool(self.training.get("untrained"))
 
 
 def read_provenance(directory: Path) -> Provenance | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from evalcore.identity.adapter import (
 from evalcore.identity.checkpoint import read_json
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
-    UNFINISHED_FILE,
     Provenance,
     read_provenance,
 )
+from evalcore.identity.search import Problem, find_adapters, find_tuned, unfinished
 from evalcore.identity.sources import open_checkpoint
 from evalcore.identity.weights import weight_layout
 from evalcore.types import Adapter, Checkpoint, Subject
@@ -31,21 +32,6 @@ from evalcore.types import Adapter, Checkpoint, Subject
 logger = logging.getLogger("evalcore")
 
 _HOW = "give --base-map GLOB=PATH|REPO@REV or --assume-base PATH|REPO@REV"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """An adapter that cannot be scored; the others are.
-
-    Attributes:
-        path: Its directory.
-        message: One line for a person.
-        kind: ``broken`` or ``unfinished``.
-    """
-
-    path: str
-    message: str
-    kind: str = "broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +49,6 @@ class Resolved:
     notes: tuple[str, ...] = ()
 
 
-def find_adapters(paths: Sequence[str | Path]) -> list[Path]:
-    """Directories with an adapter_config.json in the given folders (recursive, sorted, unique).
-
-    Raises:
-        InputError: If a folder is missing or none holds an adapter.
-    """
-    found: dict[Path, Path] = {}
-    for given in paths:
-        folder = Path(given).expanduser()
-        if not folder.is_dir():
-            raise InputError(f"adapter folder {given} does not exist")
-        for file in sorted(folder.rglob(ADAPTER_CONFIG)):
-            found.setdefault(file.parent.resolve(), file.parent)
-    if not found and paths:
-        searched = ", ".join(str(path) for path in paths)
-        raise InputError(
-            f"no adapters found in {searched}: looked for {ADAPTER_CONFIG} there and below; "
-            f"give a folder of PEFT LoRA adapters, or checkpoints with --checkpoint"
-        )
-    return sorted(found.values())
-
-
 def resolve_subjects(
     adapter_paths: Sequence[str | Path],
     checkpoints: Sequence[str] = (),
@@ -93,18 +57,19 @@ def resolve_subjects(
     *,
     include_bases: bool = True,
 ) -> Resolved:
-    """Finds adapters and the checkpoint each was trained on.
+    """Finds adapters and the checkpoint each was trained on, and fully tuned checkpoints.
 
     A base is certain by the adapter's provenance record (fingerprint verified), else by
     ``base_map``, else by adapter_config's local directory or hub name with revision, else by
     ``assume_base``. Hub access honours HF_HUB_OFFLINE.
 
     Args:
-        adapter_paths: Folders searched for adapters.
+        adapter_paths: Folders searched for adapters and fully tuned checkpoints.
         checkpoints: Paths or ``REPO@REV`` scored on their own.
         base_map: ``GLOB=PATH|REPO@REV``; GLOB is matched with an adapter's path and name.
         assume_base: Base of adapters whose own record leaves it open.
-        include_bases: Whether each adapter's base is scored alone too.
+        include_bases: Whether each adapter's base, and the parent of each fully tuned checkpoint,
+            is scored alone too.
 
     Raises:
         InputError: If nothing is found or a checkpoint is missing.
@@ -116,13 +81,14 @@ def resolve_subjects(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
     bases = _Bases(checkpoints, base_map, assume_base)
-    adapters = find_adapters(adapter_paths) if adapter_paths else []
+    checkpoints_tuned = find_tuned(adapter_paths)
+    adapters = find_adapters(adapter_paths, required=not checkpoints_tuned)
     problems: list[Problem] = []
     notes: list[str] = []
     unresolved: list[tuple[Path, str]] = []
     tuned: dict[str, list[Adapter]] = {}
     for path in adapters:
-        problem = _unfinished(path)
+        problem = unfinished(path)
         if problem is not None:
             problems.append(problem)
             continue
@@ -149,9 +115,11 @@ def resolve_subjects(
                 notes.append(f"adapter {path} is an exact copy of {copy.path}: scored once")
     if unresolved:
         raise BaseUnresolvedError(_unresolved_message(unresolved))
+    alone = set(bases.given) | bases.open_tuned(checkpoints_tuned, problems)
+    if include_bases:
+        alone |= set(tuned) | bases.parents(alone)
     for problem in problems:
         logger.warning("%s", problem.message)
-    alone = set(bases.given) | (set(tuned) if include_bases else set())
     return Resolved(
         _subjects(bases.known, alone, tuned), tuple(problems), tuple(notes + bases.notes)
     )
@@ -194,6 +162,47 @@ class _Bases:
             return self._open(source, what)
         except InputError as error:
             raise _GivenBaseError(str(error)) from None
+
+    def open_tuned(self, paths: Sequence[Path], problems: list[Problem]) -> set[str]:
+        """Fingerprints of fully tuned checkpoints; those that cannot be used become problems."""
+        opened = set()
+        for path in paths:
+            problem = unfinished(path)
+            try:
+                if problem is None:
+                    opened.add(self._open(str(path), "tuned checkpoint").fingerprint)
+            except InputError as error:
+                problem = Problem(str(path), str(error))
+            if problem is not None:
+                problems.append(problem)
+        return opened
+
+    def parents(self, fingerprints: set[str]) -> set[str]:
+        """Fingerprints of what fully tuned checkpoints were tuned from, where it is at hand."""
+        found = set()
+        for checkpoint in [self.known[own] for own in sorted(fingerprints)]:
+            if checkpoint.parent is None or checkpoint.parent in self.known:
+                found |= {checkpoint.parent} if checkpoint.parent else set()
+                continue
+            parent = self._parent(checkpoint)
+            if parent is not None:
+                found.add(parent.fingerprint)
+            else:
+                self.notes.append(
+                    f"checkpoint {checkpoint.path}: the checkpoint it was tuned from is not at "
+                    f"hand, so there is no gain; give it with --checkpoint"
+                )
+        return found
+
+    def _parent(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        record = read_provenance(Path(checkpoint.path))
+        assert record is not None  # else it would have no parent
+        for place in self._recorded_places(Path(checkpoint.path), record):
+            with contextlib.suppress(InputError):  # gone, changed or not to be had: look on
+                parent = self._open(place, f"parent of {checkpoint.path}")
+                if parent.fingerprint == checkpoint.parent:
+                    return parent
+        return None
 
     def layout(self, base: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
         if base.fingerprint not in self._layouts:
@@ -305,14 +314,6 @@ def _unresolved_message(unresolved: Sequence[tuple[Path, str]]) -> str:
     return f"{many}: {'; '.join(parts)}; {_HOW}"
 
 
-def _unfinished(path: Path) -> Problem | None:
-    if not (path / UNFINISHED_FILE).exists():
-        return None
-    return Problem(
-        str(path), f"adapter {path} is unfinished (file {UNFINISHED_FILE}); left out", "unfinished"
-    )
-
-
 def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
     fingerprint = adapter_fingerprint(path)
     if record is not None and record.adapter_fingerprint not in (None, fingerprint):
@@ -326,9 +327,11 @@ def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
         fingerprint=fingerprint,
         rank=adapter_rank(path),
         tuning=record.tuning.name if record else None,
+        tuned_on=record.tuned_on if record else None,
         control=record.tuning.control if record else None,
         seed=record.tuning.seed if record else None,
-        untrained=adapter_is_zero(path),
+        # Magnitudes (DoRA) and orthogonal pairs are not zero even when nothing was learned.
+        untrained=adapter_is_zero(path) or (record is not None and record.untrained),
     )
 
 

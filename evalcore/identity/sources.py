@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.checkpoint import checkpoint_fingerprint, read_json, tokenizer_fingerprint
-from evalcore.identity.provenance import read_provenance
+from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.types import Checkpoint
 
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -108,7 +108,7 @@ def describe_checkpoint(
     """Fingerprints a local checkpoint directory; step and parent from its records or its name.
 
     Raises:
-        InputError: If it is not a checkpoint directory.
+        InputError: If it is not a checkpoint directory, or not the one its record describes.
     """
     if not (path / "config.json").is_file():
         inside = sorted(item.parent.name for item in path.glob("*/config.json"))
@@ -123,14 +123,28 @@ def describe_checkpoint(
         step = tuned.base.step
     if step is not None and not isinstance(step, int):
         raise InputError(f"{record_file}: key 'step' should be a whole number, not {step!r}")
+    fingerprint = checkpoint_fingerprint(path)
+    if tuned is not None and tuned.checkpoint_fingerprint not in (None, fingerprint):
+        raise InputError(
+            f"checkpoint {path} is not the one its {PROVENANCE_FILE} records: fingerprint "
+            f"{fingerprint[:12]}, recorded {str(tuned.checkpoint_fingerprint)[:12]}"
+        )
+    if tuned is not None and tuned.base.fingerprint == fingerprint:
+        raise InputError(
+            f"checkpoint {path} has the weights of its parent {tuned.base.name}: tuning changed "
+            f"nothing; score the parent"
+        )
     return Checkpoint(
         name=name,
         path=str(path.resolve()),
-        fingerprint=checkpoint_fingerprint(path),
+        fingerprint=fingerprint,
         tokenizer_fingerprint=tokenizer_fingerprint(path),
         step=step if step is not None else step_of(name),
         source=source or str(path),
         revision=revision,
         parent=tuned.base.fingerprint if tuned else None,
         tuning=tuned.tuning.name if tuned else None,
+        tuned_on=tuned.tuned_on if tuned else None,
+        control=tuned.tuning.control if tuned else None,
+        seed=tuned.tuning.seed if tuned else None,
     )

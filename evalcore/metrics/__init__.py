@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from evalcore.metrics.cells import cell_scores
-from evalcore.metrics.examples import (
-    CELL_METRICS,
-    EXAMPLE_METRICS,
+from evalcore.metrics.cells import CELL_SCORE_SCHEMA, cell_scores
+from evalcore.metrics.examples import example_values, is_scored
+from evalcore.metrics.registry import (
+    METRICS,
     METRICS_VERSION,
-    example_values,
+    Metric,
+    check_metrics,
+    document_metric,
+    find_metric,
     higher_is_better,
-    is_scored,
 )
 
 __all__ = [
-    "CELL_METRICS",
-    "EXAMPLE_METRICS",
+    "CELL_SCORE_SCHEMA",
+    "METRICS",
     "METRICS_VERSION",
+    "Metric",
     "cell_scores",
+    "check_metrics",
+    "document_metric",
     "example_values",
+    "find_metric",
     "higher_is_better",
     "is_scored",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -81,6 +82,22 @@ def strings(table: pa.Table, name: str) -> list[str | None]:
 def segment_sum(rows: Ragged, values: FloatArray) -> FloatArray:
     """float64 [N]: sum of ``values`` over each row."""
     return rows.reduce(np.add, values, 0.0)
+
+
+def matches(table: pa.Table, name: str, wanted: Sequence[str]) -> BoolArray:
+    """bool [N]: rows whose value is one of ``wanted``; none where there is no such column."""
+    if name not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
+    found = pc.is_in(column(table, name), value_set=pa.array(wanted, pa.string()))
+    return found.to_numpy(zero_copy_only=False).astype(bool)
+
+
+def softmax(rows: Ragged) -> FloatArray:
+    """float64 [T]: exp of each entry over the sum of its row's; NaN in rows that hold a NaN."""
+    top = rows.reduce(np.maximum, rows.flat, np.nan)
+    owner = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
+    share = np.exp(rows.flat - top[owner])
+    return share / segment_sum(rows, share)[owner]
 
 
 def first_argmax(rows: Ragged, values: FloatArray) -> IntArray:

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.metrics.arrays import FloatArray, IntArray, column, integers, strings
-from evalcore.metrics.examples import (
-    CELL_METRICS,
-    EXAMPLE_METRICS,
-    METRICS_VERSION,
-    example_values,
-    is_scored,
-    predictions,
-)
+from evalcore.metrics.arrays import BoolArray, column, integers, matches, strings
+from evalcore.metrics.choices import predictions
+from evalcore.metrics.examples import example_values, is_scored
+from evalcore.metrics.pooled import mean_stderr
+from evalcore.metrics.registry import METRICS_VERSION, cell_metrics, find_metric
 
-BOOTSTRAP_RESAMPLES = 1000
 MODAL_SHARE_LIMIT = 0.95
 
 CELL_SCORE_SCHEMA = pa.schema(
@@ -45,12 +39,13 @@ def cell_scores(table: pa.Table, metrics: Sequence[str] | None = None, seed: int
 
     Args:
         table: What ``ResultStore.read()`` gives: example rows joined with their cell's columns.
-        metrics: Metric names for all cells; None takes each cell's own ``metrics`` column.
+        metrics: Metric names for all cells; None takes each cell's own ``metrics`` column, those
+            that are defined for its way of answering, and what that way adds.
         seed: Seed of the bootstrap (metrics without an analytic error).
 
     Returns:
-        Table with ``CELL_SCORE_SCHEMA``. ``stderr`` of a mean is the sample standard deviation
-        over sqrt(n); ``modal_share`` and ``prediction_entropy_bits`` describe predictions
+        Table with ``CELL_SCORE_SCHEMA``. ``stderr_method`` says how the error comes about (see
+        ``metrics.registry``); ``modal_share`` and ``prediction_entropy_bits`` describe predictions
         (generation: distinct texts); ``n`` counts scored rows, ``n_overflow`` rows that did not
         fit and were not scored.
 
@@ -83,7 +78,9 @@ def iterate_cells(table: pa.Table) -> list[tuple[str, int, int, pa.Table]]:
 def _own_metrics(part: pa.Table) -> list[str]:
     listed = part.column("metrics")[0].as_py() or []
     primary = part.column("primary_metric")[0].as_py()
-    return list(dict.fromkeys([primary, *listed]))
+    answer = part.column("answer")[0].as_py() if "answer" in part.column_names else None
+    output_type = part.column("output_type")[0].as_py()
+    return cell_metrics([primary, *listed], output_type, answer or "choices")
 
 
 def _score_cell(part: pa.Table, names: Sequence[str], seed: int) -> list[dict[str, object]]:
@@ -92,14 +89,12 @@ def _score_cell(part: pa.Table, names: Sequence[str], seed: int) -> list[dict[st
     shared["n_overflow"] = int((~scored).sum())
     rows = []
     for name in names:
-        if name in CELL_METRICS:
-            value, stderr, n = _confusion_metric(part, scored, name, seed)
-            method = "bootstrap"
+        metric = find_metric(name)
+        if metric.cell is not None:
+            value, stderr, n = metric.cell(part, scored, seed)
         else:
             values = example_values(part, name)
-            values = values[~np.isnan(values)]
-            value, stderr, n = mean_stderr(values)
-            method = "analytic"
+            value, stderr, n = mean_stderr(values[~np.isnan(values)])
         flags = list(shared["flags"])  # type: ignore[call-overload]
         missing = int(scored.sum()) - n
         if missing:
@@ -110,7 +105,7 @@ def _score_cell(part: pa.Table, names: Sequence[str], seed: int) -> list[dict[st
                 "metric": name,
                 "value": value,
                 "stderr": stderr,
-                "stderr_method": method,
+                "stderr_method": metric.stderr,
                 "n": n,
                 "flags": flags,
             }
@@ -118,23 +113,15 @@ def _score_cell(part: pa.Table, names: Sequence[str], seed: int) -> list[dict[st
     return rows
 
 
-def mean_stderr(values: FloatArray) -> tuple[float, float, int]:
-    """(mean, sample standard deviation / sqrt(n), n); NaN where n is too small."""
-    n = len(values)
-    if n == 0:
-        return float("nan"), float("nan"), 0
-    stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return float(values.mean()), stderr, n
-
-
-def _prediction_shape(part: pa.Table, scored: npt.NDArray[np.bool_]) -> dict[str, object]:
+def _prediction_shape(part: pa.Table, scored: BoolArray) -> dict[str, object]:
     """Share of the commonest prediction, entropy of predictions, valid share, flags."""
     flags: list[str] = []
     multiple_choice = part.column("output_type")[0].as_py() == "multiple_choice"
     valid = example_values(part, "valid")
     if multiple_choice:
         chosen = predictions(part)
-        answers: list[object] = [int(c) for c in chosen[scored] if c >= 0]
+        free = matches(part, "answer", ["free"])  # there, "no choice" is an answer too
+        answers: list[object] = [int(c) for c in chosen[scored & (free | (chosen >= 0))]]
         stored = integers(part, "prediction")
         if np.any((stored >= 0) & (chosen >= 0) & (stored != chosen)):
             flags.append("prediction_disagrees_with_logprobs")
@@ -151,6 +138,10 @@ def _prediction_shape(part: pa.Table, scored: npt.NDArray[np.bool_]) -> dict[str
         flags.append("modal_prediction")
     if not scored.all():
         flags.append("overflow")
+    for name, flag in (("truncated_tokens", "truncated"), ("shots_dropped", "shots_dropped")):
+        count = int((integers(part, name, 0) > 0).sum()) if name in part.column_names else 0
+        if count:
+            flags.append(f"{flag}:{count}")
     return {
         "modal_share": modal,
         "prediction_entropy_bits": entropy,
@@ -165,58 +156,3 @@ def _modal_share_and_entropy(answers: Sequence[object]) -> tuple[float | None, f
     counts = np.array([c["counts"] for c in pc.value_counts(pa.array(answers)).to_pylist()])
     share = counts / counts.sum()
     return float(share.max()), float(-(share * np.log2(share)).sum() + 0.0)
-
-
-def _confusion_metric(
-    part: pa.Table, scored: npt.NDArray[np.bool_], name: str, seed: int
-) -> tuple[float, float, int]:
-    """(value, bootstrap standard error over documents, n) of macro_f1 or mcc."""
-    gold, chosen = integers(part, "gold"), predictions(part)
-    keep = scored & (gold >= 0) & (chosen >= 0)
-    gold, chosen = gold[keep], chosen[keep]
-    n = len(gold)
-    if n == 0:
-        return float("nan"), float("nan"), 0
-    confusion = confusion_counts(gold, chosen)
-    score = macro_f1 if name == "macro_f1" else mcc
-    if n < 2:
-        return float(score(confusion[None])[0]), float("nan"), n
-    # Resampling documents with replacement is a multinomial draw of the confusion counts.
-    generator = np.random.default_rng(seed)
-    flat = confusion.reshape(-1)
-    drawn = generator.multinomial(n, flat / n, size=BOOTSTRAP_RESAMPLES)
-    replicates = score(drawn.reshape(-1, *confusion.shape))
-    return float(score(confusion[None])[0]), float(replicates.std(ddof=1)), n
-
-
-def confusion_counts(gold: IntArray, chosen: IntArray) -> IntArray:
-    """int64 [K, K]: rows with label k (first axis) predicted as j (second axis)."""
-    size = int(max(gold.max(), chosen.max())) + 1
-    return np.bincount(gold * size + chosen, minlength=size * size).reshape(size, size)
-
-
-def macro_f1(confusion: npt.NDArray[np.int64]) -> FloatArray:
-    """float64 [B] from counts [B, K, K]: mean F1 of the classes in gold or prediction."""
-    right = np.diagonal(confusion, axis1=1, axis2=2).astype(np.float64)
-    seen = confusion.sum(axis=1) + confusion.sum(axis=2)
-    occurs = seen > 0
-    f1 = np.divide(2 * right, seen, out=np.zeros_like(right), where=occurs)
-    return f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
-
-
-def mcc(confusion: npt.NDArray[np.int64]) -> FloatArray:
-    """float64 [B] from counts [B, K, K]: Matthews correlation for K classes (Gorodkin 2004).
-
-    0 where one class is never left (gold or prediction constant).
-    """
-    counts = confusion.astype(np.float64)
-    total = counts.sum(axis=(1, 2))
-    right = np.trace(counts, axis1=1, axis2=2)
-    gold, chosen = counts.sum(axis=2), counts.sum(axis=1)
-    covariance = right * total - (gold * chosen).sum(axis=1)
-    spread = (total**2 - (chosen**2).sum(axis=1)) * (total**2 - (gold**2).sum(axis=1))
-    root = np.sqrt(spread)
-    return np.divide(covariance, root, out=np.zeros_like(root), where=root > 0)
-
-
-__all__ = ["CELL_METRICS", "CELL_SCORE_SCHEMA", "EXAMPLE_METRICS", "cell_scores"]

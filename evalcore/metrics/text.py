@@ -1,48 +1,71 @@
-"""Scores of generated text against references. Text is taken raw, as the store keeps it."""
+"""Scores of generated text against references. Text is taken as the store keeps it."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-ROUGE_TYPES = ("rouge_1", "rouge_2", "rouge_l")
+import numpy as np
+import pyarrow as pa
+
+from evalcore.metrics.arrays import FloatArray, column, integers, matches, strings
+
+ROUGE_TYPES = {
+    "rouge_1": "rouge1",
+    "rouge_2": "rouge2",
+    "rouge_l": "rougeL",
+    "rouge_lsum": "rougeLsum",
+}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+Values = Callable[[pa.Table], FloatArray]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
+@lru_cache(maxsize=2)
+def _scorer(kinds: tuple[str, ...]) -> Any:
     # rouge_score imports nltk; only tables with generated text need it.
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    return rouge_scorer.RougeScorer([ROUGE_TYPES[kind] for kind in kinds], use_stemmer=True)
 
 
 @lru_cache(maxsize=1 << 17)
-def rouge_pair(text: str, reference: str) -> tuple[float, float, float]:
-    """F-measures (rouge_1, rouge_2, rouge_l) of one pair, Porter stemmer on; 0 for empty text.
+def rouge_pair(text: str, reference: str, *, by_line: bool = False) -> dict[str, float]:
+    """F-measures of one pair by name of ``ROUGE_TYPES``, Porter stemmer on; 0 for empty text.
 
     Cached: the same generated text meets the same reference under many prompts and checkpoints.
+
+    Args:
+        text: Generated text.
+        reference: What it is compared with.
+        by_line: Only ``rouge_lsum``, which costs as much as the others together.
     """
+    kinds = tuple(kind for kind in ROUGE_TYPES if (kind == "rouge_lsum") == by_line)
     if not text.strip() or not reference.strip():
-        return (0.0, 0.0, 0.0)
-    scores = _scorer().score(reference, text)
-    return tuple(float(scores[key].fmeasure) for key in ("rouge1", "rouge2", "rougeL"))  # type: ignore[return-value]
+        return dict.fromkeys(kinds, 0.0)
+    scores = _scorer(kinds).score(reference, text)
+    return {kind: float(scores[ROUGE_TYPES[kind]].fmeasure) for kind in kinds}
 
 
 def rouge(text: str, references: Sequence[str], kind: str) -> float:
     """Best F-measure over the references, of one of ``ROUGE_TYPES``."""
-    place = ROUGE_TYPES.index(kind)
-    return max((rouge_pair(text, reference)[place] for reference in references), default=0.0)
+    by_line = kind == "rouge_lsum"
+    pairs = (rouge_pair(text, reference, by_line=by_line)[kind] for reference in references)
+    return max(pairs, default=0.0)
 
 
 def exact_match(text: str, references: Sequence[str]) -> float:
     """1.0 if the text equals a reference, white space at both ends aside."""
     return float(any(text.strip() == reference.strip() for reference in references))
+
+
+def verbatim(text: str, references: Sequence[str]) -> float:
+    """1.0 if the text equals a reference character by character."""
+    return float(text in references)
 
 
 def normal_tokens(text: str) -> list[str]:
@@ -65,3 +88,43 @@ def token_f1(text: str, references: Sequence[str]) -> float:
         shared = sum((got & wanted).values())
         best = max(best, 2 * shared / (got.total() + wanted.total()))
     return best
+
+
+def compare(score: Callable[[str, list[str]], float], name: str = "text") -> Values:
+    """Values of ``score(text, references)``; NaN where either is missing.
+
+    Args:
+        score: Compares one text with its references.
+        name: Column of the text: ``text`` (cut at the first stop string) or ``raw_text``.
+    """
+
+    def compute(table: pa.Table) -> FloatArray:
+        out = np.full(table.num_rows, np.nan)
+        texts, references = strings(table, name), column(table, "references").to_pylist()
+        for i, (text, wanted) in enumerate(zip(texts, references, strict=True)):
+            if text is not None and wanted:
+                out[i] = score(text, wanted)
+        return out
+
+    return compute
+
+
+def compare_rouge(kind: str, name: str = "text") -> Values:
+    """Values of one of ``ROUGE_TYPES``, of trimmed or raw text (see :func:`compare`)."""
+    return compare(lambda text, references: rouge(text, references, kind), name)
+
+
+def valid(table: pa.Table) -> FloatArray:
+    """1 where an answer came to an end (generation) or is one of the choices (free answers)."""
+    reasons = strings(table, "finish_reason")
+    ended = np.array([np.nan if r is None else float(r == "stop") for r in reasons], dtype=float)
+    free = matches(table, "answer", ["free"])
+    if not free.any():
+        return ended
+    return np.where(free, (integers(table, "prediction") >= 0).astype(np.float64), ended)
+
+
+def words(table: pa.Table) -> FloatArray:
+    """Words of each first reference: pieces between white space, as lm-eval counts."""
+    texts = column(table, "references").to_pylist()
+    return np.array([len(re.split(r"\s+", t[0])) if t else np.nan for t in texts], dtype=float)

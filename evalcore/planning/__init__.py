@@ -1,6 +1,7 @@
 """Pure planning: grid + coverage -> ordered units, queue, shards; distinct-prefix counts."""
 
 from evalcore.planning.estimate import estimate_seconds
+from evalcore.planning.order import prefix_ranks
 from evalcore.planning.prefixes import (
     PrefixProfile,
     block_limit,
@@ -31,6 +32,7 @@ __all__ = [
     "estimate_seconds",
     "plan_units",
     "prefix_profile",
+    "prefix_ranks",
     "profile_of_sequences",
     "shard",
     "token_limit",

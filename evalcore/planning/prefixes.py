@@ -24,6 +24,7 @@ from evalcore.types import GenerateBatch, IntArray, OffsetArray, ScoreBatch
 Rows = npt.NDArray[np.int64]
 _WINDOW = 32
 _CHUNK_ELEMENTS = 4_000_000
+_SHORT = 16
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,52 @@ def profile_of_sequences(tokens: IntArray, offsets: OffsetArray) -> PrefixProfil
     lengths = ragged.lengths[order]
     new = _is_new(lengths, shared) & (lengths > 0)
     return PrefixProfile(lengths[new], shared[new])
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Sequences that no other one begins with, in lexicographic order: the leaves of the trie.
+
+    Attributes:
+        tokens: int32 [T], the leaves one after the other.
+        offsets: int64 [K + 1].
+        shared: int64 [K], leading tokens a leaf shares with those before it; what follows them is
+            its own, and all own positions together are the distinct ones.
+        leaf_of: int64 [S], a leaf that begins with each of the sequences asked about.
+    """
+
+    tokens: IntArray
+    offsets: OffsetArray
+    shared: Rows
+    leaf_of: Rows
+
+
+def leaves_of_contexts(batch: ScoreBatch, chosen: Rows) -> Leaves:
+    """The leaves among (context + continuation without its last token) of some continuations.
+
+    Args:
+        batch: Where they stand.
+        chosen: int64 [S], continuations to look at.
+    """
+    contexts, tails, owner = _gather([batch])
+    owner, tails = owner[chosen], tails.take(chosen)
+    used, place = np.unique(owner, return_inverse=True)
+    # A context alone stands for all its continuations of one token; else it is no leaf.
+    longer = np.flatnonzero(tails.lengths > 0)
+    spelt = contexts.take(owner[longer]).followed_by(tails.take(longer))
+    everything = contexts.take(used).and_then(spelt)
+    row = place.astype(np.int64)
+    row[longer] = len(used) + np.arange(len(longer))
+    order, shared = everything.sort()
+    lengths = everything.lengths[order]
+    is_leaf = np.ones(len(order), dtype=np.bool_)
+    is_leaf[:-1] = shared[1:] != lengths[:-1]
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = np.cumsum(is_leaf) - is_leaf
+    # What a leaf begins with stands right before it; the first of those shares what the leaf does.
+    first = np.flatnonzero(np.concatenate([[True], is_leaf[:-1]])[: len(order)])
+    tokens, offsets = everything.take(order[is_leaf]).packed()
+    return Leaves(tokens, offsets, shared[first], number[row])
 
 
 @dataclass(frozen=True)
@@ -264,7 +311,14 @@ def _copy(source: _Ragged, target: IntArray, starts: Rows) -> None:
         first = source.starts[0]
         target[starts[0] : ends[-1]] = source.tokens[first : first + ends[-1] - starts[0]]
         return
-    step = max(1, _CHUNK_ELEMENTS // max(int(source.lengths.mean()) if len(source) else 1, 1))
+    if source.lengths.sum() > _SHORT * len(source):
+        # Slices cost by the row, index arrays by the token.
+        rows = zip(starts.tolist(), source.starts.tolist(), source.lengths.tolist(), strict=True)
+        tokens = source.tokens
+        for to, at, length in rows:
+            target[to : to + length] = tokens[at : at + length]
+        return
+    step = _CHUNK_ELEMENTS // _SHORT
     for k in range(0, len(source), step):
         lengths = source.lengths[k : k + step]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -1,7 +1,8 @@
 """Grid + what is covered -> ordered units of work.
 
-Order: checkpoint outermost, then subject (the untuned checkpoint first), then cells as given, then
-rows. A worker that takes units in order loads each subject once.
+Order: checkpoint outermost, then subject (the untuned checkpoint first), then requests: by rank
+where cells bring ranks (see :mod:`evalcore.planning.order`), else cells as given, then rows. A
+worker that takes units in order loads each subject once.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class PlannedCell:
         requests_path: Arrow file of encoded requests, one row per document.
         doc_ids: Document id of each row. Cells of one task should share the list object.
         costs: int64 [n], prompt tokens of each row.
+        ranks: int64 [n], place of each row among all requests of its subject; None: as given.
     """
 
     cell: Cell
     requests_path: str
     doc_ids: Sequence[str]
     costs: CostArray
+    ranks: CostArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,9 +274,14 @@ def _by_subject(works: Sequence[_Work]) -> Iterable[list[_Work]]:
 
 
 def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
-    """Cuts one subject's rows, cell after cell, into units."""
+    """Cuts one subject's rows into units of neighbours."""
     costs = np.concatenate([np.asarray(w.planned.costs, np.int64)[w.rows] for w in works])
-    starts = np.concatenate([[0], np.cumsum([len(w.rows) for w in works])])
+    rows = np.concatenate([w.rows for w in works])
+    owner = np.repeat(np.arange(len(works)), [len(w.rows) for w in works])
+    if all(w.planned.ranks is not None for w in works):
+        ranks = [np.asarray(w.planned.ranks)[w.rows] for w in works]
+        order = np.argsort(np.concatenate(ranks), kind="stable")
+        costs, rows, owner = costs[order], rows[order], owner[order]
     until = np.concatenate([[0], np.cumsum(costs)])
     total = len(costs)
     # Evenly, so that the last unit is not a crumb that still costs a whole batch.
@@ -285,19 +293,23 @@ def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
         if limits.tokens is not None:
             fits = int(np.searchsorted(until, until[begin] + limits.tokens, side="right")) - 1
             end = min(end, max(fits, begin + 1))
-        slices = []
-        first = int(np.searchsorted(starts, begin, side="right")) - 1
-        for i in range(first, len(works)):
-            if starts[i] >= end:
-                break
-            rows = works[i].rows[max(begin - starts[i], 0) : end - starts[i]]
-            planned = works[i].planned
-            if len(rows):
-                slices.append(UnitSlice(planned.cell.key, planned.requests_path, rows))
+        slices = _slices(works, owner[begin:end], rows[begin:end])
         tokens = int(until[end] - until[begin])
-        units.append(_unit(works[0].planned.cell.subject, tuple(slices), end - begin, tokens))
+        units.append(_unit(works[0].planned.cell.subject, slices, end - begin, tokens))
         begin = end
     return units
+
+
+def _slices(
+    works: Sequence[_Work], owner: npt.NDArray[np.int64], rows: RowArray
+) -> tuple[UnitSlice, ...]:
+    """A unit's rows by cell, in planned order, ascending."""
+    order = np.lexsort((rows, owner))
+    present, starts = np.unique(owner[order], return_index=True)
+    return tuple(
+        UnitSlice(works[i].planned.cell.key, works[i].planned.requests_path, part)
+        for i, part in zip(present, np.split(rows[order], starts[1:]), strict=True)
+    )
 
 
 def _unit(subject: Subject, slices: tuple[UnitSlice, ...], examples: int, tokens: int) -> Unit:
@@ -314,7 +326,11 @@ def _works_of(units: Iterable[Unit], works: Mapping[str, _Work]) -> list[_Work]:
     for unit in units:
         for part in unit.slices:
             rows.setdefault(part.cell_key, []).append(part.rows)
-    return [_Work(works[key].planned, np.concatenate(parts)) for key, parts in rows.items()]
+    return [
+        _Work(works[key].planned, np.sort(np.concatenate(rows[key])))
+        for key in works
+        if key in rows
+    ]
 
 
 def _counts(units: Sequence[Unit], cells: Mapping[str, Cell], total: int) -> PlanCounts:

@@ -1,6 +1,9 @@
 """Prompting: documents -> text -> token ids, once and the same for scoring and tuning."""
 
 from evalcore.prompting.encoding import Encoder, encode_pair, encode_training
+from evalcore.prompting.example import Border, Example, document_example, example, shown_role
+from evalcore.prompting.faults import PromptError, PromptFault
+from evalcore.prompting.grammar import count_formats, formats
 from evalcore.prompting.model import PromptDefinition
 from evalcore.prompting.rendering import (
     Rendered,
@@ -14,14 +17,17 @@ from evalcore.prompting.requests import (
     FLAG_NO_TOKENS,
     FLAG_OVERFLOW,
     FLAG_SHOTS_DROPPED,
+    FLAG_TRUNCATED,
     REQUEST_SCHEMA,
     cached_requests,
     encode_task,
     read_requests,
+    request_costs,
 )
-from evalcore.prompting.shots import draw_shots
+from evalcore.prompting.selection import parse_selection
+from evalcore.prompting.shots import draw_shots, shots_fingerprint
 from evalcore.prompting.tokenizers import load_tokenizer
-from evalcore.prompting.training import example, training_pair
+from evalcore.prompting.training import training_pair
 from evalcore.prompting.variants import (
     RENDERER_VERSION,
     list_groups,
@@ -37,29 +43,41 @@ __all__ = [
     "FLAG_NO_TOKENS",
     "FLAG_OVERFLOW",
     "FLAG_SHOTS_DROPPED",
+    "FLAG_TRUNCATED",
     "RENDERER_VERSION",
     "REQUEST_SCHEMA",
+    "Border",
     "Encoder",
+    "Example",
     "PromptDefinition",
+    "PromptError",
+    "PromptFault",
     "Rendered",
     "cached_requests",
     "check_variant",
+    "count_formats",
+    "document_example",
     "draw_shots",
     "encode_pair",
     "encode_task",
     "encode_training",
     "example",
+    "formats",
     "gold_target",
     "list_groups",
     "list_prompts",
     "load_tokenizer",
     "load_variants",
+    "parse_selection",
     "prompts_root",
     "read_prompt",
     "read_requests",
     "render",
     "render_question",
     "render_targets",
+    "request_costs",
+    "shots_fingerprint",
+    "shown_role",
     "training_pair",
     "variant_fingerprint",
     "with_options",

@@ -108,6 +108,31 @@ class Encoder:
                 result.append([self._after_nothing(next(next_alone)) for _ in group])
         return result
 
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts to go on from: whole, trailing white space included; never empty.
+
+        Raises:
+            InputError: If a text has no tokens and the tokenizer has neither BOS nor EOS.
+        """
+        return [ids or [self._stand_in()] for ids in self.encode(texts)]
+
+    def rolling_windows(self, texts: Sequence[str], max_length: int) -> list[list[Pair]]:
+        """Windows that score every token of long texts once (see :func:`rolling_windows`).
+
+        A tokenizer that begins texts with BOS has that token predicted too, after a BOS, as
+        lm-evaluation-harness does it.
+
+        Raises:
+            InputError: If the tokenizer has neither BOS nor EOS.
+        """
+        start = self._stand_in()
+        return [rolling_windows(ids, start, max_length) for ids in self.encode(texts)]
+
+    def _stand_in(self) -> int:
+        if self.empty_context is None:
+            raise InputError("empty context: the tokenizer has neither BOS nor EOS to stand for it")
+        return self.empty_context
+
     def _split(self, context: list[int], whole: list[int], tail: str) -> Pair:
         if not context:  # the context's text has no tokens (normalised away)
             return self._after_nothing(self._plain([tail])[0])
@@ -119,9 +144,7 @@ class Encoder:
         return context, continuation
 
     def _after_nothing(self, continuation: list[int]) -> Pair:
-        if self.empty_context is None:
-            raise InputError("empty context: the tokenizer has neither BOS nor EOS to stand for it")
-        prefix = self.prefix or [self.empty_context]
+        prefix = self.prefix or [self._stand_in()]
         if len(continuation) > len(prefix) and continuation[: len(prefix)] == prefix:
             continuation = continuation[len(prefix) :]
         return list(prefix), continuation
@@ -143,6 +166,29 @@ def split_spaces(context: str) -> tuple[str, str]:
     """Splits trailing whitespace off a context."""
     bare = context.rstrip()
     return bare, context[len(bare) :]
+
+
+def rolling_windows(tokens: Sequence[int], start: int, max_length: int) -> list[Pair]:
+    """Cuts a text into (context, continuation) windows in which every token is predicted once.
+
+    The published rule of lm-evaluation-harness: the first window predicts ``max_length`` tokens
+    after ``start`` alone; each later one predicts as many new tokens, or what is left, after as
+    many earlier tokens as fit. The model reads ``max_length`` tokens at most; the last token of a
+    window is predicted, not read.
+
+    Args:
+        tokens: Ids of the text.
+        start: Id that stands before the text (BOS, or EOS).
+        max_length: Tokens the model reads, at least 1.
+    """
+    first = min(max_length, len(tokens))
+    windows = [([start], list(tokens[:first]))] if tokens else []
+    done = first
+    while done < len(tokens):
+        end = min(done + max_length, len(tokens))
+        windows.append((list(tokens[end - max_length - 1 : done]), list(tokens[done:end])))
+        done = end
+    return windows
 
 
 def encode_pair(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from evalcore.prompting.templates import TemplateFault, check_template
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+RESERVED_NAMES = ("all", "paper", "paraphrases", "grammar")
+"""Names a selection uses for itself."""
+_LONGEST = 20_000
 
 
 class PromptDefinition(BaseModel):
@@ -15,14 +22,49 @@ class PromptDefinition(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     group: str = Field(pattern=NAME_PATTERN, description="Tasks of this group can use it.")
     description: str = ""
-    template: str = Field(description="Jinja template of the context; fields are its variables.")
+    template: str = Field(
+        max_length=_LONGEST,
+        description="Jinja template of the context; fields are its variables, and for tasks with "
+        "choices also choices, letters and listing.",
+    )
     target: str = Field(
-        "{{ choice }}", description="Jinja template of one continuation (choice: choice text)."
+        "{{ choice }}",
+        max_length=_LONGEST,
+        description="Jinja template of one continuation (choice: text or letter of the choice, "
+        "index: its number from 0).",
     )
     delimiter: str = Field(" ", description="Between context and continuation.")
     separator: str = Field("\n\n", description="Between shots and before the question.")
-    label_words: dict[str, str] = Field({}, description="Label name -> words shown instead.")
+    label_words: dict[str, str] = Field(
+        {},
+        description="Label name -> words shown and scored instead: all labels of a task or none. "
+        "May hold labels of several tasks.",
+    )
     system: str | None = Field(None, description="System text, used with a chat template only.")
+    listing: Literal["cloze", "letters"] = Field(
+        "cloze",
+        description="letters: the choices stand in the context ({{ listing }}) and their letters "
+        "are scored; cloze: their text is scored.",
+    )
+    answer: Literal["choices", "first_token", "constrained", "free"] = Field(
+        "choices", description="How a choice is made, where a selection does not say."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if value in RESERVED_NAMES:
+            raise ValueError(f"a prompt may not be called {', '.join(RESERVED_NAMES)}")
+        return value
+
+    @field_validator("template", "target")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        try:
+            check_template(value)
+        except TemplateFault as error:
+            raise TemplateInFileError(error) from None
+        return value
 
     @field_validator("label_words", mode="before")
     @classmethod
@@ -35,7 +77,15 @@ class PromptDefinition(BaseModel):
 
     @field_validator("label_words")
     @classmethod
-    def _different(cls, value: dict[str, str]) -> dict[str, str]:
-        if len(set(value.values())) != len(value):
-            raise ValueError("two labels may not have the same words")
+    def _not_empty(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(not words.strip() for words in value.values()):
+            raise ValueError("a label's words may not be empty")
         return value
+
+
+class TemplateInFileError(ValueError):
+    """Carries a template's fault through pydantic."""
+
+    def __init__(self, fault: TemplateFault) -> None:
+        self.fault = fault.fault
+        super().__init__(str(fault))

@@ -1,19 +1,17 @@
-"""From a document to text: context and continuations, by sandboxed Jinja templates."""
+"""From a document to text: context and continuations, by sandboxed templates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from string import ascii_uppercase
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from evalcore.errors import DefinitionError, InputError
+from evalcore.errors import InputError
+from evalcore.prompting.chat import chat_text
+from evalcore.prompting.faults import PromptError, PromptFault
+from evalcore.prompting.templates import TemplateFault, fill
 from evalcore.types import Document, Task, Variant
-
-_MAX_REPEAT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,86 +32,122 @@ class Rendered:
     shots: int
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, which also refuses to multiply text or numbers beyond reason."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        large = any(isinstance(side, int) and abs(side) > _MAX_REPEAT for side in (left, right))
-        if (operator == "**" and large) or (large and not numbers):
-            raise TemplateError("a factor is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-_ENVIRONMENT = _Environment(undefined=StrictUndefined, autoescape=False)
-
-
-@lru_cache(maxsize=1024)
-def _compile(text: str) -> Template:
-    return _ENVIRONMENT.from_string(text)
-
-
-def _fill(text: str, what: str, task: Task, variant: Variant, values: dict[str, Any]) -> str:
-    where = f"prompt {variant.group}/{variant.name}, key {what}"
-    try:
-        return _compile(text).render(values)
-    except UndefinedError as error:
-        given = ", ".join(sorted(values))
-        raise DefinitionError(f"{where}: {error.message}; task {task.name} gives {given}") from None
-    except TemplateSyntaxError as error:
-        raise DefinitionError(f"{where}: line {error.lineno}: {error.message}") from None
-    except Exception as error:  # a template can raise whatever its expressions raise
-        raise DefinitionError(f"{where}: {type(error).__name__}: {error}") from None
-
-
 def check_variant(task: Task, variant: Variant) -> None:
     """Checks that a variant can serve a task.
 
+    Label words are for all labels of the task or for none of its prompts: a label is never shown
+    by another label's words. Keys that are labels of other tasks of the group are left aside.
+
     Raises:
-        DefinitionError: If the group differs or a label word is for no label of the task.
+        PromptError: Other group; label words that do not cover the task's labels, or are the
+            same for two of them; listed or answered choices where the task has none.
     """
+    where = f"prompt {variant.group}/{variant.name}"
     if variant.group != task.group:
-        raise DefinitionError(
-            f"prompt {variant.group}/{variant.name} is not of group {task.group} of {task.name}"
+        raise PromptError(
+            PromptFault.OTHER_GROUP, f"{where} is not of group {task.group} of task {task.name}"
         )
-    if task.choices:
-        for label, _ in variant.label_words:
-            if label not in task.choices:
-                raise DefinitionError(
-                    f"prompt {variant.group}/{variant.name}, key label_words: {label!r} is not a "
-                    f"label of task {task.name} ({', '.join(task.choices)})"
+    if task.output_type != "multiple_choice":
+        for key, value, plain in (
+            ("listing", variant.listing, "cloze"),
+            ("answer", variant.answer, "choices"),
+        ):
+            if value != plain:
+                raise PromptError(
+                    PromptFault.NO_CHOICES,
+                    f"{where}, key {key}: {value} needs choices, task {task.name} has none",
                 )
+    if variant.label_words:
+        _check_label_words(task, variant, where)
 
 
-def _values(variant: Variant, document: Document) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _check_label_words(task: Task, variant: Variant, where: str) -> None:
     words = dict(variant.label_words)
-    shown = tuple(words.get(choice, choice) for choice in document.choices)
-    return {**document.fields, "choices": list(shown)}, shown
+    where = f"{where}, key label_words"
+    if not task.choices:
+        raise PromptError(
+            PromptFault.NO_LABELS, f"{where}: task {task.name} has no labels of its own to replace"
+        )
+    labels = ", ".join(task.choices)
+    missing = [label for label in task.choices if label not in words]
+    if len(missing) == len(task.choices):
+        raise PromptError(
+            PromptFault.UNKNOWN_LABEL,
+            f"{where}: {', '.join(map(repr, words))}: none is a label of task {task.name} "
+            f"({labels})",
+        )
+    if missing:
+        raise PromptError(
+            PromptFault.LABEL_WITHOUT_WORDS,
+            f"{where}: no words for label {missing[0]!r} of task {task.name} ({labels}); give "
+            "words for all of them or for none",
+        )
+    shown = [words[label] for label in task.choices]
+    if len(set(shown)) != len(shown):
+        raise PromptError(
+            PromptFault.SAME_WORDS, f"{where}: two labels of task {task.name} have the same words"
+        )
+
+
+def _fill(text: str, key: str, task: Task, variant: Variant, values: dict[str, Any]) -> str:
+    try:
+        return fill(text, values)
+    except TemplateFault as error:
+        raise PromptError(
+            error.fault,
+            f"prompt {variant.group}/{variant.name}, key {key}: {error} (task {task.name})",
+        ) from None
+
+
+def _values(task: Task, variant: Variant, document: Document) -> dict[str, Any]:
+    """Variables of the template: fields, and for choices their words, letters and listing."""
+    if not document.choices:
+        return dict(document.fields)
+    words = dict(variant.label_words)
+    shown = [words.get(choice, choice) for choice in document.choices]
+    if len(shown) > len(ascii_uppercase):
+        if variant.listing == "letters":
+            raise PromptError(
+                PromptFault.TOO_MANY_CHOICES,
+                f"prompt {variant.group}/{variant.name}: task {task.name}, document "
+                f"{document.index} has {len(shown)} choices, there are {len(ascii_uppercase)} "
+                "letters",
+            )
+        return {**document.fields, "choices": shown}
+    letters = list(ascii_uppercase[: len(shown)])
+    lines = [f"{letter}. {text}" for letter, text in zip(letters, shown, strict=True)]
+    listing = "\n".join(lines)
+    return {**document.fields, "choices": shown, "letters": letters, "listing": listing}
 
 
 def render_question(task: Task, variant: Variant, document: Document) -> str:
     """The question part of the context: the template filled with the document."""
-    return _fill(variant.template, "template", task, variant, _values(variant, document)[0])
+    return _fill(variant.template, "template", task, variant, _values(task, variant, document))
 
 
 def render_targets(task: Task, variant: Variant, document: Document) -> tuple[str, ...]:
     """The target of each choice, or of each reference.
 
     Raises:
-        DefinitionError: If a target is empty: there would be nothing to score.
+        PromptError: If a target is empty: there would be nothing to score.
     """
-    values, shown = _values(variant, document)
-    answers = shown if task.output_type == "multiple_choice" else document.references
+    values = _values(task, variant, document)
+    answers: Sequence[str] = document.references
+    if task.output_type == "multiple_choice":
+        answers = values["letters" if variant.listing == "letters" else "choices"]
     targets = tuple(
-        _fill(variant.target, "target", task, variant, {**values, "choice": answer})
-        for answer in answers
+        answer
+        if variant.target == "{{ choice }}"
+        else _fill(
+            variant.target, "target", task, variant, {**values, "choice": answer, "index": number}
+        )
+        for number, answer in enumerate(answers)
     )
     if any(not target for target in targets):
-        raise DefinitionError(
+        raise PromptError(
+            PromptFault.EMPTY_TARGET,
             f"prompt {variant.group}/{variant.name}, key target: gives empty text for a choice of "
-            f"task {task.name}, document {document.index}"
+            f"task {task.name}, document {document.index}",
         )
     return targets
 
@@ -151,18 +185,27 @@ def render(
         shots_prefix: :func:`shots_text` of ``shots``, where many documents share it.
 
     Raises:
-        DefinitionError: If a template is wrong (which file, key and variable).
+        PromptError: If a template is wrong (which file, key and variable), or the chat template
+            refuses the conversation.
         InputError: If a chat variant has no tokenizer or no chat template.
     """
     targets = render_targets(task, variant, document)
-    if variant.chat:
-        context = _chat(task, variant, document, shots, tokenizer)
-        return Rendered(context, targets, targets, len(shots))
+    question = render_question(task, variant, document)
+    if variant.chat and variant.chat_shots == "turns":
+        turns = [
+            (render_question(task, variant, shot), gold_target(task, variant, shot))
+            for shot in shots
+        ]
+        return Rendered(
+            chat_text(variant, turns, question, tokenizer), targets, targets, len(shots)
+        )
     if shots_prefix is None:
         shots_prefix = shots_text(task, variant, shots)
-    context = shots_prefix + render_question(task, variant, document)
+    if variant.chat:
+        context = chat_text(variant, [], shots_prefix + question, tokenizer)
+        return Rendered(context, targets, targets, len(shots))
     continuations = tuple(variant.delimiter + target for target in targets)
-    return Rendered(context, continuations, targets, len(shots))
+    return Rendered(shots_prefix + question, continuations, targets, len(shots))
 
 
 def shots_text(task: Task, variant: Variant, shots: Sequence[Document]) -> str:
@@ -174,21 +217,3 @@ def shots_text(task: Task, variant: Variant, shots: Sequence[Document]) -> str:
         + variant.separator
         for shot in shots
     )
-
-
-def _chat(
-    task: Task, variant: Variant, document: Document, shots: Sequence[Document], tokenizer: Any
-) -> str:
-    where = f"prompt {variant.group}/{variant.name}"
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        raise InputError(f"{where}: chat=1 needs a tokenizer with a chat template; this has none")
-    messages = [{"role": "system", "content": variant.system}] if variant.system else []
-    for shot in shots:
-        messages.append({"role": "user", "content": render_question(task, variant, shot)})
-        messages.append({"role": "assistant", "content": gold_target(task, variant, shot)})
-    messages.append({"role": "user", "content": render_question(task, variant, document)})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # raised by the template: unknown roles, order of turns
-        raise DefinitionError(f"{where}: the chat template refuses it: {error}") from None
-    return str(text)

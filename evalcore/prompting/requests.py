@@ -6,21 +6,34 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from evalcore.errors import InputError
 from evalcore.identity import text_fingerprint, tokenizer_fingerprint
-from evalcore.prompting.encoding import Encoder, Pair
-from evalcore.prompting.rendering import Rendered, check_variant, render, shots_text
+from evalcore.prompting.encoding import Encoder
+from evalcore.prompting.fitting import Asked, RequestText, encode_texts, first_tokens, fit
+from evalcore.prompting.rendering import check_variant, render, shots_text
 from evalcore.prompting.shots import draw_shots
 from evalcore.prompting.tokenizers import load_tokenizer
-from evalcore.types import Document, EncodingSettings, Task, Variant
+from evalcore.types import (
+    Document,
+    EncodingSettings,
+    GenerationSettings,
+    Task,
+    Variant,
+    generation_of,
+)
 
-REQUESTS_VERSION = 1
+REQUESTS_VERSION = 2
 FLAG_SHOTS_DROPPED = "shots_dropped"
+FLAG_TRUNCATED = "truncated"
 FLAG_OVERFLOW = "overflow"
 FLAG_NO_TOKENS = "no_tokens"
 
@@ -30,21 +43,32 @@ REQUEST_SCHEMA = pa.schema(
         pa.field("doc_id", pa.string()),
         pa.field("doc_index", pa.int32()),
         pa.field("gold", pa.int32()),
+        pa.field("golds", pa.list_(pa.int32())),
         pa.field("contexts", _IDS),
         pa.field("continuations", _IDS),
+        pa.field("unconditional_context", pa.list_(pa.int32())),
+        pa.field("unconditional", _IDS),
+        pa.field("prompt", pa.list_(pa.int32())),
         pa.field("choice_chars", pa.list_(pa.int32())),
         pa.field("choice_bytes", pa.list_(pa.int32())),
         pa.field("choices", pa.list_(pa.string())),
         pa.field("references", pa.list_(pa.string())),
         pa.field("shots", pa.int32()),
         pa.field("shots_dropped", pa.int32()),
+        pa.field("truncated_tokens", pa.int32()),
         pa.field("flags", pa.list_(pa.string())),
     ]
 )
-"""One row per document. ``contexts`` has one entry if all continuations share it, else one per
-continuation. ``continuations``: one per choice; for other tasks the first reference, so that its
-log-likelihood can be scored. ``choices``, ``choice_chars`` and ``choice_bytes`` are of the text
-without delimiter. Rows flagged ``overflow`` do not fit even without shots and are not scored."""
+"""One row per document.
+
+``contexts`` has one entry if all continuations share it, else one per continuation.
+``continuations``: one per choice (``first_token``: its first token), one per window of a rolling
+log-likelihood; for other tasks the first reference, so that its log-likelihood can be scored.
+``unconditional``: the choices again, after ``unconditional_context`` (mutual information only).
+``prompt``: what is generated from, null if nothing is; it keeps white space at the context's end,
+which the split rule gives to the continuations. ``choices``, ``choice_chars`` and ``choice_bytes``
+are of the text without delimiter (rolling: the whole text's in the first entry). Rows flagged
+``overflow`` do not fit even without shots and are not scored."""
 
 _ROWS_PER_BATCH = 2000
 
@@ -60,12 +84,14 @@ def encode_task(
     """Requests of all documents, as a table with :data:`REQUEST_SCHEMA`.
 
     Documents that are too long lose whole shots, the last ones first (so that the others stay a
-    shared prefix); each loss is counted and flagged. Nothing is cut inside a text.
+    shared prefix); each loss is counted and flagged. Nothing is cut inside a text, unless the
+    settings say ``truncate_left``: then contexts lose their beginning, counted and flagged too.
 
     Raises:
         DefinitionError: If a template is wrong.
         DataError: If there are too few shots.
-        InputError: If the tokenizer lacks what the variant needs.
+        InputError: If the tokenizer lacks what the variant needs, or the variant's way of
+            answering does not suit the task.
     """
     batches = _batches(task, variant, documents, shots_pool, tokenizer, settings)
     return pa.Table.from_batches(batches, REQUEST_SCHEMA)
@@ -87,11 +113,14 @@ def cached_requests(
     Returns:
         Path of the file; memory-map it to read.
     """
+    generation = generation_of(task, variant)
     key = text_fingerprint(
         {
             "requests": REQUESTS_VERSION,
             "task": [task.name, task.version, task.output_type, task.choices],
-            "max_tokens": task.generation.max_tokens,
+            "max_tokens": generation.max_tokens if generation is not None else None,
+            "unconditional": wants_unconditional(task),
+            "prebuilt": text_fingerprint([_prebuilt_parts(doc) for doc in documents]),
             "variant": variant.fingerprint,
             "documents": [doc.id for doc in documents],
             "rows": text_fingerprint([doc.index for doc in documents]),
@@ -125,6 +154,121 @@ def read_requests(path: str | Path) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
+def request_costs(table: pa.Table) -> npt.NDArray[np.int64]:
+    """int64 [rows]: prompt tokens of each document, every piece counted once."""
+    total = np.zeros(len(table), dtype=np.int64)
+    for name in ("contexts", "continuations", "unconditional") if len(table) else ():
+        lists = table[name].combine_chunks()
+        sizes = pc.list_value_length(pc.list_flatten(lists)).to_numpy(zero_copy_only=False)
+        owners = pc.list_parent_indices(lists).to_numpy()
+        total += np.bincount(owners, weights=sizes, minlength=len(table)).astype(np.int64)
+    return total
+
+
+def wants_unconditional(task: Task) -> bool:
+    """Whether choices are scored after an empty context as well."""
+    return task.output_type == "multiple_choice" and "acc_mutual_info" in task.metrics
+
+
+def _prebuilt_parts(document: Document) -> list[Any] | None:
+    ready = document.prebuilt
+    if ready is None:
+        return None
+    return [ready.contexts, ready.continuations, ready.targets, ready.unconditional]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all documents of a (task, variant)."""
+
+    task: Task
+    variant: Variant
+    tokenizer: Any
+    encoder: Encoder
+    settings: EncodingSettings
+    generation: GenerationSettings | None
+    unconditional: bool
+
+    @property
+    def where(self) -> str:
+        return f"task {self.task.name}, prompt {self.variant.name}"
+
+    @property
+    def choice(self) -> bool:
+        return self.task.output_type == "multiple_choice"
+
+    @property
+    def rolling(self) -> bool:
+        return self.task.output_type == "loglikelihood_rolling"
+
+    def ready(self, document: Document) -> RequestText | None:
+        """Text that needs no template: made elsewhere, or a whole text to be rolled over."""
+        made = document.prebuilt
+        if self.rolling:
+            texts = made.continuations if made is not None else ()
+            text = (*texts, *document.references)[:1] or ("",)
+            return RequestText((), text, text)
+        if made is None:
+            return None
+        return RequestText(
+            made.contexts,
+            made.continuations,
+            made.targets,
+            made.unconditional,
+            self.variant.shots,
+        )
+
+    def render(self, documents: Sequence[Document], shots: Sequence[Document]) -> list[RequestText]:
+        """Text of documents after the same shots."""
+        task, variant = self.task, self.variant
+        # Written once: the same shots stand before every document.
+        turns = variant.chat and variant.chat_shots == "turns"
+        prefix = None if turns else shots_text(task, variant, shots)
+        texts = []
+        for document in documents:
+            own = render(task, variant, document, shots, self.tokenizer, shots_prefix=prefix)
+            some = slice(None) if self.choice else slice(1)
+            texts.append(
+                RequestText(
+                    (own.context,),
+                    own.continuations[some],
+                    own.targets[some],
+                    own.continuations if self.unconditional else (),
+                    own.shots,
+                )
+            )
+        return texts
+
+    def encode(self, documents: Sequence[Document], texts: Sequence[RequestText]) -> list[Asked]:
+        """Ids of documents, cut to length and way of answering."""
+        first_token = self.choice and self.variant.answer == "first_token"
+        asked = encode_texts(
+            self.encoder,
+            texts,
+            rolling=self.settings.max_length if self.rolling else None,
+            prompts=self.generation is not None or first_token,
+        )
+        constrained = self.choice and self.variant.answer == "constrained"
+        for i, (document, text) in enumerate(zip(documents, texts, strict=True)):
+            if first_token:
+                asked[i] = first_tokens(
+                    asked[i], text, self.task, self.variant, document, self.tokenizer
+                )
+            if constrained and len(text.contexts) > 1:
+                raise InputError(
+                    f"{self.where}: answer=constrained needs one context for all choices, "
+                    f"document {document.index} has {len(text.contexts)}; use answer=choices"
+                )
+            asked[i] = fit(
+                asked[i],
+                self.settings,
+                self.generation,
+                rolling=self.rolling,
+                together=constrained,
+            )
+        return asked
+
+
 def _batches(
     task: Task,
     variant: Variant,
@@ -133,91 +277,89 @@ def _batches(
     tokenizer: Any,
     settings: EncodingSettings,
 ) -> Iterator[pa.RecordBatch]:
-    check_variant(task, variant)
-    shots = draw_shots(task, variant, shots_pool, {doc.id for doc in documents}, scored=documents)
-    encoder = Encoder(tokenizer, settings)
+    job = _Job(
+        task,
+        variant,
+        tokenizer,
+        Encoder(tokenizer, settings),
+        settings,
+        generation_of(task, variant),
+        wants_unconditional(task),
+    )
+    shots: Sequence[Document] = ()
+    if any(job.ready(doc) is None for doc in documents):
+        check_variant(task, variant)
+        ids = {doc.id for doc in documents}
+        shots = draw_shots(task, variant, shots_pool, ids, scored=documents)
     for start in range(0, len(documents), _ROWS_PER_BATCH):
-        part = documents[start : start + _ROWS_PER_BATCH]
-        rows = _rows(task, variant, part, shots, tokenizer, encoder, settings)
+        rows = _rows(job, documents[start : start + _ROWS_PER_BATCH], shots)
         yield pa.RecordBatch.from_pylist(rows, REQUEST_SCHEMA)
 
 
 def _rows(
-    task: Task,
-    variant: Variant,
-    documents: Sequence[Document],
-    shots: Sequence[Document],
-    tokenizer: Any,
-    encoder: Encoder,
-    settings: EncodingSettings,
+    job: _Job, documents: Sequence[Document], shots: Sequence[Document]
 ) -> list[dict[str, Any]]:
     """Rows of some documents: all at full shots, then again with fewer those that do not fit."""
     rows: dict[int, dict[str, Any]] = {}
-    waiting = list(range(len(documents)))
-    for kept in range(len(shots), -1, -1):
-        # Written once: the same shots stand before every document.
-        prefix = None if variant.chat else shots_text(task, variant, shots[:kept])
-        rendered = [
-            render(task, variant, documents[i], shots[:kept], tokenizer, shots_prefix=prefix)
-            for i in waiting
-        ]
-        pairs = encoder.encode_pairs(
-            [(text.context, _scored(task, text.continuations)) for text in rendered]
-        )
+    ready = {i: text for i, doc in enumerate(documents) if (text := job.ready(doc)) is not None}
+    own = [documents[i] for i in ready]
+    for i, text, asked in zip(
+        ready, ready.values(), job.encode(own, list(ready.values())), strict=True
+    ):
+        rows[i] = _row(job, documents[i], text, asked, 0)
+    waiting = [i for i in range(len(documents)) if i not in ready]
+    least = len(shots) if job.settings.overflow == "truncate_left" else 0
+    for kept in range(len(shots), least - 1, -1):
+        if not waiting:
+            break
+        own = [documents[i] for i in waiting]
+        texts = job.render(own, shots[:kept])
         too_long = []
-        for i, text, own in zip(waiting, rendered, pairs, strict=True):
-            fits = _length(task, own) <= settings.max_length
-            if not fits and kept > 0:
+        for i, text, asked in zip(waiting, texts, job.encode(own, texts), strict=True):
+            if not asked.fits and kept > least:
                 too_long.append(i)
                 continue
-            if variant.chat:
-                where = f"task {task.name}, prompt {variant.name}"
-                encoder.check_one_bos(own[0][0], where)
-            rows[i] = _row(task, documents[i], text, own, len(shots) - kept, fits)
+            if job.variant.chat and not asked.truncated:
+                begin = asked.pairs[0][0] if asked.pairs else asked.prompt
+                job.encoder.check_one_bos(begin or [], job.where)
+            rows[i] = _row(job, documents[i], text, asked, len(shots) - kept)
         waiting = too_long
     return [rows[i] for i in range(len(documents))]
 
 
-def _scored(task: Task, texts: Sequence[str]) -> Sequence[str]:
-    return texts if task.output_type == "multiple_choice" else texts[:1]
-
-
-def _length(task: Task, pairs: Sequence[Pair]) -> int:
-    """Tokens needed at most: context + longest continuation (or the longest generation)."""
-    new = max((len(continuation) for _, continuation in pairs), default=0)
-    if task.output_type == "generate_until":
-        new = max(new, task.generation.max_tokens)
-    return len(pairs[0][0]) + new
-
-
 def _row(
-    task: Task,
-    document: Document,
-    text: Rendered,
-    pairs: Sequence[Pair],
-    dropped: int,
-    fits: bool,
+    job: _Job, document: Document, text: RequestText, asked: Asked, dropped: int
 ) -> dict[str, Any]:
     flags = [FLAG_SHOTS_DROPPED] if dropped else []
-    if any(not continuation for _, continuation in pairs):
+    if asked.truncated:
+        flags.append(FLAG_TRUNCATED)
+    if not asked.complete:
         flags.append(FLAG_NO_TOKENS)
-        fits = False  # nothing to score: left out the same visible way
-    if not fits:
+    if not (asked.fits and asked.complete):  # left out the same visible way
         flags.append(FLAG_OVERFLOW)
-    targets = _scored(task, text.targets)
-    contexts = [context for context, _ in pairs]
+    contexts = [context for context, _ in asked.pairs] or [asked.prompt or []]
     shared = all(context == contexts[0] for context in contexts[1:])
+    beyond = [0] * (len(asked.pairs) - 1) if job.rolling else []
     return {
         "doc_id": document.id,
         "doc_index": document.index,
         "gold": document.gold,
+        "golds": list(document.golds),
         "contexts": contexts[:1] if shared else contexts,
-        "continuations": [continuation for _, continuation in pairs],
-        "choice_chars": [len(target) for target in targets],
-        "choice_bytes": [len(target.encode("utf-8", "surrogatepass")) for target in targets],
-        "choices": list(targets) if task.output_type == "multiple_choice" else [],
-        "references": list(document.references),
+        "continuations": [continuation for _, continuation in asked.pairs],
+        "unconditional_context": asked.unconditional[0][0] if asked.unconditional else [],
+        "unconditional": [continuation for _, continuation in asked.unconditional],
+        "prompt": asked.prompt if job.generation is not None else None,
+        "choice_chars": [len(target) for target in text.targets] + beyond,
+        "choice_bytes": [_bytes(target) for target in text.targets] + beyond,
+        "choices": list(text.targets) if job.choice else [],
+        "references": list(document.references) or (list(text.targets) if job.rolling else []),
         "shots": text.shots,
         "shots_dropped": dropped,
+        "truncated_tokens": asked.truncated,
         "flags": flags,
     }
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -1,23 +1,32 @@
-"""Finding prompt variants and reading selections such as ``default,instruct:shots=4,seed=1``."""
+"""Finding prompt variants: files by name or pattern, sets of them, formats of the grammar."""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from evalcore.errors import DefinitionError, InputError, UnknownNameError
 from evalcore.identity import text_fingerprint
-from evalcore.prompting.model import PromptDefinition
-from evalcore.tasks import read_yaml, validation_line
-from evalcore.types import Variant
+from evalcore.prompting.faults import PromptError, PromptFault
+from evalcore.prompting.grammar import formats
+from evalcore.prompting.model import RESERVED_NAMES, PromptDefinition, TemplateInFileError
+from evalcore.prompting.selection import Options, parse_selection
+from evalcore.prompting.shots import count_orders
+from evalcore.tasks import definition_error, read_yaml, validation_line
+from evalcore.types import AnswerWay, Variant
 
 # Raise it when the same template and document would give other text than before.
 RENDERER_VERSION = 1
-_KEYS = ("shots", "seed", "chat")
+PAPER = ("default", "instruct", "io")
+"""The three formats of Sun & Dredze (2024), which every group has."""
+_PARAPHRASE = re.compile(r"^p\d+$")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -31,12 +40,17 @@ def read_prompt(path: Path) -> Variant:
     """Reads one prompt file as a variant without shots.
 
     Raises:
-        DefinitionError: If it is not what the schema says (one line: file, key, expected).
+        TaskError: If it is not YAML, or not what the schema says (one line: file, key, expected).
+        PromptError: If a template in it is wrong.
     """
     try:
         definition = PromptDefinition.model_validate(read_yaml(path, "prompt file"))
     except ValidationError as error:
-        raise DefinitionError(validation_line(error, "prompt file", path)) from None
+        fault = _template_fault(error)
+        if fault is None:
+            raise definition_error(error, "prompt file", path, PromptDefinition) from None
+        line = validation_line(error, "prompt file", path, PromptDefinition)
+        raise PromptError(fault, line) from None
     return Variant(
         name=definition.name,
         group=definition.group,
@@ -46,7 +60,15 @@ def read_prompt(path: Path) -> Variant:
         separator=definition.separator,
         label_words=tuple(sorted(definition.label_words.items())),
         system=definition.system,
+        listing=definition.listing,
+        answer=definition.answer,
     )
+
+
+def _template_fault(error: ValidationError) -> PromptFault | None:
+    """The fault of a template, where that is what is wrong first."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return cause.fault if isinstance(cause, TemplateInFileError) else None
 
 
 def _groups(search: Sequence[Path]) -> dict[str, list[Path]]:
@@ -71,7 +93,7 @@ def list_groups(search: Sequence[Path] = ()) -> list[str]:
 
 
 def list_prompts(group: str, search: Sequence[Path] = ()) -> list[Variant]:
-    """The prompts of a group without shots, ``default`` first, then by name.
+    """The prompts of a group without shots: the paper's three first, then by name.
 
     Raises:
         UnknownNameError: If there is no such group.
@@ -84,13 +106,21 @@ def list_prompts(group: str, search: Sequence[Path] = ()) -> list[Variant]:
     for file in groups[group]:
         variant = read_prompt(file)
         if variant.group != group:
-            raise DefinitionError(
-                f"prompt file {file}: key group: is {variant.group!r}, its folder is {group!r}"
+            raise PromptError(
+                PromptFault.WRONG_GROUP,
+                f"prompt file {file}: key group: is {variant.group!r}, its folder is {group!r}",
             )
         if variant.name in found:
-            raise DefinitionError(f"prompt file {file}: {group}/{variant.name} is defined twice")
+            raise PromptError(
+                PromptFault.DEFINED_TWICE,
+                f"prompt file {file}: key name: {group}/{variant.name} is defined twice",
+            )
         found[variant.name] = variant
-    return [found[name] for name in sorted(found, key=lambda name: (name != "default", name))]
+    return [found[name] for name in sorted(found, key=_rank)]
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (PAPER.index(name) if name in PAPER else len(PAPER), name)
 
 
 def load_variants(
@@ -103,10 +133,14 @@ def load_variants(
     system: str | None = None,
     search: Sequence[Path] = (),
 ) -> list[Variant]:
-    """Variants of a selection ``NAME[:key=value[,key=value]]`` joined by commas, or ``all``.
+    """Variants of a selection ``NAME[:key=value[,key=value]]`` joined by commas.
 
-    A piece ``key=value`` without a name belongs to the name before it. Keys: ``shots``,
-    ``seed`` (of the shots), ``chat`` (1: apply the tokenizer's chat template). The keyword
+    NAME is a prompt, a pattern (``p0*``), ``paper`` (default, instruct, io), ``paraphrases``
+    (p01, p02, ...), ``all`` files, or ``grammar``. A piece ``key=value`` without a name belongs
+    to the name before it. Keys: ``shots``, ``seed`` (of the shots), ``order`` (of the shots),
+    ``balance`` (labels take turns), ``chat``, ``chat_shots`` (turns, text), ``space`` (0 or 1:
+    what stands before an answer), ``answer`` (choices, first_token, constrained, free). Of the
+    grammar: ``n``, ``seed``, ``i`` (one format), ``listing``, and ``shots_seed``. The keyword
     arguments hold where a selection says nothing.
 
     Args:
@@ -125,24 +159,64 @@ def load_variants(
     known = {variant.name: variant for variant in list_prompts(group, search)}
     variants: dict[str, Variant] = {}
     for name, options in parse_selection(selection):
-        if name != "all" and name not in known:
-            raise UnknownNameError(f"prompt of group {group}", name, [*known, "all"])
-        for base in known.values() if name == "all" else [known[name]]:
-            shots = options.get("shots", num_fewshot or 0)
-            use_chat = bool(options.get("chat", int(bool(chat))))
-            if system is not None and not use_chat:
-                raise InputError(
-                    f"prompt {group}/{name}: a system text needs the chat template (chat=1)"
-                )
-            variant = with_options(
-                base,
-                shots=shots,
-                shots_seed=options.get("seed", shots_seed or 0),
-                chat=use_chat,
-                system=system,
+        seed_key = "shots_seed" if name == "grammar" or "shots_seed" in options else "seed"
+        use_chat = bool(options.get("chat", int(bool(chat))))
+        if system is not None and not use_chat:
+            raise InputError(
+                f"prompt {group}/{name}: a system text needs the chat template (chat=1)"
             )
+        settings: dict[str, Any] = {
+            "shots": options.get("shots", num_fewshot or 0),
+            "shots_seed": options.get(seed_key, shots_seed or 0),
+            "shots_order": options.get("order", 0),
+            "shots_balance": bool(options.get("balance", 0)),
+            "chat": use_chat,
+            "chat_shots": options.get("chat_shots", "turns"),
+            "system": system,
+            "space": options.get("space"),
+            "answer": options.get("answer"),
+        }
+        for base in _bases(group, name, options, known):
+            variant = with_options(base, **settings)
             variants.setdefault(variant.name, variant)
     return list(variants.values())
+
+
+def _bases(group: str, name: str, options: Options, known: dict[str, Variant]) -> Sequence[Variant]:
+    """The prompts a name of a selection stands for, without options."""
+    if name == "grammar":
+        return _from_grammar(group, options)
+    if name in known:
+        return [known[name]]
+    if name == "all":
+        return list(known.values())
+    if name == "paper":
+        wanted = list(PAPER)
+    elif name == "paraphrases":
+        wanted = [each for each in known if _PARAPHRASE.match(each)]
+    else:
+        wanted = [each for each in known if fnmatch.fnmatchcase(each, name)]
+    missing = [each for each in wanted if each not in known]
+    if missing or not wanted:
+        raise UnknownNameError(
+            f"prompt of group {group}", missing[0] if missing else name, [*known, *RESERVED_NAMES]
+        )
+    return [known[each] for each in wanted]
+
+
+def _from_grammar(group: str, options: Options) -> list[Variant]:
+    listing: Literal["cloze", "letters"] = (
+        "letters" if options.get("listing") == "letters" else "cloze"
+    )
+    seed = int(options.get("seed", 0))
+    if "i" in options:
+        if "n" in options:
+            raise InputError("prompts: grammar takes n (the first N formats) or i (one), not both")
+        one = int(options["i"])
+        return formats(group, one + 1, seed=seed, listing=listing)[one:]
+    if "n" not in options:
+        raise InputError("prompts: grammar needs n, the number of formats: grammar:n=40,seed=1")
+    return formats(group, int(options["n"]), seed=seed, listing=listing)
 
 
 def with_options(
@@ -150,37 +224,91 @@ def with_options(
     *,
     shots: int = 0,
     shots_seed: int = 0,
+    shots_order: int = 0,
+    shots_balance: bool = False,
     chat: bool = False,
+    chat_shots: Literal["turns", "text"] = "turns",
     system: str | None = None,
+    space: int | None = None,
+    answer: AnswerWay | None = None,
 ) -> Variant:
-    """A prompt with shots and chat settings: canonical name and fingerprint.
+    """A prompt as its file has it, with options: canonical name and fingerprint.
 
-    What has no effect does not count: a seed without shots, a system text without a chat.
+    What has no effect does not count: a seed or order without shots, a system text without a
+    chat, a value that is the file's own.
+
+    Args:
+        base: The prompt.
+        shots: Worked examples.
+        shots_seed: Seed that draws them.
+        shots_order: 0: as drawn; else the number of another order.
+        shots_balance: Whether labels take turns.
+        chat: Whether the chat template is applied.
+        chat_shots: Shots as turns, or as text in the one question.
+        system: System text of the chat, instead of the file's.
+        space: 1: a space before the answer, 0: nothing, None: the file's delimiter.
+        answer: How a choice is made; None: the file's way.
+
+    Raises:
+        InputError: If a value is out of range, or a space is asked for in a chat.
     """
     if shots < 0:
         raise InputError(f"prompt {base.name}: shots should be 0 or more, not {shots}")
-    seed = shots_seed if shots else 0
-    own = base.name.split(":")[0]
-    options = [f"shots={shots}"] if shots else []
-    options += [f"seed={seed}"] if seed else []
-    options += ["chat=1"] if chat else []
-    if chat and system is not None and system != base.system:
-        mark = hashlib.blake2b(system.encode(), digest_size=4).hexdigest()
-        options.append(f"system={mark}")
-    text = (system if system is not None else base.system) if chat else None
+    if chat and space is not None:
+        raise InputError(
+            f"prompt {base.name}: space={space} has no effect with the chat template, where the "
+            "answer begins a turn; leave it out"
+        )
+    order = shots_order if shots > 1 else 0
+    if order and order >= count_orders(min(shots, 20)):
+        raise InputError(
+            f"prompt {base.name}: {shots} shots have {count_orders(shots)} orders: order should "
+            f"be 0 to {count_orders(shots) - 1}, not {order}"
+        )
+    delimiter = base.delimiter if space is None else " " * space
     variant = replace(
         base,
-        name=own + (":" + ",".join(options) if options else ""),
+        delimiter=delimiter,
         shots=shots,
-        shots_seed=seed,
+        shots_seed=shots_seed if shots else 0,
+        shots_order=order,
+        shots_balance=shots_balance and shots > 0,
         chat=chat,
-        system=text,
+        chat_shots=chat_shots if chat and shots else "turns",
+        system=(system if system is not None else base.system) if chat else None,
+        answer=answer or base.answer,
     )
+    variant = replace(variant, name=_canonical_name(base, variant, system))
     return replace(variant, fingerprint=variant_fingerprint(variant))
 
 
+def _canonical_name(base: Variant, variant: Variant, system: str | None) -> str:
+    """Name and options in fixed order, what the file has itself left out."""
+    own, _, rest = base.name.partition(":")
+    options = rest.split(",") if own == "grammar" and rest else []
+    seed_key = "shots_seed" if own == "grammar" else "seed"
+    values = {
+        "shots": variant.shots,
+        seed_key: variant.shots_seed,
+        "order": variant.shots_order,
+        "balance": int(variant.shots_balance),
+        "chat": int(variant.chat),
+    }
+    options += [f"{key}={value}" for key, value in values.items() if value]
+    if variant.chat_shots != "turns":
+        options.append(f"chat_shots={variant.chat_shots}")
+    if variant.delimiter != base.delimiter:
+        options.append(f"space={len(variant.delimiter)}")
+    if variant.answer != base.answer:
+        options.append(f"answer={variant.answer}")
+    if variant.chat and system is not None and system != base.system:
+        mark = hashlib.blake2b(system.encode(), digest_size=4).hexdigest()
+        options.append(f"system={mark}")
+    return own + (":" + ",".join(options) if options else "")
+
+
 def variant_fingerprint(variant: Variant) -> str:
-    """32 hex digits over everything that decides the text but the name."""
+    """32 hex digits over everything that decides text and answer, but the name."""
     return text_fingerprint(
         {
             "variant": RENDERER_VERSION,
@@ -190,44 +318,14 @@ def variant_fingerprint(variant: Variant) -> str:
             "delimiter": variant.delimiter,
             "separator": variant.separator,
             "label_words": sorted(variant.label_words),
+            "listing": variant.listing,
+            "answer": variant.answer,
             "shots": variant.shots,
             "shots_seed": variant.shots_seed if variant.shots else 0,
+            "shots_order": variant.shots_order if variant.shots > 1 else 0,
+            "shots_balance": variant.shots_balance and variant.shots > 0,
             "chat": variant.chat,
+            "chat_shots": variant.chat_shots if variant.chat and variant.shots else "turns",
             "system": variant.system if variant.chat else None,
         }
     )
-
-
-def parse_selection(selection: str) -> list[tuple[str, dict[str, int]]]:
-    """Splits a selection into (name, options).
-
-    Raises:
-        InputError: If it is empty or a piece is not ``key=whole number``.
-    """
-    result: list[tuple[str, dict[str, int]]] = []
-    for piece in (part.strip() for part in selection.split(",")):
-        if not piece:
-            continue
-        name, colon, option = piece.partition(":")
-        if not colon and "=" in piece:
-            name, option = "", piece
-        if name:
-            result.append((name.strip(), {}))
-        elif not result:
-            raise InputError(f"prompts {selection!r}: {piece!r} follows no prompt name")
-        if option or colon:
-            key, value = _option(option.strip(), selection)
-            result[-1][1][key] = value
-    if not result:
-        raise InputError("no prompts given: expected NAME[:shots=K,seed=S,chat=1],... or all")
-    return result
-
-
-def _option(text: str, selection: str) -> tuple[str, int]:
-    key, _, value = text.partition("=")
-    if key not in _KEYS:
-        raise UnknownNameError(f"key in prompts {selection!r}", key, _KEYS)
-    if not value.isdecimal() or (key == "chat" and value not in ("0", "1")):
-        expected = "0 or 1" if key == "chat" else "a whole number"
-        raise InputError(f"prompts {selection!r}: {key} should be {expected}, not {value!r}")
-    return key, int(value)

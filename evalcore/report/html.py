@@ -17,6 +17,7 @@ from evalcore.analysis import Analysis, Estimate, Flag, analyse
 from evalcore.errors import InputError
 from evalcore.metrics import METRICS_VERSION, cell_scores
 from evalcore.metrics.arrays import column
+from evalcore.report.losses import draw_losses
 from evalcore.report.pictures import Picture, draw_all
 from evalcore.report.tables import interval, plain, signed, study_rows, write_tables
 
@@ -36,6 +37,7 @@ FLAG_TITLES = {
     "metric": "Primary metric without a value per document",
     "tuning": "Adapters whose tuning is not known",
     "task": "Tasks that changed between runs",
+    "data": "What the checks of the data found",
 }
 MAIN_FIGURES = (
     "examples", "per_s", "wall", "elapsed", "computed", "limit", "ratio", "swap", "model_load",
@@ -50,6 +52,7 @@ def write_report(
     title: str,
     run_records: Sequence[Mapping[str, Any]] | None = None,
     analysis: Analysis | None = None,
+    losses: pa.Table | None = None,
     numerics: str | None = None,
     allow_mixed: bool = False,
 ) -> Path:
@@ -62,6 +65,7 @@ def write_report(
         run_records: Run records as the store keeps them (any keys); None: those of the results
             folder, if one is given.
         analysis: The analysis of the same table, if it is at hand.
+        losses: Training losses with the columns ``losses.LOSS_COLUMNS``, if there are any.
         numerics: Use only this numerics class.
         allow_mixed: Allow differences across numerics classes.
 
@@ -80,6 +84,8 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
         tables = write_tables(analysis, _described_cells(table), out)
         pictures = draw_all(analysis, out)
+        if losses is not None and losses.num_rows:
+            pictures += draw_losses(losses, out)
         page = render(analysis, table, pictures, title,
                       stored_runs if run_records is None else run_records,
                       [t.name for t in tables])  # fmt: skip
@@ -294,7 +300,7 @@ def _spreads(analysis: Analysis) -> list[dict[str, Any]]:
             "base_std": beyond(s.base) if s.base else "–", "above": signed(s.above_floor),
         }
         for s in analysis.spreads
-        if s.subject.base is None or s.task.tuned_by == s.subject.tuning
+        if s.subject.base is None or s.task.tuned_by == s.subject.tuned_on
     ]  # fmt: skip
 
 

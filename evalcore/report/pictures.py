@@ -31,7 +31,7 @@ class Picture:
 
     Attributes:
         path: The file.
-        section: ``curves``, ``gains``, ``spread`` or ``forgetting``.
+        section: ``curves``, ``gains``, ``spread``, ``forgetting`` or ``losses``.
         alt: What it shows, in words.
     """
 
@@ -49,33 +49,33 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
     for task in tasks:
         points = [p for p in analysis.curves if p.task.name == task.name]
         alt = f"{task.metric} on {task.name} against pre-training step, base and tuned"
-        with _panel() as (figure, axes):
+        with panel() as (figure, axes):
             draw_curve(axes, points, axis, colours)
-            pictures.append(_save(figure, out_dir, "curves", f"curve_{task.name}", alt))
+            pictures.append(save(figure, out_dir, "curves", f"curve_{task.name}", alt))
     for task in tasks:
         gains = [g for g in analysis.gains if g.task.name == task.name and _mine(g)]
         if not gains:
             continue
         alt = f"Gain on {task.name} per checkpoint with 99 % intervals, control beside"
-        with _panel() as (figure, axes):
+        with panel() as (figure, axes):
             draw_gains(axes, gains, axis, colours)
-            pictures.append(_save(figure, out_dir, "gains", f"gain_{task.name}", alt))
+            pictures.append(save(figure, out_dir, "gains", f"gain_{task.name}", alt))
     for task in tasks:
         subjects = _spread_subjects(analysis, task.name)
         if all(len(analysis.book.variants(s.id, task.name)) < 2 for s in subjects):
             continue
         alt = f"{task.metric} on {task.name} under each prompt, one row per subject"
-        with _panel(height=1.7 + 0.26 * len(subjects)) as (figure, axes):
+        with panel(height=1.7 + 0.26 * len(subjects)) as (figure, axes):
             draw_spread(axes, analysis, task.name, subjects)
-            pictures.append(_save(figure, out_dir, "spread", f"spread_{task.name}", alt))
+            pictures.append(save(figure, out_dir, "spread", f"spread_{task.name}", alt))
     shown = [f.corrected.value for f in analysis.forgetting if f.measurable and f.corrected]
     limit = max([0.1, *(abs(v) for v in shown)])
     for number, (name, rows) in enumerate(forgetting_series(analysis).items()):
         names = list(dict.fromkeys(r.gain.task.name for r in rows))
         alt = f"Chance-corrected change on tasks outside {name}, checkpoint by task"
-        with _panel(height=1.2 + 0.42 * len(names)) as (figure, axes):
+        with panel(height=1.2 + 0.42 * len(names)) as (figure, axes):
             draw_forgetting(axes, name, rows, axis, limit)
-            pictures.append(_save(figure, out_dir, "forgetting", f"forgetting_{number}", alt))
+            pictures.append(save(figure, out_dir, "forgetting", f"forgetting_{number}", alt))
     return pictures
 
 
@@ -136,7 +136,7 @@ def draw_curve(
         series[(name, s.control or "", str(s.seed) if s.base else "")].append(point)
     seen: set[str] = set()
     for (name, control, _), line in sorted(series.items(), key=lambda kv: kv[0][0] != "base"):
-        own = name == task.tuned_by
+        own = line[0].subject.tuned_on == task.tuned_by is not None
         x = [axis.place(p.subject) for p in line]
         y = [p.score.value for p in line]
         colour = BASE_COLOUR if name == "base" else colours[name]
@@ -168,7 +168,7 @@ def draw_curve(
     axis.dress(axes)
     axes.set_ylabel(metric_words(task.metric))
     axes.set_title(task.name + (" (out of domain)" if task.domain == "out" else ""))
-    _legend(axes)
+    legend(axes)
 
 
 def draw_gains(axes: Any, gains: list[Gain], axis: CheckpointAxis, colours: dict[str, str]) -> None:
@@ -193,7 +193,7 @@ def draw_gains(axes: Any, gains: list[Gain], axis: CheckpointAxis, colours: dict
     task = gains[0].task
     axes.set_ylabel(f"gain in {metric_words(task.metric)}")
     axes.set_title(task.name + (" (out of domain)" if task.domain == "out" else ""))
-    _legend(axes)
+    legend(axes)
 
 
 def draw_spread(axes: Any, analysis: Analysis, task: str, subjects: list[SubjectInfo]) -> None:
@@ -229,7 +229,7 @@ def draw_spread(axes: Any, analysis: Analysis, task: str, subjects: list[Subject
     axes.set_xlabel(metric_words(info.metric))
     axes.grid(axis="y", visible=False)
     axes.set_title(task)
-    _legend(axes)
+    legend(axes)
 
 
 def draw_forgetting(
@@ -299,7 +299,7 @@ def metric_words(metric: str) -> str:
 
 def _mine(gain: Gain) -> bool:
     return is_own(gain) or (gain.subject.tuning is None) or (
-        gain.task.tuned_by == gain.subject.tuning and gain.task.domain == "out"
+        gain.task.tuned_by == gain.subject.tuned_on and gain.task.domain == "out"
     )  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def _spread_subjects(analysis: Analysis, task: str) -> list[SubjectInfo]:
     return [
         s for s in scored
         if s.base is None
-        or (tuned_by is not None and s.tuning == tuned_by)
+        or (tuned_by is not None and s.tuned_on == tuned_by)
         or (tuned_by is None and s.base == end and not s.control)
     ]  # fmt: skip
 
@@ -323,7 +323,7 @@ def _short_subject(subject: SubjectInfo, own: str | None) -> str:
         return f"{place} untuned"
     if subject.control:
         return f"{place} control"
-    mine = subject.tuning is not None and subject.tuning == own
+    mine = subject.tuned_on is not None and subject.tuned_on == own
     what = "tuned" if mine else f"+ {subject.tuning or subject.adapter}"
     return f"{place} {what}" + (f", seed {subject.seed}" if subject.seed else "")
 
@@ -339,7 +339,8 @@ def _error_lengths(estimates: list[Estimate], level: str) -> list[list[float]]:
     ]
 
 
-def _legend(axes: Any) -> None:
+def legend(axes: Any) -> None:
+    """A legend below the panel, if there is anything to explain."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.figure.legend(
@@ -349,7 +350,8 @@ def _legend(axes: Any) -> None:
 
 
 @contextmanager
-def _panel(width: float = 4.5, height: float = 3.6) -> Iterator[tuple[Any, Any]]:
+def panel(width: float = 4.5, height: float = 3.6) -> Iterator[tuple[Any, Any]]:
+    """A figure of this size in inches with one pair of axes, in the report's style."""
     # matplotlib takes a second to import and only reports need it; Agg needs no display.
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -370,7 +372,8 @@ def _panel(width: float = 4.5, height: float = 3.6) -> Iterator[tuple[Any, Any]]
         yield figure, figure.add_subplot()
 
 
-def _save(figure: Any, out_dir: Path, section: str, name: str, alt: str) -> Picture:
+def save(figure: Any, out_dir: Path, section: str, name: str, alt: str) -> Picture:
+    """Writes a figure as PNG under a safe file name."""
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
     if safe != name:  # two names must not become one file
         safe += "_" + hashlib.blake2b(name.encode(), digest_size=3).hexdigest()

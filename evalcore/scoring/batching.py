@@ -29,12 +29,17 @@ class ScoreRequests:
             ``slots[choice_offsets[e]:choice_offsets[e + 1]]``.
         slots: int64 [choices], the continuation of ``batch`` that answers each choice.
         context_owner: int64 [N], the first example that needs each context.
+        unconditional_offsets: int64 [examples + 1], the same for ``unconditional_slots``.
+        unconditional_slots: int64 [unconditional choices], the continuation of ``batch`` that
+            answers each choice after an empty context (mutual information).
     """
 
     batch: ScoreBatch
     choice_offsets: OffsetArray
     slots: OffsetArray
     context_owner: OffsetArray
+    unconditional_offsets: OffsetArray
+    unconditional_slots: OffsetArray
 
 
 @dataclass(frozen=True)
@@ -76,38 +81,63 @@ def scorable(requests: pa.Table) -> Bools:
     return np.fromiter(("overflow" not in f for f in flags), dtype=np.bool_, count=len(flags))
 
 
+class _Groups:
+    """Distinct contexts, each with its distinct continuations, in order of first appearance."""
+
+    def __init__(self) -> None:
+        self._group_of: dict[bytes, int] = {}
+        self._places: list[dict[bytes, int]] = []
+        self.contexts: list[IntArray] = []
+        self.members: list[list[IntArray]] = []
+        self.owners: list[int] = []
+
+    def add(self, context: IntArray, continuation: IntArray, example: int) -> tuple[int, int]:
+        """(group, place in the group) of a request; a new one is kept."""
+        group = self._group_of.setdefault(context.tobytes(), len(self.contexts))
+        if group == len(self.contexts):
+            self._places.append({})
+            self.contexts.append(context)
+            self.members.append([])
+            self.owners.append(example)
+        place = self._places[group].setdefault(continuation.tobytes(), len(self.members[group]))
+        if place == len(self.members[group]):
+            self.members[group].append(continuation)
+        return group, place
+
+
 def score_requests(requests: pa.Table) -> ScoreRequests:
     """Builds the scoring batch of a request table (rows that overflow get no choices)."""
     contexts, continuations = _Lists.of(requests["contexts"]), _Lists.of(requests["continuations"])
+    before, alone = _plain_lists(requests), _Lists.of(requests["unconditional"])
     usable = scorable(requests)
-    group_of: dict[bytes, int] = {}
-    groups: list[dict[bytes, int]] = []
-    context_at: list[int] = []  # where in `contexts` the tokens of a group stand
-    owner: list[int] = []
-    pairs: list[tuple[int, int]] = []  # (group, place within the group) of each choice
-    tokens_at: list[list[int]] = []
+    groups = _Groups()
+    pairs: list[tuple[int, int]] = []
+    bare: list[tuple[int, int]] = []
     offsets = np.zeros(len(requests) + 1, dtype=np.int64)
+    bare_offsets = np.zeros_like(offsets)
     for e in range(len(requests)):
-        first, last = continuations.outer[e], continuations.outer[e + 1]
-        shared = contexts.outer[e + 1] - contexts.outer[e] == 1
-        for j in range(first, last) if usable[e] else ():
-            at = int(contexts.outer[e]) + (0 if shared else int(j - first))
-            group = group_of.setdefault(contexts.tokens(at).tobytes(), len(groups))
-            if group == len(groups):
-                groups.append({})
-                tokens_at.append([])
-                context_at.append(at)
-                owner.append(e)
-            key = continuations.tokens(j).tobytes()
-            place = groups[group].setdefault(key, len(groups[group]))
-            if place == len(tokens_at[group]):
-                tokens_at[group].append(int(j))
-            pairs.append((group, place))
-        offsets[e + 1] = len(pairs)
-    order = _prefix_order([contexts.tokens(at) for at in context_at])
-    batch, starts = _assemble(contexts, continuations, context_at, tokens_at, order)
-    slots = np.fromiter((starts[g] + p for g, p in pairs), dtype=np.int64, count=len(pairs))
-    return ScoreRequests(batch, offsets, slots, np.asarray(owner, dtype=np.int64)[order])
+        if usable[e]:
+            first, last = continuations.outer[e], continuations.outer[e + 1]
+            shared = contexts.outer[e + 1] - contexts.outer[e] == 1
+            for j in range(first, last):
+                at = int(contexts.outer[e]) + (0 if shared else int(j - first))
+                pairs.append(groups.add(contexts.tokens(at), continuations.tokens(j), e))
+            for j in range(alone.outer[e], alone.outer[e + 1]):
+                bare.append(groups.add(before[e], alone.tokens(j), e))
+        offsets[e + 1], bare_offsets[e + 1] = len(pairs), len(bare)
+    order = _prefix_order(groups.contexts)
+    batch, starts = _assemble(groups, order)
+    slots, bare_slots = (
+        np.fromiter((starts[g] + p for g, p in some), dtype=np.int64, count=len(some))
+        for some in (pairs, bare)
+    )
+    owners = np.asarray(groups.owners, dtype=np.int64)[order]
+    return ScoreRequests(batch, offsets, slots, owners, bare_offsets, bare_slots)
+
+
+def _plain_lists(requests: pa.Table) -> list[IntArray]:
+    column = requests["unconditional_context"].to_pylist()
+    return [np.asarray(tokens or [], dtype=np.int32) for tokens in column]
 
 
 def _prefix_order(contexts: Sequence[IntArray]) -> OffsetArray:
@@ -115,34 +145,25 @@ def _prefix_order(contexts: Sequence[IntArray]) -> OffsetArray:
     return np.asarray(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
-def _assemble(
-    contexts: _Lists,
-    continuations: _Lists,
-    context_at: list[int],
-    tokens_at: list[list[int]],
-    order: OffsetArray,
-) -> tuple[ScoreBatch, list[int]]:
+def _assemble(groups: _Groups, order: OffsetArray) -> tuple[ScoreBatch, list[int]]:
     """The flat batch in ``order``, and the first continuation of each group in it."""
-    starts = [0] * len(context_at)
-    count = 0
-    members: list[int] = []
-    group_sizes = []
+    starts = [0] * len(groups.contexts)
+    members: list[IntArray] = []
+    sizes = []
     for g in order:
-        starts[g] = count
-        count += len(tokens_at[g])
-        members += tokens_at[g]
-        group_sizes.append(len(tokens_at[g]))
+        starts[g] = len(members)
+        members += groups.members[g]
+        sizes.append(len(groups.members[g]))
     batch = ScoreBatch(
-        *_gather(contexts, [context_at[g] for g in order]),
-        *_gather(continuations, members),
-        np.repeat(np.arange(len(order), dtype=np.int32), group_sizes),
+        *_gather([groups.contexts[g] for g in order]),
+        *_gather(members),
+        np.repeat(np.arange(len(order), dtype=np.int32), sizes),
     )
     return batch, starts
 
 
-def _gather(lists: _Lists, items: Sequence[int]) -> tuple[IntArray, OffsetArray]:
-    offsets = np.zeros(len(items) + 1, dtype=np.int64)
-    parts = [lists.tokens(i) for i in items]
+def _gather(parts: Sequence[IntArray]) -> tuple[IntArray, OffsetArray]:
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
     flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
     return flat.astype(np.int32, copy=False), offsets
@@ -150,22 +171,23 @@ def _gather(lists: _Lists, items: Sequence[int]) -> tuple[IntArray, OffsetArray]
 
 def generate_requests(requests: pa.Table, settings: GenerationSettings) -> GenerateRequests:
     """Builds the generation batch of a request table; overflowing rows have slot -1."""
-    contexts = _Lists.of(requests["contexts"])
     usable = scorable(requests)
     seen: dict[bytes, int] = {}
-    at: list[int] = []
+    prompts: list[IntArray] = []
     owner: list[int] = []
     found = np.full(len(requests), -1, dtype=np.int64)
-    for e in np.flatnonzero(usable):
-        i = int(contexts.outer[e])
-        found[e] = seen.setdefault(contexts.tokens(i).tobytes(), len(at))
-        if found[e] == len(at):
-            at.append(i)
-            owner.append(int(e))
-    order = _prefix_order([contexts.tokens(i) for i in at])
-    place = np.empty(len(at), dtype=np.int64)
-    place[order] = np.arange(len(at))
-    flat, offsets = _gather(contexts, [at[i] for i in order])
-    slots = np.where(found >= 0, place[found] if len(at) else -1, -1)
-    owners = np.asarray(owner, dtype=np.int64)[order] if at else np.zeros(0, dtype=np.int64)
+    for e, tokens in enumerate(requests["prompt"].to_pylist()):
+        if not usable[e] or not tokens:
+            continue
+        prompt = np.asarray(tokens, dtype=np.int32)
+        found[e] = seen.setdefault(prompt.tobytes(), len(prompts))
+        if found[e] == len(prompts):
+            prompts.append(prompt)
+            owner.append(e)
+    order = _prefix_order(prompts)
+    place = np.empty(len(prompts), dtype=np.int64)
+    place[order] = np.arange(len(prompts))
+    flat, offsets = _gather([prompts[i] for i in order])
+    slots = np.where(found >= 0, place[found] if len(prompts) else -1, -1)
+    owners = np.asarray(owner, dtype=np.int64)[order]
     return GenerateRequests(GenerateBatch(flat, offsets, settings), slots, owners)

@@ -7,19 +7,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalcore.prompting import request_costs
+from evalcore.scoring.answers import constrained_choice, written_choice
 from evalcore.scoring.batching import GenerateRequests, ScoreRequests
 from evalcore.store import EXAMPLE_SCHEMA
-from evalcore.types import FloatArray, GenerateResult, OffsetArray, ScoreResult
+from evalcore.types import AnswerWay, FloatArray, GenerateResult, OffsetArray, ScoreResult
 
-_CARRIED = ("doc_id", "doc_index", "gold", "choice_bytes", "choice_chars", "references")
+_CARRIED = (
+    "doc_id", "doc_index", "gold", "golds", "choice_bytes", "choice_chars", "references", "shots",
+    "shots_dropped", "truncated_tokens", "flags",
+)  # fmt: skip
 
 
-def continuation_logprobs(requests: ScoreRequests, result: ScoreResult) -> FloatArray:
-    """float64 [choices]: summed log-probability of each choice of each example, in order."""
-    if not len(requests.slots):
+def continuation_logprobs(
+    requests: ScoreRequests, result: ScoreResult, slots: OffsetArray
+) -> FloatArray:
+    """float64 [len(slots)]: summed log-probability of each of these continuations."""
+    if not len(slots):
         return np.zeros(0, dtype=np.float64)
     sums = np.add.reduceat(result.token_logprobs, requests.batch.continuation_offsets[:-1])
-    return sums[requests.slots]
+    return sums[slots]
 
 
 def first_argmax(values: FloatArray, offsets: OffsetArray) -> np.ndarray:
@@ -38,7 +45,7 @@ def example_rows(
     answers: ScoreResult,
     first: int,
     *,
-    predict: bool,
+    answer: AnswerWay | None = None,
     generated: tuple[GenerateRequests, GenerateResult] | None = None,
 ) -> pa.Table:
     """Rows of one cell.
@@ -49,49 +56,79 @@ def example_rows(
         scored: Requests of the whole unit; this slice's examples start at ``first`` in it.
         answers: The engine's answer to ``scored.batch``.
         first: Where the slice starts among the unit's examples.
-        predict: Whether the arg max over choices is the prediction (multiple choice).
-        generated: Requests of this slice alone and their answer, for generation.
+        answer: How a choice is made (multiple choice); None where there is none to make.
+        generated: Requests of this slice alone and their answer, where something is generated.
 
     Returns:
         Table of n rows with exactly ``EXAMPLE_SCHEMA``.
     """
     n = len(table)
     bounds = scored.choice_offsets[first : first + n + 1]
-    own, offsets = slice(int(bounds[0]), int(bounds[-1])), bounds - bounds[0]
-    logprobs = continuation_logprobs(scored, answers)[own]
-    slots = scored.slots[own]
+    slots, offsets = scored.slots[bounds[0] : bounds[-1]], bounds - bounds[0]
+    logprobs = continuation_logprobs(scored, answers, slots)
     lengths = np.diff(scored.batch.continuation_offsets)[slots]
     computed, cached, prompt = _token_counts(table, scored, answers, first)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {name: table[name] for name in _CARRIED}
     columns |= {
         "cell": pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([cell])),
-        "prediction": pa.array(
-            first_argmax(logprobs, offsets) if predict else np.full(n, -1, np.int32)
-        ),
         "choice_logprobs": _lists(offsets, pa.array(logprobs)),
         "choice_tokens": _lists(offsets, pa.array(lengths.astype(np.int32))),
         "is_greedy": _lists(offsets, pa.array(answers.is_greedy[slots])),
-        "shots": table["shots"],
-        "shots_dropped": table["shots_dropped"],
-        "flags": table["flags"],
+        "unconditional_logprobs": _unconditional(scored, answers, first, n),
     }
     if generated is not None:
         columns |= _generation_columns(*generated)
         more_computed, more_cached = _generation_counts(*generated, n)
         computed, cached = computed + more_computed, cached + more_cached
+    if answer == "constrained":
+        chosen = _constrained(scored, answers, slots, offsets)
+    elif answer == "free":
+        chosen = _written(columns["text"], table)
+    elif answer is not None:
+        chosen = first_argmax(logprobs, offsets)
     else:
-        columns |= {
-            "text": pa.nulls(n, pa.string()),
-            "gen_tokens": pa.nulls(n, pa.int32()),
-            "finish_reason": pa.nulls(n, EXAMPLE_SCHEMA.field("finish_reason").type),
-        }
+        chosen = np.full(n, -1, np.int32)
     columns |= {
+        "prediction": pa.array(chosen),
         "prompt_tokens": pa.array(prompt.astype(np.int32)),
         "computed_tokens": pa.array(computed.astype(np.int32)),
         "cached_tokens": pa.array(cached.astype(np.int32)),
     }
-    arrays = [_cast(columns[field.name], field) for field in EXAMPLE_SCHEMA]
+    empty = {f.name: pa.nulls(n, f.type) for f in EXAMPLE_SCHEMA if f.name not in columns}
+    arrays = [_cast((columns | empty)[field.name], field) for field in EXAMPLE_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=EXAMPLE_SCHEMA)
+
+
+def _unconditional(
+    scored: ScoreRequests, answers: ScoreResult, first: int, n: int
+) -> pa.ListArray | pa.NullArray:
+    bounds = scored.unconditional_offsets[first : first + n + 1]
+    slots = scored.unconditional_slots[bounds[0] : bounds[-1]]
+    if not len(slots):  # most tasks never ask: null says more than empty lists
+        return pa.nulls(n, EXAMPLE_SCHEMA.field("unconditional_logprobs").type)
+    values = continuation_logprobs(scored, answers, slots)
+    return _lists(bounds - bounds[0], pa.array(values))
+
+
+def _constrained(
+    scored: ScoreRequests, answers: ScoreResult, slots: OffsetArray, offsets: OffsetArray
+) -> np.ndarray:
+    """int32 [examples]: what greedy decoding writes that may only write choices."""
+    bounds = scored.batch.continuation_offsets
+    chosen = np.full(len(offsets) - 1, -1, dtype=np.int32)
+    for e in range(len(chosen)):
+        own = slots[offsets[e] : offsets[e + 1]]
+        tokens = [scored.batch.continuation(int(s)).tolist() for s in own]
+        values = [answers.token_logprobs[bounds[s] : bounds[s + 1]].tolist() for s in own]
+        chosen[e] = constrained_choice(tokens, values)
+    return chosen
+
+
+def _written(texts: pa.Array | pa.ChunkedArray, table: pa.Table) -> np.ndarray:
+    """int32 [examples]: the choice each generated text begins with."""
+    pairs = zip(texts.to_pylist(), table["choices"].to_pylist(), strict=True)
+    chosen = [-1 if text is None else written_choice(text, choices) for text, choices in pairs]
+    return np.asarray(chosen, dtype=np.int32)
 
 
 def _lists(offsets: OffsetArray, values: pa.Array) -> pa.ListArray:
@@ -111,18 +148,14 @@ def _token_counts(
 ) -> tuple[OffsetArray, OffsetArray, OffsetArray]:
     """(computed, cached, prompt) int64 [n].
 
-    ``prompt`` is what the document asks for with every piece counted once: its context and all its
-    continuations. What an identical request of another document computed counts as cached.
+    ``prompt`` is what the document asks for with every piece counted once: its contexts and all
+    its continuations. What an identical request of another document computed counts as cached.
     """
     n = len(table)
-    contexts = pc.list_element(table["contexts"], 0)
-    prompt = pc.list_value_length(contexts).to_numpy().astype(np.int64)
-    bounds = scored.choice_offsets[first : first + n + 1]
-    lengths = np.diff(scored.batch.continuation_offsets)[scored.slots]
-    total = np.concatenate([[0], np.cumsum(lengths)])
-    prompt += total[bounds[1:]] - total[bounds[:-1]]
+    prompt = request_costs(table)
+    asked = np.diff(scored.choice_offsets[first : first + n + 1]) > 0
     computed = np.zeros(n, dtype=np.int64)
-    cached = np.where(np.diff(bounds) > 0, prompt, 0)
+    cached = np.where(asked, prompt, 0)
     mine = np.flatnonzero((scored.context_owner >= first) & (scored.context_owner < first + n))
     owner = scored.context_owner[mine] - first
     cached[owner] = 0
@@ -137,6 +170,10 @@ def _generation_columns(requests: GenerateRequests, result: GenerateResult) -> d
         "text": pa.array([result.texts[s] if s >= 0 else None for s in slots], pa.string()),
         "gen_tokens": pa.array(
             [result.token_counts[s] if s >= 0 else None for s in slots], pa.int32()
+        ),
+        "raw_text": pa.array(
+            [result.raw_texts[s] if s >= 0 and result.raw_texts else None for s in slots],
+            pa.string(),
         ),
         "finish_reason": pa.array(
             [result.finish_reasons[s] if s >= 0 else None for s in slots], pa.string()

@@ -19,17 +19,30 @@ from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_eng
 from evalcore.planning import Unit
 from evalcore.prompting import read_requests
 from evalcore.scoring.batching import generate_requests, score_requests
+from evalcore.scoring.generating import generate
 from evalcore.scoring.rows import example_rows
 from evalcore.store import ResultStore
-from evalcore.types import GenerationSettings, OutputType
+from evalcore.types import AnswerWay, Cell, GenerationSettings, generation_of
 
 
 @dataclass(frozen=True)
 class CellWork:
-    """What a worker must know of a cell to score it."""
+    """What a worker must know of a cell to score it.
 
-    output_type: OutputType
-    generation: GenerationSettings
+    Attributes:
+        answer: How a choice is made; None for tasks without choices.
+        generation: Settings of what is generated; None where nothing is.
+    """
+
+    answer: AnswerWay | None = None
+    generation: GenerationSettings | None = None
+
+    @classmethod
+    def of(cls, cell: Cell) -> CellWork:
+        """What scoring a cell takes."""
+        choice = cell.task.output_type == "multiple_choice"
+        generation = generation_of(cell.task, cell.variant)
+        return cls(cell.variant.answer if choice else None, generation)
 
 
 @dataclass(frozen=True)
@@ -174,10 +187,10 @@ class ScoringWorker:
         for part, table in zip(slices, tables, strict=True):
             work = job.cells[part.cell_key]
             generated = None
-            if work.output_type == "generate_until":
+            if work.generation is not None:
                 requests = generate_requests(table, work.generation)
                 begin = time.perf_counter()
-                result = self._engine.generate(requests.batch)
+                result = generate(self._engine, requests.batch)
                 engine_s += time.perf_counter() - begin
                 generated = (requests, result)
                 new_tokens += int(np.sum(result.token_counts))
@@ -190,7 +203,7 @@ class ScoringWorker:
                     scored,
                     answers,
                     first,
-                    predict=work.output_type == "multiple_choice",
+                    answer=work.answer,
                     generated=generated,
                 )
             )

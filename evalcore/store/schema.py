@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from evalcore.errors import IncompatibleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 EXAMPLE_SCHEMA: pa.Schema = pa.schema(
     [
@@ -17,13 +17,16 @@ EXAMPLE_SCHEMA: pa.Schema = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("doc_index", pa.int32()),
         pa.field("gold", pa.int32()),
+        pa.field("golds", pa.list_(pa.int32())),
         pa.field("prediction", pa.int32()),
         pa.field("choice_logprobs", pa.list_(pa.float64())),
         pa.field("choice_tokens", pa.list_(pa.int32())),
         pa.field("choice_bytes", pa.list_(pa.int32())),
         pa.field("choice_chars", pa.list_(pa.int32())),
         pa.field("is_greedy", pa.list_(pa.bool_())),
+        pa.field("unconditional_logprobs", pa.list_(pa.float64())),
         pa.field("text", pa.string()),
+        pa.field("raw_text", pa.string()),
         pa.field("references", pa.list_(pa.string())),
         pa.field("gen_tokens", pa.int32()),
         pa.field("finish_reason", pa.string()),
@@ -32,6 +35,7 @@ EXAMPLE_SCHEMA: pa.Schema = pa.schema(
         pa.field("cached_tokens", pa.int32()),
         pa.field("shots", pa.int32()),
         pa.field("shots_dropped", pa.int32()),
+        pa.field("truncated_tokens", pa.int32()),
         pa.field("flags", pa.list_(pa.string())),
     ]
 )
@@ -48,6 +52,8 @@ CELL_SCHEMA: pa.Schema = pa.schema(
         pa.field("adapter", pa.string()),
         pa.field("adapter_fingerprint", pa.string()),
         pa.field("tuning", pa.string()),
+        pa.field("tuned_on", pa.string()),
+        pa.field("method", pa.string()),
         pa.field("control", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("subject", pa.string()),
@@ -68,13 +74,20 @@ CELL_SCHEMA: pa.Schema = pa.schema(
         pa.field("variant_fingerprint", pa.string()),
         pa.field("shots", pa.int32()),
         pa.field("shots_seed", pa.int32()),
+        pa.field("shots_order", pa.int32()),
+        pa.field("shots_balance", pa.bool_()),
         pa.field("chat", pa.bool_()),
+        pa.field("listing", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("stops", pa.list_(pa.string())),
+        pa.field("max_tokens", pa.int32()),
         pa.field("max_length", pa.int32()),
         pa.field("engine", pa.string()),
         pa.field("dtype", pa.string()),
         pa.field("head_dtype", pa.string()),
         pa.field("device", pa.string()),
         pa.field("numerics", pa.string()),
+        pa.field("findings", pa.list_(pa.string())),
         pa.field("evalcore_version", pa.string()),
         pa.field("versions", pa.string()),
     ]

@@ -1,15 +1,31 @@
 """Tasks: definitions in YAML, their documents, and checks of the data."""
 
 from evalcore.tasks.baseline import trivial_baseline
-from evalcore.tasks.checks import Finding, check_documents
+from evalcore.tasks.checks import (
+    Finding,
+    check_counts,
+    check_documents,
+    check_requests,
+    check_selection,
+    check_source,
+)
 from evalcore.tasks.documents import (
     LoadCounts,
     content_key,
     documents_from_rows,
+    is_scorable,
     load_documents,
     load_documents_counted,
 )
-from evalcore.tasks.model import TaskDefinition, read_yaml, validation_line
+from evalcore.tasks.faults import DataFault, FileFault, TaskDataError, TaskError, TaskFault
+from evalcore.tasks.model import TaskDefinition
+from evalcore.tasks.reading import (
+    UniqueKeyLoader,
+    definition_error,
+    parse_yaml,
+    read_yaml,
+    validation_line,
+)
 from evalcore.tasks.registry import (
     list_tasks,
     load_task,
@@ -19,16 +35,29 @@ from evalcore.tasks.registry import (
 )
 
 __all__ = [
+    "DataFault",
+    "FileFault",
     "Finding",
     "LoadCounts",
+    "TaskDataError",
     "TaskDefinition",
+    "TaskError",
+    "TaskFault",
+    "UniqueKeyLoader",
+    "check_counts",
     "check_documents",
+    "check_requests",
+    "check_selection",
+    "check_source",
     "content_key",
+    "definition_error",
     "documents_from_rows",
+    "is_scorable",
     "list_tasks",
     "load_documents",
     "load_documents_counted",
     "load_task",
+    "parse_yaml",
     "read_task",
     "read_yaml",
     "select_tasks",

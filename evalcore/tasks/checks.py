@@ -1,14 +1,43 @@
-"""Checks of the data before anything is scored: each fault here has spoilt a published number."""
+"""Checks of the data before anything is scored: each fault here has spoilt a published number.
+
+Codes (``Finding.code``) are stable:
+
+=================  =======  ====================================================================
+no_documents       error    nothing to score
+gold_outside       error    gold values outside the choices: hidden labels, or a wrong mapping
+one_class          error    every gold is one label (warning where choices are the rows' own)
+shots_leak         error    shots stand in the scored rows (warning where loading took them out)
+train_leak         warning  rows to tune on stand in the scored rows (loading takes them out)
+unusable_rows      warning  rows left out because a value is missing
+empty_choices      error    a choice without text
+equal_choices      warning  two choices of a document are the same text
+duplicates         warning  documents repeat another's text
+empty_fields       warning  a field without text
+overflow           error    prompts that do not fit even without shots: recorded, never scored
+shots_dropped      warning  prompts that lost shots to fit
+truncated          warning  prompts whose beginning was cut
+counted_twice      warning  a data set stands twice in a group's mean
+not_pinned         note     rows of a revision that can move; the commit they came from
+=================  =======  ====================================================================
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from evalcore.tasks.documents import content_key
-from evalcore.types import Document, Task
+from evalcore.identity import text_fingerprint
+from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, content_key
+from evalcore.tasks.hub import is_commit, resolved_commit
+from evalcore.types import Document, Task, Variant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Level = Literal["error", "warning", "note"]
+ONE_CLASS_FROM = 10  # so few documents may well be of one class
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +45,23 @@ class Finding:
     """Something about a task's data that a person should know.
 
     Attributes:
-        level: ``error``: scores would mean nothing; ``warning``: they need a remark.
+        level: ``error``: scores would mean nothing; ``warning``: they need a remark; ``note``: for
+            the record (no reason to stop a strict run).
         code: Stable name of the check.
-        message: One line with numbers.
+        message: One line with numbers, the first rows, and the consequence.
         count: Documents concerned.
+        task: Name of the task (of several, joined by commas).
+        rows: Numbers of the first rows concerned, counted in their split (after its cut) from 0.
+        consequence: What it does to the scores.
     """
 
-    level: Literal["error", "warning"]
+    level: Level
     code: str
     message: str
     count: int
+    task: str = ""
+    rows: tuple[int, ...] = ()
+    consequence: str = ""
 
 
 def check_documents(
@@ -38,36 +74,209 @@ def check_documents(
         docs: Its scored documents (all of them: a limit hides faults).
         shots: The pool shots are drawn from.
     """
-    findings: list[Finding] = []
-
-    def add(level: Literal["error", "warning"], code: str, count: int, text: str) -> None:
-        if count:
-            findings.append(Finding(level, code, f"task {task.name}: {text}", count))
-
+    if not docs:
+        return [_finding(task, "error", "no_documents", "no documents", "there is no score", [], 1)]
+    found = _gold_findings(task, docs) if task.output_type == "multiple_choice" else []
     total = len(docs)
-    add("error", "no_documents", int(total == 0), "no documents")
-    if task.output_type == "multiple_choice" and docs:
-        outside = sum(doc.gold < 0 for doc in docs)
-        add(
-            "error", "gold_outside", outside,
-            f"{outside} of {total} gold values are outside the choices (hidden labels?)",
+    keys: defaultdict[str, list[int]] = defaultdict(list)
+    for doc in docs:
+        keys[content_key(doc)].append(doc.index)
+    copies = sorted(i for rows in keys.values() for i in rows[1:])
+    found += _if_any(
+        task, "warning", "duplicates", copies,
+        f"{len(copies)} of {total} documents repeat another's text",
+        "they count more than once and standard errors come out too small",
+    )  # fmt: skip
+    constant = {
+        name
+        for name, part in task.spec.get("fields", {}).items()
+        if isinstance(part, dict) and part.get("text") is not None
+    }
+    empty = [
+        doc.index
+        for doc in docs
+        if any(not str(v).strip() for k, v in doc.fields.items() if k not in constant)
+    ]
+    found += _if_any(
+        task, "warning", "empty_fields", empty,
+        f"{len(empty)} of {total} documents have an empty field",
+        "their prompts lack a part of the question",
+    )  # fmt: skip
+    leaked = sorted(i for shot in shots for i in keys.get(content_key(shot), ())[:1])
+    found += _if_any(
+        task, "error", "shots_leak", leaked,
+        f"{len(leaked)} of {len(shots)} shots stand in the scored rows",
+        "the answer is in the prompt; draw shots from another split",
+    )  # fmt: skip
+    return found
+
+
+def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
+    total, found = len(docs), []
+    outside = [doc.index for doc in docs if doc.gold < 0]
+    found += _if_any(
+        task, "error", "gold_outside", outside,
+        f"{len(outside)} of {total} gold values are outside the choices (hidden labels?)",
+        "accuracy would be a share of predictions, not of right answers; take a labelled split",
+    )  # fmt: skip
+    classes = {doc.gold for doc in docs if doc.gold >= 0}
+    if len(classes) == 1 and not outside and total >= ONE_CLASS_FROM:
+        found += _if_any(
+            task, "error" if task.choices else "warning", "one_class", [d.index for d in docs],
+            f"all {total} gold values are choice {next(iter(classes))}",
+            "hidden labels, or the right choice always in one place: a model that always says it "
+            "scores 1.0",
         )  # fmt: skip
-        classes = {doc.gold for doc in docs if doc.gold >= 0}
-        one = len(classes) == 1 and total >= 20 and outside == 0
-        add(
-            "error" if task.choices else "warning", "one_class", total * int(one),
-            f"all {total} gold values are choice {next(iter(classes), -1)} "
-            f"(hidden labels, or unshuffled choices)",
+    equal = [d.index for d in docs if len({c.strip().lower() for c in d.choices}) < len(d.choices)]
+    found += _if_any(
+        task, "warning", "equal_choices", equal,
+        f"{len(equal)} of {total} documents have two equal choices",
+        "of equal choices the first wins, right or wrong",
+    )  # fmt: skip
+    blank = [doc.index for doc in docs if any(not choice.strip() for choice in doc.choices)]
+    found += _if_any(
+        task, "error", "empty_choices", blank,
+        f"{len(blank)} of {total} documents have an empty choice",
+        "a choice without tokens has no log-probability",
+    )  # fmt: skip
+    return found
+
+
+def check_counts(task: Task, role: Role, counts: LoadCounts) -> list[Finding]:
+    """What loading a split left out: rows that leak, rows without values.
+
+    Leaked rows never reach a prompt or a tuning, but a split that holds them is not the split
+    somebody meant.
+    """
+    where = f"{counts.leaked} of {counts.rows} rows of the {role} split"
+    found = []
+    if counts.leaked:
+        consequence = "they were taken out, or the answer would be known; check splits of the task"
+        what = {"shots": "shots_leak", "train": "train_leak"}[role]
+        found.append(
+            _finding(
+                task, "warning", what, f"{where} stand in the scored rows", consequence,
+                counts.leaked_rows, counts.leaked,
+            )
         )  # fmt: skip
-        equal = sum(len({c.strip().lower() for c in d.choices}) < len(d.choices) for d in docs)
-        add("warning", "equal_choices", equal, f"{equal} of {total} have two equal choices")
-    keys = Counter(content_key(doc) for doc in docs)
-    copies = sum(count - 1 for count in keys.values())
-    add("warning", "duplicates", copies, f"{copies} of {total} documents repeat another's text")
-    empty = sum(any(not str(value).strip() for value in doc.fields.values()) for doc in docs)
-    add("warning", "empty_fields", empty, f"{empty} of {total} documents have an empty field")
-    blank = sum(any(not choice.strip() for choice in doc.choices) for doc in docs)
-    add("error", "empty_choices", blank, f"{blank} of {total} documents have an empty choice")
-    leaked = sum(content_key(shot) in keys for shot in shots)
-    add("error", "shots_leak", leaked, f"{leaked} of {len(shots)} shots stand in the scored rows")
-    return findings
+    if counts.unusable:
+        found.append(
+            _finding(
+                task, "warning", "unusable_rows",
+                f"{counts.unusable} of {counts.rows} rows of the {role} split lack a value",
+                "they are left out, so the score is of the others only",
+                counts.unusable_rows, counts.unusable,
+            )
+        )  # fmt: skip
+    return found
+
+
+def check_requests(
+    task: Task, variant: Variant, table: pa.Table, *, max_length: int | None = None
+) -> list[Finding]:
+    """Looks at how prompts fitted: what was not scored, and what lost shots or its beginning.
+
+    Args:
+        task: The task.
+        variant: The prompt variant.
+        table: Its requests, with the columns ``flags``, ``doc_index`` and ``shots_dropped``.
+        max_length: Longest prompt and answer in tokens, for the message.
+    """
+    flags = table["flags"].to_pylist()
+    indices = table["doc_index"].to_pylist()
+    total, found = len(flags), []
+    room = f" into {max_length} tokens" if max_length else ""
+    texts: dict[str, tuple[Level, str, str]] = {
+        "overflow": (
+            "error", f"do not fit{room} even without shots",
+            "they are recorded and not scored, so the score is of the shorter documents only",
+        ),
+        "shots_dropped": (
+            "warning", f"lost shots to fit{room}",
+            "they are answered with fewer shots than the variant names",
+        ),
+        "truncated": (
+            "warning", f"lost their beginning to fit{room}",
+            "they are answered without a part of the shots or of the question",
+        ),
+    }  # fmt: skip
+    for flag, (level, what, consequence) in texts.items():
+        rows = [index for index, own in zip(indices, flags, strict=True) if flag in (own or ())]
+        share = len(rows) / total if total else 0.0
+        found += _if_any(
+            task, level, flag, rows,
+            f"{len(rows)} of {total} prompts ({share:.1%}) under {variant.name} {what}",
+            consequence,
+        )  # fmt: skip
+    return found
+
+
+def check_selection(tasks: Iterable[Task]) -> list[Finding]:
+    """Looks for data that would count twice in the mean of one tuning's group.
+
+    Two tasks do when they belong to one tuning and domain, and read the same split of the same
+    source through the same fields; or when two names stand for one definition.
+    """
+    groups: defaultdict[tuple, list[Task]] = defaultdict(list)
+    for task in {task.name: task for task in tasks}.values():
+        source, splits = task.spec.get("source"), task.spec.get("splits") or {}
+        if source is None:
+            continue
+        columns = sorted(str(part) for part in (task.spec.get("fields") or {}).values())
+        read = text_fingerprint([source, splits.get("score"), columns])
+        groups[(task.tuned_by, task.domain, read)].append(task)
+    found = []
+    for (tuned_by, _, _), several in groups.items():
+        if len(several) < 2:
+            continue
+        names = ", ".join(task.name for task in several)
+        where = f"the group of {tuned_by}" if tuned_by else "the tasks of no tuning"
+        consequence = "its rows count twice in every mean over them; leave one out"
+        found.append(
+            Finding(
+                "warning", "counted_twice",
+                f"tasks {names} read the same rows and both stand in {where}: {consequence}",
+                len(several), names, (), consequence,
+            )
+        )  # fmt: skip
+    return found
+
+
+def check_source(task: Task) -> list[Finding]:
+    """Notes rows that came from a revision that can move, with the commit they came from."""
+    hub = (task.spec.get("source") or {}).get("hub")
+    commit = resolved_commit(hub) if hub else None
+    if hub is None or commit is None or is_commit(hub.get("revision")):
+        return []
+    consequence = "a later run may read other rows; pin this commit to keep them"
+    return [
+        Finding(
+            "note", "not_pinned",
+            f"task {task.name}: data set {hub['repo']} is not pinned, resolved to {commit}: "
+            f"{consequence}", 0, task.name, (), consequence,
+        )
+    ]  # fmt: skip
+
+
+def _if_any(
+    task: Task, level: Level, code: str, rows: Sequence[int], text: str, consequence: str
+) -> list[Finding]:
+    return [_finding(task, level, code, text, consequence, rows, len(rows))] if rows else []
+
+
+def _finding(
+    task: Task,
+    level: Level,
+    code: str,
+    text: str,
+    consequence: str,
+    rows: Sequence[int],
+    count: int,
+) -> Finding:
+    first = tuple(rows[:ROWS_SHOWN])
+    where = ""
+    if first:
+        dots = ", ..." if count > len(first) else ""
+        where = f" (row{'s' * (count > 1)} {', '.join(map(str, first))}{dots})"
+    message = f"task {task.name}: {text}{where}: {consequence}"
+    return Finding(level, code, message, count, task.name, first, consequence)

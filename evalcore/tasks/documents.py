@@ -1,4 +1,4 @@
-"""From rows to documents: fields, choices, gold, references, content ids."""
+"""From rows to documents: loading the splits of a task, with content ids."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evalcore.errors import DataError, DefinitionError
-from evalcore.identity import document_id
-from evalcore.tasks.sources import Row, load_rows
+from evalcore.identity import document_id, text_fingerprint
+from evalcore.tasks.columns import (
+    MISSING,
+    Row,
+    choice_texts,
+    columns_named,
+    field_value,
+    gold_index,
+    reference_texts,
+    value_at,
+)
+from evalcore.tasks.faults import DataFault, TaskDataError, TaskError, TaskFault
+from evalcore.tasks.sources import load_rows
 from evalcore.types import Document, Task
 
 logger = logging.getLogger("evalcore")
 
 Role = Literal["score", "shots", "train"]
-_MISSING = object()
+ROWS_SHOWN = 5
 _SPACES = re.compile(r"\s+")
 
 
@@ -30,11 +40,15 @@ class LoadCounts:
         rows: Rows read.
         unusable: Rows left out because a field, the gold or all references are missing.
         leaked: Rows of shots or training left out because the scored split holds their text.
+        leaked_rows: Numbers of the first of those, in their own split.
+        unusable_rows: Numbers of the first rows without a value.
     """
 
     rows: int
     unusable: int
     leaked: int
+    leaked_rows: tuple[int, ...] = ()
+    unusable_rows: tuple[int, ...] = ()
 
 
 def load_documents(
@@ -42,8 +56,9 @@ def load_documents(
 ) -> list[Document]:
     """Documents of a task in file order; a larger limit adds documents at the end.
 
-    Rows with missing values are left out. Rows for shots and training whose text stands in the
-    scored split are left out too, whatever the limit, so that they never depend on it.
+    Rows with missing values are left out; a gold outside the label set is no missing value: such
+    rows stay (gold -1), so that the check finds them. Rows for shots and training whose text
+    stands in the scored split are left out too, whatever the limit.
 
     Args:
         task: The task.
@@ -65,25 +80,67 @@ def load_documents(
 
 
 def load_documents_counted(
-    task: Task, role: Role, *, data_root: Path | None = None
+    task: Task,
+    role: Role,
+    *,
+    data_root: Path | None = None,
+    scored: Sequence[Document] | None = None,
 ) -> tuple[list[Document], LoadCounts]:
-    """Like :func:`load_documents` without a limit, with counts."""
-    split = task.spec["splits"].get(role)
-    if split is None:
-        raise DefinitionError(f"task {task.name}: key splits.{role} is missing, {role} needs it")
-    rows = load_rows(task.spec["source"], split, data_root)
+    """Like :func:`load_documents` without a limit, with counts (see ``check_counts``).
+
+    Args:
+        task: The task.
+        role: Which split.
+        data_root: Folder of local data.
+        scored: The scored documents, if they are at hand: saves reading them again.
+    """
+    split = _split_of(task, role)
+    try:
+        rows = load_rows(task.spec["source"], split, data_root)
+    except TaskDataError as error:
+        raise TaskDataError(error.fault, f"task {task.name}: {error}") from None
     documents = documents_from_rows(task, rows, where=f"task {task.name}, split {split}")
-    usable = len(documents)
-    if role != "score":
-        scored, _ = load_documents_counted(task, "score", data_root=data_root)
+    kept = {document.index for document in documents}
+    unusable = [index for index in range(len(rows)) if index not in kept]
+    leaked: list[int] = []
+    if role != "score" and task.spec["splits"].get("score") is not None:
+        if scored is None:
+            scored, _ = load_documents_counted(task, "score", data_root=data_root)
         texts = {content_key(document) for document in scored}
-        documents = [d for d in documents if content_key(d) not in texts]
+        leaked = [d.index for d in documents if content_key(d) in texts]
+        gone = set(leaked)
+        documents = [d for d in documents if d.index not in gone]
     if not documents:
-        raise DataError(
-            f"task {task.name}, split {split}: none of {len(rows)} rows is usable"
-            + (" (all stand in the scored split)" if usable else " (missing values)")
+        raise TaskDataError(
+            DataFault.NO_USABLE_ROW,
+            f"task {task.name}, split {split}: none of {len(rows)} rows is usable "
+            + ("(all stand in the scored split)" if leaked else "(missing values)")
+            + "; check splits and columns of the task",
         )
-    return documents, LoadCounts(len(rows), len(rows) - usable, usable - len(documents))
+    shown = tuple(leaked[:ROWS_SHOWN]), tuple(unusable[:ROWS_SHOWN])
+    return documents, LoadCounts(len(rows), len(unusable), len(leaked), *shown)
+
+
+def _split_of(task: Task, role: Role) -> str:
+    splits = task.spec["splits"]
+    if splits.get(role) is not None:
+        return str(splits[role])
+    if role == "score":
+        raise TaskError(
+            TaskFault.TUNING_ONLY,
+            f"task {task.name} is for tuning only (its splits.score is null): take it out of the "
+            f"tasks to score, and tune on it with a study file",
+        )
+    raise TaskError(
+        TaskFault.NO_SUCH_ROLE,
+        f"task {task.name}: key splits.{role} is missing, {role} needs it; name a split there",
+    )
+
+
+def is_scorable(task: Task) -> bool:
+    """Whether a task can be scored; False for data that is only there to tune on."""
+    splits = task.spec.get("splits")
+    return splits is None or splits.get("score") is not None
 
 
 def content_key(document: Document) -> str:
@@ -104,12 +161,13 @@ def documents_from_rows(task: Task, rows: Sequence[Row], where: str) -> list[Doc
     copies: Counter[str] = Counter()
     documents = []
     for index, row in enumerate(rows):
-        fields = {name: _get(row, column) for name, column in spec["fields"].items()}
-        if any(value is None or value is _MISSING for value in fields.values()):
+        here = f"{where}, row {index}"
+        fields = {name: field_value(part, row, here) for name, part in spec["fields"].items()}
+        if any(value is None or value is MISSING for value in fields.values()):
             continue
-        choices = _choices(spec.get("choices"), row)
-        gold = _gold(spec.get("gold"), row, choices or (), f"{where}, row {index}")
-        references = _references(spec.get("references"), row)
+        choices = choice_texts(spec.get("choices"), row, _order_key(spec, fields))
+        gold = gold_index(spec.get("gold"), row, choices or (), here)
+        references = reference_texts(spec.get("references"), row)
         if choices is None or gold is None or references is None:
             continue
         first = document_id(fields, choices, gold, references, 0)
@@ -120,80 +178,16 @@ def documents_from_rows(task: Task, rows: Sequence[Row], where: str) -> list[Doc
     return documents
 
 
+def _order_key(spec: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    shuffled = (spec.get("choices") or {}).get("order") == "shuffled"
+    return text_fingerprint(fields) if shuffled else ""
+
+
 def _check_columns(spec: Mapping[str, Any], rows: Sequence[Row], where: str) -> None:
-    wanted = dict(spec["fields"])
-    for key in ("gold", "references", "choices"):
-        part = spec.get(key) or {}
-        if part.get("column"):
-            wanted[key] = part["column"]
-        for number, column in enumerate(part.get("columns") or ()):
-            wanted[f"{key}.columns[{number}]"] = column
-    for key, column in wanted.items():
-        if rows and all(_get(row, column) is _MISSING for row in rows[:1000]):
+    for key, column in columns_named(spec).items():
+        if rows and all(value_at(row, column) is MISSING for row in rows[:1000]):
             there = ", ".join(sorted({str(name) for row in rows[:100] for name in row}))
-            raise DataError(f"{where}: key {key}: no column {column!r}; columns are {there}")
-
-
-def _get(row: Row, column: str) -> Any:
-    """Value of a column; ``a.b`` looks into a nested column; _MISSING if there is none."""
-    if column in row:
-        return row[column]
-    value: Any = row
-    for part in column.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return _MISSING
-        value = value[part]
-    return value
-
-
-def _choices(spec: Mapping[str, Any] | None, row: Row) -> tuple[str, ...] | None:
-    if spec is None:
-        return ()
-    if spec.get("labels"):
-        return tuple(spec["labels"])
-    if spec.get("column"):
-        values = _get(row, spec["column"])
-        if not isinstance(values, (list, tuple)):
-            return None
-    else:
-        values = [_get(row, column) for column in spec["columns"]]
-    if len(values) < 2 or any(value is None or value is _MISSING for value in values):
-        return None
-    return tuple(str(value) for value in values)
-
-
-def _gold(
-    spec: Mapping[str, Any] | None, row: Row, choices: Sequence[str], where: str
-) -> int | None:
-    """Index of the right choice; -1 if the value is outside the set; None if it is missing."""
-    if spec is None:
-        return -1
-    value = _get(row, spec["column"])
-    if value is None or value is _MISSING:
-        return None
-    if spec.get("map"):
-        index = spec["map"].get(str(value), -1)
-    elif isinstance(value, bool):
-        index = int(value)
-    elif isinstance(value, int):
-        index = value
-    elif isinstance(value, float) and value.is_integer():
-        index = int(value)
-    elif isinstance(value, str):
-        text = value.strip()
-        if text in choices:
-            index = list(choices).index(text)
-        else:
-            index = int(text) if text.isdecimal() else -1
-    else:
-        raise DataError(f"{where}: gold should be an index or a label, not {value!r}")
-    return index if 0 <= index < len(choices) else -1
-
-
-def _references(spec: Mapping[str, Any] | None, row: Row) -> tuple[str, ...] | None:
-    if spec is None:
-        return ()
-    value = _get(row, spec["column"])
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    texts = tuple(str(v) for v in values if v is not None and v is not _MISSING and str(v).strip())
-    return texts or None
+            raise TaskDataError(
+                DataFault.MISSING_COLUMN,
+                f"{where}: key {key}: no column {column!r}; columns are {there}",
+            )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from evalcore.errors import DefinitionError, UnknownNameError
+from evalcore.errors import UnknownNameError
 from evalcore.identity import text_fingerprint
-from evalcore.tasks.model import TaskDefinition, read_yaml, validation_line
+from evalcore.tasks.documents import is_scorable
+from evalcore.tasks.faults import TaskError, TaskFault
+from evalcore.tasks.model import TaskDefinition
+from evalcore.tasks.reading import definition_error, read_yaml
 from evalcore.types import GenerationSettings, Task
 
 DEFINITIONS = Path(__file__).parent / "definitions"
+_WORDS = {"description", "licence", "citation", "home"}
 
 
 def read_task(path: Path) -> Task:
@@ -23,16 +28,32 @@ def read_task(path: Path) -> Task:
         DefinitionError: If it is not what the schema says (one line: file, key, expected).
     """
     try:
+        about = path.stat()
+        return _read_task(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return _read_task(path, 0, 0)  # says what is wrong with it
+
+
+@lru_cache(maxsize=1024)
+def _read_task(path: Path, mtime_ns: int, size: int) -> Task:
+    """Reads a file once for each of its states: a run asks for all tasks again and again."""
+    try:
         definition = TaskDefinition.model_validate(read_yaml(path, "task file"))
     except ValidationError as error:
-        raise DefinitionError(validation_line(error, "task file", path)) from None
+        raise definition_error(error, "task file", path, TaskDefinition) from None
     return task_from_definition(definition)
 
 
 def task_from_definition(definition: TaskDefinition) -> Task:
     """The frozen value other modules use."""
-    spec = definition.model_dump(mode="json")
-    generation = definition.generation
+    # Defaults are left out, so that keys added to the schema change no identity; words about the
+    # data are no part of what is scored.
+    spec = definition.model_dump(mode="json", exclude_defaults=True)
+    generation = GenerationSettings()
+    if definition.generation is not None:
+        given = spec["generation"] = definition.generation.model_dump(mode="json")
+        generation = GenerationSettings(given["max_tokens"], tuple(given["stops"]), given["run_on"])
+    content = {key: value for key, value in spec.items() if key not in _WORDS}
     return Task(
         name=definition.name,
         version=definition.version,
@@ -43,11 +64,9 @@ def task_from_definition(definition: TaskDefinition) -> Task:
         tuned_by=definition.tuned_by,
         domain=definition.domain,
         choices=tuple((definition.choices.labels if definition.choices else None) or ()),
-        generation=GenerationSettings(generation.max_tokens, tuple(generation.stops))
-        if generation
-        else GenerationSettings(),
+        generation=generation,
         description=definition.description,
-        fingerprint=text_fingerprint(["task", spec]),
+        fingerprint=text_fingerprint(["task", content]),
         spec=spec,
     )
 
@@ -61,7 +80,7 @@ def _files(search: Sequence[Path]) -> list[Path]:
         elif place.is_dir():
             files += sorted([*place.glob("*.yaml"), *place.glob("*.yml")])
         else:
-            raise DefinitionError(f"task folder {place} does not exist")
+            raise TaskError(TaskFault.NO_SUCH_FOLDER, f"task folder {place} does not exist")
     return files
 
 
@@ -76,7 +95,10 @@ def list_tasks(search: Sequence[Path] = ()) -> list[Task]:
         task = read_task(file)
         known = tasks.get(task.name)
         if known is not None and known[1].resolve() != file.resolve():
-            raise DefinitionError(f"task {task.name} is defined twice: {known[1]} and {file}")
+            raise TaskError(
+                TaskFault.DEFINED_TWICE,
+                f"task {task.name} is defined twice: {known[1]} and {file}; rename one",
+            )
         tasks[task.name] = (task, file)
     return [tasks[name][0] for name in sorted(tasks)]
 
@@ -99,8 +121,9 @@ def load_task(name: str, search: Sequence[Path] = ()) -> Task:
 def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
     """Tasks of a comma-separated list of names, groups, patterns, YAML files, or ``all``.
 
-    A group stands for all its tasks; a name that is both means the task alone (``name*`` takes
-    its relatives too). Order as given, each task once.
+    ``all`` leaves out tasks that are for tuning only. A group stands for all its tasks; a name
+    that is both means the task alone (``name*`` takes its relatives too). Order as given, each
+    task once.
 
     Raises:
         UnknownNameError: With the nearest names.
@@ -108,14 +131,16 @@ def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
     """
     names = [part.strip() for part in selection.split(",") if part.strip()]
     if not names:
-        raise DefinitionError("no tasks given: expected names joined by commas, or all")
+        raise TaskError(
+            TaskFault.NOTHING_SELECTED, "no tasks given: expected names joined by commas, or all"
+        )
     tasks = list_tasks(search)
     by_name = {task.name: task for task in tasks}
     groups = {task.group for task in tasks}
     chosen: dict[str, Task] = {}
     for name in names:
         if name == "all":
-            found = tasks
+            found = [task for task in tasks if is_scorable(task)]
         elif name in by_name:
             found = [by_name[name]]
         elif name in groups:

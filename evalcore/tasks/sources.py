@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evalcore.errors import DataError, UnknownNameError
+from evalcore.errors import UnknownNameError
+from evalcore.tasks.columns import Row
+from evalcore.tasks.faults import DataFault, TaskDataError
+from evalcore.tasks.hub import hub_table
+from evalcore.tasks.model import split_range
 
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
-
-Row = Mapping[str, Any]
 
 
 def load_rows(source: Mapping[str, Any], split: str, data_root: Path | None = None) -> list[Row]:
@@ -21,19 +22,34 @@ def load_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
 
     Args:
         source: The ``source`` part of a task definition.
-        split: Name of the split.
+        split: Name of the split, with a cut if need be (``train[:1000]``).
         data_root: Folder of local data: ``<path>/<split>.*`` of path sources and
             ``<repo>/<config>/<split>.*`` of hub sources.
 
     Raises:
-        DataError: If the data is missing or broken; says what to fetch and where to put it.
+        TaskDataError: If the data is missing or broken; says what to fetch and where to put it.
     """
+    name, start, stop = split_range(split)
     if source.get("generator"):
-        return _generated(str(source["dataset"]), split)
+        return _generated(str(source["dataset"]), name)[start:stop]
     root = data_root if data_root is not None else _environment_root()
     if source.get("path"):
-        return _from_path(str(source["path"]), split, root)
-    return _from_hub(source["hub"], split, root)
+        return _from_path(str(source["path"]), name, root)[start:stop]
+    hub = source["hub"]
+    if root is not None:
+        folder = root / hub["repo"] / (hub.get("config") or "")
+        files = split_files(folder, name)
+        if files:
+            return _rows_of(files)[start:stop]
+        there = _splits_in(folder)
+        if there:
+            raise TaskDataError(
+                DataFault.NO_SUCH_SPLIT,
+                f"no rows of split {name!r} in {folder}: there are {', '.join(there)}; put "
+                f"{name}.parquet (or .jsonl, .csv, .arrow) of {hub['repo']} beside them",
+            )
+    table = hub_table(hub, name, root)
+    return table.slice(start, None if stop is None else max(0, stop - start)).to_pylist()
 
 
 def _environment_root() -> Path | None:
@@ -49,52 +65,44 @@ def _generated(dataset: str, split: str) -> list[Row]:
     try:
         return list(pocket.pocket_rows(dataset, split))
     except (KeyError, ValueError) as error:
-        raise DataError(f"pocket data set {dataset} has no split {split!r} ({error})") from None
+        raise TaskDataError(
+            DataFault.NO_SUCH_SPLIT, f"pocket data set {dataset} has no split {split!r} ({error})"
+        ) from None
 
 
 def _from_path(path: str, split: str, root: Path | None) -> list[Row]:
     folder = Path(path).expanduser()
     if not folder.is_absolute():
         if root is None:
-            raise DataError(f"data folder {path!r} is relative: give --data-root FOLDER")
+            raise TaskDataError(
+                DataFault.NO_DATA_ROOT, f"data folder {path!r} is relative: give --data-root FOLDER"
+            )
         folder = root / folder
     files = split_files(folder, split)
     if not files:
-        raise DataError(
+        there = _splits_in(folder)
+        raise TaskDataError(
+            DataFault.NO_SUCH_SPLIT,
             f"no rows of split {split!r}: looked for {folder}/{split}.{{{','.join(_SUFFIXES)}}}"
+            + (f"; there are {', '.join(there)}" if there else "; the folder holds no data"),
         )
+    return _rows_of(files)
+
+
+def _rows_of(files: list[Path]) -> list[Row]:
     return [row for file in files for row in read_rows(file)]
 
 
-def _from_hub(hub: Mapping[str, Any], split: str, root: Path | None) -> list[Row]:
-    repo, config, revision = hub["repo"], hub.get("config"), hub.get("revision")
-    if root is not None:
-        folder = root / repo / config if config else root / repo
-        files = split_files(folder, split)
-        if files:
-            return [row for file in files for row in read_rows(file)]
-    return _download(repo, config, revision, split)
-
-
-@lru_cache(maxsize=8)
-def _download(repo: str, config: str | None, revision: str | None, split: str) -> list[Row]:
-    place = f"<data-root>/{repo}/{config + '/' if config else ''}{split}.parquet"
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    try:
-        import datasets  # seconds to import: only for hub data
-
-        data = datasets.load_dataset(repo, config, split=split, revision=revision)
-        return [dict(row) for row in data]
-    except Exception as error:  # the library raises many kinds; each means: not to be had
-        why = (
-            "HF_HUB_OFFLINE is set and it is not in the cache"
-            if offline
-            else (f"{type(error).__name__}")
-        )
-        raise DataError(
-            f"data set {repo}{f' ({config})' if config else ''} split {split!r} is not to be had: "
-            f"{why}; put its rows at {place} and give --data-root, or fetch it while online"
-        ) from None
+def _splits_in(folder: Path) -> list[str]:
+    """Names of the splits a folder holds."""
+    if not folder.is_dir():
+        return []
+    names = {
+        file.name.removesuffix(f".{suffix}").partition("-0")[0]
+        for suffix in _SUFFIXES
+        for file in folder.glob(f"*.{suffix}")
+    }
+    return sorted(names)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -121,7 +129,7 @@ def read_rows(file: Path) -> list[Row]:
     """Rows of one parquet, jsonl, json, csv or arrow file.
 
     Raises:
-        DataError: If the file is broken.
+        TaskDataError: If the file is broken.
     """
     import pyarrow as pa
 
@@ -130,7 +138,10 @@ def read_rows(file: Path) -> list[Row]:
             return _read_json_rows(file)
         return _read_table(file).to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"data file {file} is broken: {str(error).splitlines()[0]}") from None
+        raise TaskDataError(
+            DataFault.BROKEN_FILE,
+            f"data file {file} is broken: {(str(error) or type(error).__name__).splitlines()[0]}",
+        ) from None
 
 
 def _read_json_rows(file: Path) -> list[Row]:

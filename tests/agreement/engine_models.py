@@ -33,26 +33,50 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_model(folder: Path, kind: str, seed: int, *, layers: int = 3) -> Path:
-    """Saves a random float32 model: ``kind`` is llama or olmo, ``-tied`` or ``-untied``."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, OlmoConfig
+# Linear layers an adapter changes, where they are not named as in Llama.
+NEOX_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+WINDOW = 48
 
-    family, tying = kind.split("-")
+
+def _config(kind: str, layers: int) -> Any:
+    """A small configuration of a kind: family, and ``-tied``, ``-untied`` or ``-sliding``."""
+    import transformers as t
+
+    family, special = kind.split("-")
     common = {
         "vocab_size": VOCAB,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4 if family == "llama" else 2,
+        "num_attention_heads": 2 if family == "olmo" else 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": POSITIONS,
-        "tie_word_embeddings": tying == "tied",
+        "tie_word_embeddings": special == "tied",
         "bos_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    config = (LlamaConfig if family == "llama" else OlmoConfig)(**common)
+    if special == "sliding":
+        common["sliding_window"] = WINDOW
+    if family == "neox":
+        del common["num_key_value_heads"]
+    classes = {
+        "llama": t.LlamaConfig,
+        "olmo": t.OlmoConfig,
+        "olmo2": t.Olmo2Config,
+        "qwen": t.Qwen2Config,
+        "neox": t.GPTNeoXConfig,
+        "mistral": t.MistralConfig,
+    }
+    return classes[family](**common)
+
+
+def save_model(folder: Path, kind: str, seed: int, *, layers: int = 3) -> Path:
+    """Saves a random float32 model; ``kind`` as ``llama-tied`` (see ``_config``)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _config(kind, layers)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
@@ -142,6 +166,47 @@ def edge_batch(seed: int) -> ScoreBatch:
     items.append((draw(64), [longest[:32], longest[:33]]))
     order = rng.permutation(len(items))
     return ScoreBatch.from_lists([items[i] for i in order])
+
+
+def boundary_batch(seed: int, groups: int) -> ScoreBatch:
+    """Contexts around block boundaries, half of them after shared shots that may fill a block.
+
+    Choices often begin alike, and are one token, several, or more than a block.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(count: int) -> list[int]:
+        return rng.integers(3, VOCAB, count).tolist()
+
+    shots = [draw(64), draw(int(rng.integers(40, 90)))]
+    items = []
+    for _ in range(groups):
+        near = int(rng.choice([32, 64, 96])) + int(rng.integers(-2, 3))
+        length = int(rng.choice([near, int(rng.integers(1, 130))]))
+        before = shots[int(rng.integers(0, 2))] if rng.random() < 0.5 else []
+        start = draw(int(rng.integers(1, 5)))
+        choices = []
+        for _ in range(int(rng.integers(1, 5))):
+            own = draw(int(rng.choice([1, 1, 2, 3, 5, 40], p=[0.3, 0.2, 0.2, 0.15, 0.1, 0.05])))
+            choices.append([*start, *own] if rng.random() < 0.3 else own)
+        items.append(([*before, *draw(length)], choices))
+    return ScoreBatch.from_lists(items)
+
+
+def shuffled(seed: int, batch: ScoreBatch) -> tuple[ScoreBatch, np.ndarray]:
+    """The batch with contexts in another order; where each continuation token has gone."""
+    order = np.random.default_rng(seed).permutation(batch.num_contexts)
+    owner = batch.continuation_context
+    members = [np.flatnonzero(owner == i) for i in order]
+    bounds = batch.continuation_offsets
+    mixed = ScoreBatch.from_lists(
+        [
+            (batch.context(int(i)).tolist(), [batch.continuation(int(j)).tolist() for j in group])
+            for i, group in zip(order, members, strict=True)
+        ]
+    )
+    at = [np.arange(bounds[j], bounds[j + 1]) for group in members for j in group]
+    return mixed, np.concatenate(at)
 
 
 def full_batch(seed: int, length: int) -> ScoreBatch:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from evalcore.engines.protocol import EngineSpec
+from evalcore.engines.vllm.environment import CPU_BLOCK_SIZE
 from evalcore.errors import EvalcoreError
-from evalcore.types import ScoreBatch, Subject
+from evalcore.planning import block_limit, token_limit
+from evalcore.types import GenerateBatch, GenerationSettings, ScoreBatch, Subject
 from tests.agreement.engine_models import (
     POSITIONS,
     every_token_batch,
@@ -29,6 +31,7 @@ from tests.agreement.engine_processes import (
     greedy_token,
     import_peft,
     import_vllm,
+    oracle,
     running,
     visit,
 )
@@ -36,7 +39,7 @@ from tests.agreement.engine_processes import (
 SPEC = EngineSpec(kind="vllm", dtype="float32", device="cpu", threads=2, max_length=512)
 # Sequences may be as long as the model takes.
 PLAIN = dataclasses.replace(SPEC, strategy="plain", max_length=POSITIONS)
-# Small steps: splits, sharing across steps, long groups; what fits no step is scored plainly.
+# Small steps: long branches take several, what is shared is found in earlier ones.
 SMALL = dataclasses.replace(
     SPEC,
     strategy="packed",
@@ -45,7 +48,10 @@ SMALL = dataclasses.replace(
     max_num_seqs=12,
     kv_cache_bytes=4 << 20,
 )
-SPECS = pytest.mark.parametrize("spec", [SMALL, PLAIN], ids=["small steps", "plain"])
+CACHED = dataclasses.replace(PLAIN, strategy="cached")
+SPECS = pytest.mark.parametrize(
+    "spec", [SMALL, CACHED, PLAIN], ids=["packed in small steps", "cached", "plain"]
+)
 GetScenario = Callable[[str], Scenario]
 
 
@@ -90,9 +96,36 @@ def test_tied_llama_packed_swapped_merged_and_generated(scenario: GetScenario) -
     assert scores.fallbacks == 0
     every = here.run_batch(SPEC, ["tuned 1"], every_token_batch(8))[0]
     assert every.is_greedy.sum() == 2
-    assert (
-        scores.computed_tokens.sum() < 0.4 * (scores.computed_tokens + scores.cached_tokens).sum()
+    assert scores.computed_tokens.sum() == token_limit([here.batch])
+
+
+def together(
+    spec: EngineSpec, who: list[Subject], batch: ScoreBatch, generations: list[GenerateBatch]
+) -> list[tuple[Any, list[Any]]]:
+    engine = running(spec)
+    return [engine.score_and_generate(batch, generations) for one in who if engine.load(one)]
+
+
+def test_scores_and_generations_share_one_tree(scenario: GetScenario) -> None:
+    """Also contexts that are generated for and scored, and prompts generated for twice."""
+    here = scenario("llama-tied")
+    names = ["tuned 1", "base 2"]
+    who = [here.subjects[n] for n in names]
+    scored = GenerateBatch(
+        here.batch.context_tokens, here.batch.context_offsets, GenerationSettings(3, ())
     )
+    generations = [here.generation, scored, here.generation]
+    answers = here.engine_child.call(together, SPEC, who, here.batch, generations)
+    others = here.oracle_child.call(oracle, [(one, None, scored) for one in who])
+    for name, (scores, made), (_, _, other) in zip(names, answers, others, strict=True):
+        assert_agrees(scores, here.expected[name], here.batch)
+        for result, reference in zip(
+            made, (here.expected[name][2], other, here.expected[name][2]), strict=True
+        ):
+            assert result.texts == reference.texts
+            assert result.finish_reasons == reference.finish_reasons
+        computed = scores.computed_tokens.sum() + sum(r.computed_tokens.sum() for r in made)
+        assert computed == token_limit([here.batch, *generations])
 
 
 @pytest.mark.slow
@@ -141,8 +174,12 @@ def check_strategy(here: Scenario, spec: EngineSpec) -> None:
     scores = visits[0][1]
     if spec is PLAIN:
         assert scores.cached_tokens.sum() == 0
-    else:  # the context of 260 tokens fits no step of 256: its two continuations
-        assert scores.fallbacks == 2
+    elif spec is CACHED:
+        assert scores.fallbacks == 0
+        assert scores.computed_tokens.sum() <= 1.02 * block_limit([here.batch], CPU_BLOCK_SIZE)
+    else:  # a context longer than a step takes several
+        assert scores.fallbacks == 0
+        assert scores.computed_tokens.sum() == token_limit([here.batch])
 
 
 @pytest.mark.slow
@@ -153,24 +190,24 @@ def test_strategies(scenario: GetScenario, spec: EngineSpec) -> None:
     check_strategy(here, spec)
     for scores in here.run_batch(spec, ["base 1", "tuned 2"], every_token_batch(8)):
         assert scores.is_greedy.sum() == 2
-    whole = items(full_batch(6, POSITIONS))
+    whole = items(full_batch(6, POSITIONS + 1))  # the last token is predicted, not read
     context = whole[0][0]
     best = here.oracle_child.call(greedy_token, here.subjects["base 1"], context)
     full = ScoreBatch.from_lists([*whole, (context, [[best]])])
     results = here.run_batch(spec, ["base 1", "tuned 2"], full)
     assert results[0].is_greedy[-1]
     for scores in results:
-        assert scores.fallbacks == (0 if spec is PLAIN else full.num_continuations)
+        assert scores.fallbacks == 0
     message = here.engine_child.call(too_long, spec, here.subjects["base 1"])
-    assert message.startswith(f"InputError: a sequence of {POSITIONS + 1} tokens")
-    assert f"{POSITIONS}; raise" in message
+    assert message.startswith(f"InputError: a sequence of {POSITIONS + 2} tokens")
+    assert f"{POSITIONS + 1}; raise" in message
 
 
 def too_long(spec: EngineSpec, who: Subject) -> str:
     engine = running(spec)
     engine.load(who)
     try:
-        engine.score(full_batch(1, POSITIONS + 1))
+        engine.score(full_batch(1, POSITIONS + 2))
     except EvalcoreError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -181,6 +218,38 @@ def too_long(spec: EngineSpec, who: Subject) -> str:
 @SPECS
 def test_strategies_on_other_layouts(scenario: GetScenario, kind: str, spec: EngineSpec) -> None:
     check_strategy(scenario(kind), spec)
+
+
+# -- adapters beside the weights ------------------------------------------------------------------
+
+BATCHED = dataclasses.replace(CACHED, strategy="auto", adapters="batched", max_loras=2)
+
+
+def score_many(spec: EngineSpec, who: list[Subject], batch: ScoreBatch) -> list[Any]:
+    return running(spec).score_many([(one, batch) for one in who])
+
+
+@pytest.mark.slow
+def test_batched_adapters_and_what_is_merged_all_the_same(scenario: GetScenario) -> None:
+    here = scenario("llama-untied")
+    order = ["base 1", "tuned 1", "zero 1", "base 1", "tuned 1", "tuned 2", "dora 2", "tuned 2"]
+    visits = here.run(BATCHED, [*order, "head 2", "base 2"], generate=True, fresh=True)
+    reports = [visits[i][0] for i in range(len(visits))]
+    assert [r.kind for r in reports] == [
+        "start", "attach", "attach", "none", "attach", "swap", "merge", "attach", "merge", "merge",
+    ]  # fmt: skip
+    assert reports[0].details["strategy"] == "cached"
+    assert [r.details.get("adapter", "").split(":")[0] for r in reports[1:9]] == [
+        "batched", "batched", "", "batched", "batched", "merged", "batched", "merged",
+    ]  # fmt: skip
+    assert "DoRA" in reports[6].details["adapter"]
+    # Many subjects in one call: adapters together, the rest alone.
+    names = ["tuned 1", "base 2", "zero 1", "dora 2", "tuned 2", "base 1"]
+    results = here.engine_child.call(
+        score_many, BATCHED, [here.subjects[n] for n in names], here.batch
+    )
+    for name, scores in zip(names, results, strict=True):
+        assert_agrees(scores, here.expected[name], here.batch)
 
 
 # -- wrong weights are noticed ---------------------------------------------------------------------
@@ -265,6 +334,50 @@ def test_wrong_weights_are_noticed(scenario: GetScenario, how: str, message: str
     assert text.startswith("ProofError")
     assert message in text
     assert_agrees(scores, here.expected["tuned 1"], here.batch)
+
+
+def partly(before: Subject, after: Subject, batch: ScoreBatch) -> tuple[str, Any, Any]:
+    """A load without one shard of a fused layer: the error, scores as they are then, and mended."""
+    from evalcore.engines.vllm import weights
+
+    engine: Any = running(SPEC)
+    engine.load(before)
+    original = weights.stream
+
+    def without_a_shard(path: str, device: Any) -> Iterator[tuple[str, Any]]:
+        return (
+            (name, tensor)
+            for name, tensor in original(path, device)
+            if "layers.1.self_attn.k_proj" not in name
+        )
+
+    message = ""
+    weights.stream = without_a_shard
+    try:
+        engine.load(after)
+    except EvalcoreError as error:
+        message = f"{type(error).__name__}: {error}"
+    finally:
+        weights.stream = original
+    engine._in_place = after  # as if nobody had proven anything
+    wrong = engine.score(batch)
+    engine._in_place = None
+    engine.load(after)
+    return message, wrong, engine.score(batch)
+
+
+@pytest.mark.slow
+def test_the_trap_of_the_partly_loaded_fused_layer(scenario: GetScenario) -> None:
+    """vLLM says nothing of a missing shard and computes with what happens to be in memory."""
+    here = scenario("llama-tied")
+    message, wrong, good = here.engine_child.call(
+        partly, here.subjects["base 1"], here.subjects["base 2"], here.batch
+    )
+    assert message.startswith("ProofError")
+    assert "layers.1.self_attn.k_proj" in message
+    gap = np.abs(wrong.token_logprobs - good.token_logprobs)
+    assert not gap.max() < 0.01
+    assert_agrees(good, here.expected["base 2"], here.batch)
 
 
 def bad_then_good(good: Subject, bad: list[Subject], batch: ScoreBatch) -> tuple[list[str], Any]:

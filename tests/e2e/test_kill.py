@@ -78,7 +78,8 @@ def test_driver_killed(mini: Path, undisturbed: Path, evalcore, tmp_path: Path) 
     done = evalcore(*command(mini, out))
     assert done.status == 0, done.err
     kept = re.search(r"(\d+) were there already", done.out)
-    assert kept and int(kept.group(1)) > 0, done.out
+    assert kept is not None, done.out
+    assert int(kept.group(1)) > 0
     assert_same_scores(undisturbed, out)
 
 

@@ -9,69 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA
+from evalcore.store.schema import joined_name
+
 LABELS3 = ("entailment", "neutral", "contradiction")
 WORDS = ("river", "stone", "light", "voice", "garden", "winter", "letter", "bridge", "market")
 
-COLUMN_TYPES: dict[str, pa.DataType] = {
-    "cell": pa.dictionary(pa.int32(), pa.string()),
-    "doc_id": pa.string(),
-    "doc_index": pa.int32(),
-    "gold": pa.int32(),
-    "prediction": pa.int32(),
-    "choice_logprobs": pa.list_(pa.float64()),
-    "choice_tokens": pa.list_(pa.int32()),
-    "choice_bytes": pa.list_(pa.int32()),
-    "choice_chars": pa.list_(pa.int32()),
-    "is_greedy": pa.list_(pa.bool_()),
-    "text": pa.string(),
-    "references": pa.list_(pa.string()),
-    "gen_tokens": pa.int32(),
-    "finish_reason": pa.string(),
-    "prompt_tokens": pa.int32(),
-    "computed_tokens": pa.int32(),
-    "cached_tokens": pa.int32(),
-    "shots": pa.int32(),
-    "shots_dropped": pa.int32(),
-    "flags": pa.list_(pa.string()),
-    "checkpoint": pa.string(),
-    "step": pa.int64(),
-    "checkpoint_fingerprint": pa.string(),
-    "checkpoint_source": pa.string(),
-    "revision": pa.string(),
-    "adapter": pa.string(),
-    "adapter_fingerprint": pa.string(),
-    "tuning": pa.string(),
-    "control": pa.string(),
-    "seed": pa.int64(),
-    "subject": pa.string(),
-    "base": pa.string(),
-    "untrained": pa.bool_(),
-    "task": pa.string(),
-    "task_version": pa.int32(),
-    "task_fingerprint": pa.string(),
-    "group": pa.string(),
-    "tuned_by": pa.string(),
-    "domain": pa.string(),
-    "output_type": pa.string(),
-    "primary_metric": pa.string(),
-    "metrics": pa.list_(pa.string()),
-    "baseline": pa.float64(),
-    "num_choices": pa.int32(),
-    "variant": pa.string(),
-    "variant_fingerprint": pa.string(),
-    "cell_shots": pa.int32(),
-    "shots_seed": pa.int32(),
-    "chat": pa.bool_(),
-    "max_length": pa.int32(),
-    "engine": pa.string(),
-    "dtype": pa.string(),
-    "head_dtype": pa.string(),
-    "device": pa.string(),
-    "numerics": pa.string(),
-    "evalcore_version": pa.string(),
-    "versions": pa.string(),
-}
-SCHEMA = pa.schema(list(COLUMN_TYPES.items()))
+SCHEMA = pa.schema(
+    [
+        *EXAMPLE_SCHEMA,
+        *(f.with_name(joined_name(f.name)) for f in CELL_SCHEMA if f.name != "cell"),
+    ]
+)
+"""Columns of ``ResultStore.read()``."""
 
 
 def digest(*parts: object) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from evalcore.engines.vllm.adapters import linear_modules, reason_to_merge, slot_rank
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.errors import IncompatibleError
 from evalcore.identity import weight_layout
-from tests.agreement.engine_models import save_adapter, save_model
+from tests.agreement.engine_models import ALL_LINEAR, save_adapter, save_model, subject
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,35 @@ def test_merge_equals_peft(bases: dict[str, Path], tmp_path: Path, case: str) ->
     assert set(merged) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(merged[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("plain", None),
+        ("rslora", None),
+        ("one layer", None),
+        ("dora", "DoRA"),
+        ("head", "lm_head"),
+        ("embeddings", "embed_tokens"),
+        ("saved", "replaces lm_head"),
+        ("high rank", "rank 24"),
+    ],
+)
+def test_what_is_merged_although_adapters_are_batched(
+    bases: dict[str, Path], tmp_path: Path, case: str, reason: str | None
+) -> None:
+    base = bases["llama-untied"]
+    options = {"r": 24} if case == "high rank" else CASES[case]
+    adapter = subject(base, save_adapter(tmp_path / "adapter", base, 3, **options)).adapter
+    assert adapter is not None
+    found = reason_to_merge(adapter, weight_layout(base), 16)
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_slots_and_targets(bases: dict[str, Path]) -> None:
+    assert [slot_rank(r) for r in (1, 2, 8, 9, 300, 600)] == [1, 8, 8, 16, 320, 512]
+    assert set(linear_modules(weight_layout(bases["llama-untied"]))) == set(ALL_LINEAR)
 
 
 def test_zero_delta_changes_nothing(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from evalcore.tasks import load_documents, load_task
 from evalcore.types import Document, EncodingSettings
 from finetune import parse_study, plan_jobs
 from finetune.data import batch_order, build_training_set, choose, deal_out_answers, input_key
-from finetune.plan import TuneJob, TunePlan
+from finetune.jobs import MixPart, TuneJob
+from finetune.plan import TunePlan
 
 STUDY = """
 name: small
@@ -202,7 +203,7 @@ def test_variants_take_turns_and_a_control_keeps_the_prompts(out: Path) -> None:
 
 def test_scored_documents_are_never_learned(out: Path, tmp_path: Path) -> None:
     """The scored rows of another task of the study, with other field names, are left out."""
-    job = replace(job_of(out, "step-00010/nli"), examples=None)
+    job = replace(job_of(out, "step-00010/nli"), tasks=(MixPart("pocket_nli", None),))
     tokenizer = load_tokenizer(out / "step-00010")
     scored = load_documents(load_task("pocket_nli"), "score")
     train = load_documents(load_task("pocket_nli"), "train")
@@ -222,7 +223,7 @@ def test_rows_in_the_evaluation_set_are_dropped_and_counted(
     train = load_documents(load_task("pocket_nli"), "train")
     leaked = frozenset(input_key(d) for d in train[:7])
     monkeypatch.setattr(finetune.data, "scored_inputs", lambda tasks, root: leaked)
-    job = replace(job_of(out, "step-00010/nli"), examples=None)
+    job = replace(job_of(out, "step-00010/nli"), tasks=(MixPart("pocket_nli", None),))
     rows = build_training_set(job, load_tokenizer(out / "step-00010"), 512)
     assert rows.counts["in_evaluation"] == 7
     assert not {d.id for d in train[:7]} & set(rows.row_ids)

@@ -15,12 +15,14 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn.functional import cross_entropy
 
-from evalcore.errors import EvalcoreError, IncompatibleError, InputError
+from evalcore.errors import IncompatibleError, InputError, TrainingError
 from evalcore.identity import adapter_fingerprint, read_provenance, resolve_subjects
 from finetune import TuneConfig, TuneJob, TuneWorker, parse_study, plan_jobs
-from finetune.loop import IGNORED, TrainingError, check_losses, collate, completion_loss
-from finetune.study import MethodSpec
-from finetune.train import num_steps, weights_checksum
+from finetune.loop import check_losses, completion_loss
+from finetune.method import MethodSpec
+from finetune.packing import IGNORED, collate
+from finetune.train import num_steps
+from finetune.tuners import weights_checksum
 
 STUDY = """
 name: small
@@ -165,7 +167,7 @@ def test_the_loss_is_the_plain_one_over_completions(out: Path) -> None:
         rows.append({"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]})
     batch = collate(rows)
     with torch.no_grad():
-        fast = completion_loss(model, batch["input_ids"], batch["labels"])
+        fast = completion_loss(model, batch, takes_columns=True)
         slow = 0.0
         for row in rows:  # one by one: no padding, all logits
             logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
@@ -197,8 +199,9 @@ def test_broken_weights_stop_the_job_with_one_line(
     weights["model.norm.weight"][3] = np.nan
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     job = plan_jobs(parse_study(STUDY, tmp_path / "s.yaml"), tmp_path).jobs[0]
-    with pytest.raises(EvalcoreError, match="step-00001/nli: the loss is nan at step 1") as caught:
+    with pytest.raises(TrainingError, match="step-00001/nli: the loss is nan at step 1") as caught:
         worker.run(job)
+    assert str(caught.value).endswith("[loss_not_finite]")
     assert "\n" not in str(caught.value)
     assert not Path(job.directory).exists()
 
@@ -206,7 +209,7 @@ def test_broken_weights_stop_the_job_with_one_line(
 def test_diverging_and_ordinary_losses() -> None:
     check_losses([3.0] * 10 + [2.0] * 10)
     check_losses([0.1] * 10 + [0.9] * 10)
-    with pytest.raises(TrainingError, match="the loss diverges"):
+    with pytest.raises(TrainingError, match=r"the loss diverges.*\[loss_diverges\]"):
         check_losses([3.0] * 10 + [7.0] * 10)
     with pytest.raises(TrainingError, match="inf at step 2"):
         check_losses([1.0, float("inf")])

@@ -10,7 +10,7 @@ import pytest
 from test_analysis_tables import cell_rows, study_table, subject_columns, task_columns, to_table
 
 from evalcore.metrics import cell_scores
-from evalcore.metrics.cells import confusion_counts, macro_f1, mcc
+from evalcore.metrics.pooled import confusion_counts, macro_f1, mcc
 
 
 def slow_macro_f1(gold: list[int], chosen: list[int]) -> float:
@@ -129,3 +129,11 @@ def test_every_cell_of_a_study_gets_its_own_metrics() -> None:
     np.testing.assert_allclose(
         again.column("value").to_numpy(), expected.column("value").to_numpy(), rtol=1e-12
     )
+
+
+def test_prompts_that_lost_something_are_counted() -> None:
+    rows = cell_rows(subject_columns(100), task_columns("pocket_nli"), "default", np.ones(4) > 0)
+    rows[0] |= {"truncated_tokens": 7}
+    rows[1] |= {"truncated_tokens": 1, "shots_dropped": 2}
+    row = cell_scores(to_table(rows), ["acc"]).to_pylist()[0]
+    assert row["flags"] == ["truncated:2", "shots_dropped:1"]

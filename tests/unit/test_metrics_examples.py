@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalcore.errors import UnknownNameError
-from evalcore.metrics import EXAMPLE_METRICS, example_values
+from evalcore.metrics import METRICS, example_values
 from evalcore.metrics.text import rouge_pair
 
 COLUMNS = pa.schema(
@@ -22,6 +22,9 @@ COLUMNS = pa.schema(
         ("choice_bytes", pa.list_(pa.int32())),
         ("choice_chars", pa.list_(pa.int32())),
         ("is_greedy", pa.list_(pa.bool_())),
+        ("unconditional_logprobs", pa.list_(pa.float64())),
+        ("prediction", pa.int32()),
+        ("raw_text", pa.string()),
         ("text", pa.string()),
         ("references", pa.list_(pa.string())),
         ("finish_reason", pa.string()),
@@ -143,8 +146,26 @@ def test_rouge_is_the_library_on_raw_text_best_reference() -> None:
 
 def test_rouge_l_by_hand() -> None:
     # Longest common subsequence "a c e" = 3 of 4 and 5 words: 2 * 3 / 9.
-    assert rouge_pair("xa xc xq xe", "xa xb xc xd xe")[2] == pytest.approx(2 * 3 / 9)
-    assert rouge_pair("", "xa") == rouge_pair("  ", "xa") == (0.0, 0.0, 0.0)
+    assert rouge_pair("xa xc xq xe", "xa xb xc xd xe")["rouge_l"] == pytest.approx(2 * 3 / 9)
+    nothing = {"rouge_1": 0.0, "rouge_2": 0.0, "rouge_l": 0.0}
+    assert rouge_pair("", "xa") == rouge_pair("  ", "xa") == nothing
+
+
+def test_rouge_lsum_joins_lines_where_rouge_l_takes_one_sequence() -> None:
+    # Lines in another order: the longest common subsequence of the whole is one line.
+    text, references = "xd xe xf\nxa xb xc", ["xa xb xc\nxd xe xf"]
+    table = generated(text, references)
+    assert example_values(table, "rouge_l")[0] == pytest.approx(0.5)
+    assert example_values(table, "rouge_lsum")[0] == pytest.approx(1.0)
+    one_line = generated(text.replace("\n", " "), [references[0].replace("\n", " ")])
+    assert example_values(one_line, "rouge_lsum")[0] == pytest.approx(0.5)
+
+
+def test_raw_rouge_sees_what_the_stop_cut_off() -> None:
+    table = generated("a cat", ["a cat"], raw_text="a cat\na dog\na horse")
+    assert example_values(table, "rouge_l")[0] == 1
+    assert example_values(table, "rouge_l_raw")[0] == pytest.approx(2 * 2 / (2 + 6))
+    assert np.isnan(example_values(generated("a cat", ["a cat"]), "rouge_1_raw")[0])
 
 
 def test_text_metrics() -> None:
@@ -168,9 +189,10 @@ def test_valid_and_greedy() -> None:
 
 def test_overflow_rows_are_never_scored() -> None:
     row = {"gold": 0, "choice_logprobs": [-1.0, -2.0], "choice_bytes": [1, 1],
-           "choice_chars": [1, 1], "is_greedy": [True, False], "text": "a", "references": ["a"],
-           "finish_reason": "stop", "flags": ["shots_dropped", "overflow"]}  # fmt: skip
-    for metric in EXAMPLE_METRICS:
+           "choice_chars": [1, 1], "is_greedy": [True, False], "text": "a", "raw_text": "a b",
+           "references": ["a"], "unconditional_logprobs": [-1.0, -1.0], "finish_reason": "stop",
+           "flags": ["shots_dropped", "overflow"]}  # fmt: skip
+    for metric in (name for name, found in METRICS.items() if found.values is not None):
         assert np.isnan(example_values(table([row]), metric)[0]), metric
         assert not np.isnan(example_values(table([{**row, "flags": []}]), metric)[0]), metric
 

@@ -319,3 +319,18 @@ def test_estimate() -> None:
     assert estimate_seconds(1000, 100.0, model_loads=4, load_s=2.5, workers=2) == 10.0
     with pytest.raises(InputError, match="positive rate"):
         estimate_seconds(1000, 0.0)
+
+
+def test_ranked_rows_of_all_cells_are_cut_as_neighbours() -> None:
+    subject, docs = make_subject(0), ["d0", "d1", "d2", "d3"]
+    first, second = (make_cell(subject, task, docs, [5] * 4) for task in (0, 1))
+    ranked = [
+        dataclasses.replace(first, ranks=np.array([0, 4, 2, 6])),
+        dataclasses.replace(second, ranks=np.array([6, 0, 4, 2])),
+    ]
+    plan = plan_units(ranked, {}, max_examples_per_unit=4)
+    rows = [[(part.cell_key, part.rows.tolist()) for part in unit.slices] for unit in plan.units]
+    a, b = first.cell.key, second.cell.key
+    assert rows == [[(a, [0, 2]), (b, [1, 3])], [(a, [1, 3]), (b, [0, 2])]]
+    parts = [plan_units(ranked, {}, max_examples_per_unit=4, shard=(i, 2)) for i in range(2)]
+    assert [unit.id for part in parts for unit in part.units] == [unit.id for unit in plan.units]

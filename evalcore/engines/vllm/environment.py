@@ -14,11 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evalcore.engines.protocol import Device, EngineSpec, resolve_device
+from evalcore.engines.protocol import Device, EngineSpec, resolve_adapters, resolve_device
+from evalcore.engines.vllm.adapters import linear_modules, slot_rank
+from evalcore.identity import weight_layout
 
 WORKER_EXTENSION = "evalcore.engines.vllm.worker.WorkerExtension"
 CPU_BLOCK_SIZE = 32  # vLLM's own default on CPUs is 128; smaller blocks share more of a prefix
 _MIB = 1 << 20
+_CPU_LORAS = 64  # adapters kept in memory, so that slots are filled from there
 _log = logging.getLogger("evalcore")
 
 _COMMON = {
@@ -28,6 +31,8 @@ _COMMON = {
     "VLLM_CONFIGURE_LOGGING": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
+    # One token more than the model has positions: the last one is predicted, never read.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 _CPU = {
@@ -170,6 +175,14 @@ def engine_arguments(
         arguments["enforce_eager"] = True
         arguments["block_size"] = CPU_BLOCK_SIZE
         arguments.setdefault("kv_cache_memory_bytes", cpu_kv_bytes(spec, config))
+    if resolve_adapters(spec) == "batched":
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": spec.max_loras,
+            "max_cpu_loras": max(spec.max_loras, _CPU_LORAS),
+            "max_lora_rank": slot_rank(spec.max_lora_rank),
+            "lora_target_modules": linear_modules(weight_layout(path)),
+        }
     if spec.tensor_parallel == 1:
         arguments["distributed_executor_backend"] = "uni"
     return arguments

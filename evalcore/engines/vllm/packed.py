@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalcore.engines.vllm.packing import Limits, Step, make_plan, steps
+from evalcore.engines.vllm.growth import Growth
+from evalcore.engines.vllm.packing import Limits, Step, Steps, make_plan
 from evalcore.types import FloatArray, ScoreBatch
 
 _LOGITS_AT_ONCE = 1 << 24  # numbers of one slice of logits: 64 MiB in float32
@@ -22,6 +23,8 @@ def obstacle(runner: Any) -> str | None:
     config = runner.vllm_config
     if config.parallel_config.pipeline_parallel_size != 1:
         return "pipeline parallel"
+    if config.parallel_config.tensor_parallel_size != 1:
+        return "tensor parallel"
     if not hasattr(runner, "attn_groups") or not hasattr(runner, "kv_cache_config"):
         return "another model runner"
     groups = runner.kv_cache_config.kv_cache_groups
@@ -41,7 +44,42 @@ def obstacle(runner: Any) -> str | None:
         return "kernel blocks differ from cache blocks"
     if getattr(runner, "uses_mrope", False):
         return "multi-dimensional positions"
+    if any(_block_dimension(runner, cache) is None for cache in _caches(runner)):
+        return "an unknown layout of cache blocks"
     return None
+
+
+def _caches(runner: Any) -> list[Any]:
+    """Each layer's cache as the layer sees it; layers that share one give it once."""
+    layers = runner.vllm_config.compilation_config.static_forward_context
+    found = {}
+    for group in runner.attn_groups[0]:
+        for name in group.layer_names:
+            cache = layers[name].kv_cache
+            cache = cache[0] if isinstance(cache, list) else cache  # before vLLM 0.27 or so
+            found[cache.data_ptr()] = cache
+    return list(found.values())
+
+
+def _block_dimension(runner: Any, cache: Any) -> int | None:
+    """Which dimension of a layer's cache counts blocks: [blocks, ...] or [2, blocks, ...]."""
+    count = runner.kv_cache_config.num_blocks
+    if cache.shape[0] == count:
+        return 0
+    return 1 if cache.ndim > 1 and cache.shape[0] == 2 and cache.shape[1] == count else None
+
+
+def _copy_blocks(runner: Any, copies: npt.NDArray[np.int64]) -> None:
+    """Whole blocks, so that the layout within does not matter."""
+    import torch
+
+    if not len(copies):
+        return
+    source, target = torch.from_numpy(copies.T.copy()).to(runner.device)
+    for cache in _caches(runner):
+        dimension = _block_dimension(runner, cache)
+        assert dimension is not None  # see obstacle
+        cache.index_copy_(dimension, target, cache.index_select(dimension, source))
 
 
 def limits(runner: Any) -> Limits:
@@ -52,35 +90,70 @@ def limits(runner: Any) -> Limits:
         tokens=scheduler.max_num_batched_tokens,
         seqs=scheduler.max_num_seqs,
         blocks=runner.kv_cache_config.num_blocks - 1,
-        length=runner.model_config.max_model_len,
+        length=runner.model_config.max_model_len - 1,  # a sequence's last token is never read
     )
 
 
-def score(runner: Any, batch: ScoreBatch) -> dict[str, Any]:
-    """Scores a batch; arrays as in ScoreResult, ``greedy`` per token, ``leftover`` not scored."""
+def run(runner: Any, batch: ScoreBatch, growth: Growth | None = None) -> dict[str, Any]:
+    """Scores a batch, and continues its last contexts greedily where ``growth`` is given.
+
+    Returns:
+        Arrays as in ScoreResult over the whole batch, ``greedy`` per token; ``leftover``:
+        continuations that did not fit (with a generation among them nothing was run); ``growth``.
+    """
     import torch
 
     bounds = limits(runner)
-    plan = make_plan(batch, bounds)
+    growing = len(growth.settings) if growth is not None else 0
+    plan = make_plan(batch, bounds, growing)
+    scored = batch.num_continuations - growing
     values: FloatArray = np.full(len(batch.continuation_tokens), np.nan)
     greedy = np.zeros(len(batch.continuation_tokens), dtype=bool)
     count = 0
-    with torch.inference_mode():
-        for step in steps(batch, plan, bounds):
-            values[step.slots_out], greedy[step.slots_out] = _forward(runner, step)
-            count += 1
-    return {
+    answer = {
         "values": values,
         "greedy": greedy,
         "leftover": plan.leftover,
         "computed": plan.computed_tokens,
         "cached": plan.cached_tokens,
-        "steps": count,
+        "growth": growth,
     }
+    if growing and any(i >= scored for i in plan.leftover):
+        return {**answer, "steps": 0}
+    passes = Steps(batch, plan, bounds)
+    with torch.inference_mode():
+        for step in passes:
+            _copy_blocks(runner, step.copies)
+            values[step.slots_out], greedy[step.slots_out], best = _forward(runner, step)
+            count += 1
+            if growth is not None:
+                _grow(batch, scored, growth, passes, step.slots_out, best)
+    return {**answer, "steps": count}
 
 
-def _forward(runner: Any, step: Step) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """(log-probability float64 [P], is arg max bool [P]) of a step's predictions."""
+def _grow(
+    batch: ScoreBatch,
+    scored: int,
+    growth: Growth,
+    passes: Steps,
+    slots_out: npt.NDArray[np.int64],
+    best: npt.NDArray[np.int64],
+) -> None:
+    """Hands the arg maxes of a pass to the generations they continue."""
+    offsets = batch.continuation_offsets
+    mine = np.flatnonzero(slots_out >= offsets[scored])
+    numbers = np.searchsorted(offsets, slots_out[mine], side="right") - 1 - scored
+    for number, token in zip(numbers.tolist(), best[mine].tolist(), strict=True):
+        if growth.add(number, token):
+            passes.end(number)
+        else:
+            passes.grow(number, len(growth.ids[number]) - 1, token)
+
+
+def _forward(
+    runner: Any, step: Step
+) -> tuple[FloatArray, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """(log-probability float64, is arg max bool, arg max int64) [P] of a step's predictions."""
     import torch
     from vllm.forward_context import set_forward_context
 
@@ -105,7 +178,9 @@ def _forward(runner: Any, step: Step) -> tuple[FloatArray, npt.NDArray[np.bool_]
     return _predict(model, hidden, step)
 
 
-def _predict(model: Any, hidden: Any, step: Step) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+def _predict(
+    model: Any, hidden: Any, step: Step
+) -> tuple[FloatArray, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Only the needed rows go through the output head, each once."""
     import torch
 
@@ -115,7 +190,7 @@ def _predict(model: Any, hidden: Any, step: Step) -> tuple[FloatArray, npt.NDArr
     owner = torch.from_numpy(which.astype(np.int64)).to(hidden.device)
     order = np.argsort(which, kind="stable")
     values = torch.empty(len(step.targets), dtype=torch.float32, device=hidden.device)
-    greedy = torch.empty(len(step.targets), dtype=torch.bool, device=hidden.device)
+    best = torch.empty(len(step.targets), dtype=torch.int64, device=hidden.device)
     sorted_owner = which[order]
     start, at_once = 0, 256
     while start < len(rows):
@@ -125,9 +200,10 @@ def _predict(model: Any, hidden: Any, step: Step) -> tuple[FloatArray, npt.NDArr
         mine = torch.from_numpy(order[first:last]).to(hidden.device)
         local, target = owner[mine] - start, targets[mine]
         values[mine] = logits[local, target] - logits.logsumexp(-1)[local]
-        greedy[mine] = logits.argmax(-1)[local] == target
+        best[mine] = logits.argmax(-1)[local]
         start, at_once = stop, max(1, _LOGITS_AT_ONCE // logits.shape[1])
-    return values.cpu().numpy().astype(np.float64), greedy.cpu().numpy()
+    found = best.cpu().numpy()
+    return values.cpu().numpy().astype(np.float64), found == step.targets, found
 
 
 def _metadata(runner: Any, step: Step, positions: Any, slots: Any) -> Any:

@@ -159,6 +159,7 @@ def _ask(model: Any, name: str, wanted: Any, cache: dict[str, Any], tied: bool) 
 
     place, leaf, shard = _place(model, name)
     module = model.get_submodule(place)
+    module = getattr(module, "base_layer", module)  # wrapped for batched adapters
     if isinstance(module, ParallelLMHead) and leaf == "weight":
         return None if tied else _head_products(module, wanted)
     if isinstance(module, VocabParallelEmbedding) and leaf == "weight":

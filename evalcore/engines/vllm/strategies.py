@@ -1,19 +1,49 @@
-"""Ways to score and to generate on a running vLLM engine; each declares what it needs."""
+"""Ways to score on a running vLLM engine; each says what it needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from evalcore.engines.text import finish
-from evalcore.engines.vllm.packing import sort_contexts
-from evalcore.errors import EngineError, InputError
-from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult
+from evalcore.engines.protocol import Strategy
+from evalcore.engines.vllm.cached import cap_cache_hits, make_tails, spread
+from evalcore.engines.vllm.growth import Growth, with_generations
+from evalcore.engines.vllm.requests import (
+    PORTION,
+    Ask,
+    Work,
+    ask,
+    first_line,
+    require_finite,
+    reset_cache,
+)
+from evalcore.errors import EngineError, EvalcoreError
+from evalcore.types import FloatArray, GenerateBatch, GenerateResult, ScoreBatch, ScoreResult
 
-# generate() takes all requests in before its first step, so they come in portions.
-_PORTION = 5000
+_log = logging.getLogger("evalcore")
+
+
+class Scorer(Protocol):
+    """A way to score; made once per engine start.
+
+    Attributes:
+        name: As in ``EngineSpec.strategy``.
+        adapters: Whether it can apply adapters beside the weights.
+    """
+
+    name: str
+    adapters: bool
+
+    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+        """Why it cannot be used on this engine; None if it can."""
+        ...
+
+    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+        """Scores every continuation of every batch."""
+        ...
 
 
 class PlainScorer:
@@ -24,216 +54,248 @@ class PlainScorer:
     """
 
     name = "plain"
+    adapters = True
 
-    def score(self, llm: Any, batch: ScoreBatch, salt: str) -> ScoreResult:
-        """Scores every continuation of a batch."""
-        values = np.full(len(batch.continuation_tokens), np.nan)
-        greedy = np.zeros(batch.num_continuations, dtype=bool)
-        computed = np.zeros(batch.num_contexts, dtype=np.int64)
-        self.fill(llm, batch, range(batch.num_continuations), salt, values, greedy, computed)
-        _require_finite(values)
-        return ScoreResult(values, greedy, computed, np.zeros_like(computed))
+    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+        return None
 
-    def fill(
-        self,
-        llm: Any,
-        batch: ScoreBatch,
-        chosen: Sequence[int],
-        salt: str,
-        values: Any,
-        greedy: Any,
-        computed: Any,
-    ) -> None:
-        """Scores continuations ``chosen`` into ``values`` and ``greedy``; adds to ``computed``."""
-        longest = int(llm.llm_engine.model_config.max_model_len)
-        for begin in range(0, len(chosen), _PORTION):
-            portion = chosen[begin : begin + _PORTION]
-            sequences = [
-                np.concatenate(
-                    [batch.context(int(batch.continuation_context[i])), batch.continuation(i)]
-                ).tolist()
-                for i in portion
-            ]
-            # vLLM wants room for one answer: a sequence of full length leaves its last token out.
-            full = [len(tokens) >= longest for tokens in sequences]
-            prompts = [
-                {"prompt_token_ids": tokens[:-1] if cut else tokens, "cache_salt": salt}
-                for tokens, cut in zip(sequences, full, strict=True)
-            ]
-            parameters = [
-                _prompt_logprobs(tokens[-1] if cut else None)
-                for tokens, cut in zip(sequences, full, strict=True)
-            ]
-            outputs = _run(llm, prompts, parameters)
-            for i, tokens, output in zip(portion, sequences, outputs, strict=True):
-                start, stop = batch.continuation_offsets[i : i + 2]
-                logprobs, best = _read_logprobs(tokens, output, int(stop - start))
-                values[start:stop], greedy[i] = logprobs, all(best)
-                computed[batch.continuation_context[i]] += len(output.prompt_token_ids)
+    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+        """Scores every continuation of every batch."""
+        drafts = [_Draft(work) for work in works]
+        rescore(llm, drafts, [range(work.batch.num_continuations) for work in works])
+        return [draft.result(0) for draft in drafts]
 
 
-def _prompt_logprobs(last: int | None) -> Any:
-    """Parameters that ask for a prompt's log-probabilities, and for ``last`` as the answer's."""
-    from vllm import SamplingParams
+class _Draft:
+    """A result that is being filled in."""
 
-    return SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        prompt_logprobs=0,
-        logprob_token_ids=None if last is None else [last],
-        flat_logprobs=True,
-        detokenize=False,
-        ignore_eos=True,
-        skip_reading_prefix_cache=True,
-    )
+    def __init__(self, work: Work) -> None:
+        batch = self.batch = work.batch
+        self.work = work
+        self.values = np.full(len(batch.continuation_tokens), np.nan)
+        self.greedy = np.zeros(len(batch.continuation_tokens), dtype=bool)
+        self.computed = np.zeros(batch.num_contexts, dtype=np.int64)
+        self.cached = np.zeros(batch.num_contexts, dtype=np.int64)
+
+    def broken(self) -> list[int]:
+        """Continuations without a finite number for each token."""
+        if not len(self.values):
+            return []
+        fine = np.logical_and.reduceat(
+            np.isfinite(self.values), self.batch.continuation_offsets[:-1]
+        )
+        return [int(i) for i in np.flatnonzero(~fine)]
+
+    def result(self, fallbacks: int) -> ScoreResult:
+        require_finite(self.values)
+        greedy = self.greedy
+        if len(greedy):
+            greedy = np.logical_and.reduceat(greedy, self.batch.continuation_offsets[:-1])
+        return ScoreResult(self.values, greedy, self.computed, self.cached, fallbacks)
 
 
-def _read_logprobs(tokens: list[int], output: Any, count: int) -> tuple[list[float], list[bool]]:
-    """(log-probability, is arg max) of the last ``count`` of ``tokens``.
+def rescore(llm: Any, drafts: Sequence[_Draft], chosen: Sequence[Sequence[int]]) -> None:
+    """Scores continuations the plain way into drafts.
 
     Raises:
         EngineError: If vLLM answered about other tokens.
     """
-    asked: list[int] = []
-    logprobs: list[float] = []
-    best: list[bool] = []
-    inside = count - (len(tokens) - len(output.prompt_token_ids))
-    if inside:
-        flat = output.prompt_logprobs
-        asked += flat.token_ids[-inside:]
-        logprobs += flat.logprobs[-inside:]
-        best += [rank == 1 for rank in flat.ranks[-inside:]]
-    if inside < count:  # the token asked for as the answer comes after the one vLLM chose
-        answer = output.outputs[0]
-        asked.append(answer.logprobs.token_ids[-1])
-        logprobs.append(answer.logprobs.logprobs[-1])
-        best.append(answer.token_ids[0] == tokens[-1])
-    if asked != tokens[-count:]:
-        raise EngineError("vllm returned log-probabilities of other tokens than asked")
-    return logprobs, best
+    longest = int(llm.llm_engine.model_config.max_model_len)
+    places = [(draft, i) for draft, some in zip(drafts, chosen, strict=True) for i in some]
+    for begin in range(0, len(places), PORTION):
+        portion = places[begin : begin + PORTION]
+        asks = [_whole(draft, i, longest) for draft, i in portion]
+        for (draft, i), one, answer in zip(portion, asks, ask(llm, asks), strict=True):
+            if answer.fault is not None and "finite" not in answer.fault:
+                raise EngineError(f"vllm answered a request without cache with {answer.fault}")
+            start, stop = draft.batch.continuation_offsets[i : i + 2]
+            found = [*answer.last, *answer.labels]
+            assert len(found) == stop - start, one
+            draft.values[start:stop] = [value for value, _ in found]
+            draft.greedy[start:stop] = [best for _, best in found]
+            draft.computed[draft.batch.continuation_context[i]] += answer.computed
+
+
+def _whole(draft: _Draft, i: int, longest: int) -> Ask:
+    """A continuation after its context, as one prompt.
+
+    vLLM wants room for one answer: of a sequence of full length the last token is asked for as a
+    label.
+    """
+    batch = draft.batch
+    continuation = batch.continuation(i).tolist()
+    tokens = [*batch.context(int(batch.continuation_context[i])).tolist(), *continuation]
+    if len(tokens) < longest:
+        return Ask(draft.work, tokens, len(continuation))
+    return Ask(draft.work, tokens[:-1], len(continuation) - 1, (tokens[-1],))
+
+
+class CachedScorer:
+    """One request per distinct tail, contexts from the prefix cache (see cached).
+
+    Needs the scheduler in this process. A request whose answer is about other tokens, came with too
+    long a cache hit, or is not finite is scored again the plain way and counted.
+    """
+
+    name = "cached"
+    adapters = True
+
+    def __init__(self) -> None:
+        self._block_size = 1
+
+    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+        self._block_size = int(facts["block_size"])
+        return cap_cache_hits(llm)
+
+    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+        """Scores every continuation of every batch."""
+        drafts = [_Draft(work) for work in works]
+        tails = [make_tails(work, self._block_size) for work in works]
+        asks = [one.ask(work) for work, some in zip(works, tails, strict=True) for one in some]
+        answers = list(ask(llm, asks))
+        begin, again = 0, []
+        for draft, some in zip(drafts, tails, strict=True):
+            mine = answers[begin : begin + len(some)]
+            begin += len(some)
+            spread(some, mine, draft.values, draft.greedy, draft.computed)
+            again.append(draft.broken())
+            needed = _needed(draft.batch)
+            draft.cached = np.maximum(needed - draft.computed, 0)
+        rescore(llm, drafts, again)
+        return [draft.result(len(some)) for draft, some in zip(drafts, again, strict=True)]
+
+
+def _needed(batch: ScoreBatch) -> Any:
+    """int64 [N]: positions needed for each context's group if nothing was shared."""
+    needed = np.zeros(batch.num_contexts, dtype=np.int64)
+    owner = batch.continuation_context
+    lengths = np.diff(batch.context_offsets)[owner] + np.diff(batch.continuation_offsets) - 1
+    np.add.at(needed, owner, lengths)
+    return needed
 
 
 class PackedScorer:
-    """Contexts shared in cache blocks, scored inside the worker (see packing, packed).
+    """A prefix tree in cache blocks, scored inside the worker (see packing, packed).
 
-    Needs one full-attention cache group, no sliding window, PP = 1, an idle engine. What does not
-    fit a step, and any number that is not finite, is scored again by the plain strategy and
+    Needs one full-attention cache group, no sliding window, TP = PP = 1, an idle engine. What does
+    not fit the cache, and any number that is not finite, is scored again by the plain strategy and
     counted.
     """
 
     name = "packed"
+    adapters = False
 
     def __init__(self) -> None:
         self.steps = 0
 
-    def score(self, llm: Any, batch: ScoreBatch, salt: str) -> ScoreResult:
-        """Scores every continuation of a batch."""
-        if batch.num_continuations == 0:
-            return PlainScorer().score(llm, batch, salt)
+    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+        obstacle: str | None = facts["packed_obstacle"]
+        return obstacle
+
+    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+        """Scores every continuation of every batch."""
+        return [self._score(llm, work) for work in works]
+
+    def _score(self, llm: Any, work: Work) -> ScoreResult:
+        if not work.batch.num_continuations:
+            return _Draft(work).result(0)
+        return self._read(llm, work, self._run(llm, work.batch, None))
+
+    def generate(
+        self,
+        llm: Any,
+        work: Work,
+        generations: Sequence[GenerateBatch],
+        tokenizer: Any,
+        end_ids: Sequence[int],
+    ) -> tuple[ScoreResult, list[GenerateResult]] | None:
+        """Scores and generates in one tree; None if a generation does not fit the cache."""
+        growth = Growth.of(generations, tokenizer, end_ids)
+        answer = self._run(llm, with_generations(work.batch, generations), growth)
+        first = work.batch.num_continuations
+        if any(i >= first for i in answer["leftover"]):
+            return None
+        contexts = work.batch.num_contexts
+        grown: Growth = answer["growth"]  # a copy, if the worker is another process
+        results = grown.results(
+            generations, answer["computed"][contexts:], answer["cached"][contexts:]
+        )
+        return self._read(llm, work, answer), results
+
+    def _run(self, llm: Any, batch: ScoreBatch, growth: Growth | None) -> dict[str, Any]:
         if llm.llm_engine.has_unfinished_requests():
-            raise EngineError("packed scoring needs an idle engine, but requests are running")
+            raise EngineError("packed passes need an idle engine, but requests are running")
         try:
-            answer = llm.collective_rpc("evalcore_score", args=(batch,))[0]
+            answer: dict[str, Any] = llm.collective_rpc("evalcore_run", args=(batch, growth))[0]
         finally:
             reset_cache(llm)  # its blocks were overwritten
         self.steps += answer["steps"]
-        values, computed = answer["values"], answer["computed"]
-        offsets = batch.continuation_offsets
-        greedy = np.logical_and.reduceat(answer["greedy"], offsets[:-1])
-        broken = ~np.logical_and.reduceat(np.isfinite(values), offsets[:-1])
-        again = sorted({*answer["leftover"], *np.flatnonzero(broken).tolist()})
-        if again:
-            PlainScorer().fill(llm, batch, again, salt, values, greedy, computed)
-            _require_finite(values)
-        return ScoreResult(values, greedy, computed, answer["cached"], fallbacks=len(again))
+        return answer
+
+    def _read(self, llm: Any, work: Work, answer: dict[str, Any]) -> ScoreResult:
+        """The answer about the batch itself; what is not a number is scored again."""
+        draft, batch = _Draft(work), work.batch
+        tokens = len(batch.continuation_tokens)
+        draft.values, draft.greedy = answer["values"][:tokens], answer["greedy"][:tokens]
+        draft.computed = answer["computed"][: batch.num_contexts]
+        draft.cached = answer["cached"][: batch.num_contexts]
+        again = draft.broken()  # what was left over, too
+        rescore(llm, [draft], [again])
+        return draft.result(len(again))
 
 
-def generate(
-    llm: Any, batch: GenerateBatch, tokenizer: Any, end_ids: Sequence[int], salt: str
-) -> GenerateResult:
-    """Greedy generation with the prefix cache on; neighbours in token order share prefixes.
+# The cheapest first; the last one always works.
+SCORERS: tuple[type[Scorer], ...] = (PackedScorer, CachedScorer, PlainScorer)
+
+
+def choose_scorer(
+    llm: Any,
+    facts: Mapping[str, Any],
+    asked: Strategy,
+    score_canary: Callable[[Scorer], FloatArray],
+    *,
+    batched: bool,
+    tolerance: float,
+) -> Scorer:
+    """The strategy asked for, or for ``auto`` the cheapest one that can be used.
 
     Args:
         llm: ``vllm.LLM``.
-        batch: Contexts and when to end.
-        tokenizer: The checkpoint's own; the text kept comes from it, not from the engine.
-        end_ids: Tokens that end a generation.
-        salt: Keys the prefix cache.
-    """
-    count = batch.num_contexts
-    order = sort_contexts(batch)
-    endings: list[Any] = [None] * count
-    cached = np.zeros(count, dtype=np.int64)
-
-    def run(chosen: Sequence[int], stops: Sequence[str]) -> list[int]:
-        """Fills in ``chosen``; gives those that vLLM stopped although there is no stop string."""
-        parameters = _greedy(batch.settings.max_tokens, stops, end_ids)
-        wrong = []
-        for begin in range(0, len(chosen), _PORTION):
-            portion = chosen[begin : begin + _PORTION]
-            prompts = [
-                {"prompt_token_ids": batch.context(i).tolist(), "cache_salt": salt} for i in portion
-            ]
-            for i, output in zip(portion, _run(llm, prompts, parameters), strict=True):
-                done = output.outputs[0]
-                endings[i] = finish(list(done.token_ids), tokenizer, end_ids, batch.settings)
-                cached[i] = output.num_cached_tokens or 0
-                if done.finish_reason == "stop" and endings[i].finish_reason != "stop":
-                    wrong.append(i)
-        return wrong
-
-    # vLLM (0.32) looks for stop strings in text that may begin inside the prompt, when the prompt
-    # ends with half a character. Such an early end is not believed: generated again without them.
-    wrong = run(order, batch.settings.stops)
-    if wrong:
-        run(wrong, ())
-    lengths = np.diff(batch.context_offsets).astype(np.int64)
-    return GenerateResult(
-        [e.text for e in endings],
-        [e.token_count for e in endings],
-        [e.finish_reason for e in endings],
-        lengths - cached,
-        cached,
-    )
-
-
-def _greedy(max_tokens: int, stops: Sequence[str], end_ids: Sequence[int]) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=0.0,
-        # Ends are given explicitly: the engine's idea of them is that of its first checkpoint.
-        ignore_eos=True,
-        stop_token_ids=list(end_ids),
-        stop=list(stops),
-        detokenize=bool(stops),
-        include_stop_str_in_output=True,
-    )
-
-
-def reset_cache(llm: Any) -> None:
-    """Empties the prefix cache.
+        facts: Of the running engine (see worker).
+        asked: What the user wants.
+        score_canary: Scores a fixed batch cold by a strategy.
+        batched: Whether adapters are applied beside the weights.
+        tolerance: How far a strategy may be from the plain one there, in nats.
 
     Raises:
-        EngineError: If blocks are still in use.
+        EngineError: The strategy asked for cannot be used.
     """
-    if not llm.reset_prefix_cache():
-        raise EngineError("vllm could not reset its prefix cache: requests are still running")
+    for kind in SCORERS:
+        scorer = kind()
+        if asked not in ("auto", scorer.name):
+            continue
+        obstacle = scorer.obstacle(llm, facts)
+        if batched and not scorer.adapters:
+            obstacle = "it cannot apply adapters beside the weights"
+        if obstacle is None and scorer.name != PlainScorer.name:
+            obstacle = _disagreement(scorer, score_canary, tolerance)
+        if obstacle is None:
+            return scorer
+        if asked != "auto":
+            raise EngineError(f"strategy {scorer.name} is not possible here: {obstacle}")
+        _log.warning("not scoring by strategy %s: %s", scorer.name, obstacle)
+    raise AssertionError("plain has no obstacle")
 
 
-def _run(llm: Any, prompts: list[dict[str, Any]], parameters: Any) -> list[Any]:
-    """Outputs of prompts, in their order; ``parameters`` are one for all or one for each."""
+def _disagreement(
+    scorer: Scorer, score_canary: Callable[[Scorer], FloatArray], tolerance: float
+) -> str | None:
+    """Why a strategy is not to be trusted on this machine; None if it agrees with plain."""
+    plain = score_canary(PlainScorer())
     try:
-        outputs: list[Any] = llm.generate(prompts, parameters, use_tqdm=False)
-    except ValueError as error:  # vLLM's word for a request it does not accept
-        raise InputError(f"vllm refused a request: {str(error).strip().splitlines()[0]}") from error
-    return outputs
-
-
-def _require_finite(values: Any) -> None:
-    if not np.isfinite(values).all():
-        raise EngineError(
-            f"{int((~np.isfinite(values)).sum())} log-probabilities are not finite even when "
-            f"scored one by one; the weights are broken or overflow in this dtype (try float32)"
-        )
+        gap = float(np.abs(score_canary(scorer) - plain).max())
+    except EvalcoreError:
+        raise
+    except Exception as error:  # kernels and metadata differ between vLLM versions
+        return f"it failed ({first_line(error)})"
+    return None if gap <= tolerance else f"it differs from plain by {gap:.2g} nats"

@@ -82,7 +82,8 @@ def reload(
             products.add(name, merged)
             yield name, merged
 
-    expected = {name for name, _ in model.named_parameters()}
+    # Layers that batched adapters may change are wrapped; checkpoints do not know.
+    expected = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
     with set_current_vllm_config(vllm_config):
         loaded = _reload_and_name(runner, model, tensors())
         if remedy:

@@ -10,12 +10,13 @@ import time
 from typing import Any
 
 from evalcore.engines.vllm import packed, weights
+from evalcore.engines.vllm.growth import Growth
 from evalcore.engines.vllm.proof import Verdict, check
 from evalcore.types import ScoreBatch
 
 
 class WorkerExtension:
-    """Loading with proof, and packed scoring."""
+    """Loading with proof, and packed passes."""
 
     model_runner: Any
     vllm_config: Any
@@ -55,9 +56,9 @@ class WorkerExtension:
             "verdict": verdict,
         }
 
-    def evalcore_score(self, batch: ScoreBatch) -> dict[str, Any]:
-        """Packed scoring; the caller resets the prefix cache."""
-        return packed.score(self.model_runner, batch)
+    def evalcore_run(self, batch: ScoreBatch, growth: Growth | None = None) -> dict[str, Any]:
+        """Packed scoring and generation; the caller resets the prefix cache."""
+        return packed.run(self.model_runner, batch, growth)
 
     def _check(self, products: Any) -> Verdict:
         name = str(self.vllm_config.model_config.dtype).removeprefix("torch.")

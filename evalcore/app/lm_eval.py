@@ -1,0 +1,298 @@
+"""Cells of lm-eval's own tasks, and lm-eval's own metrics on what was scored for them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evalcore.app.grid import Grid, GridOptions, RequestFile, cell_row, encoding_settings
+from evalcore.errors import EvalcoreError, InputError
+from evalcore.identity import NumericsClass, cell_key, text_fingerprint
+from evalcore.planning import PlannedCell
+from evalcore.prompting import load_tokenizer
+from evalcore.store import ResultStore
+from evalcore.store.files import write_atomically
+from evalcore.tasks import Finding, check_documents, trivial_baseline
+from evalcore.tasks.lm_eval import (
+    COLUMNS,
+    VERSION,
+    Asked,
+    Built,
+    Loaded,
+    LoadedTask,
+    Outcome,
+    aggregate_groups,
+    build,
+    chat_renderer,
+    evaluate,
+    load,
+)
+from evalcore.types import Cell, EncodingSettings, Subject
+
+FOLDER = "outside"
+SHOWN_CELLS = 24
+VALUES_SCHEMA = pa.schema(
+    [
+        pa.field("cell", pa.string()),
+        pa.field("doc_id", pa.string()),
+        pa.field("metric", pa.string()),
+        pa.field("filter", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""One row per (document, metric, filter); ``detail``: what is aggregated where it is no number."""
+
+
+@dataclass(frozen=True)
+class LmEvalCell:
+    """A cell whose text and metrics are lm-eval's."""
+
+    cell: Cell
+    built: Built
+
+
+@dataclass
+class LmEvalWork:
+    """What is left to do for lm-eval's tasks once their cells are scored."""
+
+    loaded: Loaded
+    cells: list[LmEvalCell] = field(default_factory=list)
+
+
+def add_cells(
+    grid: Grid,
+    names: Sequence[str],
+    subjects: Sequence[Subject],
+    options: GridOptions,
+    numerics: NumericsClass,
+    cache: Path,
+    versions: str,
+) -> LmEvalWork:
+    """Adds the cells of lm-eval's tasks to a grid: one variant per task.
+
+    Raises:
+        InputError: lm-eval is missing, a name is unknown, or a file names code that may not run.
+        DataError: A data set is not to be had.
+    """
+    loaded = load(
+        names,
+        options.include_path,
+        allow_code=options.allow_code,
+        data_root=options.data_root,
+    )
+    work = LmEvalWork(loaded)
+    versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
+    for task in loaded.tasks.values():
+        texts: dict[str, tuple[Built, float]] = {}
+        files: dict[tuple[str, int], RequestFile] = {}
+        for subject in subjects:
+            checkpoint = subject.checkpoint
+            # Only a chat's text depends on the model: on its tokenizer.
+            chat = checkpoint.tokenizer_fingerprint if options.chat else ""
+            if chat not in texts:
+                texts[chat] = _built(task, options, checkpoint.path, grid)
+            built, baseline = texts[chat]
+            length = encoding_settings(checkpoint, options.max_length).max_length
+            settings = EncodingSettings(max_length=length, overflow="truncate_left")
+            at = (checkpoint.tokenizer_fingerprint, length)
+            if at not in files:
+                files[at] = RequestFile.of(
+                    cache, built.task, built.variant, built.documents, (), checkpoint, settings
+                )
+            key = cell_key(subject, built.task, built.variant, settings, numerics)
+            cell = Cell(key, subject, built.task, built.variant)
+            file = files[at]
+            grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
+            grid.cell_rows.append(
+                cell_row(cell, settings, numerics, baseline, built.documents, versions)
+            )
+            work.cells.append(LmEvalCell(cell, built))
+    return work
+
+
+def _built(
+    task: LoadedTask, options: GridOptions, checkpoint: str, grid: Grid
+) -> tuple[Built, float]:
+    """(the task's documents, its trivial baseline); what the data's checks find is noted."""
+    asked = Asked(
+        num_fewshot=options.num_fewshot,
+        seed=options.seed,
+        system=options.system,
+        chat=chat_renderer(load_tokenizer(checkpoint)) if options.chat else None,
+        multiturn=options.multiturn,
+        limit=options.limit,
+    )
+    built = build(task, asked)
+    grid.findings += [*check_documents(built.task, built.documents), *_outside(built)]
+    answers = any(doc.choices or doc.references for doc in built.documents)
+    return built, trivial_baseline(built.task, built.documents) if answers else math.nan
+
+
+def _outside(built: Built) -> list[Finding]:
+    """Targets that are none of the choices: lm-eval counts every answer to them as wrong."""
+    count = sum(doc.gold >= len(doc.choices) for doc in built.documents if doc.choices)
+    if not count:
+        return []
+    of = f"{count} of {len(built.documents)}"
+    text = f"task {built.task.name}: {of} targets are none of the choices and count as wrong"
+    return [Finding("error", "gold_outside", text, count)]
+
+
+def write_outcomes(store: ResultStore, work: LmEvalWork) -> tuple[list[str], list[tuple[str, str]]]:
+    """Computes lm-eval's metrics of every cell and keeps them in the results' ``outside`` folder.
+
+    Returns:
+        (lines for the summary, (cell, message) of what could not be computed).
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    keys = [planned.cell.key for planned in work.cells]
+    table = store.examples(["cell", *COLUMNS], cells=keys)
+    names = table["cell"].cast(pa.string())
+    lines: list[str] = []
+    problems: list[tuple[str, str]] = []
+    outcomes: dict[tuple[str, str], dict[str, Outcome]] = {}
+    labels: dict[tuple[str, str], str] = {}
+    for one in work.cells:
+        cell = one.cell
+        rows = table.filter(pc.equal(names, cell.key)).to_pylist()
+        label = f"{cell.task.name}, {cell.subject.label}, {cell.variant.name}"
+        try:
+            outcome = evaluate(one.built, {row["doc_id"]: row for row in rows})
+        except EvalcoreError as error:
+            problems.append((label, f"lm-eval's metrics: {error}"))
+            continue
+        if not outcome.n:
+            continue
+        _write(store.path, one, outcome)
+        lines.append(f"{label}: {_shown(outcome)}")
+        of = (cell.subject.id, cell.variant.name)
+        outcomes.setdefault(of, {})[one.built.loaded.name] = outcome
+        labels[of] = f"{cell.subject.label}, {cell.variant.name}"
+    for of, found in outcomes.items():
+        for name, metrics in aggregate_groups(work.loaded.groups, found).items():
+            _write_group(store.path, name, of, labels[of], metrics)
+            lines.append(f"lm-eval:{name}, {labels[of]}: {_figures(metrics)}")
+    if len(lines) > SHOWN_CELLS:
+        more = len(lines) - SHOWN_CELLS
+        lines = [*lines[:SHOWN_CELLS], f"{more} more such figures: {store.path / FOLDER}"]
+    return lines, problems
+
+
+def read_outcomes(results: Path) -> list[dict[str, Any]]:
+    """Every record of lm-eval's metrics in a results folder: cells, then groups, by file name."""
+    folder = Path(results) / FOLDER
+    files = sorted(folder.glob("*.json"), key=lambda f: (f.name.startswith("group-"), f.name))
+    return [json.loads(file.read_text("utf-8")) for file in files]
+
+
+def read_values(results: Path) -> pa.Table:
+    """lm-eval's metrics of every document in a results folder (:data:`VALUES_SCHEMA`)."""
+    tables = [VALUES_SCHEMA.empty_table()]
+    for file in sorted((Path(results) / FOLDER).glob("[!.]*.arrow")):
+        with pa.OSFile(str(file)) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+    return pa.concat_tables(tables)
+
+
+def _write(results: Path, one: LmEvalCell, outcome: Outcome) -> None:
+    cell = one.cell
+    checkpoint, adapter = cell.subject.checkpoint, cell.subject.adapter
+    record = {
+        "cell": cell.key,
+        "task": cell.task.name,
+        "variant": cell.variant.name,
+        "checkpoint": checkpoint.name,
+        "adapter": adapter.name if adapter else None,
+        "subject": cell.subject.id,
+        "lm_eval": VERSION,
+        "metrics": outcome.metrics,
+        "higher_is_better": outcome.higher_is_better,
+        "n": outcome.n,
+        "missing": outcome.missing,
+    }
+    columns = [[getattr(value, name) for value in outcome.values]
+               for name in ("doc_id", "metric", "filter", "value", "detail")]  # fmt: skip
+    arrays = [pa.array([cell.key] * len(outcome.values), pa.string())]
+    arrays += [
+        pa.array(c, kind.type) for c, kind in zip(columns, list(VALUES_SCHEMA)[1:], strict=True)
+    ]
+    table = pa.Table.from_arrays(arrays, schema=VALUES_SCHEMA)
+
+    def values(sink: IO[bytes]) -> None:
+        with pa.ipc.new_file(sink, VALUES_SCHEMA) as out:
+            out.write_table(table)
+
+    folder = _folder(results)
+    write_atomically(folder / f"{cell.key}.arrow", values)
+    _write_json(folder / f"{cell.key}.json", record)
+
+
+def _write_group(
+    results: Path, name: str, of: tuple[str, str], label: str, metrics: Mapping[str, Any]
+) -> None:
+    subject, variant = of
+    record = {
+        "group": f"lm-eval:{name}",
+        "label": label,
+        "subject": subject,
+        "variant": variant,
+        "lm_eval": VERSION,
+        "metrics": {key: value for key, value in metrics.items() if "," in key},
+        "n": metrics["sample_len"],
+    }
+    key = text_fingerprint([name, *of])
+    _write_json(_folder(results) / f"group-{key}.json", record)
+
+
+def _folder(results: Path) -> Path:
+    folder = results / FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda sink: sink.write(text.encode("utf-8")))
+
+
+def _shown(outcome: Outcome) -> str:
+    short = f" ({outcome.missing} documents missing)" if outcome.missing else ""
+    return f"{_figures(outcome.metrics)}, n {outcome.n}{short}"
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """``acc 0.4500 ± 0.0502, ...``; a filter's name follows where there is one."""
+    parts = []
+    for key, value in metrics.items():
+        metric, comma, name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, float):
+            continue
+        error = metrics.get(f"{metric}_stderr,{name}")
+        about = f" ± {error:.4f}" if isinstance(error, float) else ""
+        parts.append(f"{metric}{f' ({name})' if name != 'none' else ''} {value:.4f}{about}")
+    return ", ".join(parts)
+
+
+__all__ = [
+    "FOLDER",
+    "VALUES_SCHEMA",
+    "LmEvalCell",
+    "LmEvalWork",
+    "add_cells",
+    "read_outcomes",
+    "read_values",
+    "write_outcomes",
+]

@@ -1,0 +1,195 @@
+"""Tuning and scoring at the same time, where there are devices for both.
+
+Tuning runs in a thread of this process (its work is in worker processes); this thread scores, in
+rounds: first the bases, then whatever was tuned meanwhile, last everything that is left. Results
+are resumable and scored once, so that the rounds together are one ordinary scoring run: nothing
+that is stored depends on whether the stages overlapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from evalcore.app.devices import visible_gpus
+from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.tuning import Every, plan_tuning, tune, tuned_models
+from evalcore.cluster import Stop, StopSignals
+
+if TYPE_CHECKING:
+    from evalcore.app.study import StudyOptions, StudyProgress
+    from finetune import Study, TuneEvent, TunePlan, TuneSummary
+
+POLL_S = 0.5
+SAY_EVERY_S = 10.0
+
+
+def wants_overlap(options: StudyOptions) -> bool:
+    """Whether both stages run at once: as asked, else where there are two GPUs or more."""
+    if options.overlap is not None:
+        return options.overlap
+    return len(visible_gpus()) >= 2
+
+
+def split_gpus(names: list[str], most_devices: int) -> tuple[list[str], list[str]]:
+    """(for tuning, for scoring): halves, but as many for tuning as its largest job takes.
+
+    Without a GPU for either, both lists are the same: the stages then share what there is.
+    """
+    if len(names) < 2 or most_devices >= len(names):
+        return names, names
+    tuning = max(most_devices, (len(names) + 1) // 2)
+    return names[:tuning], names[tuning:]
+
+
+def tune_and_score(
+    spec: Study,
+    options: StudyOptions,
+    progress: StudyProgress,
+    scoring: Callable[[], ScoreOptions],
+) -> tuple[TuneSummary, ScoreOutcome]:
+    """Tunes what is missing and scores what is there, both at once.
+
+    Args:
+        spec: The study.
+        options: Where it runs.
+        progress: Told of both stages.
+        scoring: Gives the scoring options for what is tuned by now.
+
+    Raises:
+        EvalcoreError: As either stage alone.
+    """
+    plan = plan_tuning(spec, options, progress)
+    most = max((job.method.devices for job in plan.jobs), default=1)
+    for_tuning, for_scoring = split_gpus(visible_gpus(), most)
+    with _shared_ray(options), StopSignals() as signals:
+        tuning = _TuningThread(plan, options, for_tuning, signals, progress)
+        tuning.start()
+        try:
+            with _visible(for_scoring if for_scoring != for_tuning else None):
+                outcome, rounds = _rounds(options, tuning, progress, scoring)
+        except BaseException:
+            signals.request("scoring failed")
+            tuning.join()
+            raise
+        if outcome is None or outcome.summary.stopped is None:
+            outcome = score(scoring(), progress)  # with all devices
+            rounds += 1
+        else:
+            signals.request(outcome.summary.stopped)
+        summary = tuning.result()
+    if rounds > 1:
+        outcome.notes.insert(0, f"scored in {rounds} rounds beside tuning; figures of the last")
+    return summary, outcome
+
+
+def _rounds(
+    options: StudyOptions,
+    tuning: _TuningThread,
+    progress: StudyProgress,
+    scoring: Callable[[], ScoreOptions],
+) -> tuple[ScoreOutcome | None, int]:
+    """Scores while tuning is alive: again whenever something new is finished."""
+    outcome: ScoreOutcome | None = None
+    scored: object = None
+    rounds = 0
+    while tuning.is_alive():
+        found = tuned_models(options.output)
+        if found == scored:
+            time.sleep(POLL_S)
+            continue
+        begin = time.perf_counter()
+        outcome, scored, rounds = score(scoring(), progress), found, rounds + 1
+        progress.stage_done(f"score, round {rounds}", time.perf_counter() - begin, None)
+        if outcome.summary.stopped is not None:
+            break
+    return outcome, rounds
+
+
+class _TuningThread(threading.Thread):
+    """Tuning in the background; what it raises comes out of :meth:`result`."""
+
+    def __init__(
+        self,
+        plan: TunePlan,
+        options: StudyOptions,
+        gpus: list[str],
+        signals: Callable[[], Stop],
+        progress: StudyProgress,
+    ) -> None:
+        super().__init__(name="evalcore-tuning", daemon=True)
+        self._plan, self._options, self._gpus = plan, options, gpus
+        self._signals, self._progress, self._say = signals, progress, Every(SAY_EVERY_S)
+        self._summary: TuneSummary | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._summary = tune(
+                self._plan, self._options, self._on_event,
+                gpus=self._gpus, should_stop=self._signals,
+            )  # fmt: skip
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> TuneSummary:
+        """Waits for the end."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._summary is not None
+        return self._summary
+
+    def _on_event(self, event: TuneEvent) -> None:
+        # The bar belongs to scoring: tuning says a line now and then.
+        if event.failure is not None:
+            self._progress.failure(event.failure.job_id, str(event.failure.error))
+        if event.done == event.total or self._say():
+            self._progress.stage("finetune", f"{event.done} of {event.total} trained")
+
+
+@contextlib.contextmanager
+def _visible(gpus: list[str] | None) -> Iterator[None]:
+    """Shows this process, and the engines it starts, some of the GPUs; None: all, as before."""
+    if gpus is None:
+        yield
+        return
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+@contextlib.contextmanager
+def _shared_ray(options: StudyOptions) -> Iterator[None]:
+    """One Ray for both stages: each alone would stop the one it started under the other."""
+    if options.scoring.cluster != "ray":
+        yield
+        return
+    import ray  # a second to import, and only this backend needs it
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = options.scoring.ray_address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address and address != "local":
+        ray.init(address=address, **quiet)
+    else:
+        cores = 2 * (os.cpu_count() or 1)  # workers of both stages may share cores
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()

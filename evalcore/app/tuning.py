@@ -1,0 +1,294 @@
+"""The tuning stage of a study: what is missing, what it costs, training it, its loss curves."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalcore.app.devices import gpu_bytes, visible_gpus
+from evalcore.cluster import Stop, StopSignals
+from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
+from evalcore.identity import PROVENANCE_FILE, read_provenance
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from evalcore.app.study import StudyOptions, StudyProgress
+    from finetune import (
+        Assumption,
+        JobEstimate,
+        Study,
+        TuneEvent,
+        TuneJob,
+        TunePlan,
+        TuneSummary,
+    )
+
+LOSS_FILE = "loss.arrow"
+MOST_JOBS_PER_GPU = 8
+GPU_SHARE = 0.85
+"""Of a GPU's memory that estimates may fill."""
+
+
+def plan_tuning(spec: Study, options: StudyOptions, progress: StudyProgress) -> TunePlan:
+    """What is missing, with its rows checked; findings that are no errors are told.
+
+    Raises:
+        InputError: A checkpoint, task or data set is missing, or rows are unfit to be learned.
+    """
+    from finetune import check_data, plan_jobs
+
+    plan = plan_jobs(
+        spec,
+        options.output,
+        data_root=options.data_root,
+        on_changed="replace" if options.replace_changed else "error",
+    )
+    reports = check_data(plan.jobs, strict=options.scoring.strict)
+    for finding in dict.fromkeys(f for report in reports.values() for f in report.findings):
+        progress.stage("data", finding.line)
+    return plan
+
+
+def tune(
+    plan: TunePlan,
+    options: StudyOptions,
+    on_event: Callable[[TuneEvent], None],
+    *,
+    gpus: Sequence[str] | None = None,
+    should_stop: Callable[[], Stop | bool] | None = None,
+) -> TuneSummary:
+    """Trains what a plan says is missing; ``gpus`` are those to use (default: all there are)."""
+    from finetune import tune as run
+    from finetune.api import Devices
+
+    cores = os.cpu_count() or 1
+    names = tuple(visible_gpus() if gpus is None else gpus)
+    share = options.jobs_per_gpu or (jobs_per_gpu(plan.jobs) if names else 1)
+    workers = options.tune_workers or len(names) * share or min(2, cores)
+    threads = max(1, cores // workers)
+    return run(
+        plan.jobs,
+        workers=workers,
+        backend=options.scoring.cluster,
+        threads=threads,
+        devices=Devices(gpus=names, jobs_per_gpu=share, ray_gpus=1 / share if names else 0.0),
+        on_event=on_event,
+        should_stop=should_stop,
+        ray_options={"address": options.scoring.ray_address, "num_cpus": threads},
+        log_dir=options.output / "logs" / "finetune",
+    )
+
+
+def tune_missing(spec: Study, options: StudyOptions, progress: StudyProgress) -> TuneSummary:
+    """Trains everything of the study that is not finished yet, and shows how it goes."""
+
+    def on_event(event: TuneEvent) -> None:
+        progress.step("training", event.done, event.total, f"{event.remaining_s:.0f} s left")
+        if event.failure is not None:
+            progress.failure(event.failure.job_id, str(event.failure.error))
+
+    plan = plan_tuning(spec, options, progress)
+    with StopSignals() as signals:
+        return tune(plan, options, on_event, should_stop=signals)
+
+
+def tuned_status(summary: TuneSummary) -> int:
+    """Exit status of a tuning run."""
+    if summary.stopped:
+        return EXIT_STOPPED
+    return EXIT_CELLS_FAILED if summary.failures else 0
+
+
+def tuned_lines(summary: TuneSummary) -> list[str]:
+    """What a tuning run did, for a person."""
+    if not (summary.results or summary.failures):
+        return ["no adapter is missing"]
+    lines = [
+        f"{len(summary.results)} adapters trained in {summary.wall_s:.1f} s, "
+        f"{summary.tokens_per_s:,.0f} tokens/s"
+    ]
+    lines += [f"not trained: {failure.job_id}: {failure.error}" for failure in summary.failures]
+    lines += [f"untrained (zero change): {result.job_id}" for result in summary.untrained]
+    return lines
+
+
+def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:
+    """What would be trained, from what, at which cost; fetches and trains nothing.
+
+    Raises:
+        InputError: The study names something that is not there.
+        TuningDataError: Rows at hand are unfit to be learned.
+    """
+    from finetune import Assumption, check_data, estimate, plan_jobs
+    from finetune.checkpoints import offline
+
+    with offline():
+        plan = plan_jobs(
+            spec,
+            options.output,
+            data_root=options.data_root,
+            on_changed="replace" if options.replace_changed else "error",
+            at_hand_only=True,
+        )
+        reports = check_data(plan.jobs, strict=options.scoring.strict, required=False)
+    assumption = Assumption(*(options.gpu_speed or ()))
+    costs = estimate(spec, plan.jobs, reports, assumption)
+    findings = dict.fromkeys(f for report in reports.values() for f in report.findings)
+    root = options.output.resolve()
+    return [
+        *(f"missing: {missing.name}: {missing.message}" for missing in plan.missing),
+        *(_job_line(cost) for cost in costs),
+        *(f"finished: {path.relative_to(root)}" for path in plan.finished),
+        *(f"data: {finding.line}" for finding in findings),
+        *_total_lines(plan, costs, assumption),
+    ]
+
+
+def _job_line(cost: JobEstimate) -> str:
+    job = cost.job
+    rows = f"{job.examples:,}" if job.examples is not None else "all"
+    length = (
+        f"{job.method.steps:,} steps"
+        if job.method.steps is not None
+        else f"{job.method.epochs or 3:g} epochs"
+    )
+    rates = f", {len(job.selection.learning_rates)} learning rates" if job.selection else ""
+    return (
+        f"{job.id}: {job.method.kind}, {job.label}, {rows} examples, {length}{rates}, "
+        f"{_tokens(cost.tokens, cost.rough)}, {_hours(cost.gpu_hours)}"
+    )
+
+
+def _total_lines(plan: TunePlan, costs: Sequence[JobEstimate], assumption: Assumption) -> list[str]:
+    known = [cost for cost in costs if cost.gpu_hours is not None]
+    examples = sum(job.examples or 0 for job in plan.jobs)
+    lines = [
+        f"{len(plan.jobs)} to train ({examples:,} examples), {len(plan.finished)} finished, "
+        f"{len(plan.missing)} checkpoints not at hand"
+    ]
+    if known:
+        tokens = sum(cost.tokens or 0 for cost in known)
+        hours = sum(cost.gpu_hours or 0.0 for cost in known)
+        part = "" if len(known) == len(costs) else f" for {len(known)} of {len(costs)}"
+        rough = sum(cost.rough for cost in known)
+        how = "tokens sampled with the bases' own tokenizers"
+        if rough:
+            how += f", of {rough} jobs guessed from characters (~)"
+        lines.append(f"{_tokens(tokens, rough > 0)}, {_hours(hours)}{part} at {assumption}; {how}")
+    elif costs:
+        lines.append("tokens and GPU-hours unknown: data or tokenizers are not at hand")
+    return lines
+
+
+def _tokens(tokens: int | None, rough: bool = False) -> str:
+    if tokens is None:
+        return "tokens unknown"
+    sign = "~" if rough else ""
+    return sign + (f"{tokens / 1e6:,.2f} M tokens" if tokens >= 10_000 else f"{tokens:,} tokens")
+
+
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return "GPU-hours unknown"
+    return f"{hours:,.2f} GPU-hours" if hours >= 0.01 else "under 0.01 GPU-hours"
+
+
+def jobs_per_gpu(jobs: Sequence[TuneJob], memory: int | None = None) -> int:
+    """How many of the largest one-GPU jobs fit on a GPU side by side, by estimate."""
+    from finetune import job_bytes
+
+    memory = gpu_bytes() if memory is None else memory
+    needs = [need for job in jobs if job.method.devices == 1 and (need := job_bytes(job))]
+    if not needs or memory is None:
+        return 1
+    return max(1, min(MOST_JOBS_PER_GPU, int(memory * GPU_SHARE // max(needs))))
+
+
+def tuned_models(output: Path) -> tuple[list[Path], list[Path]]:
+    """(adapters, fully tuned checkpoints) that are finished below an output folder, sorted."""
+    from finetune import ADAPTERS_DIR, TUNED_DIR
+
+    return _finished(output / ADAPTERS_DIR), _finished(output / TUNED_DIR)
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Directories ``<checkpoint>/<name>`` with a record; hidden ones are still being written."""
+    found = (file.parent for file in folder.glob(f"*/*/{PROVENANCE_FILE}"))
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def collect_loss_curves(output: Path) -> pa.Table:
+    """Loss curves of everything tuned below an output folder.
+
+    Returns:
+        One row per optimizer step: checkpoint, base_step, name, tuning, kind (``lora``, ``full``),
+        control, seed, step (int32), loss (float64, nats per completion token), learning_rate
+        (float64), completion_tokens (int64). Empty, with these columns, if there is none.
+
+    Raises:
+        InputError: A curve is broken.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            ("checkpoint", pa.string()), ("base_step", pa.int64()), ("name", pa.string()),
+            ("tuning", pa.string()), ("kind", pa.string()), ("control", pa.string()),
+            ("seed", pa.int64()), ("step", pa.int32()), ("loss", pa.float64()),
+            ("learning_rate", pa.float64()), ("completion_tokens", pa.int64()),
+        ]
+    )  # fmt: skip
+    tables = [schema.empty_table()]
+    adapters, checkpoints = tuned_models(output)
+    for directory in [*adapters, *checkpoints]:
+        file = directory / LOSS_FILE
+        if file.is_file():
+            tables.append(_loss_curve(file, schema))
+    return pa.concat_tables(tables)
+
+
+def _loss_curve(file: Path, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    record = read_provenance(file.parent)
+    assert record is not None  # the directory was found by it
+    try:
+        with pa.OSFile(str(file)) as source:
+            curve = pa.ipc.open_file(source).read_all()
+        about: dict[str, Any] = {
+            "checkpoint": record.base.name,
+            "base_step": record.base.step,
+            "name": file.parent.name,
+            "tuning": record.tuning.name,
+            "kind": record.method.get("kind", "lora"),
+            "control": record.tuning.control,
+            "seed": record.tuning.seed,
+        }
+        columns = [
+            curve[field.name].cast(field.type)
+            if field.name in curve.column_names
+            else pa.array([about[field.name]] * len(curve), field.type)
+            for field in schema
+        ]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"loss curve {file} is broken ({str(error).splitlines()[0]})") from None
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+class Every:
+    """Says yes at most once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True

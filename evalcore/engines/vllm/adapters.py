@@ -1,0 +1,109 @@
+"""Adapters applied beside the weights, many in one run (co-batched), and what cannot be."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evalcore.engines.vllm.lora import LoraAdapter, open_adapter
+from evalcore.errors import EvalcoreError
+from evalcore.identity import adapter_config, weight_layout
+from evalcore.types import Adapter
+
+# Ranks vLLM has slots for.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Unique for the process: worker slots and caches are keyed by it.
+_ids = itertools.count(1)
+
+
+def slot_rank(rank: int) -> int:
+    """The smallest rank vLLM has slots for that holds ``rank``."""
+    return next((r for r in RANKS if r >= rank), RANKS[-1])
+
+
+def linear_modules(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """Last names of the linear layers of a checkpoint, its output head left out.
+
+    vLLM (0.32) crashes or drops the delta where an adapted head meets prompt log-probabilities, so
+    the head must not be wrapped at all.
+    """
+    return sorted(
+        {
+            name.split(".")[-2]
+            for name, (_, shape) in layout.items()
+            if name.endswith(".weight") and len(shape) == 2 and not _is_head(name)
+        }
+    )
+
+
+def _is_head(name: str) -> bool:
+    return any(part in name for part in ("embed", "lm_head", ".wte.", ".wpe."))
+
+
+def reason_to_merge(
+    adapter: Adapter, layout: Mapping[str, tuple[str, tuple[int, ...]]], most_rank: int
+) -> str | None:
+    """Why vLLM cannot apply an adapter beside the weights exactly; None if it can."""
+    config = adapter_config(adapter.path)
+    opened: LoraAdapter = open_adapter(adapter.path, layout, tied=False)
+    if opened.replacements:
+        return f"it replaces {sorted(opened.replacements)[0]}"
+    head = sorted(filter(_is_head, opened.deltas))
+    if head:
+        return f"it changes {head[0]}"
+    if config.get("use_dora") or any(
+        "lora_magnitude_vector" in delta.parts for delta in opened.deltas.values()
+    ):
+        return "DoRA"
+    if opened.transposed:
+        return "fan_in_fan_out"
+    if (config.get("rank_pattern") or config.get("alpha_pattern")) and not _knows_patterns():
+        return "rank or alpha patterns"
+    shapes = weight_layout(Path(adapter.path) / "adapter_model.safetensors")
+    rank = max(shapes[delta.parts["lora_A"]][1][0] for delta in opened.deltas.values())
+    if max(rank, int(config.get("r", rank))) > most_rank:
+        return f"rank {rank}"
+    return None
+
+
+def _knows_patterns() -> bool:
+    """Whether this vLLM scales each module by its own rank and alpha (0.32 does)."""
+    from vllm.lora.peft_helper import PEFTHelper
+
+    return hasattr(PEFTHelper, "get_rank_and_scaling")
+
+
+class AdapterSlots:
+    """Adapters a running engine has loaded beside the weights now in place."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._requests: dict[str, Any] = {}
+
+    def attach(self, adapter: Adapter) -> Any:
+        """vLLM's request object of an adapter, loaded now if it is not yet.
+
+        Named by content, numbered anew each time: nothing cached for another can be taken for it.
+
+        Raises:
+            ValueError: vLLM refuses the adapter.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if adapter.fingerprint not in self._requests:
+            request = LoRARequest(adapter.fingerprint, next(_ids), adapter.path)
+            try:
+                if not self._llm.llm_engine.add_lora(request):
+                    raise ValueError("vllm did not load it")
+            except EvalcoreError:
+                raise
+            except Exception as error:
+                raise ValueError(str(error)) from error
+            self._requests[adapter.fingerprint] = request
+        return self._requests[adapter.fingerprint]
+
+    def forget(self) -> None:
+        """After a reload of weights, which drops all adapters."""
+        self._requests.clear()

@@ -1,0 +1,69 @@
+"""Chats: a prompt through the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from evalcore.errors import InputError
+from evalcore.prompting.faults import PromptError, PromptFault
+from evalcore.types import Variant
+
+
+def chat_text(
+    variant: Variant, turns: Sequence[tuple[str, str]], question: str, tokenizer: Any
+) -> str:
+    """The chat as text, up to where the answer begins.
+
+    The template may write the BOS token itself; :class:`Encoder` then adds none.
+
+    Args:
+        variant: Its ``system`` text comes first, if it has one.
+        turns: Worked examples as (question, answer) turns.
+        question: The last turn of the user.
+        tokenizer: Has the chat template.
+
+    Raises:
+        InputError: If there is no tokenizer or no chat template.
+        PromptError: If the template refuses the chat, or silently leaves out the system text.
+    """
+    where = f"prompt {variant.group}/{variant.name}"
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"{where}: chat=1 needs a tokenizer with a chat template; this has none")
+    messages = [{"role": "system", "content": variant.system}] if variant.system else []
+    for asked, answered in turns:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answered})
+    messages.append({"role": "user", "content": question})
+    try:
+        text = str(_apply(tokenizer, messages))
+    except Exception as error:  # raised by the template: unknown roles, order of turns
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if variant.system and _accepts(tokenizer, messages[1:]):
+            raise PromptError(
+                PromptFault.SYSTEM_REFUSED,
+                f"{where}: the chat template takes no system text ({reason}); leave it out, or "
+                "write it into the prompt file's template",
+            ) from None
+        raise PromptError(
+            PromptFault.CHAT_REFUSED, f"{where}: the chat template refuses it: {reason}"
+        ) from None
+    if variant.system and variant.system.strip() not in text:
+        raise PromptError(
+            PromptFault.SYSTEM_DROPPED,
+            f"{where}: the chat template leaves out the system text; leave it out yourself, or "
+            "write it into the prompt file's template",
+        )
+    return text
+
+
+def _apply(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _accepts(tokenizer: Any, messages: list[dict[str, str]]) -> bool:
+    try:
+        _apply(tokenizer, messages)
+    except Exception:  # the same open set of errors as above
+        return False
+    return True

@@ -1,0 +1,212 @@
+"""From one row to the parts of a document: fields, choices, gold, references. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evalcore.tasks.faults import DataFault, TaskDataError
+
+Row = Mapping[str, Any]
+MISSING: Any = object()
+_TITLE = re.compile(r"([.!?]?) \[title\]")
+_BRACKETS = re.compile(r"\[[^\]]*\]")
+_RUNS_OF_SPACES = re.compile(r" {2,}")
+_SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+def value_at(row: Row, column: str) -> Any:
+    """Value of a column; ``MISSING`` if there is none.
+
+    ``a.b`` looks into a nested column: a mapping, or every mapping of a list; ``a.0`` takes an
+    entry of a list. A column whose own name has a dot comes first.
+    """
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        value = _step(value, part)
+        if value is MISSING:
+            return MISSING
+    return value
+
+
+def _step(value: Any, part: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(part, MISSING)
+    if isinstance(value, (list, tuple)):
+        if part.isdecimal():
+            return value[int(part)] if int(part) < len(value) else None
+        inner = [_step(item, part) for item in value]
+        return MISSING if any(item is MISSING for item in inner) else inner
+    return MISSING
+
+
+def field_value(spec: str | Mapping[str, Any], row: Row, where: str) -> Any:
+    """Value of a template variable; None or MISSING if the row has none."""
+    if isinstance(spec, str):
+        return value_at(row, spec)
+    if spec.get("text") is not None:
+        return spec["text"]
+    if spec.get("messages"):
+        return conversation(value_at(row, spec["messages"]), spec.get("part", "prompt"))
+    if spec.get("columns"):
+        texts = [value_at(row, column) for column in spec["columns"]]
+        index = gold_index(spec["gold"], row, [str(text) for text in texts], where)
+        return None if index is None or index < 0 else texts[index]
+    value = value_at(row, spec["column"])
+    return cleaned(value, spec.get("clean")) if isinstance(value, str) else value
+
+
+def cleaned(text: str, how: str | None) -> str:
+    """``headings``: " [title]" becomes a full stop (none is doubled), other [brackets] go, runs of
+    spaces shrink, spaces at both ends go."""
+    if how != "headings":
+        return text
+    text = _BRACKETS.sub("", _TITLE.sub(lambda m: f"{m[1] or '.'} ", text))
+    return _RUNS_OF_SPACES.sub(" ", text).strip()
+
+
+def conversation(messages: Any, part: str) -> Any:
+    """A part of chat messages up to the last turn of the assistant; None if there is no such turn.
+
+    ``answer``: that turn's text. ``turns``: the list of those before it. ``prompt``: those as
+    text: a single message as it is, several with their speaker in front.
+    """
+    if not isinstance(messages, (list, tuple)):
+        return None
+    turns = [{"role": str(m.get("role")), "content": str(m.get("content"))} for m in messages]
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    if last == 0:
+        return None
+    if part == "answer":
+        return turns[last]["content"]
+    before = turns[:last]
+    if part == "turns":
+        return before
+    if len(before) == 1:
+        return before[0]["content"]
+    return "\n\n".join(f"{_SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in before)
+
+
+def choice_texts(spec: Mapping[str, Any] | None, row: Row, key: str = "") -> tuple[str, ...] | None:
+    """Texts of the choices; None if the row does not have them; () if the task has none.
+
+    Args:
+        spec: The ``choices`` part of a task.
+        row: The row.
+        key: What the order of shuffled choices is drawn from: the row's own text.
+    """
+    if spec is None:
+        return ()
+    if spec.get("labels"):
+        return tuple(spec["labels"])
+    if spec.get("column"):
+        values = value_at(row, spec["column"])
+        if not isinstance(values, (list, tuple)):
+            return None
+    else:
+        values = [value_at(row, column) for column in spec["columns"]]
+    if len(values) < 2 or any(value is None or value is MISSING for value in values):
+        return None
+    texts = [cleaned(str(value), spec.get("clean")) for value in values]
+    if spec.get("order") == "shuffled":
+        texts.sort(key=lambda text: hashlib.sha256(f"{key}\x1f{text}".encode()).digest())
+    return tuple(texts)
+
+
+def gold_index(
+    spec: Mapping[str, Any] | None, row: Row, choices: Sequence[str], where: str
+) -> int | None:
+    """Index of the right choice; -1 if the value is outside the set; None if it is missing.
+
+    Raises:
+        TaskDataError: If the value is of a kind that can be no answer.
+    """
+    if spec is None:
+        return -1
+    value = value_at(row, spec["column"])
+    if value is None or value is MISSING:
+        return None
+    if spec.get("above") is not None:
+        index = _above(value, float(spec["above"]), where)
+    elif spec.get("map"):
+        index = spec["map"].get(_key(value), -1)
+    elif spec.get("among"):
+        keys = value_at(row, spec["among"])
+        listed = [_key(k) for k in keys] if isinstance(keys, (list, tuple)) else []
+        index = listed.index(_key(value)) if _key(value) in listed else -1
+    else:
+        index = _direct(value, choices, where)
+    return index if 0 <= index < len(choices) else -1
+
+
+def _key(value: Any) -> str:
+    """``1``, ``1.0`` and ``" 1 "`` are one key: files of one data set differ in such things."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _above(value: Any, threshold: float, where: str) -> int:
+    """1 above the threshold, 0 up to it; -1 for a negative number, which hides a label."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TaskDataError(
+            DataFault.GOLD_KIND, f"{where}: gold should be a number, not {value!r}; see gold.above"
+        ) from None
+    return -1 if number < 0 <= threshold else int(number > threshold)
+
+
+def _direct(value: Any, choices: Sequence[str], where: str) -> int:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        for text in (value, value.strip()):
+            if text in choices:
+                return list(choices).index(text)
+        return int(value) if value.strip().isdecimal() else -1
+    raise TaskDataError(
+        DataFault.GOLD_KIND, f"{where}: gold should be an index or a label, not {value!r}"
+    )
+
+
+def reference_texts(spec: Mapping[str, Any] | None, row: Row) -> tuple[str, ...] | None:
+    """Reference texts; None if the row has none; () if the task has none."""
+    if spec is None:
+        return ()
+    if spec.get("messages"):
+        value = conversation(value_at(row, spec["messages"]), "answer")
+    else:
+        value = value_at(row, spec["column"])
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    texts = tuple(str(v) for v in values if v is not None and v is not MISSING and str(v).strip())
+    return texts or None
+
+
+def columns_named(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Every column a task's definition names, by the key that names it."""
+    wanted: dict[str, str] = {}
+    parts: dict[str, Any] = {f"fields.{name}": part for name, part in spec["fields"].items()}
+    parts.update({key: spec.get(key) for key in ("choices", "gold", "references")})
+    for key, part in parts.items():
+        if isinstance(part, str):
+            wanted[key] = part
+            continue
+        gold = (part or {}).get("gold") or {}
+        for name in ("column", "messages", "among"):
+            for inside in (part or {}, gold):
+                if inside.get(name):
+                    wanted[f"{key}.{name}" if inside is not gold else f"{key}.gold.{name}"] = (
+                        inside[name]
+                    )
+        for number, column in enumerate((part or {}).get("columns") or ()):
+            wanted[f"{key}.columns.{number}"] = column
+    return wanted

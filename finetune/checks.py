@@ -1,0 +1,303 @@
+"""What is looked at before anything is trained: names of the study, and the rows to be learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from evalcore.errors import DataError, InputError
+from evalcore.identity import numeric_config
+from evalcore.prompting import draw_shots, encode_training, load_tokenizer, training_pair
+from evalcore.tasks import load_documents, load_documents_counted, select_tasks
+from evalcore.types import Checkpoint, Document, EncodingSettings, Task, Variant
+from finetune.data import choose, input_key, scored_inputs
+from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError
+from finetune.jobs import MixPart, TuneJob, known_task, training_variants
+from finetune.method import MethodSpec
+from finetune.study import Study
+
+CHECKED_ROWS = 2000
+"""Rows of each task rendered and encoded here; training treats the rest by the same rules."""
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, for tokenizers that are not at hand."""
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What is known about the rows of a tuning.
+
+    Attributes:
+        rows: Rows to learn; None where the data is not at hand.
+        tokens_per_row: Mean of prompt and completion, rows that are left out not counted.
+        by_tokenizer: Whether tokens were counted by the base's own tokenizer; else they are
+            characters over four.
+        checked: Rows that were rendered (and encoded).
+        findings: What the checks found.
+    """
+
+    rows: int | None
+    tokens_per_row: float | None
+    by_tokenizer: bool
+    checked: int
+    findings: tuple[DataFinding, ...] = ()
+
+
+def check_names(study: Study) -> None:
+    """Whether every task and prompt variant a study names is there.
+
+    Raises:
+        StudyError: One line for each that is not.
+    """
+    mistakes: list[tuple[StudyFault, str]] = []
+    for tuning in study.expanded():
+        for name, _, _ in tuning.parts:
+            where = f"tuning {tuning.name}"
+            try:
+                task = known_task(name)
+            except InputError as error:
+                mistakes.append((StudyFault.UNKNOWN_TASK, f"{where}: {error}"))
+                continue
+            if not task.spec.get("splits", {}).get("train"):
+                text = f"{where}: task {name} has no split to train on (key splits.train)"
+                mistakes.append((StudyFault.NO_TRAIN_SPLIT, text))
+            try:
+                training_variants(task, tuning.variants)
+            except InputError as error:
+                mistakes.append((StudyFault.UNKNOWN_VARIANT, f"{where}: {error}"))
+    for tasks, prompts in study.evaluation.blocks if study.evaluation is not None else []:
+        try:
+            for task in select_tasks(tasks):
+                try:
+                    training_variants(task, [prompts])
+                except InputError as error:
+                    text = f"evaluation, task {task.name}: {error}"
+                    mistakes.append((StudyFault.UNKNOWN_VARIANT, text))
+        except InputError as error:
+            mistakes.append((StudyFault.UNKNOWN_TASK, f"evaluation: {error}"))
+    if mistakes:
+        raise StudyError(study.file, list(dict.fromkeys(mistakes)))
+
+
+def check_data(
+    jobs: Sequence[TuneJob], *, strict: bool = False, required: bool = True
+) -> dict[str, DataReport]:
+    """Checks the rows of every job; jobs with the same rows and tokenizer share one look.
+
+    Args:
+        jobs: What is to be trained.
+        strict: Rows that stand in the evaluation set are an error instead of being left out.
+        required: Whether data that is not at hand is an error (else a finding).
+
+    Returns:
+        Reports by job id.
+
+    Raises:
+        TuningDataError: If rows of some tuning are unfit to be learned; all such findings.
+    """
+    reports: dict[str, DataReport] = {}
+    by_rows: dict[Any, DataReport] = {}
+    for job in jobs:
+        key = (
+            job.tuning.partition("+")[0], job.tasks, job.variants, job.data_seed, job.held_out,
+            job.data_root, job.checkpoint.tokenizer_fingerprint, job.method.overlong,
+            longest_row(job.checkpoint, job.method),
+        )  # fmt: skip
+        if key not in by_rows:
+            by_rows[key] = check_rows(job, strict=strict, required=required)
+        reports[job.id] = by_rows[key]
+    findings = dict.fromkeys(f for report in by_rows.values() for f in report.findings if f.fatal)
+    if findings:
+        raise TuningDataError(list(findings))
+    return reports
+
+
+def check_rows(job: TuneJob, *, strict: bool = False, required: bool = True) -> DataReport:
+    """Checks the rows of one job; without its checkpoint at hand, their text alone."""
+    tokenizer = load_tokenizer(job.checkpoint.path) if job.checkpoint.path else None
+    look = _Look(job, tokenizer, longest_row(job.checkpoint, job.method), strict, required)
+    return look.report()
+
+
+def longest_row(checkpoint: Checkpoint, method: MethodSpec) -> int:
+    """Longest row in tokens: as asked, else what the base can take, 2,048 at most."""
+    if method.max_length is not None:
+        return method.max_length
+    config = numeric_config(Path(checkpoint.path)) if checkpoint.path else {}
+    return min(DEFAULT_MAX_LENGTH, config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH)
+
+
+@lru_cache(maxsize=64)
+def _inputs_at_hand(task: str, root: Path | None) -> frozenset[tuple[str, ...]] | None:
+    """Scored inputs of one task; None if its data is not at hand."""
+    try:
+        return scored_inputs((task,), root)
+    except DataError:
+        return None
+
+
+@dataclass
+class _Look:
+    """One pass over the rows of a job."""
+
+    job: TuneJob
+    tokenizer: Any
+    max_length: int
+    strict: bool
+    required: bool
+    findings: list[DataFinding] = field(default_factory=list)
+    rows: int = 0
+    checked: int = 0
+    tokens: int = 0
+    kept: int = 0
+    known: bool = True
+
+    def report(self) -> DataReport:
+        for part in self.job.tasks:
+            try:
+                self._part(part)
+            except DataError as error:
+                self.known = False
+                self._find(DataFault.MISSING_DATA, str(error), fatal=self.required)
+        mean = self.tokens / self.kept if self.kept and self.known else None
+        rows = self.rows if self.known else None
+        by_tokenizer = self.tokenizer is not None
+        return DataReport(rows, mean, by_tokenizer, self.checked, tuple(self.findings))
+
+    def _find(self, code: DataFault, message: str, *, fatal: bool, count: int = 0) -> None:
+        self.findings.append(DataFinding(code, self.job.tuning, message, fatal, count))
+
+    def _part(self, part: MixPart) -> None:
+        root = Path(self.job.data_root) if self.job.data_root else None
+        task = known_task(part.task)
+        documents, loaded = load_documents_counted(task, "train", data_root=root)
+        scored = self._scored(root)
+        clean = [document for document in documents if input_key(document) not in scored]
+        leaked = loaded.leaked + len(documents) - len(clean)
+        if leaked:
+            what = f"task {task.name}: {leaked} rows of the train split are scored in this study"
+            done = "--strict refuses them" if self.strict else "they are left out"
+            self._find(
+                DataFault.EVALUATION_ROWS, f"{what}; {done}", fatal=self.strict, count=leaked
+            )
+        if not clean or (part.examples or 0) > len(clean):
+            self._find(
+                DataFault.TOO_FEW_ROWS,
+                f"task {task.name}: {part.examples or 'all'} rows asked for, {len(clean)} are "
+                f"usable; ask for fewer (or null for all)",
+                fatal=True,
+                count=len(clean),
+            )
+            return
+        chosen = choose(clean, part.examples, self.job.data_seed, where=f"tuning {self.job.tuning}")
+        self.rows += len(chosen)
+        self._texts(task, chosen, root)
+
+    def _scored(self, root: Path | None) -> frozenset[tuple[str, ...]]:
+        """What may not be learned; as far as it is at hand, where data is not required."""
+        if self.required:
+            return scored_inputs(self.job.held_out, root)
+        there: set[tuple[str, ...]] = set()
+        for name in self.job.held_out:
+            inputs = _inputs_at_hand(name, root)
+            if inputs is None:
+                self._find(
+                    DataFault.MISSING_DATA, f"task {name}: scored rows not at hand", fatal=False
+                )
+            else:
+                there |= inputs
+        return frozenset(there)
+
+    def _texts(self, task: Task, chosen: Sequence[Document], root: Path | None) -> None:
+        counts: Counter[str] = Counter()
+        example: dict[str, int] = {}
+        looked_at = chosen[:CHECKED_ROWS]
+        for document, prompt, completion in self._pairs(task, looked_at, chosen, root):
+            for code in self._faults(task, prompt, completion):
+                counts[code] += 1
+                example.setdefault(code, document.index)
+        self.checked += len(looked_at)
+        for code, count in counts.items():
+            self._judge(task, DataFault(code), count, len(looked_at), example[code])
+
+    def _pairs(
+        self, task: Task, documents: Sequence[Document], chosen: Sequence[Document],
+        root: Path | None,
+    ) -> Iterator[tuple[Document, str, str]]:  # fmt: skip
+        variants = training_variants(task, self.job.variants)
+        shots = [self._shots(task, variant, chosen, root) for variant in variants]
+        for i, document in enumerate(documents):
+            which = i % len(variants)
+            prompt, completion = training_pair(
+                task, variants[which], document, shots[which], self.tokenizer
+            )
+            yield document, prompt, completion
+
+    @staticmethod
+    def _shots(
+        task: Task, variant: Variant, chosen: Sequence[Document], root: Path | None
+    ) -> list[Document]:
+        if not variant.shots:
+            return []
+        pool = load_documents(task, "shots", data_root=root)
+        return list(draw_shots(task, variant, pool, scored=chosen))
+
+    def _faults(self, task: Task, prompt: str, completion: str) -> Iterator[str]:
+        if not completion.strip():
+            yield DataFault.EMPTY_COMPLETION
+            return
+        # What is for tuning only is never generated for: its stops and limits say nothing.
+        scored = task.spec.get("splits", {}).get("score") is not None
+        generated = scored and task.output_type == "generate_until"
+        if generated and any(stop in completion.strip() for stop in task.generation.stops):
+            yield DataFault.STOP_IN_COMPLETION
+        if self.tokenizer is None:
+            self._keep((len(prompt) + len(completion)) // CHARACTERS_PER_TOKEN)
+            return
+        prompt_ids, completion_ids = encode_training(
+            self.tokenizer, prompt, completion, EncodingSettings()
+        )
+        if generated and len(completion_ids) > task.generation.max_tokens:
+            yield DataFault.BEYOND_MAX_TOKENS
+        total = len(prompt_ids) + len(completion_ids)
+        if len(completion_ids) >= self.max_length:
+            yield DataFault.TRUNCATED_COMPLETION
+        elif total > self.max_length and self.job.method.overlong == "leave_out":
+            yield DataFault.LEFT_OUT_TOO_LONG
+        else:
+            if total > self.max_length:
+                yield DataFault.PROMPTS_CUT
+            self._keep(total)
+
+    def _keep(self, tokens: int) -> None:
+        self.kept += 1
+        self.tokens += min(tokens, self.max_length)
+
+    def _judge(self, task: Task, code: DataFault, count: int, of: int, first: int) -> None:
+        where = f"task {task.name}, train split: {count} of {of} rows (first: row {first})"
+        limit = task.generation.max_tokens
+        texts: dict[DataFault, str] = {
+            DataFault.EMPTY_COMPLETION: "have an empty completion; remove them or mend the variant",
+            DataFault.TRUNCATED_COMPLETION: f"have a completion of {self.max_length} tokens or "
+            f"more, which would be cut; they are left out, or raise method.max_length",
+            DataFault.LEFT_OUT_TOO_LONG: f"are longer than {self.max_length} tokens; left out "
+            f"(overlong: truncate cuts their prompts)",
+            DataFault.PROMPTS_CUT: f"are longer than {self.max_length} tokens; their prompts lose "
+            f"their beginning",
+            DataFault.STOP_IN_COMPLETION: "hold a stop string inside the completion: scoring ends "
+            "there, training does not",
+            DataFault.BEYOND_MAX_TOKENS: f"have a completion above the {limit} tokens that scoring "
+            f"lets a model write",
+        }
+        left_out = (DataFault.TRUNCATED_COMPLETION, DataFault.LEFT_OUT_TOO_LONG)
+        fatal = code is DataFault.EMPTY_COMPLETION or (code in left_out and count == of)
+        if fatal and code is DataFault.LEFT_OUT_TOO_LONG:
+            code = DataFault.NOTHING_FITS
+            text = f"are longer than {self.max_length} tokens: none is left; raise max_length"
+        else:
+            text = texts[code]
+        self._find(code, f"{where} {text}", fatal=fatal, count=count)

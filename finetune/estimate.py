@@ -1,0 +1,157 @@
+"""What tuning will cost, before a weight is read: tokens, operations, GPU-hours, memory.
+
+Operations per token follow the usual count for transformers (Kaplan et al. 2020, arXiv 2001.08361):
+2 per weight forwards and 4 backwards, half of the latter for the gradients of the weights. Weights
+that are frozen need no gradients of their own: 2 + 2. Attention's quadratic part is left out; it is
+small while rows are shorter than a few times the model's width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evalcore.errors import InputError
+from evalcore.identity import numeric_config, weight_layout
+from evalcore.types import Checkpoint
+from finetune.checkpoints import assumed_parameters
+from finetune.checks import DataReport, longest_row
+from finetune.jobs import TuneJob
+from finetune.method import MethodSpec
+from finetune.study import Study
+
+FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2
+ADAM_BYTES = 16
+"""Per trained weight: float32 weight, gradient and both moments."""
+ACTIVATION_BYTES = 34
+"""Per token, layer and unit of width, in bfloat16 (Korthikanti et al. 2022, arXiv 2205.05198)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """What a GPU is taken to do.
+
+    Attributes:
+        peak_tflops: Its peak in bfloat16 (an A100: 312, an H100: 989).
+        mfu: Share of the peak that training reaches.
+    """
+
+    peak_tflops: float = 312.0
+    mfu: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
+            raise InputError(
+                f"an estimate needs a positive peak and a share of it, not {self.peak_tflops} "
+                f"TFLOP/s and {self.mfu}"
+            )
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.peak_tflops * 1e12 * self.mfu
+
+    def __str__(self) -> str:
+        return f"{self.peak_tflops:g} TFLOP/s x {self.mfu:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEstimate:
+    """What one job will cost; None where it cannot be known yet.
+
+    Attributes:
+        job: Which.
+        rows: Rows of its training set.
+        tokens: Tokens run through the model, repeats and all learning rates included.
+        flops: Operations.
+        gpu_hours: At the assumed speed.
+        rough: Whether tokens were guessed from characters, for want of the base's tokenizer.
+    """
+
+    job: TuneJob
+    rows: int | None
+    tokens: int | None
+    flops: float | None
+    gpu_hours: float | None
+    rough: bool = False
+
+
+def estimate(
+    study: Study,
+    jobs: Sequence[TuneJob],
+    reports: Mapping[str, DataReport],
+    assumption: Assumption,
+) -> list[JobEstimate]:
+    """Cost of every job; ``reports`` are those of :func:`finetune.checks.check_data`."""
+    sizes: dict[str, int | None] = {}
+    found = []
+    for job in jobs:
+        source = job.checkpoint.source
+        if source not in sizes:
+            sizes[source] = parameters_of(job.checkpoint) or assumed_parameters(study, source)
+        report = reports.get(job.id)
+        tokens = training_tokens(job, report) if report is not None else None
+        per_token = flops_per_token(job.method, sizes[source])
+        flops = None if tokens is None or per_token is None else tokens * per_token
+        hours = None if flops is None else flops / assumption.flops_per_s / 3600
+        rows, rough = (report.rows, not report.by_tokenizer) if report else (None, False)
+        found.append(JobEstimate(job, rows, tokens, flops, hours, rough))
+    return found
+
+
+def training_tokens(job: TuneJob, report: DataReport) -> int | None:
+    """Tokens of a job from the mean row.
+
+    With a selection every candidate is trained without the held-out rows and scored on them, and
+    the best is trained once more on all.
+    """
+    if report.rows is None or report.tokens_per_row is None:
+        return None
+    seen = job.method.rows_seen(report.rows)
+    if job.selection is not None:
+        held_out = job.selection.rows_of(report.rows)
+        candidate = job.method.rows_seen(report.rows - held_out) + held_out
+        seen += len(job.selection.learning_rates) * candidate
+    return round(seen * report.tokens_per_row)
+
+
+def flops_per_token(method: MethodSpec, parameters: int | None) -> float | None:
+    """Operations of a training step per token."""
+    if parameters is None:
+        return None
+    factor = FORWARD + BACKWARD_INPUTS
+    if method.kind == "full":
+        factor += BACKWARD_WEIGHTS
+    if method.gradient_checkpointing:
+        factor += FORWARD
+    return float(factor) * parameters
+
+
+def parameters_of(checkpoint: Checkpoint) -> int | None:
+    """Weights of a checkpoint, tied ones once; None if it is not at hand."""
+    if not checkpoint.path:
+        return None
+    return sum(math.prod(shape) for _, shape in weight_layout(checkpoint.path).values())
+
+
+def job_bytes(job: TuneJob) -> int | None:
+    """Memory one job needs on a GPU, roughly; None if its base is not at hand.
+
+    Weights, optimizer state, activations of one batch at its longest, and the logits.
+    """
+    parameters = parameters_of(job.checkpoint)
+    if parameters is None:
+        return None
+    config, method = numeric_config(Path(job.checkpoint.path)), job.method
+    width, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
+    vocabulary = int(config.get("vocab_size", 0))
+    # LoRA on a square weight of this width, times seven linear layers: an upper bound will do.
+    adapter = 7 * layers * 5 * width * method.rank
+    trained = parameters if method.kind == "full" else adapter
+    weights = parameters * (4 if method.dtype == "float32" else 2)
+    tokens = longest_row(job.checkpoint, method) * max(1, method.batch_size // method.devices)
+    kept_layers = 2 if method.gradient_checkpointing else layers
+    activations = ACTIVATION_BYTES * tokens * width * kept_layers
+    logits = 3 * 4 * tokens * vocabulary
+    return weights + ADAM_BYTES * trained + activations + logits

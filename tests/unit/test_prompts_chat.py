@@ -1,0 +1,156 @@
+"""Chats: shots as turns or text, system texts, and exactly one BOS, with several templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalcore.errors import InputError
+from evalcore.prompting import (
+    PromptError,
+    PromptFault,
+    encode_task,
+    example,
+    load_tokenizer,
+    load_variants,
+    render,
+)
+from evalcore.tasks import load_documents, load_task
+from evalcore.types import EncodingSettings
+
+# Written for these tests: what common families of templates do, not their text.
+LIKE_CHATML = (
+    "{% for m in messages %}<|im|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im|>assistant\n{% endif %}"
+)
+LIKE_LLAMA = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} [/]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+NO_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('System role\nnot supported') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+)
+DROPS_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}|{% endif %}{% endfor %}"
+)
+ONE_TURN = (
+    "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
+    "{{ messages[0].content }}"
+)
+TWO_BOS = "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Path]) -> Any:
+    """A tokenizer with a chat template, with or without a BOS of its own."""
+
+    def tokenizer(template: str, *, bos: bool = True) -> Any:
+        folder = make_tokenizer(tmp_path_factory.mktemp("chat"), bos=bos)
+        config = folder / "tokenizer_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+        return load_tokenizer(folder)
+
+    return tokenizer
+
+
+TASK = load_task("pocket_nli")
+DOCUMENTS = load_documents(TASK, "score", limit=2)
+POOL = load_documents(TASK, "shots")
+SHOTS = POOL[:2]
+
+
+def chat(selection: str = "default:chat=1", system: str | None = None) -> Any:
+    (variant,) = load_variants(TASK.group, selection, system=system)
+    return variant
+
+
+def test_shots_as_turns_and_as_text(make: Any) -> None:
+    tokenizer = make(LIKE_CHATML)
+    plain = render(TASK, chat("default:shots=2"), DOCUMENTS[0], SHOTS).context
+    turns = render(
+        TASK, chat("default:shots=2,chat=1", "Be brief."), DOCUMENTS[0], SHOTS, tokenizer
+    )
+    assert turns.context.startswith("<|im|>system\nBe brief.<|end|>\n<|im|>user\n### Input_1")
+    assert turns.context.count("<|im|>user") == 3
+    assert turns.context.count("<|im|>assistant\n") == 3
+    assert turns.context.endswith("<|im|>assistant\n")
+    assert turns.continuations == turns.targets == TASK.choices  # the template ends its header
+    text = render(
+        TASK, chat("default:shots=2,chat=1,chat_shots=text"), DOCUMENTS[0], SHOTS, tokenizer
+    )
+    assert text.context == f"<|im|>user\n{plain}<|end|>\n<|im|>assistant\n"
+    assert text.shots == 2
+
+
+@pytest.mark.parametrize("template", [LIKE_CHATML, LIKE_LLAMA])
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("selection", ["turns", "text"])
+def test_exactly_one_bos(make: Any, template: str, bos: bool, selection: str) -> None:
+    tokenizer = make(template, bos=bos)
+    variant = chat(f"default:shots=2,chat=1,chat_shots={selection}", "Be brief.")
+    table = encode_task(TASK, variant, DOCUMENTS, POOL, tokenizer, EncodingSettings())
+    writes = template == LIKE_LLAMA
+    for contexts in table["contexts"].to_pylist():
+        for ids in contexts:
+            assert ids.count(tokenizer.bos_token_id) == int(bos or writes)
+            assert (ids[0] == tokenizer.bos_token_id) == (bos or writes)
+
+
+def test_two_bos_are_refused(make: Any) -> None:
+    tokenizer = make(TWO_BOS)
+    with pytest.raises(InputError, match="holds 2 beginning-of-text tokens, not one"):
+        encode_task(TASK, chat(), DOCUMENTS, [], tokenizer, EncodingSettings())
+    with pytest.raises(InputError, match="holds 2 beginning-of-text tokens, not one"):
+        example(TASK, chat(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "selection", "system", "fault", "words"),
+    [
+        (
+            NO_SYSTEM, "default:chat=1", "Be brief.", PromptFault.SYSTEM_REFUSED,
+            r"takes no system text \(System role not supported\); leave it out",
+        ),
+        (
+            DROPS_SYSTEM, "default:chat=1", "Be brief.", PromptFault.SYSTEM_DROPPED,
+            "leaves out the system text",
+        ),
+        (
+            ONE_TURN, "default:chat=1,shots=2", None, PromptFault.CHAT_REFUSED,
+            "the chat template refuses it: one turn only",
+        ),
+        (
+            "{{ nothing.at.all }}", "default:chat=1", None, PromptFault.CHAT_REFUSED,
+            "refuses it: 'nothing' is undefined",
+        ),
+    ],
+)  # fmt: skip
+def test_templates_that_refuse(
+    make: Any, template: str, selection: str, system: str | None, fault: PromptFault, words: str
+) -> None:
+    tokenizer = make(template)
+    with pytest.raises(PromptError, match=words) as caught:
+        render(TASK, chat(selection, system), DOCUMENTS[0], SHOTS, tokenizer)
+    assert caught.value.fault is fault
+    assert "\n" not in str(caught.value)
+    if system:  # without it the same template is fine
+        assert render(TASK, chat(selection), DOCUMENTS[0], SHOTS, tokenizer).context
+    else:  # and with shots as text one turn is enough
+        one = chat("default:shots=2,chat=1,chat_shots=text")
+        if template == ONE_TURN:
+            assert render(TASK, one, DOCUMENTS[0], SHOTS, tokenizer).context
+
+
+def test_a_chat_needs_a_template(make: Any) -> None:
+    with pytest.raises(InputError, match="chat=1 needs a tokenizer with a chat template"):
+        render(TASK, chat(), DOCUMENTS[0])
+    tokenizer = make(LIKE_CHATML)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="chat=1 needs a tokenizer with a chat template"):
+        render(TASK, chat(), DOCUMENTS[0], [], tokenizer)
