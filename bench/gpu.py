@@ -34,7 +34,7 @@ import numpy as np
 
 from bench.limit import product_flops
 from evalcore.app.bench import BenchOptions, engine_spec, requests_of
-from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, flops_of, run_job
+from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, flops_of, last_error, run_job
 from evalcore.app.bench_models import (
     random_adapter,
     random_checkpoint,
@@ -165,8 +165,7 @@ def ask(
         command = [sys.executable, "-m", "bench.gpu", "--child", str(todo), str(answer)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not answer.is_file():
-            said = done.stderr.strip().splitlines()
-            raise RuntimeError(said[-1] if said else f"exit status {done.returncode}")
+            raise RuntimeError(last_error(done.stderr.strip().splitlines()))
         found = np.load(answer)
         return found["values"], json.loads(str(found["loads"]))
 

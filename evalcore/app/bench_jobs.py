@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -143,7 +144,7 @@ def _run_child(job: BenchJob, points: list[BenchPoint]) -> tuple[Row, dict[int, 
             said = log.read().decode("utf-8", "replace").strip().splitlines()
         start: Row = {}
         told: dict[int, Row] = {}
-        why = f"exit status {done.returncode}: {said[-1] if said else 'nothing said'}"
+        why = f"exit status {done.returncode}: {last_error(said)}"
         for line in rows.read_text("utf-8").splitlines():
             row = json.loads(line)
             if row["kind"] == "start":
@@ -153,6 +154,12 @@ def _run_child(job: BenchJob, points: list[BenchPoint]) -> tuple[Row, dict[int, 
             elif row["kind"] in ("point", "failed"):
                 told[row["id"]] = row
         return start, told, why
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """The last line that names an error, else the last line: what a process died of."""
+    named = [line for line in lines if re.match(r"(\[\w+\]: )?[\w.]*(Error|Exception)\b", line)]
+    return (named or list(lines) or ["nothing said"])[-1].strip()
 
 
 def _row(

@@ -27,12 +27,23 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def gpu_bytes() -> int | None:
-    """Memory of the smallest GPU, asked of the driver's own tool; None without one."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def gpu_name() -> str | None:
+    """Name of the first GPU as its driver reports it; None without one."""
+    names = _query("name")
+    return names[0] if names else None
+
+
+def _query(what: str) -> list[str]:
+    """One line per GPU of nvidia-smi's answer; empty without the tool."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
-        return None
-    sizes = [int(line) for line in out.split() if line.isdigit()]
+        return []
+    return [line.strip() for line in out.splitlines() if line.strip()]
+
+
+def gpu_bytes() -> int | None:
+    """Memory of the smallest GPU, asked of the driver's own tool; None without one."""
+    sizes = [int(line) for line in _query("memory.total") if line.isdigit()]
     return min(sizes) * 2**20 if sizes else None

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from evalcore.app.devices import gpu_count, visible_gpus
+from evalcore.app.devices import gpu_count, gpu_name, visible_gpus
+from evalcore.app.flops import peak_flops, run_flops
 from evalcore.app.grid import (
     Grid,
     GridOptions,
@@ -30,7 +31,7 @@ from evalcore.engines.protocol import (
     numerics_class,
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
-from evalcore.identity import resolve_subjects
+from evalcore.identity import numeric_config, resolve_subjects
 from evalcore.planning import Plan, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
@@ -73,6 +74,7 @@ class ScoreOptions(GridOptions):
     tensor_parallel: int = 1
     threads: int | None = None
     trust_remote_code: bool = False
+    peak_tflops: float | None = None
 
 
 @dataclass
@@ -82,7 +84,9 @@ class ScoreOutcome:
     Attributes:
         problems: (what, message) of adapters and cells that could not be scored.
         findings: What the checks of the data found, as lines.
-        limits: ``token_limit`` of what was planned.
+        limits: Least work of what was planned (see ``app.limits``).
+        flops: Operations the engines did; None where the model family is not known.
+        peak_flops: Operations per second a worker's devices can do, if known.
         examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
         lm_eval: lm-eval's own metrics of its tasks, as lines.
     """
@@ -95,6 +99,8 @@ class ScoreOutcome:
     problems: list[tuple[str, str]] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
+    flops: float | None = None
+    peak_flops: float | None = None
     examples_per_s: float | None = None
     lm_eval: list[str] = field(default_factory=list)
 
@@ -165,6 +171,7 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     store.write_cells(grid.cell_rows)
     if plan.units:
         outcome.summary = _run(options, spec, grid, plan, progress or Silent())
+        _count_flops(outcome, options, spec, subjects)
         _name_failures(outcome, grid)
         store.runs.append(_run_record(outcome, spec))
     if grid.lm_eval is not None:
@@ -251,6 +258,22 @@ def _run(
         return summary
 
 
+def _count_flops(
+    outcome: ScoreOutcome, options: ScoreOptions, spec: EngineSpec, subjects: list[Subject]
+) -> None:
+    """What the engines computed, in operations; checkpoints of one run are of one shape."""
+    done, limits = outcome.summary, outcome.limits
+    mean_context = limits["attended"] / max(limits["token_limit"], 1)
+    outcome.flops = run_flops(
+        numeric_config(Path(subjects[0].checkpoint.path)),
+        computed_tokens=done.computed_tokens + done.new_tokens,
+        head_rows=limits["continuation_tokens"] + done.new_tokens,
+        mean_context=mean_context,
+    )
+    peak = peak_flops(gpu_name() or "", spec.dtype, options.peak_tflops)
+    outcome.peak_flops = peak and peak * spec.tensor_parallel
+
+
 def worker_env(spec: EngineSpec, gpus: tuple[str, ...], worker: int) -> dict[str, str | None]:
     """Environment of one worker: its threads, and its own GPUs where there are any."""
     env: dict[str, str | None] = {
@@ -279,6 +302,8 @@ def _run_record(outcome: ScoreOutcome, spec: EngineSpec) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "summary": outcome.summary.as_record(),
         "limits": outcome.limits,
+        "flops": outcome.flops,
+        "peak_flops": outcome.peak_flops,
         "engine": {f.name: getattr(spec, f.name) for f in fields(spec)},
         "problems": [list(problem) for problem in outcome.problems],
         "findings": outcome.findings,

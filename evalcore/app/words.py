@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from evalcore.app.flops import mfu
 from evalcore.planning import Plan
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ def plan_lines(plan: Plan, limits: Mapping[str, int], examples_per_s: float | No
     return lines
 
 
+def effort_lines(outcome: ScoreOutcome) -> list[str]:
+    """Operations of a run and, where the device's peak is known, the share of it."""
+    if outcome.flops is None:
+        return []
+    working_s = outcome.summary.engine_s
+    line = f"{outcome.flops / 1e12:,.3g} TFLOP in {working_s:.1f} s of engines"
+    share = mfu(outcome.flops, working_s, outcome.peak_flops)
+    return [line + ("" if share is None else f", {100 * share:.1f} % of the devices' peak (MFU)")]
+
+
 def summary_lines(outcome: ScoreOutcome) -> list[str]:
     """What a run did, with its figures."""
     s = outcome.summary
@@ -47,8 +58,10 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
     if limit and s.computed_tokens:
         lines.append(
             f"computed {s.computed_tokens:,} prompt tokens, {s.computed_tokens / limit:.2f} x the "
-            f"token limit; {s.fallbacks:,} fall-backs"
+            f"token limit ({s.computed_tokens / max(outcome.limits['block_limit'], 1):.2f} x the "
+            f"block limit); {s.cached_tokens:,} shared or cached; {s.fallbacks:,} fall-backs"
         )
+    lines += effort_lines(outcome)
     busy = s.engine_s + s.start_s + s.swap_s + s.proof_s
     lines.append(
         f"start {s.start_s:.1f} s, swaps {s.swap_s:.1f} s, proofs {s.proof_s:.1f} s, "

@@ -42,6 +42,10 @@ _ENGINE_OPTIONS = [
         "--threads", type=click.IntRange(1), help="CPU threads of one engine (default: fair share)."
     ),
     click.option(
+        "--peak-tflops", type=click.FloatRange(0, min_open=True),
+        help="Peak of one device in TFLOP/s, for the MFU (default: a table of known GPUs).",
+    ),
+    click.option(
         "--trust-remote-code", is_flag=True, help="Let checkpoints run their own Python code."
     ),
 ]  # fmt: skip

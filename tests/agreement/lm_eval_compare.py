@@ -124,8 +124,9 @@ def compare(
                 continue
             found.compared.append(key)
             ours = outcome["metrics"].get(key)
-            # Sums of log-probabilities differ in their last digits; everything else is exact.
-            near = 1e-4 if _of_logprobs(key) else EXACT
+            # Functions of log-probabilities differ in their last digits, counts do not.
+            smooth = _smooth([sample.get(key.partition(",")[0]) for sample in samples])
+            near = 1e-4 if smooth else EXACT
             if ours is None or not np.isclose(ours, value, rtol=near, atol=near, equal_nan=True):
                 found.results[key] = (ours, value)
     return found
@@ -206,5 +207,8 @@ def _close(ours: float, theirs: float) -> bool:
     return bool(np.isclose(ours, theirs, rtol=EXACT, atol=EXACT, equal_nan=True))
 
 
-def _of_logprobs(key: str) -> bool:
-    return any(word in key for word in ("perplexity", "bits_per_byte", "brier", "brevity"))
+def _smooth(value: Any) -> bool:
+    """Whether a metric's values per document hold numbers that are not whole."""
+    if isinstance(value, list):
+        return any(_smooth(item) for item in value)
+    return isinstance(value, float) and not value.is_integer()

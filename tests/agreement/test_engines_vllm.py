@@ -106,6 +106,7 @@ def together(
     return [engine.score_and_generate(batch, generations) for one in who if engine.load(one)]
 
 
+@pytest.mark.slow
 def test_scores_and_generations_share_one_tree(scenario: GetScenario) -> None:
     """Also contexts that are generated for and scored, and prompts generated for twice."""
     here = scenario("llama-tied")
@@ -218,6 +219,56 @@ def too_long(spec: EngineSpec, who: Subject) -> str:
 @SPECS
 def test_strategies_on_other_layouts(scenario: GetScenario, kind: str, spec: EngineSpec) -> None:
     check_strategy(scenario(kind), spec)
+
+
+# -- guards while running --------------------------------------------------------------------------
+
+
+def with_uncapped_hits(spec: EngineSpec, who: Subject, batch: ScoreBatch) -> Any:
+    """The batch again on a hot cache, when nothing keeps hits from going too far."""
+    engine: Any = running(spec)
+    engine.load(who)
+    engine.score(batch)
+    manager = engine._llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager
+    capped = manager.get_computed_blocks
+    manager.get_computed_blocks = manager.evalcore_uncapped
+    try:
+        return engine.score(batch)
+    finally:
+        manager.get_computed_blocks = capped
+
+
+def with_broken_pass(spec: EngineSpec, who: Subject, batch: ScoreBatch) -> Any:
+    """The batch when one pass gives numbers that are none."""
+    from evalcore.engines.vllm import packed
+
+    engine = running(spec)
+    engine.load(who)
+    forward = packed._forward
+
+    def broken(runner: Any, step: Any) -> Any:
+        values, greedy, best = forward(runner, step)
+        packed._forward = forward
+        return values * np.nan, greedy, best
+
+    packed._forward = broken
+    try:
+        return engine.score(batch)
+    finally:
+        packed._forward = forward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "sabotage"), [(CACHED, with_uncapped_hits), (SMALL, with_broken_pass)]
+)
+def test_what_cannot_be_believed_is_scored_again(
+    scenario: GetScenario, spec: EngineSpec, sabotage: Callable[..., Any]
+) -> None:
+    here = scenario("llama-tied")
+    result = here.engine_child.call(sabotage, spec, here.subjects["base 1"], here.batch)
+    assert 0 < result.fallbacks < here.batch.num_continuations
+    assert_agrees(result, here.expected["base 1"], here.batch)
 
 
 # -- adapters beside the weights ------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from evalcore.app import bench_jobs
 from evalcore.app.bench import BenchOptions, bench, requests_of, sweep
-from evalcore.app.bench_jobs import BenchJob, BenchPoint, flops_of, run_job
+from evalcore.app.bench_jobs import BenchJob, BenchPoint, flops_of, last_error, run_job
 from evalcore.app.bench_models import read_config, subjects_of
 from evalcore.app.bench_requests import (
     RequestCounts,
@@ -297,6 +297,13 @@ def test_batched_adapters_are_scored_together() -> None:
     found = measure_point(engine, subjects, batch, 1, 500, together=True)  # type: ignore[arg-type]
     assert [what for what, _ in engine.log] == ["together", "score", "score"] * 2
     assert found["load_s"] == [0.0]
+
+
+def test_the_reason_of_a_death_is_the_error_and_not_what_follows_it() -> None:
+    said = ["Traceback (most recent call last):", "  x", "torch.OutOfMemoryError: no", "  warn(1)"]
+    assert last_error(said) == "torch.OutOfMemoryError: no"
+    assert last_error(["Killed"]) == "Killed"
+    assert last_error([]) == "nothing said"
 
 
 # -- tables ----------------------------------------------------------------------------------------
