@@ -38,7 +38,8 @@ def summarise(runs: Sequence[Row], size: GridSize) -> list[Row]:
     for row in rows:
         ours = base.get(row["documents"])
         row["times"] = row["total_s"] / ours["total_s"] if ours else None
-        row["steady_times"] = row["steady_s"] / ours["steady_s"] if ours else None
+        known = ours and ours["steady_s"] and row["steady_s"]
+        row["steady_times"] = row["steady_s"] / ours["steady_s"] if ours and known else None
     return rows
 
 
@@ -70,9 +71,10 @@ def _one(runs: Sequence[Row], system: str, size: GridSize) -> Row | None:
         "least_s": spread[0],
         "most_s": spread[1],
         "startup_s": startup,
-        "steady_s": max(total - startup, 1e-9),
+        # On a machine with other work a start alone can take longer than a whole small grid.
+        "steady_s": total - startup if total > startup else None,
         "total_s_per_cell": total / size.cells,
-        "steady_s_per_cell": max(total - startup, 0.0) / size.cells,
+        "steady_s_per_cell": (total - startup) / size.cells if total > startup else None,
     }
 
 
@@ -131,7 +133,7 @@ def _draw(rows: Sequence[Row], size: GridSize, out: Path) -> Path:
             at = [documents.index(r["documents"]) + (place + 0.5) * width - 0.4 for r in own]
             colour = PALETTE[place % len(PALETTE)]
             axes.bar(at, [r["startup_s"] for r in own], width, color=colour, alpha=0.45)
-            axes.bar(at, [r["steady_s"] for r in own], width, color=colour, label=system,
+            axes.bar(at, [r["steady_s"] or 0.0 for r in own], width, color=colour, label=system,
                      bottom=[r["startup_s"] for r in own])  # fmt: skip
             for x, row in zip(at, own, strict=True):
                 axes.text(x, row["total_s"], f"{row['total_s']:.0f}", ha="center", va="bottom",

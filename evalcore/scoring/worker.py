@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import pyarrow as pa
 
 from evalcore.cluster import WorkerReply
@@ -19,7 +18,7 @@ from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_eng
 from evalcore.planning import Unit
 from evalcore.prompting import read_requests
 from evalcore.scoring.batching import generate_requests, score_requests
-from evalcore.scoring.generating import generate
+from evalcore.scoring.generating import score_and_generate
 from evalcore.scoring.rows import example_rows
 from evalcore.store import ResultStore
 from evalcore.types import AnswerWay, Cell, GenerationSettings, generation_of
@@ -177,25 +176,20 @@ class ScoringWorker:
         tables = [_request_table(s.requests_path).take(pa.array(s.rows)) for s in slices]
         if not tables:
             return {"unit_id": job.unit.id}
+        works = [job.cells[part.cell_key] for part in slices]
         scored = score_requests(pa.concat_tables(tables))
+        asked = [
+            None if work.generation is None else generate_requests(table, work.generation)
+            for work, table in zip(works, tables, strict=True)
+        ]
         begin = time.perf_counter()
-        answers = self._engine.score(scored.batch)
+        answers, made = score_and_generate(
+            self._engine, scored.batch, [requests.batch for requests in asked if requests]
+        )
         engine_s = time.perf_counter() - begin
-        first, new_tokens = 0, 0
-        computed = int(answers.computed_tokens.sum())
-        cached = int(answers.cached_tokens.sum())
-        for part, table in zip(slices, tables, strict=True):
-            work = job.cells[part.cell_key]
-            generated = None
-            if work.generation is not None:
-                requests = generate_requests(table, work.generation)
-                begin = time.perf_counter()
-                result = generate(self._engine, requests.batch)
-                engine_s += time.perf_counter() - begin
-                generated = (requests, result)
-                new_tokens += int(np.sum(result.token_counts))
-                computed += int(result.computed_tokens.sum())
-                cached += int(result.cached_tokens.sum())
+        results = iter(made)
+        first = 0
+        for part, table, work, requests in zip(slices, tables, works, asked, strict=True):
             self._writer.add(
                 example_rows(
                     part.cell_key,
@@ -204,16 +198,19 @@ class ScoringWorker:
                     answers,
                     first,
                     answer=work.answer,
-                    generated=generated,
+                    generated=None if requests is None else (requests, next(results)),
                 )
             )
             first += len(table)
+        computed = [answers.computed_tokens, *(result.computed_tokens for result in made)]
+        cached = [answers.cached_tokens, *(result.cached_tokens for result in made)]
+        new_tokens = sum(sum(result.token_counts) for result in made)
         return {
             "unit_id": job.unit.id,
             "examples": first,
             "choices": len(scored.slots),
-            "computed_tokens": computed,
-            "cached_tokens": cached,
+            "computed_tokens": sum(int(tokens.sum()) for tokens in computed),
+            "cached_tokens": sum(int(tokens.sum()) for tokens in cached),
             "new_tokens": new_tokens,
             "fallbacks": answers.fallbacks,
             "engine_s": engine_s,

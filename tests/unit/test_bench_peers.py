@@ -135,6 +135,13 @@ def test_totals_medians_and_ratios_by_hand() -> None:
     assert "11.6x" in page
 
 
+def test_a_start_longer_than_the_grid_gives_no_steady_state() -> None:
+    slow = [{**r, "wall_s": 50.0} if r["system"] == "evalcore-start" else r for r in runs()]
+    rows = peers_table.summarise(slow, GridSize(2, 1, 1, 3))
+    assert [row["steady_times"] for row in rows] == [None, None]
+    assert "| - |" in peers_table.as_markdown(rows, SIZE, {})
+
+
 def test_summary_files(tmp_path: Path) -> None:
     files = peers_table.write_summary(runs(), GridSize(2, 1, 1, 3), tmp_path, {"device": "d"})
     assert [f.name for f in files] == ["peers.arrow", "peers-runs.arrow", "peers.md", "peers.png"]

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalcore.engines.protocol import OneByOne
 from evalcore.prompting import REQUEST_SCHEMA
 from evalcore.scoring import example_rows, generate_requests, score_requests
 from evalcore.scoring.answers import constrained_choice, written_choice
-from evalcore.scoring.generating import generate
+from evalcore.scoring.generating import score_and_generate
 from evalcore.store import EXAMPLE_SCHEMA
 from evalcore.types import (
     GenerateBatch,
@@ -335,15 +336,19 @@ def test_free_rows_take_the_written_choice() -> None:
     assert made["raw_text"].to_pylist() == [None] * 3
 
 
-class Parrot:
+class Parrot(OneByOne):
     """Says what it is told to, past any stop string; remembers what it was asked."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
-        self.asked: GenerationSettings | None = None
+        self.asked: list[GenerationSettings] = []
+
+    def score(self, batch: ScoreBatch) -> ScoreResult:
+        none = np.zeros(0, dtype=np.int64)
+        return ScoreResult(np.zeros(0), np.zeros(0, dtype=bool), none, none)
 
     def generate(self, batch: GenerateBatch) -> GenerateResult:
-        self.asked = batch.settings
+        self.asked.append(batch.settings)
         n = len(self.texts)
         none = np.zeros(n, dtype=np.int64)
         return GenerateResult(list(self.texts), [7] * n, ["length"] * n, none, none)
@@ -351,10 +356,16 @@ class Parrot:
 
 def test_running_on_keeps_both_texts() -> None:
     engine = Parrot(["one\ntwo", "three"])
-    batch = GenerateBatch(*flatten([[1], [2]]), GenerationSettings(8, ("\n",), run_on=True))
-    result = generate(engine, batch)
-    assert engine.asked == GenerationSettings(8, ())
-    assert result.texts == ["one", "three"]
-    assert result.raw_texts == ["one\ntwo", "three"]
-    assert result.finish_reasons == ["stop", "length"]
-    assert result.token_counts == [7, 7]
+    contexts = flatten([[1], [2]])
+    batches = [
+        GenerateBatch(*contexts, GenerationSettings(8, ("\n",), run_on=True)),
+        GenerateBatch(*contexts, GenerationSettings(8, ("\n",))),
+    ]
+    _, (cut, plain) = score_and_generate(engine, ScoreBatch.from_lists([]), batches)
+    assert engine.asked == [GenerationSettings(8, ()), GenerationSettings(8, ("\n",))]
+    assert cut.texts == ["one", "three"]
+    assert cut.raw_texts == ["one\ntwo", "three"]
+    assert cut.finish_reasons == ["stop", "length"]
+    assert cut.token_counts == [7, 7]
+    assert plain.texts == ["one\ntwo", "three"]
+    assert plain.raw_texts == []
