@@ -32,7 +32,7 @@ from evalcore.app.bench_worker import device_name
 from evalcore.app.grid import GridOptions, build_grid, installed_versions
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
-from evalcore.engines.protocol import EngineSpec, LoadReport, numerics_class
+from evalcore.engines.protocol import EngineSpec, LoadReport, OneByOne, numerics_class
 from evalcore.identity import NumericsClass, resolve_subjects
 from evalcore.planning import plan_units
 from evalcore.prompting import load_tokenizer, read_requests
@@ -58,7 +58,7 @@ _EACH_SUBJECT = ("plan", "batch", "tree", "rows", "commit")
 _SPEC = EngineSpec(device="cpu", threads=1, max_length=1024)
 
 
-class StubEngine:
+class StubEngine(OneByOne):
     """An engine whose forward pass costs nothing; it notes the time spent in here."""
 
     def __init__(self) -> None:
@@ -82,9 +82,6 @@ class StubEngine:
         )
         self.inside_s += time.process_time() - begin
         return result
-
-    def score_many(self, items: Sequence[tuple[Subject, ScoreBatch]]) -> list[ScoreResult]:
-        return [self.score(batch) for _, batch in items]
 
     def generate(self, batch: GenerateBatch) -> GenerateResult:
         raise NotImplementedError("the grid measured here generates nothing")
