@@ -42,7 +42,7 @@ def draw_tuning(axes: Any, tuning: str, jobs: dict[Job, list[tuple[int, float]]]
     several_kinds = len({job[3] for job in jobs}) > 1
     labels: set[str] = set()
     for (checkpoint, control, _, kind), points in jobs.items():
-        place = checkpoints.index(checkpoint) / max(1, len(checkpoints) - 1)
+        place = (checkpoints.index(checkpoint) + 1) / len(checkpoints)
         label = "control" if control else checkpoint + (f", {kind}" if several_kinds else "")
         steps, values = zip(*sorted(points), strict=True)
         axes.plot(
