@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,11 @@ class ScoreBook:
             values = _cell_values(key, part, task, about, flags)
             found[(about["subject"], about["task"], about["variant"])].append((about, values))
         cells = _settle_doubled(found, subjects, flags)
+        for id_, subject in subjects.items():
+            if subject.adapter is None and subject.base in subjects:
+                # A fully tuned checkpoint stands with its parent, as an adapter does.
+                parent = subjects[subject.base].checkpoint
+                subjects[id_] = replace(subject, checkpoint=parent)
         _flag_subjects(subjects, flags)
         flags += [Flag("data", name, text, n) for (name, text), n in data_findings.items()]
         flags += [

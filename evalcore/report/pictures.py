@@ -173,15 +173,20 @@ def draw_curve(
 
 def draw_gains(axes: Any, gains: list[Gain], axis: CheckpointAxis, colours: dict[str, str]) -> None:
     """Gain per checkpoint with 99 % intervals; the control beside as an open diamond."""
-    series: dict[tuple[str, str], list[Gain]] = defaultdict(list)
+    series: dict[tuple[str, str, str], list[Gain]] = defaultdict(list)
     for gain in gains:
-        series[(gain.subject.control or "", str(gain.subject.seed))].append(gain)
+        s = gain.subject
+        series[(s.control or "", s.tuning or "tuned", str(s.seed))].append(gain)
     shift = 0.14
-    for number, ((control, seed), rows) in enumerate(sorted(series.items())):
+    tunings = {tuning for _, tuning, _ in series}
+    for number, ((control, tuning, seed), rows) in enumerate(sorted(series.items())):
         offset = (number - (len(series) - 1) / 2) * shift
-        colour = BASE_COLOUR if control else colours[rows[0].subject.tuning or "tuned"]
-        seeds = sum(not key[0] for key in series) > 1
-        label = "format-only control" if control else "tuned" + (f", seed {seed}" if seeds else "")
+        colour = BASE_COLOUR if control and len(tunings) == 1 else colours[tuning]
+        seeds = sum(not key[0] and key[1] == tuning for key in series) > 1
+        name = tuning if len(tunings) > 1 else "tuned"
+        label = f"{name}, control" if len(tunings) > 1 else "format-only control"
+        if not control:
+            label = name + (f", seed {seed}" if seeds else "")
         axes.errorbar(
             [axis.place(g.subject) + offset for g in rows], [g.pooled.value for g in rows],
             _error_lengths([g.pooled for g in rows], "99"), fmt="D" if control else "o",
