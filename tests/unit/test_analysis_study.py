@@ -334,3 +334,34 @@ def test_a_table_without_columns_or_rows_is_refused() -> None:
         analyse(table.drop_columns(["variant"]))
     with pytest.raises(InputError, match="no rows"):
         analyse(table.slice(0, 0))
+
+
+def test_a_fully_tuned_checkpoint_is_compared_on_what_it_learned_and_stands_with_its_parent() -> (
+    None
+):
+    full = {
+        **TUNED,
+        "checkpoint": "step-00100/pocket_nli+full",
+        "subject": digest("full"),
+        "adapter": None,
+        "adapter_fingerprint": None,
+        "tuning": "pocket_nli+full",
+        "tuned_on": "pocket_nli",
+        "method": "full",
+    }
+    rows = [
+        *cell_rows(BASE, NLI, "default", bits("0011")),
+        *cell_rows(TUNED, NLI, "default", bits("0111")),
+        *cell_rows(full, NLI, "default", bits("1111")),
+    ]
+    analysis = analyse(to_table(rows))
+    own = {gain.subject.label: gain.pooled.value for gain in analysis.own_gains()}
+    assert own == {"step-00100 + pocket_nli": 0.25, "step-00100 + pocket_nli+full": 0.5}
+    assert "doubled" not in kinds(analysis)
+
+
+def test_findings_about_the_data_are_flags() -> None:
+    rows = cell_rows(BASE, NLI, "default", bits("0011"))
+    rows = [{**row, "findings": ["hidden labels?"]} for row in rows]
+    (flag,) = [flag for flag in analyse(to_table(rows)).flags if flag.kind == "data"]
+    assert (flag.where, flag.text) == ("pocket_nli", "hidden labels?")
