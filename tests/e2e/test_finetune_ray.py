@@ -33,8 +33,14 @@ KILL_AFTER = ADAPTERS // 3
 
 
 def records(out: Path) -> dict[Path, int]:
-    """Finished adapters and when their records were written."""
-    return {file: file.stat().st_mtime_ns for file in (out / "adapters").rglob("provenance.json")}
+    """Finished adapters and when their records were written (folders being made are hidden)."""
+    root = out / "adapters"
+    finished = (
+        file
+        for file in root.rglob("provenance.json")
+        if not any(part.startswith(".") for part in file.relative_to(root).parts)
+    )
+    return {file: file.stat().st_mtime_ns for file in finished}
 
 
 def actors(driver: int) -> list[psutil.Process]:
