@@ -165,8 +165,10 @@ def write_own_task(folder: Path, name: str, count: int, data_root: Path | None =
         "target_delimiter": variant.delimiter,
     }
     if task.output_type == "multiple_choice":
+        asked = ["acc", "acc_norm", "acc_bytes"]
+        asked += [name for name in ("acc_mutual_info",) if name in task.metrics]
         means = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}
-                 for metric in ("acc", "acc_norm", "acc_bytes")]  # fmt: skip
+                 for metric in asked]  # fmt: skip
         config |= {"doc_to_choice": "choices", "doc_to_target": "gold", "metric_list": means}
     else:
         config |= {
