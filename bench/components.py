@@ -2,10 +2,10 @@
 
     python -m bench.components -o results-bench/components
 
-One subject, one task of four choices, one prompt; a request is a continuation to score. CPU time
-(all threads of the process) per request of each stage, and of the whole, median of the repetitions;
-for larger sizes wall time and peak memory, to see that both grow in proportion. Every size runs in
-a process of its own, so that its peak memory is its own.
+One subject, tasks of four choices and at most 10,000 documents, one prompt; a request is a
+continuation to score. CPU time (all threads of the process) per request of each stage, and of the
+whole, median of the repetitions; for larger sizes wall time and peak memory, to see how both grow.
+Every size runs in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from bench.peers_grid import GROUP, GridSize, task_name, write_models, write_tasks
+from bench.peers_grid import GROUP, GridSize, documents, task_name, write_models, write_tasks
 from evalcore.app.bench_tables import markdown, number
 from evalcore.app.bench_worker import device_name
 from evalcore.app.grid import GridOptions, build_grid, installed_versions
@@ -42,6 +44,7 @@ from evalcore.store import ResultStore
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
 CHOICES = 4  # of the task used, see peers_grid
+TASK_DOCUMENTS = 10_000  # more documents are more tasks
 _TASK = 2
 STAGES = {
     "encode": "documents read and checked, prompts rendered and tokenised, request file written",
@@ -122,7 +125,7 @@ def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, A
     """The whole way of a grid with the forward stubbed; CPU seconds by stage."""
     clock, engine = Clock(), StubEngine()
     options = GridOptions(
-        grid=((task_name(_TASK), "default"),), data_root=root / "data",
+        grid=((f"{task_name(_TASK)}*", "default"),), data_root=root / "data",
         task_path=(root / "tasks",), prompt_path=(root / "prompts",), max_length=1024,
     )  # fmt: skip
     store = ResultStore(work)
@@ -147,7 +150,7 @@ def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, A
     for unit in plan.units:
         tables = [read_requests(part.requests_path).take(part.rows) for part in unit.slices]
         with clock.stage("batch"):
-            batch = batching.score_requests(tables[0]).batch
+            batch = batching.score_requests(pa.concat_tables(tables)).batch
         requests += batch.num_continuations
         with clock.stage("tree"):
             _tree(batch)
@@ -195,15 +198,29 @@ def child(root: Path, requests: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def write_grid(root: Path, count: int) -> None:
+    """A model, and tasks of one kind with so many documents together, for :func:`run_once`."""
+    size = GridSize(1, 0, _TASK + 1, 1, 0, min(count, TASK_DOCUMENTS))
+    write_tasks(root, size)
+    write_models(root, size, "pocket", 4)
+    first = task_name(_TASK)
+    definition = (root / "tasks" / f"{first}.yaml").read_text("utf-8")
+    for start in range(TASK_DOCUMENTS, count, TASK_DOCUMENTS):
+        name = f"{first}_{start}"
+        shutil.copytree(root / "data" / first, root / "data" / name)
+        rows = documents(_TASK, min(TASK_DOCUMENTS, count - start), seed=start)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (root / "data" / name / "test.jsonl").write_text(text, "utf-8")
+        (root / "tasks" / f"{name}.yaml").write_text(definition.replace(first, name), "utf-8")
+
+
 def measure(sizes: Sequence[int], repeats: int, tell: Callable[[str], None]) -> list[dict]:
     """One row per size, each from a process of its own."""
     rows = []
     for requests in sizes:
         times = max(1, min(repeats, 10 * repeats * 1000 // requests))
         with tempfile.TemporaryDirectory(prefix="evalcore-components-") as root:
-            size = GridSize(1, 0, _TASK + 1, 1, 0, requests // CHOICES)
-            write_tasks(Path(root), size)
-            write_models(Path(root), size, "pocket", 4)
+            write_grid(Path(root), requests // CHOICES)
             command = [sys.executable, "-m", "bench.components", "--child", root]
             command += [str(requests), str(times)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -215,16 +232,15 @@ def measure(sizes: Sequence[int], repeats: int, tell: Callable[[str], None]) -> 
 
 
 def growth(rows: Sequence[dict]) -> float | None:
-    """Exponent of wall time against requests over the two largest sizes; 1 is in proportion."""
+    """Exponent of CPU time against requests over the two largest sizes; 1 is in proportion."""
     if len(rows) < 2:
         return None
-    a, b = rows[-2], rows[-1]
-    return float(np.log(b["wall_s"] / a["wall_s"]) / np.log(b["requests"] / a["requests"]))
+    (a, b), (more, less) = rows[-2:], (rows[-1]["requests"], rows[-2]["requests"])
+    return float(1 + np.log(b["total_us"] / a["total_us"]) / np.log(more / less))
 
 
 def write(rows: Sequence[dict], out: Path) -> list[Path]:
     """``components.arrow``, ``components.md`` and ``components.png``."""
-    import pyarrow as pa
     import pyarrow.feather as feather
 
     out.mkdir(parents=True, exist_ok=True)
@@ -256,7 +272,7 @@ def write(rows: Sequence[dict], out: Path) -> list[Path]:
     ]  # fmt: skip
     legend_lines = "\n".join(f"- `{name}`: {text}" for name, text in STAGES.items())
     exponent = growth(rows)
-    grows = "" if exponent is None else f"\nWall time grows as requests to the {exponent:.2f}.\n"
+    grows = "" if exponent is None else f"\nCPU time grows as requests to the {exponent:.2f}.\n"
     page = out / "components.md"
     page.write_text(
         f"CPU microseconds per request (continuation), forward stubbed; {facts}\n\n"

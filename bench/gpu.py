@@ -13,13 +13,15 @@ Weights are random at the real sizes; nothing is fetched. Steps:
 4. adapters: merged against batched, 1 to 32;
 5. settings: engine core in this process or its own, sequences of a step, CUDA graphs.
 
-What cannot be measured here is listed with the reason. Rows are appended to ``gpu.jsonl``.
+What cannot be measured here, or not within ``--minutes``, is listed with the reason. Rows are
+appended to ``gpu.jsonl``; the output of a process that failed is kept beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -28,13 +30,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from bench.limit import product_flops
 from evalcore.app.bench import BenchOptions, engine_spec, requests_of
-from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, flops_of, last_error, run_job
+from evalcore.app.bench_jobs import (
+    BenchJob,
+    BenchPoint,
+    Row,
+    flops_of,
+    keep_log,
+    last_error,
+    run_job,
+)
 from evalcore.app.bench_models import (
     random_adapter,
     random_checkpoint,
@@ -47,7 +57,7 @@ from evalcore.app.bench_tables import markdown
 from evalcore.app.bench_worker import device_name
 from evalcore.app.grid import installed_versions
 from evalcore.engines import create_engine
-from evalcore.engines.protocol import EngineSpec
+from evalcore.engines.protocol import Dtype, EngineSpec
 from evalcore.identity import numeric_config
 from evalcore.types import ScoreBatch
 
@@ -59,43 +69,65 @@ class Plan:
     """Sizes of the measurements.
 
     Attributes:
-        models: Configs of throughput, smallest first.
-        tied, untied: Configs of the swap.
+        models: Configs of agreement, swap and throughput, smallest first.
+        contexts: Questions of a point of throughput; ``plain`` computes each context once per
+            choice and gets a tenth of them.
         adapters: Numbers of adapters in step 4.
+        dtypes: Types in which agreement is looked at.
         peak_tflops: Speed of a large matrix product, measured at the start.
+        weights: Folder for the random models; None: ``models`` in ``out``.
+        until: When to start nothing more, on ``time.monotonic``'s clock.
     """
 
     out: Path
     spec: EngineSpec
-    models: tuple[str, ...] = ("olmo-1b", "llama-8b")
-    tied: str = "olmo-1b"
-    untied: str = "llama-8b"
+    models: tuple[str, ...] = ("llama-1b", "olmo-1b", "llama-8b")
     contexts: int = 2000
     context_tokens: int = 200
+    strategies: tuple[str, ...] = ("packed", "cached", "plain")
     adapters: tuple[int, ...] = (1, 4, 8, 16, 32)
     adapter_contexts: int = 500
     sequences: tuple[int, ...] = (256, 1024, 2048)
     setting_strategies: tuple[str, ...] = ("plain", "packed")
     repeats: int = 5
     rank: int = 16
+    dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
     peak_tflops: float = 0.0
+    until: float = math.inf
+    weights: Path | None = None
 
     @classmethod
     def tiny(cls, out: Path, spec: EngineSpec) -> Plan:
-        small = ("pocket",)
         return cls(
-            out, spec, small, "pocket", "pocket-untied", 12, 40, (1, 2), 6, (64,), ("packed",), 1, 4
-        )
+            out, spec, ("pocket", "pocket-untied"), contexts=20, context_tokens=40,
+            adapters=(1, 2), adapter_contexts=6, sequences=(64,), setting_strategies=("packed",),
+            repeats=1, rank=4, dtypes=(spec.dtype,),
+        )  # fmt: skip
 
-    def checkpoint(self, name: str, seed: int = 0) -> Path:
+    def checkpoint(self, name: str, seed: int = 0, dtype: str = "") -> Path:
         config = read_config(name.removesuffix("-untied"))
         if name.endswith("-untied"):
             config["tie_word_embeddings"] = False
-        folder = self.out / "models" / f"{name}-{self.spec.dtype}-{seed}"
-        return random_checkpoint(folder, config, self.spec.dtype, seed)
+        dtype = dtype or self.spec.dtype
+        return random_checkpoint(self.models_folder / f"{name}-{dtype}-{seed}", config, dtype, seed)
+
+    @property
+    def models_folder(self) -> Path:
+        return self.weights or self.out / "models"
+
+    def seconds(self) -> float | None:
+        """Time left; None where there is no limit.
+
+        Raises:
+            TimeoutError: There is none.
+        """
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("time is up")
+        return None if math.isinf(left) else left
 
     def lora(self, checkpoint: Path, count: int) -> list[Path]:
-        root = self.out / "models" / f"{checkpoint.name}-lora"
+        root = self.models_folder / f"{checkpoint.name}-lora"
         return [random_adapter(root / f"{i:02d}", checkpoint, self.rank, i) for i in range(count)]
 
 
@@ -149,12 +181,17 @@ def map_paths(names: Sequence[str]) -> list[Path]:
 
 
 def ask(
-    spec: EngineSpec, checkpoints: Sequence[Path], adapters: Sequence[Path], visits: int = 1
+    plan: Plan,
+    spec: EngineSpec,
+    checkpoints: Sequence[Path],
+    adapters: Sequence[Path],
+    visits: int = 1,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """(log-probabilities [subject visits, T], loads) from a child process.
 
     Raises:
         RuntimeError: The child failed; the message is its last line.
+        TimeoutError: Time is up.
     """
     fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     job = {"spec": fields, "checkpoints": list(map(str, checkpoints)), "visits": visits,
@@ -163,9 +200,16 @@ def ask(
         todo, answer = Path(scratch, "job.json"), Path(scratch, "answer.npz")
         todo.write_text(json.dumps(job))
         command = [sys.executable, "-m", "bench.gpu", "--child", str(todo), str(answer)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+                timeout=plan.seconds(),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise TimeoutError("time is up") from None
         if not answer.is_file():
-            raise RuntimeError(last_error(done.stderr.strip().splitlines()))
+            keep_log(plan.out, done.stdout)
+            raise RuntimeError(last_error(done.stdout.strip().splitlines()))
         found = np.load(answer)
         return found["values"], json.loads(str(found["loads"]))
 
@@ -175,39 +219,52 @@ def ask(
 
 def agreement(plan: Plan) -> Iterator[Row]:
     """Step 1."""
-    checkpoint = plan.checkpoint(plan.models[0])
+    for dtype in plan.dtypes:
+        for model in plan.models[:2] if dtype == plan.spec.dtype else plan.models[:1]:
+            yield from _agreement(plan, model, dtype)
+
+
+def _agreement(plan: Plan, model: str, dtype: Dtype) -> Iterator[Row]:
+    checkpoint = plan.checkpoint(model, dtype=dtype)
     adapters = plan.lora(checkpoint, 2)
     longest = longest_sequence([edge_requests(vocabulary_of(numeric_config(checkpoint)))])
-    spec = replace(plan.spec, max_length=longest, head_dtype="float32")
-    expected, _ = ask(replace(spec, kind="hf"), [checkpoint], adapters)
-    for strategy, way in [(s, "merged") for s in _strategies()] + [("auto", "batched")]:
-        case = f"{plan.models[0]}, {strategy}, {way}, {len(adapters)} adapters"
-        if way not in _ways():
-            yield _missing(1, case, f"no way {way} of applying adapters in this version")
-            continue
-        own = replace(spec, strategy=strategy, adapters=way)
+    spec = replace(plan.spec, dtype=dtype, max_length=longest, head_dtype="float32")
+    oracle = replace(spec, kind="hf", dtype="float32")
+    try:
+        truth, _ = ask(plan, oracle, [checkpoint], adapters)
+    except RuntimeError as error:
+        yield _missing(1, f"{model}, hf in float32", str(error))
+        return
+    cases = [(s, "merged") for s in plan.strategies] + [("auto", "batched")]
+    if dtype != "float32":  # what rounding alone does
+        cases = [("hf", "merged"), *cases]
+    for strategy, way in cases:
+        case = f"{model} in {dtype}, {strategy}, {way}, {len(adapters)} adapters"
+        own = replace(spec, kind="hf") if strategy == "hf" else replace(spec, strategy=strategy)
+        own = replace(own, adapters=way)
         if way == "batched":
             own = replace(own, max_loras=len(adapters), max_lora_rank=max(8, plan.rank))
         try:
-            got, _ = ask(own, [checkpoint], adapters)
+            got, _ = ask(plan, own, [checkpoint], adapters)
         except RuntimeError as error:
             yield _missing(1, case, str(error))
             continue
-        gap = np.abs(got - expected)
+        gap = np.abs(got - truth)
         yield _measured(
             1, case, largest_gap_nats=float(gap.max()), p99_gap_nats=float(np.quantile(gap, 0.99)),
-            log_probabilities=int(gap.size),
+            median_gap_nats=float(np.median(gap)), log_probabilities=int(gap.size),
         )  # fmt: skip
 
 
 def swap(plan: Plan) -> Iterator[Row]:
     """Step 2."""
-    for kind, name in (("tied", plan.tied), ("untied", plan.untied)):
+    for name in plan.models:
         pair = [plan.checkpoint(name, seed) for seed in (0, 1)]
+        tied = bool(numeric_config(pair[0]).get("tie_word_embeddings"))
         spec = replace(plan.spec, max_length=512)
-        case = f"{name} ({kind}), two checkpoints in turn"
+        case = f"{name} ({'tied' if tied else 'untied'}), two checkpoints in turn"
         try:
-            values, loads = ask(spec, pair, [], visits=3)
+            values, loads = ask(plan, spec, pair, [], visits=3)
         except RuntimeError as error:
             yield _missing(2, case, str(error))
             continue
@@ -226,9 +283,10 @@ def swap(plan: Plan) -> Iterator[Row]:
 def throughput(plan: Plan) -> Iterator[Row]:
     """Step 3."""
     for model in plan.models:
-        for strategy in _strategies():
+        for strategy in plan.strategies:
+            contexts = max(1, plan.contexts // 10) if strategy == "plain" else plan.contexts
             shapes = [
-                RequestShape(plan.contexts, plan.context_tokens, 4, tokens, shots)
+                RequestShape(contexts, plan.context_tokens, 4, tokens, shots)
                 for shots in (0, 4)
                 for tokens in (1, 5)
             ]
@@ -241,9 +299,6 @@ def adapters(plan: Plan) -> Iterator[Row]:
     shape = RequestShape(plan.adapter_contexts, plan.context_tokens, 4, 5, 0)
     for way in ("merged", "batched"):
         points = [BenchPoint(i, "auto", way, n, shape) for i, n in enumerate(plan.adapters)]
-        if way not in _ways():
-            yield _missing(4, f"{plan.models[0]}, {way}", "not in this version")
-            continue
         spec = replace(plan.spec, adapters=way)
         if way == "batched":
             spec = replace(spec, max_loras=min(8, max(plan.adapters)), max_lora_rank=plan.rank)
@@ -252,9 +307,10 @@ def adapters(plan: Plan) -> Iterator[Row]:
 
 def settings(plan: Plan) -> Iterator[Row]:
     """Step 5."""
-    shape = RequestShape(plan.contexts, plan.context_tokens, 4, 5, 0)
     model = plan.models[0]
     for strategy in plan.setting_strategies:
+        contexts = max(1, plan.contexts // 10) if strategy == "plain" else plan.contexts
+        shape = RequestShape(contexts, plan.context_tokens, 4, 5, 0)
         point = [BenchPoint(0, strategy, "merged", 0, shape)]
         spec = replace(plan.spec, strategy=strategy)
         for split in ("0", "1"):
@@ -263,8 +319,8 @@ def settings(plan: Plan) -> Iterator[Row]:
         for seqs in plan.sequences:
             own = replace(spec, max_num_seqs=seqs)
             yield from _bench(plan, 5, model, point, own, {}, f"max_num_seqs {seqs}")
-    if "cudagraph_mode" not in EngineSpec.__dataclass_fields__:
-        yield _missing(5, "CUDA graph modes", "EngineSpec has no setting for them")
+        own = replace(spec, cuda_graphs=False)
+        yield from _bench(plan, 5, model, point, own, {}, "no CUDA graphs")
 
 
 STEPS = {1: agreement, 2: swap, 3: throughput, 4: adapters, 5: settings}
@@ -280,13 +336,15 @@ def _bench(
     remark: str = "",
 ) -> Iterator[Row]:
     checkpoint = plan.checkpoint(model)
+    plan.seconds()
     options = BenchOptions(plan.out)
     batches = requests_of(options, points, vocabulary_of(numeric_config(checkpoint)))
     spec = replace(spec, max_length=longest_sequence(list(batches.values())))
     loras = plan.lora(checkpoint, max(point.adapters for point in points))
     job = BenchJob(
-        spec, points, checkpoint, loras, rank=plan.rank, repeats=plan.repeats, env=env or {}
-    )
+        spec, points, checkpoint, loras, rank=plan.rank, repeats=plan.repeats, env=env or {},
+        failures=plan.out, until=plan.until,
+    )  # fmt: skip
     # The table of devices knows real peaks; elsewhere the measured product stands in for them.
     peak = plan.peak_tflops if spec.device != "cuda" else None
     for row, point in zip(run_job(job, batches, peak), points, strict=False):
@@ -305,20 +363,19 @@ def _bench(
         )  # fmt: skip
 
 
-def _strategies() -> list[str]:
-    return [s for s in get_args(get_type_hints(EngineSpec)["strategy"]) if s != "auto"]
-
-
-def _ways() -> tuple[str, ...]:
-    return get_args(get_type_hints(EngineSpec)["adapters"])
-
-
 def _measured(step: int, case: str, **figures: Any) -> Row:
     return {"step": step, "case": case, "status": "measured", "figures": figures}
 
 
 def _missing(step: int, case: str, why: str) -> Row:
     return {"step": step, "case": case, "status": f"not measured: {why}", "figures": {}}
+
+
+def _until_time_is_up(step: int, plan: Plan) -> Iterator[Row]:
+    try:
+        yield from STEPS[step](plan)
+    except TimeoutError as error:
+        yield _missing(step, "the rest", str(error))
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -369,6 +426,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--steps", default="1,2,3,4,5", help="which, by commas")
     parser.add_argument("--models", help="configs of throughput, by commas, smallest first")
+    parser.add_argument("--minutes", type=float, help="start nothing after so many minutes")
+    parser.add_argument("--contexts", type=int, help="questions of a point of throughput")
+    parser.add_argument("--repeats", type=int, help="repetitions of a point")
+    parser.add_argument("--strategies", help="of agreement and throughput, by commas")
+    parser.add_argument("--adapters", help="numbers of adapters in step 4, by commas")
+    parser.add_argument("--dtypes", help="of agreement, by commas")
+    parser.add_argument("--weights", type=Path, help="folder for random models, to be kept")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tiny", action="store_true", help="tiny models on whatever is here")
     asked = parser.parse_args(arguments)
@@ -378,8 +442,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if spec.device != "cuda" and not asked.tiny:
         parser.error("no GPU here; --tiny runs every step on a CPU with tiny models")
     plan = Plan.tiny(out, spec) if asked.tiny else Plan(out, spec)
-    if asked.models:
-        plan = replace(plan, models=tuple(asked.models.split(",")))
+    plan = replace(
+        plan,
+        **{
+            name: tuple(map(type(getattr(plan, name)[0]), value.split(",")))
+            for name in ("models", "strategies", "adapters", "dtypes")
+            if (value := getattr(asked, name))
+        },
+        **{n: v for n in ("contexts", "repeats", "weights") if (v := getattr(asked, n))},
+    )
+    if asked.minutes:
+        plan = replace(plan, until=time.monotonic() + 60 * asked.minutes)
     plan = replace(plan, peak_tflops=product_flops(spec.device, spec.dtype, spec.threads) / 1e12)
     facts = {
         "device": device_name(spec.device),
@@ -389,7 +462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     log = out / "gpu.jsonl"
     for step in sorted(int(number) for number in asked.steps.split(",")):
-        for row in STEPS[step](plan):
+        for row in _until_time_is_up(step, plan):
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**row, "facts": facts}) + "\n")
             figures = ", ".join(f"{k} {figure(v)}" for k, v in row["figures"].items())

@@ -1,17 +1,19 @@
 """evalcore against lm-evaluation-harness: the same grid, the same texts, the same machine.
 
     make peers-env
-    python -m bench.peers -o results-bench/peers --docs 50,200,1000 --max-minutes 90
+    python -m bench.peers -o results-bench/peers --docs 50,200 --hf-subjects 2 --vllm-subjects 1
     python -m bench.peers -o /tmp/quick --quick          # a few minutes: does everything work?
 
 Systems: ``evalcore`` (one job over the grid), ``lm-eval-hf`` and ``lm-eval-vllm`` (one start per
 subject with all tasks and variants in it; vllm on merged folders, which are made beforehand and not
 counted: LoRA with log-probabilities crashes there on CPUs). Before anything is timed, a sample is
-scored by all systems and must agree: requests, tokens, and log-probabilities within 1e-4.
+scored by all systems and must agree: token ids, accuracies, and log-probabilities within 1e-4;
+every timed run's tokens and accuracies are compared again.
 
-Runs alternate in order over rounds. Every run is appended to ``runs.jsonl``; started again, the
-script goes on where it stopped. Peers may be measured on the first ``--peer-subjects`` subjects
-only; their totals are then extrapolated by subject and marked so.
+Every run is appended to ``runs.jsonl`` and the table is written anew; started again, the script
+goes on where it stopped. A start of a peer costs the same for each subject of a kind, so peers may
+be measured on a few subjects (``--hf-subjects``, ``--vllm-subjects``) and a few variants
+(``--peer-variants``); the table says so and extrapolates.
 """
 
 from __future__ import annotations
@@ -19,182 +21,52 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.peers_grid import (
-    GridSize,
-    GridSubject,
-    selection,
-    task_name,
-    tokens_of,
-    write_models,
-    write_peer_tasks,
-    write_tasks,
-)
-from bench.peers_table import write_summary
+from bench.peers_grid import GridSize, merge_seconds, write_models, write_peer_tasks, write_tasks
+from bench.peers_runs import Setting, check_agreement, run_evalcore, run_peer, try_batches
+from bench.peers_table import SYSTEMS, not_the_same, write_summary
 from evalcore.app.bench_models import BUILTIN_CONFIGS
 from evalcore.app.bench_worker import device_name
 from evalcore.app.grid import installed_versions
-from evalcore.prompting import read_requests
-from evalcore.store import ResultStore
-
-TOLERANCE = 1e-4
-SYSTEMS = ("evalcore", "lm-eval-hf", "lm-eval-vllm")
-_VLLM_CPU = {
-    # What makes vLLM quickest in one process on a CPU; evalcore sets the same for itself.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-_QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Everything a run needs to know.
+class Turn(NamedTuple):
+    """One run that is to be done: of a peer on its ``subject``-th subject, or of evalcore."""
 
-    Attributes:
-        root: Output folder, grid included.
-        names: lm-eval task -> (task, variant).
-        python: Interpreter of the peers' environment.
-        hf_batch: Batch size of the hf backend.
-        deadline: Monotonic time after which no run is begun.
+    system: str
+    round: int
+    subject: int | None
+
+
+def schedule(peer_subjects: Mapping[str, int], rounds: int, our_rounds: int) -> list[Turn]:
+    """Peers take turns subject by subject, another first in every round; evalcore's runs stand at
+    even distances between, from the very first to the very last.
+
+    Args:
+        peer_subjects: System -> subjects it is measured on.
+        rounds: How often each peer's subject is run.
+        our_rounds: Runs of evalcore; 0 where it is not measured.
     """
-
-    root: Path
-    size: GridSize
-    subjects: Sequence[GridSubject]
-    names: dict[str, tuple[str, str]]
-    python: Path
-    threads: int
-    hf_batch: str
-    max_length: int
-    deadline: float
-
-    def environment(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        own = {"OMP_NUM_THREADS": str(self.threads), "EVALCORE_CACHE": str(self.root / "cache")}
-        caches = {"HF_DATASETS_CACHE": str(self.root / "cache" / "datasets")}
-        return {**os.environ, **_QUIET, **own, **caches, **(more or {})}
-
-
-def run_evalcore(setting: Setting, docs: int, results: Path, part: GridSize) -> dict[str, Any]:
-    """One ``evalcore score`` over a part of the grid into a fresh folder."""
-    shutil.rmtree(results, ignore_errors=True)
-    checkpoints = list(dict.fromkeys(s.checkpoint for s in setting.subjects))[: part.checkpoints]
-    adapters = [s.adapter for s in setting.subjects if s.adapter and s.checkpoint in checkpoints]
-    own = [a for a in adapters if int(a.name.split("-")[-1]) < part.adapters]
-    command = [
-        sys.executable, "-m", "evalcore", "score", *map(str, own), "-o", str(results),
-        "-t", ",".join(task_name(i) for i in range(part.tasks)), "-p", selection(part),
-        "--task-path", str(setting.root / "tasks"), "--prompt-path", str(setting.root / "prompts"),
-        "--data-root", str(setting.root / "data"), "--limit", str(docs),
-        "--threads", str(setting.threads), "--max_length", str(setting.max_length),
-    ]  # fmt: skip
-    for checkpoint in checkpoints:
-        command += ["-m", str(checkpoint)]
-    begin = time.perf_counter()
-    done = _call(command, setting.environment())
-    wall_s = time.perf_counter() - begin
-    if done.returncode:
-        raise SystemExit(f"evalcore failed:\n{done.stderr[-2000:]}")
-    return {"wall_s": wall_s}
-
-
-def run_peer(
-    setting: Setting, backend: str, subject: GridSubject, docs: int, *, check: bool = False
-) -> dict[str, Any]:
-    """One start of lm-evaluation-harness with every task and variant of the grid."""
-    work = setting.root / "work"
-    work.mkdir(exist_ok=True)
-    job, answer = work / "job.json", work / "answer.json"
-    answer.unlink(missing_ok=True)
-    arguments: dict[str, Any] = {"dtype": "float32", "max_length": setting.max_length}
-    if backend == "hf":
-        arguments |= {"pretrained": str(subject.checkpoint), "device": "cpu"}
-        if subject.adapter:
-            arguments["peft"] = str(subject.adapter)
-    else:
-        arguments |= {
-            "pretrained": str(subject.merged), "enforce_eager": True, "block_size": 32,
-            "kv_cache_memory_bytes": 1 << 30, "distributed_executor_backend": "uni",
-            "max_num_seqs": 256,
-        }  # fmt: skip
-    begin = time.perf_counter()
-    job.write_text(
-        json.dumps(
-            {
-                "backend": backend, "model_args": arguments, "limit": docs, "check": check,
-                "batch_size": setting.hf_batch if backend == "hf" else "auto",
-                "tasks": list(setting.names), "include": str(setting.root / "peers"),
-                "spawned_at": time.time(),
-            }
-        )
-    )  # fmt: skip
-    environment = setting.environment(_VLLM_CPU if backend == "vllm" else {})
-    runner = Path(__file__).with_name("peer_runner.py")
-    done = _call([str(setting.python), str(runner), str(job), str(answer)], environment)
-    wall_s = time.perf_counter() - begin
-    if not answer.is_file():
-        raise SystemExit(f"lm-eval {backend} failed on {subject.label}:\n{done.stderr[-2000:]}")
-    return {"wall_s": wall_s, **json.loads(answer.read_text())}
-
-
-def _call(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def check_agreement(setting: Setting, backends: Sequence[str], docs: int) -> list[dict[str, Any]]:
-    """Scores a sample with every system; requests, tokens and log-probabilities must be equal."""
-    results = setting.root / "check"
-    tuned = next((s for s in setting.subjects if s.adapter), setting.subjects[0])
-    part = replace(setting.size, checkpoints=1, adapters=1 if tuned.adapter else 0)
-    run_evalcore(setting, docs, results, part)
-    columns = ["adapter", "task", "variant", "doc_index", "choice_logprobs"]
-    ours: dict[tuple[str | None, str, str, int], list[float]] = {
-        (row["adapter"], row["task"], row["variant"], row["doc_index"]): row["choice_logprobs"]
-        for row in ResultStore(results).read().select(columns).to_pylist()
-    }
-    tables = [read_requests(path) for path in sorted((results / "cache").glob("requests-*.arrow"))]
-    requests, tokens = tokens_of(tables, docs)
-    found = []
-    for backend in backends:
-        answer = run_peer(setting, backend, tuned, docs, check=True)
-        if (answer["requests"], answer["tokens"]) != (requests, tokens):
-            raise SystemExit(
-                f"lm-eval {backend} scores {answer['requests']} requests of {answer['tokens']} "
-                f"tokens, evalcore {requests} of {tokens}: not the same work"
-            )
-        adapter = tuned.adapter.name if tuned.adapter else None
-        worst, compared = 0.0, 0
-        for name, samples in answer["logprobs"].items():
-            for index, theirs in samples.items():
-                mine = ours[(adapter, *setting.names[name], int(index))]
-                worst = max(worst, *(abs(a - b) for a, b in zip(mine, theirs, strict=True)))
-                compared += len(theirs)
-        if worst > TOLERANCE:
-            raise SystemExit(f"lm-eval {backend} differs by {worst:.2g} nats: not the same scores")
-        found.append(
-            {"system": f"lm-eval-{backend}", "subject": tuned.label, "requests": requests,
-             "tokens": tokens, "log-probabilities": compared, "largest difference": worst}
-        )  # fmt: skip
-    return found
+    peers: list[Turn] = []
+    systems = list(peer_subjects)
+    for round_ in range(rounds):
+        first = round_ % max(len(systems), 1)
+        for subject in range(max(peer_subjects.values(), default=0)):
+            for system in systems[first:] + systems[:first]:
+                if subject < peer_subjects[system]:
+                    peers.append(Turn(system, round_, subject))
+    turns: list[Turn] = []
+    for round_ in range(our_rounds):
+        until = round(len(peers) * round_ / max(our_rounds - 1, 1))
+        turns += peers[len(turns) - round_ : until]
+        turns.append(Turn("evalcore", round_, None))
+    return turns + peers[len(turns) - our_rounds :]
 
 
 class RunLog:
@@ -214,34 +86,29 @@ class RunLog:
             file.write(json.dumps(row) + "\n")
         print(
             f"{row['system']:<16} {row['documents']:>5} docs, round {row['round']}, "
-            f"{row['subject'] or 'whole grid'}: {row['wall_s']:.1f} s",
+            f"{row['subject'] or 'whole grid'}, {row['variants']} variants: {row['wall_s']:.1f} s",
             flush=True,
         )
 
 
-def measure(
-    setting: Setting, log: RunLog, docs: int, round_: int, system: str, peer_subjects: int
-) -> bool:
-    """All runs of a system in a round; False when time is up."""
-    if system == "evalcore":
-        one = replace(setting.size, checkpoints=1, adapters=0, tasks=1, variants=1)
-        for name, part, limit in (("evalcore-start", one, 1), ("evalcore", setting.size, docs)):
-            key = {"system": name, "documents": docs, "round": round_, "subject": None}
-            if log.has(**key):
-                continue
-            if time.monotonic() > setting.deadline:
-                return False
-            log.add({**key, **run_evalcore(setting, limit, setting.root / "results", part)})
-        return True
-    for subject in setting.subjects[:peer_subjects]:
-        key = {"system": system, "documents": docs, "round": round_, "subject": subject.label}
-        if log.has(**key):
-            continue
-        if time.monotonic() > setting.deadline:
-            return False
-        answer = run_peer(setting, system.removeprefix("lm-eval-"), subject, docs)
-        log.add({**key, **{n: answer[n] for n in ("wall_s", "import_s", "start_s", "evaluate_s")}})
-    return True
+def take(setting: Setting, log: RunLog, docs: int, turn: Turn, variants: int) -> None:
+    """Does a run, unless the log has it."""
+    key = {"system": turn.system, "documents": docs, "round": turn.round}
+    if turn.subject is not None:
+        subject = setting.subjects[turn.subject]
+        key |= {"subject": subject.label, "variants": variants}
+        if not log.has(**key):
+            backend = turn.system.removeprefix("lm-eval-")
+            log.add({**key, **run_peer(setting, backend, subject, docs, variants)})
+        return
+    # A start is the same whatever follows: one measurement a round serves all numbers of documents.
+    one = replace(setting.size, checkpoints=1, adapters=0, tasks=1, variants=1)
+    start = {"system": "evalcore-start", "documents": 1}
+    for own, part in ((start, one), ({}, setting.size)):
+        mine = {**key, **own, "subject": None, "variants": part.variants}
+        if not log.has(**mine):
+            limit = int(mine["documents"])
+            log.add({**mine, **run_evalcore(setting, limit, setting.root / "results", part)})
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -250,21 +117,43 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"),
                         help="interpreter of the peers' environment (make peers-env)")  # fmt: skip
     numbers = {"checkpoints": 4, "adapters": 4, "tasks": 4, "variants": 6, "shots": 0}
-    for name, default in {**numbers, "rounds": 3, "rank": 16, "check-docs": 10}.items():
+    for name, default in {**numbers, "rounds": 1, "rank": 16, "check-docs": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--our-rounds", type=int, help="runs of evalcore (default: as --rounds)")
     parser.add_argument("--docs", default="50,200,1000", help="documents per task, by commas")
+    parser.add_argument("--most-docs", type=int, default=1000, help="documents the tasks hold")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
-    parser.add_argument("--peer-subjects", type=int, help="measure peers on so many subjects only")
+    for backend in ("hf", "vllm"):
+        parser.add_argument(f"--{backend}-subjects", type=int, metavar="N",
+                            help=f"measure lm-eval {backend} on N subjects only")  # fmt: skip
+    parser.add_argument("--peer-variants", type=int, metavar="N",
+                        help="measure the peers on N variants only")  # fmt: skip
     parser.add_argument("--config", default="pocket", help=f"{', '.join(BUILTIN_CONFIGS)} or path")
-    parser.add_argument("--hf-batch", default="64", help="batch size of the hf backend, or auto")
+    parser.add_argument(
+        "--hf-batch",
+        default="16,64,256",
+        help="requests in a batch of the hf backend; of several the best is used",
+    )
+    parser.add_argument(
+        "--vllm-batch",
+        default="4096,16384",
+        help="tokens in a step of the vllm backend; of several the best is used",
+    )
+    parser.add_argument("--try-docs", type=int, default=10, help="documents to try batches with")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--max-minutes", type=float, default=600.0)
+    parser.add_argument("--max-minutes", type=float, default=600.0, help="begin no run after that")
+    parser.add_argument(
+        "--only-prepare",
+        action="store_true",
+        help="write the grid, prove that all do the same work, time nothing",
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny grid: does it all work?")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        small = {"checkpoints": 1, "adapters": 1, "tasks": 2, "variants": 2, "rounds": 1,
-                 "docs": "10", "check_docs": 5}  # fmt: skip
+        small = {"checkpoints": 2, "adapters": 1, "tasks": 2, "variants": 2, "rounds": 1,
+                 "docs": "8", "most_docs": 8, "check_docs": 5, "hf_batch": "64",
+                 "vllm_batch": "4096"}  # fmt: skip
         vars(arguments).update(small)
     unknown = [s for s in arguments.systems.split(",") if s not in SYSTEMS]
     if unknown:
@@ -274,50 +163,99 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    asked = parse(argv)
-    documents = [int(n) for n in asked.docs.split(",")]
-    size = GridSize(asked.checkpoints, asked.adapters, asked.tasks, asked.variants, asked.shots,
-                    max(*documents, asked.check_docs))  # fmt: skip
-    root: Path = asked.out.resolve()
+def prepare(asked: argparse.Namespace, size: GridSize, root: Path) -> Setting:
+    """Writes the grid, or finds it there.
+
+    Raises:
+        SystemExit: The folder holds another grid.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    shape = {name: value for name, value in vars(size).items() if name != "documents"}
-    grid = json.dumps([shape, asked.config, asked.rank, asked.max_length])
+    grid = json.dumps([vars(size), asked.config, asked.rank, asked.max_length])
     marker = root / "grid.json"
     if marker.is_file() and marker.read_text() != grid:
-        print(f"{root} holds runs of another grid; give another --out", file=sys.stderr)
-        return 2
+        raise SystemExit(f"{root} holds runs of another grid; give another --out")
     write_tasks(root, size)
     subjects = write_models(root, size, asked.config, asked.rank)
     names = write_peer_tasks(root, size)
     marker.write_text(grid)
+    batches = {name: tried[0] for name, tried in asked_batches(asked).items()}
+    return Setting(root, size, subjects, names, asked.python.absolute(), asked.threads,
+                   batches, asked.max_length)  # fmt: skip
+
+
+def asked_batches(asked: argparse.Namespace) -> dict[str, list[str]]:
+    return {"hf": asked.hf_batch.split(","), "vllm": asked.vllm_batch.split(",")}
+
+
+def with_best_batches(asked: argparse.Namespace, setting: Setting) -> Setting:
+    """Tries the peers' batches, where several were asked for and ``batches.json`` is not there."""
+    file = setting.root / "batches.json"
+    tried = {
+        backend: batches
+        for backend, batches in asked_batches(asked).items()
+        if len(batches) > 1 and f"lm-eval-{backend}" in asked.systems.split(",")
+    }
+    if tried and not file.is_file():
+        file.write_text(json.dumps(try_batches(setting, tried, asked.try_docs), indent=1))
+    found = json.loads(file.read_text()) if tried else {}
+    best = {backend: min(own, key=own.get) for backend, own in found.items() if backend in tried}
+    return replace(setting, batches={**setting.batches, **best})
+
+
+def measure(asked: argparse.Namespace, setting: Setting, log: RunLog) -> bool:
+    """All runs that were asked for, the table after each; False when time is up."""
+    size, systems = setting.size, asked.systems.split(",")
+    merges = merge_seconds(setting.root / "merged")
+    facts = {"threads": asked.threads, "device": device_name("cpu"), "config": asked.config,
+             **{f"{name} batch": batch for name, batch in setting.batches.items()},
+             "seconds to merge a folder (not counted)":
+             round(sum(merges) / len(merges), 2) if merges else None,
+             **installed_versions()}  # fmt: skip
+    counts = {
+        system: getattr(asked, f"{system.removeprefix('lm-eval-')}_subjects") or size.subjects
+        for system in systems
+        if system != "evalcore"
+    }
+    ours = (asked.our_rounds or asked.rounds) if "evalcore" in systems else 0
     deadline = time.monotonic() + 60 * asked.max_minutes
-    setting = Setting(root, size, subjects, names, asked.python.absolute(), asked.threads,
-                      asked.hf_batch, asked.max_length, deadline)  # fmt: skip
-    systems = asked.systems.split(",")
+    for docs in [int(n) for n in asked.docs.split(",")]:
+        for turn in schedule(counts, asked.rounds, ours):
+            if time.monotonic() > deadline:
+                return False
+            take(setting, log, docs, turn, asked.peer_variants or size.variants)
+            write_summary(log.rows, size, setting.root, facts)
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    asked = parse(argv)
+    most = max(asked.most_docs, *(int(n) for n in asked.docs.split(",")))
+    size = GridSize(asked.checkpoints, asked.adapters, asked.tasks, asked.variants, asked.shots,
+                    most)  # fmt: skip
+    root: Path = asked.out.resolve()
+    setting = prepare(asked, size, root)
     checked = root / "agreement.json"
     if not checked.is_file():
-        backends = [s.removeprefix("lm-eval-") for s in systems if s != "evalcore"]
+        backends = [s.removeprefix("lm-eval-") for s in asked.systems.split(",") if s != "evalcore"]
         found = check_agreement(setting, backends, asked.check_docs)
         checked.write_text(json.dumps(found, indent=1))
     for row in json.loads(checked.read_text()):
         print("the same work:", row)
+    if asked.only_prepare:
+        return 0
     log = RunLog(root / "runs.jsonl")
-    peer_subjects = asked.peer_subjects or len(subjects)
-    complete = True
-    for docs in documents:
-        for round_ in range(asked.rounds):
-            turn = round_ % len(systems)
-            for system in systems[turn:] + systems[:turn]:
-                complete &= measure(setting, log, docs, round_, system, peer_subjects)
-    facts = {"threads": asked.threads, "device": device_name("cpu"), "config": asked.config,
-             **installed_versions()}  # fmt: skip
-    for path in write_summary(log.rows, size, root, facts):
-        print("written:", path)
+    complete = measure(asked, with_best_batches(asked, setting), log)
+    print("written:", root / "peers.md")
+    wrong = not_the_same(log.rows, size)
+    for line in wrong:
+        print(f"not comparable: {line}", file=sys.stderr)
     if not complete:
         print("time is up: run again to go on", file=sys.stderr)
-    return 0 if complete else 75
+    return 1 if wrong else 0 if complete else 75
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped: run again to go on")

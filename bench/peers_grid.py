@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from bench.peer_runner import fingerprint
 from evalcore.app.bench_models import random_adapter, random_checkpoint, read_config
 from evalcore.prompting import draw_shots, load_variants, render
 from evalcore.tasks import load_documents, load_task
@@ -144,8 +146,10 @@ def _definition(name: str) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Writes what is new only: caches of everybody know a file by its time of change."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    if not path.is_file() or path.read_text("utf-8") != text:
+        path.write_text(text, "utf-8")
 
 
 def selection(size: GridSize) -> str:
@@ -269,22 +273,36 @@ def fill_vocabulary(path: Path, size: int) -> None:
 
 
 def _merge(checkpoint: Path, adapter: Path, merged: Path) -> None:
+    """Writes the merged folder; how long it took stands in ``merge_s.json`` beside all of them."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    begin = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(merged)
+    seconds = time.perf_counter() - begin
+    _write(merged.parent / "merge_s.json", json.dumps([*merge_seconds(merged.parent), seconds]))
 
 
-def tokens_of(tables: Sequence[Any], limit: int) -> tuple[int, int]:
-    """(continuations, tokens when each is sent with its context) of request tables."""
-    requests = tokens = 0
+def merge_seconds(folder: Path) -> list[float]:
+    """Seconds that each merged folder took to make."""
+    path = folder / "merge_s.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
+
+
+def tokens_of(tables: Sequence[Any], limit: int) -> dict[str, Any]:
+    """What request tables come to when every continuation is sent with its context.
+
+    Returns:
+        ``requests``, their ``tokens``, and the ``fingerprint`` of all token ids.
+    """
+    pairs: list[tuple[list[int], list[int]]] = []
     for table in tables:
         for row in table.slice(0, limit).to_pylist():
             contexts = row["contexts"]
             for place, continuation in enumerate(row["continuations"]):
                 context = contexts[0] if len(contexts) == 1 else contexts[place]
-                requests += 1
-                tokens += len(context) + len(continuation)
-    return requests, tokens
+                pairs.append((list(context), list(continuation)))
+    tokens = sum(len(context) + len(continuation) for context, continuation in pairs)
+    return {"requests": len(pairs), "tokens": tokens, "fingerprint": fingerprint(pairs)}

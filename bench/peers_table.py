@@ -13,81 +13,149 @@ from evalcore.app.bench_tables import markdown, number
 from evalcore.report.pictures import PALETTE, legend, panel, save
 
 Row = dict[str, Any]
+SYSTEMS = ("evalcore", "lm-eval-hf", "lm-eval-vllm")
 
 
 def summarise(runs: Sequence[Row], size: GridSize) -> list[Row]:
     """One row per number of documents and system.
 
-    A peer's grid is the sum over its subjects of the median over rounds; where not all subjects
-    were measured it is their mean times the number of subjects (``measured_subjects`` says so).
-    Start-up of evalcore is a run of one cell with one document; that of a peer is the time until
-    its model is ready, summed over subjects.
+    Start-up of evalcore is a run of one cell with one document; that of a peer is everything but
+    its evaluation (imports, loading, end of the process), summed over subjects. A peer measured on
+    some of its subjects or variants is extrapolated, see :func:`_peer`.
 
     Returns:
-        Rows with ``total_s``, ``startup_s``, ``steady_s`` (their difference), both per cell,
-        ``times`` and ``steady_times`` (how many times evalcore's).
+        Rows with ``total_s``, ``startup_s``, ``steady_s`` (their difference), the steady seconds of
+        a further subject and of a further variant of all subjects, ``computed_over_limit``, what
+        was measured, ``times`` and ``steady_times`` (how many times evalcore's).
     """
     rows = []
-    for docs in sorted({run["documents"] for run in runs}):
+    for docs in sorted({run["documents"] for run in runs if run["system"] in SYSTEMS}):
         own = [run for run in runs if run["documents"] == docs]
-        for system in ("evalcore", "lm-eval-hf", "lm-eval-vllm"):
-            row = _one(own, system, size)
-            if row is not None:
-                rows.append({"documents": docs, **row})
+        ours = [run for run in own if run["system"] == "evalcore"]
+        for system in SYSTEMS:
+            its = [run for run in own if run["system"] == system]
+            if its and system == "evalcore":
+                starts = [run["wall_s"] for run in runs if run["system"] == "evalcore-start"]
+                rows.append(_ours(its, starts, size))
+            elif its:
+                rows.append(_peer(its, ours[0] if ours else None, size))
     base = {row["documents"]: row for row in rows if row["system"] == "evalcore"}
     for row in rows:
-        ours = base.get(row["documents"])
-        row["times"] = row["total_s"] / ours["total_s"] if ours else None
-        known = ours and ours["steady_s"] and row["steady_s"]
-        row["steady_times"] = row["steady_s"] / ours["steady_s"] if ours and known else None
+        ours_row = base.get(row["documents"], {})
+        for times, seconds in (("times", "total_s"), ("steady_times", "steady_s")):
+            known = ours_row.get(seconds) and row[seconds]
+            row[times] = row[seconds] / ours_row[seconds] if known else None
     return rows
 
 
-def _one(runs: Sequence[Row], system: str, size: GridSize) -> Row | None:
-    walls: dict[str | None, list[float]] = {}
-    starts: dict[str | None, list[float]] = {}
-    for run in runs:
-        if run["system"] == system:
-            walls.setdefault(run["subject"], []).append(run["wall_s"])
-        if run["system"] == system and "start_s" in run:
-            starts.setdefault(run["subject"], []).append(run["start_s"])
-        if system == "evalcore" and run["system"] == "evalcore-start":
-            starts.setdefault(None, []).append(run["wall_s"])
-    if not walls:
-        return None
-    measured = 1 if system == "evalcore" else len(walls)
-    scale = 1.0 if system == "evalcore" else size.subjects / measured
-    total = scale * sum(statistics.median(own) for own in walls.values())
-    startup = scale * sum(statistics.median(own) for own in starts.values())
-    rounds = min(len(own) for own in walls.values())
-    spread = [scale * sum(f(own) for own in walls.values()) for f in (min, max)]
+def _ours(runs: Sequence[Row], starts: Sequence[float], size: GridSize) -> Row:
+    walls = [run["wall_s"] for run in runs]
+    total, startup = statistics.median(walls), statistics.median(starts) if starts else 0.0
+    # On a machine with other work a start alone can take longer than a whole small grid.
+    steady = total - startup if total > startup else None
+    limit, computed = runs[0].get("token_limit"), runs[0].get("computed_tokens")
     return {
-        "system": system,
-        "measured_subjects": size.subjects if system == "evalcore" else measured,
-        "subjects": size.subjects,
-        "cells": size.cells,
-        "rounds": rounds,
-        "total_s": total,
-        "least_s": spread[0],
-        "most_s": spread[1],
+        "documents": runs[0]["documents"], "system": "evalcore",
+        "measured_subjects": size.subjects, "measured_variants": size.variants,
+        "runs": len(runs), "extrapolated": False,
+        "total_s": total, "least_s": min(walls), "most_s": max(walls),
+        "computed_over_limit": computed / limit if limit and computed else None,
+        **_margins(startup, steady, size),
+    }  # fmt: skip
+
+
+def _peer(runs: Sequence[Row], ours: Row | None, size: GridSize) -> Row:
+    """A peer's whole grid from the subjects that were measured.
+
+    Subjects without and with an adapter are kept apart (an adapter costs the hf backend time):
+    each kind counts as the mean over its measured subjects of the median over rounds, times the
+    subjects of that kind; a kind that was not measured counts like the other. Where only some
+    variants ran, evaluation is scaled by the tokens of all variants over the tokens that ran, and
+    start-up is not.
+    """
+    kinds: dict[bool, dict[str, list[Row]]] = {}
+    for run in runs:
+        kinds.setdefault("+" in run["subject"], {}).setdefault(run["subject"], []).append(run)
+    counts = {False: size.checkpoints, True: size.checkpoints * size.adapters}
+    sums = dict.fromkeys(("startup", "steady", "least", "most", "computed"), 0.0)
+    for kind, subjects in counts.items():
+        measured = kinds.get(kind) or next(iter(kinds.values()))
+        for own in measured.values():
+            share = subjects / len(measured)
+            steady = [run["evaluate_s"] * _scale(run, ours, size) for run in own]
+            starts = [run["wall_s"] - run["evaluate_s"] for run in own]
+            walls = [start + scored for start, scored in zip(starts, steady, strict=True)]
+            sums["startup"] += share * statistics.median(starts)
+            sums["steady"] += share * statistics.median(steady)
+            sums["least"] += share * min(walls)
+            sums["most"] += share * max(walls)
+            sums["computed"] += share * own[0]["computed_tokens"] * _scale(own[0], ours, size)
+    labels = {run["subject"] for run in runs}
+    variants = min(run["variants"] for run in runs)
+    limit = ours.get("token_limit") if ours else None
+    return {
+        "documents": runs[0]["documents"], "system": runs[0]["system"],
+        "measured_subjects": len(labels), "measured_variants": variants, "runs": len(runs),
+        "extrapolated": len(labels) < size.subjects or variants < size.variants,
+        "total_s": sums["startup"] + sums["steady"], "least_s": sums["least"],
+        "most_s": sums["most"], "computed_over_limit": sums["computed"] / limit if limit else None,
+        **_margins(sums["startup"], sums["steady"], size),
+    }  # fmt: skip
+
+
+def _scale(run: Row, ours: Row | None, size: GridSize) -> float:
+    """Tokens of a subject's whole work over those that the run sent."""
+    if run["variants"] >= size.variants:
+        return 1.0
+    if ours is None:
+        return size.variants / run["variants"]
+    return ours["tokens"] / run["tokens"]
+
+
+def _margins(startup: float, steady: float | None, size: GridSize) -> Row:
+    each = {"subject_s": size.subjects, "variant_s": size.variants, "cell_s": size.cells}
+    return {
         "startup_s": startup,
-        # On a machine with other work a start alone can take longer than a whole small grid.
-        "steady_s": total - startup if total > startup else None,
-        "total_s_per_cell": total / size.cells,
-        "steady_s_per_cell": (total - startup) / size.cells if total > startup else None,
+        "steady_s": steady,
+        **{name: None if steady is None else steady / count for name, count in each.items()},
     }
+
+
+def not_the_same(runs: Sequence[Row], size: GridSize) -> list[str]:
+    """What makes measured runs not comparable: other work or other accuracies than evalcore's."""
+    wrong = []
+    ours = {run["documents"]: run for run in runs if run["system"] == "evalcore"}
+    for run in runs:
+        base = ours.get(run["documents"])
+        if base is None or run["system"] not in SYSTEMS or run["system"] == "evalcore":
+            continue
+        where = f"{run['system']}, {run['documents']} documents, {run['subject']}"
+        if run["variants"] >= size.variants and run["tokens"] != base["tokens"]:
+            wrong.append(f"{where}: {run['tokens']} tokens, evalcore {base['tokens']}")
+        mine = base["accuracy"][run["subject"]]
+        # A tie within rounding may fall either way, once in a task.
+        far = [
+            n for n, own in run["accuracy"].items() if abs(own - mine[n]) * run["documents"] > 1.5
+        ]
+        if far:
+            wrong.append(f"{where}: other accuracy in {', '.join(far)}")
+    return wrong
 
 
 def as_markdown(rows: Sequence[Row], size: GridSize, facts: dict[str, Any]) -> str:
     """The table, what the grid was and what ran."""
-    titles = ["system", "docs/task", "subjects measured", "total s", "start-up s", "s/cell",
-              "one more cell, s", "times evalcore", "steady state"]  # fmt: skip
+    titles = ["system", "docs/task", "measured", "runs", "total s", "start-up s", "steady s",
+              "one more subject, s", "one more variant, s", "computed/limit", "times evalcore",
+              "steady state"]  # fmt: skip
     cells = [
         [
             row["system"], number(row["documents"]),
-            f"{row['measured_subjects']} of {row['subjects']}", number(row["total_s"], 1),
-            number(row["startup_s"], 1), number(row["total_s_per_cell"], 3),
-            number(row["steady_s_per_cell"], 3), _times(row["times"]), _times(row["steady_times"]),
+            f"{row['measured_subjects']} of {size.subjects} subjects, "
+            f"{row['measured_variants']} of {size.variants} variants",
+            str(row["runs"]), number(row["total_s"], 1) + (" *" if row["extrapolated"] else ""),
+            number(row["startup_s"], 1), number(row["steady_s"], 1), number(row["subject_s"], 2),
+            number(row["variant_s"], 1), number(row["computed_over_limit"], 2),
+            _times(row["times"]), _times(row["steady_times"]),
         ]
         for row in rows
     ]  # fmt: skip
@@ -96,7 +164,14 @@ def as_markdown(rows: Sequence[Row], size: GridSize, facts: dict[str, Any]) -> s
         f"{size.variants} variants = {size.cells} cells, {size.shots} shots"
     )
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return f"{grid}; {said}\n\n{markdown(titles, cells)}"
+    note = (
+        "\n\\* extrapolated to the whole grid from what was measured: subjects with and without an "
+        "adapter apart, by number; variants by tokens. evalcore always ran the whole grid. A "
+        "further subject costs a peer its start-up besides; a further variant of a finished grid "
+        "costs all of them their start-ups again.\n"
+    )
+    starred = any(row["extrapolated"] for row in rows)
+    return f"{grid}; {said}\n\n{markdown(titles, cells)}" + (note if starred else "")
 
 
 def _times(value: float | None) -> str:
@@ -110,11 +185,11 @@ def write_summary(
     import pyarrow as pa
     import pyarrow.feather as feather
 
-    if not runs:
-        return []
     rows = summarise(runs, size)
+    if not rows:
+        return []
     table = pa.Table.from_pylist(rows).replace_schema_metadata({"facts": json.dumps(facts)})
-    names = list(dict.fromkeys(name for run in runs for name in run))
+    names = [n for n in dict.fromkeys(name for run in runs for name in run) if n != "accuracy"]
     every = pa.Table.from_pylist([{name: run.get(name) for name in names} for run in runs])
     summary, details, page = out / "peers.arrow", out / "peers-runs.arrow", out / "peers.md"
     feather.write_feather(table, str(summary), compression="uncompressed")
@@ -136,10 +211,11 @@ def _draw(rows: Sequence[Row], size: GridSize, out: Path) -> Path:
             axes.bar(at, [r["steady_s"] or 0.0 for r in own], width, color=colour, label=system,
                      bottom=[r["startup_s"] for r in own])  # fmt: skip
             for x, row in zip(at, own, strict=True):
-                axes.text(x, row["total_s"], f"{row['total_s']:.0f}", ha="center", va="bottom",
-                          fontsize=8)  # fmt: skip
+                star = "*" if row["extrapolated"] else ""
+                axes.text(x, row["total_s"], f"{row['total_s']:.0f}{star}", ha="center",
+                          va="bottom", fontsize=8)  # fmt: skip
         axes.set_xticks(range(len(documents)), [f"{n:,} documents a task" for n in documents])
-        axes.set_ylabel("seconds for the grid (pale: start-up)")
-        axes.set_title(f"{size.cells} cells over {size.subjects} subjects")
+        axes.set_ylabel("seconds for the grid")
+        axes.set_title(f"{size.cells} cells (pale: start-up; *: extrapolated)")
         legend(axes)
         return save(figure, out, "bench", "peers", "seconds for the grid").path

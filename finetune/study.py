@@ -214,6 +214,12 @@ class EvaluationSpec(Strict):
     prompts: str = "default,instruct,io"
     extra: list[ExtraEvaluation] = Field([])
     limit: int | None = Field(None, ge=1)
+    adapters: Literal["auto", "merged", "batched"] = Field(
+        "auto", description="how adapters are applied, as evalcore score --adapters"
+    )
+    certify: float = Field(
+        0.0, ge=0, le=1, description="share of the examples scored a second time; 0: none"
+    )
 
     @property
     def blocks(self) -> list[tuple[str, str]]:

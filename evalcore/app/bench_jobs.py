@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -63,6 +65,8 @@ class BenchJob:
     Attributes:
         factory: ``module:function`` that makes an engine from an ``EngineSpec``.
         env: More environment variables of the process.
+        failures: Folder that keeps what a process said that failed; None: nothing is kept.
+        until: When to give up, on ``time.monotonic``'s clock.
     """
 
     spec: EngineSpec
@@ -76,6 +80,8 @@ class BenchJob:
     seed: int = 0
     factory: str = FACTORY
     env: Mapping[str, str] = field(default_factory=dict)
+    failures: Path | None = None
+    until: float = math.inf
 
     def as_json(self, points: Sequence[BenchPoint]) -> str:
         given = str(self.requests) if self.requests else None
@@ -134,17 +140,25 @@ def _run_child(job: BenchJob, points: list[BenchPoint]) -> tuple[Row, dict[int, 
         todo.write_text(job.as_json(points))
         rows.touch()
         threads = {"OMP_NUM_THREADS": str(job.spec.threads)} if job.spec.threads else {}
+        left = job.until - time.monotonic()
         with open(Path(scratch, "log"), "w+b") as log:
-            done = subprocess.run(
-                [sys.executable, "-m", "evalcore.app.bench_worker", str(todo), str(rows)],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
-                env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", **job.env},
-            )  # fmt: skip
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "evalcore.app.bench_worker", str(todo), str(rows)],
+                    stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
+                    env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", **job.env},
+                    timeout=None if math.isinf(job.until) else max(0.0, left),
+                )  # fmt: skip
+                status = f"exit status {done.returncode}"
+            except subprocess.TimeoutExpired:
+                status = "time is up"
             log.seek(0)
             said = log.read().decode("utf-8", "replace").strip().splitlines()
         start: Row = {}
         told: dict[int, Row] = {}
-        why = f"exit status {done.returncode}: {last_error(said)}"
+        why = f"{status}: {last_error(said)}"
+        if job.failures is not None and status != "exit status 0":
+            keep_log(job.failures, "\n".join(said))
         for line in rows.read_text("utf-8").splitlines():
             row = json.loads(line)
             if row["kind"] == "start":
@@ -154,6 +168,13 @@ def _run_child(job: BenchJob, points: list[BenchPoint]) -> tuple[Row, dict[int, 
             elif row["kind"] in ("point", "failed"):
                 told[row["id"]] = row
         return start, told, why
+
+
+def keep_log(folder: Path, text: str) -> Path:
+    """Writes what a failed process said into ``failed-N.log``."""
+    path = folder / f"failed-{len(list(folder.glob('failed-*.log')))}.log"
+    path.write_text(text, "utf-8")
+    return path
 
 
 def last_error(lines: Sequence[str]) -> str:

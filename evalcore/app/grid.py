@@ -187,11 +187,11 @@ class _TaskWork:
     ) -> RequestFile:
         """The requests under a variant, for a checkpoint's tokenizer."""
         task, documents, pool = self.task, self.documents, self.pool
-        shown = None
+        drawn = None
         if variant.shots:
             scored = {document.id for document in documents}
-            shown = shots_fingerprint(draw_shots(task, variant, pool, scored, scored=documents))
-        return RequestFile.of(cache, task, variant, documents, pool, checkpoint, settings, shown)
+            drawn = draw_shots(task, variant, pool, scored, scored=documents)
+        return RequestFile.of(cache, task, variant, documents, pool, checkpoint, settings, drawn)
 
 
 @dataclass(frozen=True)
@@ -219,14 +219,22 @@ class RequestFile:
         task: Task,
         variant: Variant,
         documents: Sequence[Document],
-        shots: Sequence[Document],
+        pool: Sequence[Document],
         checkpoint: Checkpoint,
         settings: EncodingSettings,
-        shown: str | None = None,
+        drawn: Sequence[Document] | None = None,
     ) -> RequestFile:
-        """Encodes the documents for a checkpoint's tokenizer, unless that was done before."""
+        """Encodes the documents for a checkpoint's tokenizer, unless that was done before.
+
+        Args:
+            pool: What worked examples are drawn from.
+            drawn: The worked examples, where the variant shows any.
+        """
         tokenizer = Path(checkpoint.path)
-        path = cached_requests(cache, task, variant, documents, shots, tokenizer, settings)
+        path = cached_requests(
+            cache, task, variant, documents, pool, tokenizer, settings, drawn=drawn
+        )
+        shown = None if drawn is None else shots_fingerprint(drawn)
         table = read_requests(path)
         findings = check_requests(task, variant, table, max_length=settings.max_length)
         return cls(path, table["doc_id"].to_pylist(), request_costs(table), shown, findings)

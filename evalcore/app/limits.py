@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from evalcore.app.flops import attended
-from evalcore.planning import Plan, prefix_profile
+from evalcore.planning import Plan, Ragged, Sequences, in_parts
 from evalcore.prompting import read_requests
-from evalcore.scoring.batching import generate_requests, score_requests
+from evalcore.scoring.batching import Lists, flat_lists, scorable
 from evalcore.types import GenerationSettings, generation_of
 
 BLOCK_SIZE = 16
 """Cache block that the block limit is told for; vLLM's own on GPUs."""
+_ASKED = ["contexts", "continuations", "unconditional_context", "unconditional", "prompt", "flags"]
 
 
 class File(NamedTuple):
@@ -41,7 +43,7 @@ def token_limits(plan: Plan) -> dict[str, int]:
         for part in unit.slices:
             cell = plan.cells[part.cell_key]
             file = File(part.requests_path, generation_of(cell.task, cell.variant))
-            asked[unit.subject.id][file].append(np.asarray(part.rows))
+            asked[cell.subject.id][file].append(np.asarray(part.rows))
     known: dict[tuple, Counter[str]] = {}
     total = Counter(token_limit=0, block_limit=0, attended=0, continuation_tokens=0)
     for files in asked.values():
@@ -57,17 +59,37 @@ def token_limits(plan: Plan) -> dict[str, int]:
 
 
 def _limits(rows: dict[File, np.ndarray]) -> Counter[str]:
-    tables = {file: read_requests(file.path).take(pa.array(r)) for file, r in rows.items()}
-    scored = score_requests(pa.concat_tables(tables.values())).batch
-    generated = [
-        generate_requests(table, file.generation).batch
-        for file, table in tables.items()
-        if file.generation is not None
-    ]
-    profile = prefix_profile([scored, *generated])
-    return Counter(
-        token_limit=profile.token_limit,
-        block_limit=profile.block_limit(BLOCK_SIZE),
-        attended=attended(profile.lengths, profile.shared),
-        continuation_tokens=len(scored.continuation_tokens),
+    total: Counter[str] = Counter()
+    for part in in_parts([partial(_sequences, file, own) for file, own in rows.items()]):
+        lengths, shared = part.profile.lengths, part.profile.shared
+        total.update(
+            token_limit=part.profile.token_limit,
+            block_limit=part.profile.block_limit(BLOCK_SIZE),
+            attended=attended(lengths, shared),
+            continuation_tokens=part.continuation_tokens,
+        )
+    return total
+
+
+def _sequences(file: File, rows: np.ndarray) -> Sequences:
+    """What the scorable rows of a request file ask for."""
+    table = read_requests(file.path).select(_ASKED)
+    rows = rows[scorable(table)[rows]]
+    if len(rows) < len(table):
+        table = table.take(pa.array(rows))
+    own, tails = Lists.of(table["contexts"]), Lists.of(table["continuations"])
+    bare, alone = flat_lists(table["unconditional_context"]), Lists.of(table["unconditional"])
+    prompts = flat_lists(table["prompt"])
+    going_on = np.flatnonzero(np.diff(prompts[1]) > 0)
+    if file.generation is None:
+        going_on = going_on[:0]
+    contexts = Ragged.joined([(own.flat, own.inner), bare, prompts])
+    continuations = Ragged.joined([(tails.flat, tails.inner), (alone.flat, alone.inner)])
+    first_bare, first_prompt = len(own.inner) - 1, len(own.inner) - 1 + len(table)
+    scored = np.arange(len(continuations))
+    return Sequences(
+        contexts,
+        continuations,
+        np.concatenate([own.of_each(tails), first_bare + alone.owners(), first_prompt + going_on]),
+        np.concatenate([scored, np.full(len(going_on), -1)]),
     )

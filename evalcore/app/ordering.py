@@ -21,7 +21,7 @@ def ranked(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
         groups.setdefault(tokenizer, {})[planned.requests_path] = None
     ranks = {}
     for tokenizer, paths in groups.items():
-        files = [first_contexts(read_requests(path)) for path in paths]
+        files = (first_contexts(read_requests(path)) for path in paths)
         for path, own in zip(paths, prefix_ranks(files), strict=True):
             ranks[tokenizer, path] = own
     return [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from evalcore.app.adapters import check_way, plan_adapters
 from evalcore.app.devices import gpu_count, gpu_name, visible_gpus
 from evalcore.app.flops import peak_flops, run_flops
 from evalcore.app.grid import (
@@ -32,7 +34,7 @@ from evalcore.engines.protocol import (
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import numeric_config, resolve_subjects
-from evalcore.planning import Plan, plan_units
+from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
 from evalcore.types import Subject
@@ -51,6 +53,8 @@ class ScoreOptions(GridOptions):
         time_limit: Seconds after which to stop, committed, with status 75.
         unit_examples: Examples handed to a worker at once, at most.
         commit_every: Seconds that rows may wait to be committed together.
+        adapter_way: How adapters are applied (see ``app.adapters``).
+        certify: Share of the examples scored a second time; 0: none.
     """
 
     output: Path = Path("results")
@@ -68,6 +72,8 @@ class ScoreOptions(GridOptions):
     engine: EngineKind = "vllm"
     dtype: Dtype | Literal["auto"] = "auto"
     strategy: Strategy = "auto"
+    adapter_way: Literal["auto", "merged", "batched"] = "auto"
+    certify: float = 0.0
     cluster: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     workers: int | None = None
@@ -121,13 +127,16 @@ class ScoreOutcome:
     def problem_lines(self) -> list[str]:
         """Findings and failures, one line each."""
         lines = [f"data: {finding}" for finding in self.findings]
+        certificate = self.summary.certificate
+        if certificate is not None and not certificate.holds:
+            lines.append(certificate.lines()[-1])
         return lines + [f"not scored: {what}: {message}" for what, message in self.problems]
 
 
 class Silent:
     """A :class:`~evalcore.scoring.Progress` that says nothing."""
 
-    def begin(self, planned: int, covered: int) -> None: ...
+    def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None: ...
 
     def worker(self, index: int, state: str) -> None: ...
 
@@ -145,7 +154,12 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     store = ResultStore(options.output)
     subjects, problems, notes = _subjects(options)
     spec = _engine_spec(options, subjects)
-    grid = build_grid(subjects, options, numerics_class(spec), store.path / "cache")
+    spec, grid, beside = _grid(options, spec, subjects, store)
+    if beside:
+        notes.append(
+            f"{len(beside):,} adapters are applied beside the weights, up to {spec.max_loras} of a "
+            f"checkpoint at once"
+        )
     if options.strict:
         require_documents(grid.findings)
     plan = plan_units(
@@ -153,6 +167,8 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         store.coverage(),
         max_examples_per_unit=options.unit_examples,
         shard=options.shard,
+        beside=beside,
+        most_together=spec.max_loras,
     )
     limits = token_limits(plan)
     outcome = ScoreOutcome(
@@ -170,8 +186,8 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         return outcome
     store.write_cells(grid.cell_rows)
     if plan.units:
-        outcome.summary = _run(options, spec, grid, plan, progress or Silent())
-        _count_flops(outcome, options, spec, subjects)
+        outcome.summary = _run(options, spec, grid, plan, limits, progress or Silent())
+        _count_flops(outcome, spec, subjects, options.peak_tflops)
         _name_failures(outcome, grid)
         store.runs.append(_run_record(outcome, spec))
     if grid.lm_eval is not None:
@@ -212,9 +228,25 @@ def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
         device=device,
         threads=options.threads or max(1, (os.cpu_count() or 1) // _workers(options)),
         strategy=options.strategy,
+        adapters=options.adapter_way,
         tensor_parallel=options.tensor_parallel,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _grid(
+    options: ScoreOptions, spec: EngineSpec, subjects: list[Subject], store: ResultStore
+) -> tuple[EngineSpec, Grid, frozenset[str]]:
+    """(spec with the way of adapters settled, the grid, subjects whose adapters are batched)."""
+    check_way(spec)
+    numerics, cache = numerics_class(spec), store.path / "cache"
+    grid = build_grid(subjects, options, numerics, cache)
+    adapters = plan_adapters(spec, store, grid.cells)
+    spec = adapters.fitted(spec)
+    if numerics_class(spec).label != numerics.label:
+        # In 16-bit the way is part of every cell's key, and the rule needs the grid: once more.
+        grid = build_grid(subjects, options, numerics_class(spec), cache)
+    return spec, grid, adapters.beside
 
 
 def _last_rate(store: ResultStore) -> float | None:
@@ -232,7 +264,12 @@ def _workers(options: ScoreOptions) -> int:
 
 
 def _run(
-    options: ScoreOptions, spec: EngineSpec, grid: Grid, plan: Plan, progress: Progress
+    options: ScoreOptions,
+    spec: EngineSpec,
+    grid: Grid,
+    plan: Plan,
+    limits: Mapping[str, int],
+    progress: Progress,
 ) -> RunSummary:
     cells = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
     local = options.cluster == "local"  # Ray gives its actors their own GPUs
@@ -243,6 +280,8 @@ def _run(
             WorkerConfig(str(options.output.resolve()), spec, options.commit_every),
             progress,
             signals,
+            certify=options.certify,
+            limits=limits,
             workers=_workers(options),
             backend=options.cluster,
             env=partial(worker_env, spec, tuple(visible_gpus()) if local else ()),
@@ -259,18 +298,24 @@ def _run(
 
 
 def _count_flops(
-    outcome: ScoreOutcome, options: ScoreOptions, spec: EngineSpec, subjects: list[Subject]
+    outcome: ScoreOutcome, spec: EngineSpec, subjects: list[Subject], peak_tflops: float | None
 ) -> None:
-    """What the engines computed, in operations; checkpoints of one run are of one shape."""
-    done, limits = outcome.summary, outcome.limits
+    """What the engines computed, in operations, checkpoint by checkpoint: shapes may differ."""
+    limits = outcome.limits
     mean_context = limits["attended"] / max(limits["token_limit"], 1)
-    outcome.flops = run_flops(
-        numeric_config(Path(subjects[0].checkpoint.path)),
-        computed_tokens=done.computed_tokens + done.new_tokens,
-        head_rows=limits["continuation_tokens"] + done.new_tokens,
-        mean_context=mean_context,
-    )
-    peak = peak_flops(gpu_name() or "", spec.dtype, options.peak_tflops)
+    configs = {s.checkpoint.fingerprint: Path(s.checkpoint.path) for s in subjects}
+    counts = [
+        run_flops(
+            numeric_config(configs[fingerprint]),
+            computed_tokens=effort.computed_tokens,
+            head_rows=effort.head_rows,
+            mean_context=mean_context,
+        )
+        for fingerprint, effort in outcome.summary.checkpoints.items()
+    ]
+    known = [count for count in counts if count is not None]
+    outcome.flops = sum(known) if len(known) == len(counts) else None
+    peak = peak_flops(gpu_name() or "", spec.dtype, peak_tflops)
     outcome.peak_flops = peak and peak * spec.tensor_parallel
 
 

@@ -213,8 +213,11 @@ def scoring_options(spec: Study, options: StudyOptions) -> ScoreOptions:
 
     assert spec.evaluation is not None
     adapters, tuned = tuned_models(options.output)
+    given = options.scoring.adapter_way  # the command line goes before the file
     return replace(
         options.scoring,
+        adapter_way=spec.evaluation.adapters if given == "auto" else given,
+        certify=options.scoring.certify or spec.evaluation.certify,
         grid=tuple(spec.evaluation.blocks),
         limit=spec.evaluation.limit,
         output=options.output / "results",

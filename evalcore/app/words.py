@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evalcore.app.flops import mfu
 from evalcore.planning import Plan
+from evalcore.scoring import RunSummary
 
 if TYPE_CHECKING:
     from evalcore.app.score import ScoreOutcome
@@ -34,6 +35,15 @@ def plan_lines(plan: Plan, limits: Mapping[str, int], examples_per_s: float | No
     return lines
 
 
+def adapter_lines(summary: RunSummary) -> list[str]:
+    """How adapters were applied, and why some were not applied as the others."""
+    counts = summary.adapter_counts()
+    if not counts:
+        return []
+    ways = ", ".join(f"{n:,} {how}" for how, n in counts.most_common())
+    return [f"adapters: {ways}"]
+
+
 def effort_lines(outcome: ScoreOutcome) -> list[str]:
     """Operations of a run and, where the device's peak is known, the share of it."""
     if outcome.flops is None:
@@ -54,6 +64,11 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
         f"{s.wall_s:.1f} s: {s.examples / max(s.wall_s, 1e-9):,.0f} examples/s; "
         f"{s.covered:,} were there already"
     ]
+    if s.after_start_s:
+        lines.append(
+            f"after the start {s.examples / s.after_start_s:,.0f} examples/s and "
+            f"{s.prompt_tokens / s.after_start_s:,.0f} prompt tokens/s a worker"
+        )
     limit = outcome.limits.get("token_limit", 0)
     if limit and s.computed_tokens:
         lines.append(
@@ -61,13 +76,17 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
             f"token limit ({s.computed_tokens / max(outcome.limits['block_limit'], 1):.2f} x the "
             f"block limit); {s.cached_tokens:,} shared or cached; {s.fallbacks:,} fall-backs"
         )
+    lines += adapter_lines(s)
     lines += effort_lines(outcome)
-    busy = s.engine_s + s.start_s + s.swap_s + s.proof_s
+    certified = f"certifying {s.certify_s:.1f} s, " if s.certify_s else ""
     lines.append(
-        f"start {s.start_s:.1f} s, swaps {s.swap_s:.1f} s, proofs {s.proof_s:.1f} s, "
-        f"engine {s.engine_s:.1f} s, waiting {s.idle_s:.1f} s "
-        f"({100 * s.idle_s / max(busy + s.idle_s, 1e-9):.0f} %), restarts {s.restarts}"
+        f"start {s.start_s:.1f} s; after it engine {s.engine_s:.1f} s, swaps {s.swap_s:.1f} s, "
+        f"proofs {s.proof_s:.1f} s, {certified}idle {s.idle_s:.1f} s "
+        f"({100 * s.idle_share:.1f} %; {s.wait_s:.1f} s of it waiting for units); "
+        f"restarts {s.restarts}"
     )
+    if s.certificate is not None:
+        lines += s.certificate.lines()
     if s.stopped:
         lines.append(f"stopped ({s.stopped}): run the same command again to go on")
     lines.append(f"results: {outcome.output}")

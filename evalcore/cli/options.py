@@ -23,6 +23,12 @@ _ENGINE_OPTIONS = [
         "--strategy", type=click.Choice(["auto", "packed", "cached", "plain"]), default="auto",
         show_default=True, help="How choices are scored; auto takes the cheapest exact one.",
     ),
+    click.option(
+        "--adapters", "adapter_way", type=click.Choice(["auto", "merged", "batched"]),
+        default="auto", show_default=True,
+        help="merged: into the weights, one adapter at a time; batched: beside them, several "
+        "together; auto: merged on CPUs, on GPUs by a rule (docs/engines.md).",
+    ),
     click.option("--max_length", type=click.IntRange(8), help="Tokens of prompt and answer."),
     click.option(
         "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
@@ -88,6 +94,7 @@ def score_options(options: dict[str, Any]) -> ScoreOptions:
         "system": values.pop("system_instruction"),
         "multiturn": values.pop("fewshot_as_multiturn"),
         "include_bases": not values.pop("no_bases"),
+        "certify": values.pop("certify") * values.pop("certify_share"),
     }
     return ScoreOptions(grid=grid, **renamed, **values)
 

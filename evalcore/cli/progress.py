@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,18 +19,66 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from evalcore.scoring import RunSummary
 
 if TYPE_CHECKING:
+    from evalcore.planning import PlanCounts
     from evalcore.scoring import UnitReport
 
 PLAIN_EVERY_S = 10.0
+
+
+def figures(
+    spent: RunSummary,
+    elapsed_s: float,
+    asked_share: float,
+    limits: Mapping[str, int],
+) -> str:
+    """What a run costs so far, on one line.
+
+    Args:
+        spent: Sums over the units that were scored.
+        elapsed_s: Since the run began, its start included.
+        asked_share: Of the plan's prompt tokens; the limits are taken in proportion.
+        limits: Least work of the whole plan.
+    """
+    parts = [f"{spent.prompt_tokens / elapsed_s:,.0f} prompt tokens/s"]
+    if asked_share and limits.get("token_limit"):
+        over_tokens, over_blocks = (
+            spent.computed_tokens / (limits[name] * asked_share)
+            for name in ("token_limit", "block_limit")
+        )
+        parts.append(f"computed ~{over_tokens:.2f} x limit (~{over_blocks:.2f} x in blocks)")
+    seen = spent.computed_tokens + spent.cached_tokens
+    parts += [
+        f"{100 * spent.cached_tokens / max(seen, 1):.0f} % shared",
+        f"start {spent.start_s:.0f} s",
+        f"swaps {spent.swap_s:.1f} s",
+        f"proofs {spent.proof_s:.1f} s",
+        f"idle {100 * spent.idle_share:.0f} %",
+        f"{spent.fallbacks:,} fall-backs",
+    ]
+    return ", ".join(parts)
+
+
+class _Bar(Progress):
+    """Bars, and below them a line of figures that may be wider than what a bar leaves free."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note, style="dim")
 
 
 class ScoreProgress:
     """Implements ``scoring.Progress``; a context manager."""
 
     def __init__(self, what: str = "scoring") -> None:
-        self._bar = Progress(
+        self._bar = _Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -43,6 +92,9 @@ class ScoreProgress:
         self._what = what
         self._task: TaskID | None = None
         self._done = self._total = 0
+        self._counts: PlanCounts | None = None
+        self._limits: Mapping[str, int] = {}
+        self._spent = RunSummary()
         self._began = self._said = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -57,24 +109,33 @@ class ScoreProgress:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, planned: int, covered: int) -> None:
-        self._total, self._began = planned, time.monotonic()
-        self._task = self._bar.add_task(self._what, total=planned, rate="starting an engine")
+    def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None:
+        self._counts, self._limits, self._spent = counts, limits, RunSummary()
+        self._total, self._began = counts.examples_planned, time.monotonic()
+        self._task = self._bar.add_task(self._what, total=self._total, rate="starting an engine")
 
     def worker(self, index: int, state: str) -> None:
         if state in {"lost", "restarted"}:
             self._say(f"worker {index}: {state}")
 
     def unit(self, label: str, report: UnitReport) -> None:
+        self._spent.spent(report)
         self._done += report.examples
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = f"{self._done / elapsed:,.0f} examples/s"
+        self._bar.note = figures(self._spent, elapsed, self._asked_share(), self._limits)
         if self._task is not None:
             self._bar.update(self._task, completed=self._done, description=label, rate=rate)
         if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
             left = (self._total - self._done) * elapsed / max(self._done, 1)
             self._say(f"{self._what}: {self._done:,}/{self._total:,} {rate}, {left:.0f} s left")
+            self._say(f"  {self._bar.note}")
+
+    def _asked_share(self) -> float:
+        """Share of the plan's prompt tokens that was asked for by now."""
+        planned = self._counts.prompt_tokens if self._counts is not None else 0
+        return self._spent.prompt_tokens / planned if planned else 0.0
 
     def failure(self, label: str, message: str) -> None:
         self._say(f"not scored: {label}: {message}")
@@ -95,7 +156,7 @@ class StudyProgress(ScoreProgress):
     def stage_done(self, name: str, seconds: float, budget_s: float | None) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-            self._task = None
+            self._task, self._bar.note = None, ""
         self._done = 0
         budget = f" (budget {budget_s:.0f} s)" if budget_s else ""
         self._say(f"[{name}] {seconds:.1f} s{budget}")

@@ -81,6 +81,14 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
     "--commit-every", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
     help="Most work a crash may cost; committing more often makes more files.",
 )  # fmt: skip
+@click.option(
+    "--certify", is_flag=True,
+    help="Score a sample a second time, cold, in another order and batch size; report differences.",
+)  # fmt: skip
+@click.option(
+    "--certify-share", type=click.FloatRange(0, 1, min_open=True), default=0.02, show_default=True,
+    help="Share of each cell's examples in that sample.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and score nothing.")
 @click.option("--strict", is_flag=True, help="Findings about the data are errors.")
 @engine_options

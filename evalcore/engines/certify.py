@@ -8,45 +8,111 @@ is scored again cold, in another order, in small batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from evalcore.engines.protocol import Engine
-from evalcore.types import FloatArray, OffsetArray, ScoreBatch, ScoreResult, Subject
+from evalcore.types import FloatArray, OffsetArray, ScoreBatch, ScoreResult
+
+CONTEXTS_PER_BATCH = 7
+# What rounding can do to the log-probability of a whole continuation, in nats: a p99 above it means
+# that something else than order and batch size has changed, and says nothing about near ties.
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+
+
+@dataclass(frozen=True, eq=False)
+class Rescored:
+    """A sample that was scored twice, not judged yet.
+
+    Attributes:
+        first: float64 [M], log-probability of each choice in nats, as it is reported.
+        again: float64 [M], scored again.
+        sizes: int64 [N], choices of each example, in order; 1 where there is nothing to choose.
+        texts: Texts that were generated again.
+        changed_texts: Those that came out different.
+    """
+
+    first: FloatArray = field(default_factory=lambda: np.zeros(0))
+    again: FloatArray = field(default_factory=lambda: np.zeros(0))
+    sizes: OffsetArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    texts: int = 0
+    changed_texts: int = 0
+
+    @classmethod
+    def together(cls, parts: Sequence[Rescored]) -> Rescored:
+        """Several samples as one."""
+        if not parts:
+            return cls()
+        return cls(
+            np.concatenate([part.first for part in parts]),
+            np.concatenate([part.again for part in parts]),
+            np.concatenate([part.sizes for part in parts]),
+            sum(part.texts for part in parts),
+            sum(part.changed_texts for part in parts),
+        )
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What scoring a sample again showed; log-probabilities are of whole continuations, in nats.
+    """What scoring a sample again showed.
 
     Attributes:
-        contexts: Context groups scored again.
-        continuations: Continuations scored again.
-        max_difference: Largest difference of a log-probability.
+        examples: Examples scored again.
+        choices: Their choices (continuations).
+        max_difference: Largest difference of a choice's log-probability, in nats.
         p99_difference: 99th percentile of the differences.
-        flips: Groups of several continuations whose arg max changed.
-        near_ties: Groups whose two best were closer than ``p99_difference`` at first.
+        flips: Examples whose arg max changed.
+        near_ties: Examples whose two best choices were closer than ``p99_difference`` at first.
         unexplained_flips: Flips that are no near ties.
+        texts: Texts generated again.
+        changed_texts: Those that came out different; a text has no margin, so that near ties cannot
+            be told from faults.
+        rounding: Largest ``p99_difference`` that rounding explains.
     """
 
-    contexts: int = 0
-    continuations: int = 0
+    examples: int = 0
+    choices: int = 0
     max_difference: float = 0.0
     p99_difference: float = 0.0
     flips: int = 0
     near_ties: int = 0
     unexplained_flips: int = 0
+    texts: int = 0
+    changed_texts: int = 0
+    rounding: float = ROUNDING["float32"]
 
-    def line(self) -> str:
+    @property
+    def holds(self) -> bool:
+        """Whether rounding explains what changed."""
+        return not self.unexplained_flips and self.p99_difference <= self.rounding
+
+    def lines(self) -> list[str]:
         """The certificate for a person."""
-        return (
-            f"certified on {self.contexts:,} contexts ({self.continuations:,} continuations) "
-            f"scored again cold, in another order and batch size: difference max "
-            f"{self.max_difference:.2g}, p99 {self.p99_difference:.2g} nats; arg max changed "
-            f"{self.flips} times ({self.unexplained_flips} beyond the p99); {self.near_ties} near "
-            f"ties"
-        )
+        lines = [
+            f"certified on {self.examples:,} examples ({self.choices:,} choices) scored again "
+            f"cold, in another order and batch size: difference max {self.max_difference:.2g}, "
+            f"p99 {self.p99_difference:.2g} nats; arg max changed {self.flips} times; "
+            f"{self.near_ties} near ties (margin below the p99)"
+        ]
+        if self.texts:
+            lines.append(
+                f"certified: {self.texts:,} texts generated again, {self.changed_texts} of them "
+                f"different (texts have no margin: near ties cannot be told apart)"
+            )
+        if self.p99_difference > self.rounding:
+            lines.append(
+                f"NOT CERTIFIED: a p99 of {self.p99_difference:.2g} nats is more than rounding "
+                f"explains ({self.rounding:g}); the engine's answers depend on something else"
+            )
+        elif self.unexplained_flips:
+            lines.append(
+                f"NOT CERTIFIED: {self.unexplained_flips} arg maxes changed where the choices "
+                f"were no near ties"
+            )
+        else:
+            lines.append("certified: no arg max changed beyond near ties")
+        return lines
 
 
 def continuation_sums(batch: ScoreBatch, result: ScoreResult) -> FloatArray:
@@ -56,45 +122,21 @@ def continuation_sums(batch: ScoreBatch, result: ScoreResult) -> FloatArray:
     return np.add.reduceat(result.token_logprobs, batch.continuation_offsets[:-1])
 
 
-def certify(
-    engine: Engine,
-    sample: Sequence[tuple[Subject, ScoreBatch]],
-    expected: Sequence[FloatArray] | None = None,
-    *,
-    contexts_per_batch: int = 7,
-    seed: int = 0,
-) -> Certificate:
-    """Scores a sample again and compares.
+def score_again(engine: Engine, batch: ScoreBatch, rng: np.random.Generator) -> FloatArray:
+    """float64 [M]: scores of the loaded subject, cold, in another order, in small batches.
 
     Args:
-        engine: Any engine; subjects are loaded as they come.
-        sample: Subjects, each with some of its requests.
-        expected: float64 [M] per batch, log-probabilities of whole continuations as they were
-            reported; None: each batch is scored as it is first.
-        contexts_per_batch: Contexts scored at a time the second time.
-        seed: Draws the other order.
+        engine: Any engine; the subject is in place.
+        batch: What to score.
+        rng: Draws the order.
     """
-    rng = np.random.default_rng(seed)
-    first: list[FloatArray] = []
-    again: list[FloatArray] = []
-    groups: list[OffsetArray] = []
-    for k, (subject, batch) in enumerate(sample):
-        engine.load(subject)
-        if expected is None:
-            first.append(continuation_sums(batch, engine.score(batch)))
-        else:
-            first.append(expected[k])
-        values = np.empty(batch.num_continuations)
-        order = rng.permutation(batch.num_contexts)
-        for begin in range(0, len(order), contexts_per_batch):
-            part, rows = _part(batch, order[begin : begin + contexts_per_batch])
-            engine.forget()
-            values[rows] = continuation_sums(part, engine.score(part))
-        again.append(values)
-        groups.append(np.bincount(batch.continuation_context, minlength=batch.num_contexts))
-    if not first:
-        return Certificate()
-    return compare(np.concatenate(first), np.concatenate(again), np.concatenate(groups))
+    values = np.empty(batch.num_continuations)
+    order = rng.permutation(batch.num_contexts)
+    for begin in range(0, len(order), CONTEXTS_PER_BATCH):
+        part, rows = _part(batch, order[begin : begin + CONTEXTS_PER_BATCH])
+        engine.forget()
+        values[rows] = continuation_sums(part, engine.score(part))
+    return values
 
 
 def _part(batch: ScoreBatch, contexts: OffsetArray) -> tuple[ScoreBatch, OffsetArray]:
@@ -108,14 +150,9 @@ def _part(batch: ScoreBatch, contexts: OffsetArray) -> tuple[ScoreBatch, OffsetA
     return ScoreBatch.from_lists(items), np.concatenate(rows)
 
 
-def compare(first: FloatArray, again: FloatArray, sizes: OffsetArray) -> Certificate:
-    """Compares two scorings.
-
-    Args:
-        first: float64 [M], as reported.
-        again: float64 [M], scored again.
-        sizes: int64 [N], continuations of each group, in order.
-    """
+def judge(sample: Rescored, dtype: str = "float32") -> Certificate:
+    """What a sample that was scored twice in a dtype says."""
+    first, again, sizes = sample.first, sample.again, sample.sizes
     difference = np.abs(first - again)
     p99 = float(np.quantile(difference, 0.99)) if len(difference) else 0.0
     flips = ties = beyond = 0
@@ -128,13 +165,16 @@ def compare(first: FloatArray, again: FloatArray, sizes: OffsetArray) -> Certifi
         flips += flipped
         beyond += flipped and not tie
     return Certificate(
-        len(sizes),
-        len(first),
-        float(difference.max()) if len(difference) else 0.0,
-        p99,
-        flips,
-        ties,
-        beyond,
+        examples=len(sizes),
+        choices=len(first),
+        max_difference=float(difference.max()) if len(difference) else 0.0,
+        p99_difference=p99,
+        flips=flips,
+        near_ties=ties,
+        unexplained_flips=beyond,
+        texts=sample.texts,
+        changed_texts=sample.changed_texts,
+        rounding=ROUNDING[dtype],
     )
 
 

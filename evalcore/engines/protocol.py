@@ -38,7 +38,8 @@ class EngineSpec:
             request per tail, contexts from the prefix cache), ``plain`` (one request per
             continuation, no cache), ``auto`` (the first of these that the architecture allows).
         adapters: How adapters are applied: ``merged`` into the weights, ``batched`` beside them
-            (many in one run; what vLLM cannot apply that way is merged all the same), ``auto``.
+            (many in one run; what vLLM cannot apply that way is merged all the same), ``auto`` (not
+            settled yet: an engine merges).
         max_loras: Batched adapters in one forward pass.
         max_lora_rank: Adapters of higher rank are merged.
         tensor_parallel: GPUs of one engine.
@@ -46,6 +47,8 @@ class EngineSpec:
         max_batch_tokens: Tokens of one forward pass; 0: 16,384 on a GPU; on a CPU 1,024
             (activations stay in its caches) or one longest sequence.
         max_num_seqs: Sequences of one forward pass; 0: 256 on a CPU, 1,024 on a GPU.
+        cuda_graphs: Whether vLLM captures CUDA graphs. They speed generation up; scoring does not
+            replay them, and an engine starts faster without.
         seed: Engine seed (greedy decoding does not depend on it).
     """
 
@@ -64,6 +67,7 @@ class EngineSpec:
     trust_remote_code: bool = False
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
+    cuda_graphs: bool = True
     seed: int = 0
 
 
@@ -213,13 +217,25 @@ def resolve_device(spec: EngineSpec) -> Device:
 
 
 def resolve_adapters(spec: EngineSpec) -> AdapterWay:
-    """How adapters are applied: ``auto`` merges.
-
-    Merged weights are scored by the packed strategy, which computes least, and on CPUs vLLM's
-    kernel for batched adapters is several times slower than none at all. Batching pays where many
-    adapters have few examples each, so that swapping would take longer than scoring.
-    """
+    """How an engine applies adapters: ``auto`` merges (``app.adapters`` settles it for a run)."""
     return "batched" if spec.adapters == "batched" else "merged"
+
+
+def merge_reason(spec: EngineSpec, subject: Subject) -> str | None:
+    """Why vLLM would merge a subject's adapter though asked to batch; None if it would batch it.
+
+    Read off the adapter's configuration and header: vLLM, which is not loaded for this, may still
+    refuse an adapter later.
+
+    Raises:
+        EvalcoreError: The adapter does not fit its checkpoint in any way.
+    """
+    from evalcore.engines.vllm.adapters import reason_to_merge
+    from evalcore.identity import weight_layout
+
+    assert subject.adapter is not None
+    layout = weight_layout(subject.checkpoint.path)
+    return reason_to_merge(subject.adapter, layout, spec.max_lora_rank, ask_vllm=False)
 
 
 def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsClass:

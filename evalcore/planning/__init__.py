@@ -1,9 +1,11 @@
 """Pure planning: grid + coverage -> ordered units, queue, shards; distinct-prefix counts."""
 
+from evalcore.planning.chunks import Sequences, in_parts
 from evalcore.planning.estimate import estimate_seconds
 from evalcore.planning.order import prefix_ranks
 from evalcore.planning.prefixes import (
     PrefixProfile,
+    Ragged,
     block_limit,
     prefix_profile,
     profile_of_sequences,
@@ -25,11 +27,14 @@ __all__ = [
     "PlanCounts",
     "PlannedCell",
     "PrefixProfile",
+    "Ragged",
+    "Sequences",
     "Unit",
     "UnitSlice",
     "WorkQueue",
     "block_limit",
     "estimate_seconds",
+    "in_parts",
     "plan_units",
     "prefix_profile",
     "prefix_ranks",

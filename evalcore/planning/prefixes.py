@@ -113,7 +113,7 @@ def profile_of_sequences(tokens: IntArray, offsets: OffsetArray) -> PrefixProfil
         tokens: int32 [T].
         offsets: int64 [S + 1].
     """
-    ragged = _Ragged(np.asarray(tokens, dtype=np.int32), offsets[:-1], np.diff(offsets))
+    ragged = Ragged(np.asarray(tokens, dtype=np.int32), offsets[:-1], np.diff(offsets))
     order, shared = ragged.sort()
     lengths = ragged.lengths[order]
     new = _is_new(lengths, shared) & (lengths > 0)
@@ -167,18 +167,26 @@ def leaves_of_contexts(batch: ScoreBatch, chosen: Rows) -> Leaves:
 
 
 @dataclass(frozen=True)
-class _Ragged:
+class Ragged:
     """Rows of different length in one flat array; rows may lie anywhere in it."""
 
     tokens: IntArray
     starts: Rows
     lengths: Rows
 
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[IntArray, OffsetArray]]) -> Ragged:
+        """Rows of several (flat, offsets), one after the other; each begins at offset 0."""
+        pairs = list(parts)
+        lengths = _concatenate([np.diff(offsets) for _, offsets in pairs], np.int64)
+        tokens = _concatenate([flat for flat, _ in pairs], np.int32)
+        return cls(tokens, _offsets(lengths)[:-1], lengths)
+
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, rows: Rows) -> _Ragged:
-        return _Ragged(self.tokens, self.starts[rows], self.lengths[rows])
+    def take(self, rows: Rows) -> Ragged:
+        return Ragged(self.tokens, self.starts[rows], self.lengths[rows])
 
     def packed(self) -> tuple[IntArray, OffsetArray]:
         """Rows one after the other: (flat, offsets)."""
@@ -187,34 +195,35 @@ class _Ragged:
         _copy(self, flat, offsets[:-1])
         return flat, offsets
 
-    def followed_by(self, tails: _Ragged) -> _Ragged:
+    def followed_by(self, tails: Ragged) -> Ragged:
         """Row i of self, then row i of ``tails``."""
         lengths = self.lengths + tails.lengths
         offsets = _offsets(lengths)
         flat = np.empty(offsets[-1], dtype=np.int32)
         _copy(self, flat, offsets[:-1])
         _copy(tails, flat, offsets[:-1] + self.lengths)
-        return _Ragged(flat, offsets[:-1], lengths)
+        return Ragged(flat, offsets[:-1], lengths)
 
-    def and_then(self, other: _Ragged) -> _Ragged:
+    def and_then(self, other: Ragged) -> Ragged:
         """Rows of self, then rows of ``other``."""
         if not len(other):
             return self
         (a, a_offsets), (b, b_offsets) = self.packed(), other.packed()
         starts = np.concatenate([a_offsets[:-1], b_offsets[:-1] + len(a)])
-        return _Ragged(
-            np.concatenate([a, b]), starts, np.concatenate([self.lengths, other.lengths])
-        )
+        return Ragged(np.concatenate([a, b]), starts, np.concatenate([self.lengths, other.lengths]))
+
+    def numbers(self) -> Rows:
+        """int64 [rows]: equal rows have equal numbers, from 0 as they first come up."""
+        return _binary(*self.packed()).dictionary_encode().indices.to_numpy().astype(np.int64)
+
+    def order(self) -> Rows:
+        """int64 [rows]: rows in lexicographic order, a prefix first."""
+        return _order(*self.packed())
 
     def sort(self) -> tuple[Rows, Rows]:
         """Lexicographic order (a prefix first), and what each shares with its predecessor there."""
         flat, offsets = self.packed()
-        # Big-endian bytes compare like the (non-negative) numbers do.
-        data = flat.astype(">i4").tobytes()
-        array = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(self), [None, pa.py_buffer(offsets * 4), pa.py_buffer(data)]
-        )
-        order = pc.array_sort_indices(array).to_numpy().astype(np.int64)
+        order = _order(flat, offsets)
         starts, lengths = offsets[:-1][order], self.lengths[order]
         shared = np.zeros(len(order), dtype=np.int64)
         if len(order):
@@ -223,13 +232,24 @@ class _Ragged:
         return order, shared
 
 
+def _binary(flat: npt.NDArray[np.int32], offsets: OffsetArray) -> pa.LargeBinaryArray:
+    buffers = [None, pa.py_buffer(offsets * 4), pa.py_buffer(flat)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def _order(flat: npt.NDArray[np.int32], offsets: OffsetArray) -> Rows:
+    # Big-endian bytes compare like the (non-negative) numbers do.
+    array = _binary(flat.astype(">i4"), offsets)
+    return pc.array_sort_indices(array).to_numpy().astype(np.int64)
+
+
 def _below_private(
-    tails: _Ragged, owner: Rows, chosen: npt.NDArray[np.bool_], length: Rows, shared: Rows
+    tails: Ragged, owner: Rows, chosen: npt.NDArray[np.bool_], length: Rows, shared: Rows
 ) -> PrefixProfile:
     """The sequences of private contexts, as (context number, continuation), de-duplicated."""
     rows = np.flatnonzero(chosen)
     number = owner[rows]
-    heads = _Ragged(number.astype(np.int32), np.arange(len(rows)), np.ones(len(rows), np.int64))
+    heads = Ragged(number.astype(np.int32), np.arange(len(rows)), np.ones(len(rows), np.int64))
     keyed = heads.followed_by(tails.take(rows))
     order, common = keyed.sort()
     lengths, number = keyed.lengths[order], number[order]
@@ -241,7 +261,7 @@ def _below_private(
     return PrefixProfile(context + lengths - 1, inside)
 
 
-def _gather(batches: list[ScoreBatch | GenerateBatch]) -> tuple[_Ragged, _Ragged, Rows]:
+def _gather(batches: list[ScoreBatch | GenerateBatch]) -> tuple[Ragged, Ragged, Rows]:
     """All contexts; all continuations without their last token; each one's context number.
 
     A generation is a context with an empty continuation.
@@ -271,8 +291,8 @@ def _gather(batches: list[ScoreBatch | GenerateBatch]) -> tuple[_Ragged, _Ragged
             owners.append(np.arange(contexts, contexts + count, dtype=np.int64))
         contexts += count
     lengths = _concatenate(context_lengths, np.int64)
-    all_contexts = _Ragged(_concatenate(context_parts, np.int32), _offsets(lengths)[:-1], lengths)
-    tails = _Ragged(
+    all_contexts = Ragged(_concatenate(context_parts, np.int32), _offsets(lengths)[:-1], lengths)
+    tails = Ragged(
         _concatenate(tail_parts, np.int32),
         _concatenate(tail_starts, np.int64),
         _concatenate(tail_lengths, np.int64),
@@ -301,7 +321,7 @@ def _common(tokens: IntArray, a: Rows, b: Rows, limit: Rows) -> Rows:
     return common
 
 
-def _copy(source: _Ragged, target: IntArray, starts: Rows) -> None:
+def _copy(source: Ragged, target: IntArray, starts: Rows) -> None:
     """Copies row i of ``source`` to ``target[starts[i]:]``."""
     contiguous = len(source) and np.array_equal(
         source.starts[1:], source.starts[:-1] + source.lengths[:-1]

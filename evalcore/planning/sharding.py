@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evalcore.errors import InputError
 
 if TYPE_CHECKING:
-    from evalcore.planning.units import Unit
+    from evalcore.planning.unit import Unit
 
 
 def pick_shard(units: Sequence[Unit], i: int, n: int) -> list[Unit]:

@@ -2,13 +2,13 @@
 
 Order: checkpoint outermost, then subject (the untuned checkpoint first), then requests: by rank
 where cells bring ranks (see :mod:`evalcore.planning.order`), else cells as given, then rows. A
-worker that takes units in order loads each subject once.
+worker that takes units in order loads each subject once. Subjects whose adapters are applied beside
+the weights share units: as their rows have the same ranks, a unit asks the same of each of them.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from evalcore.errors import InputError
 from evalcore.planning.sharding import pick_shard
+from evalcore.planning.unit import RowArray, Unit, UnitSlice, make_unit
 from evalcore.store.coverage import Coverage
 from evalcore.types import Cell, Subject
 
-RowArray = npt.NDArray[np.int32]
 CostArray = npt.NDArray[np.int64]
 
 MAX_EXAMPLES_PER_UNIT = 4096
@@ -44,40 +44,6 @@ class PlannedCell:
     ranks: CostArray | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class UnitSlice:
-    """Rows of one cell's request file.
-
-    Attributes:
-        cell_key: The cell.
-        requests_path: File of encoded requests.
-        rows: int32 [k], ascending row numbers in it.
-    """
-
-    cell_key: str
-    requests_path: str
-    rows: RowArray
-
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """What is handed to a worker at once: one subject, slices of one or more cells.
-
-    Attributes:
-        id: 16 hex digits over subject, cells and rows.
-        subject: What to load.
-        slices: In planned order; at least one, none empty.
-        num_examples: Rows in all slices.
-        prompt_tokens: Sum of their costs.
-    """
-
-    id: str
-    subject: Subject
-    slices: tuple[UnitSlice, ...]
-    num_examples: int
-    prompt_tokens: int
-
-
 @dataclass(frozen=True)
 class PlanCounts:
     """How much a plan is.
@@ -91,7 +57,8 @@ class PlanCounts:
         examples_planned: Examples left to score.
         examples_covered: Examples of the grid that are scored already.
         prompt_tokens: Prompt tokens of the examples left, as if each were computed.
-        model_loads: Loads, swaps or merges of weights when one worker runs it in order.
+        model_loads: Loads, swaps or merges of weights when one worker runs it in order; adapters
+            that are loaded together beside the weights count once.
     """
 
     checkpoints: int
@@ -139,6 +106,8 @@ def plan_units(
     max_examples_per_unit: int = MAX_EXAMPLES_PER_UNIT,
     max_prompt_tokens_per_unit: int | None = None,
     shard: tuple[int, int] | None = None,
+    beside: Collection[str] = (),
+    most_together: int = 1,
 ) -> Plan:
     """Plans what is not covered yet.
 
@@ -151,17 +120,21 @@ def plan_units(
         shard: (i, n): only the i-th of n parts. The parts are cut from the whole grid, before
             covered documents are removed, so array jobs that start at different times over one
             results folder neither overlap nor leave gaps between them.
+        beside: Ids of subjects whose adapters are applied beside the weights of their checkpoint.
+        most_together: Such subjects in one unit; they come after the bare checkpoint and before the
+            subjects whose adapters are merged into it.
 
     Raises:
         InputError: A limit or the shard is out of range, or a cell's arrays do not match.
     """
     limits = _Limits(max_examples_per_unit, max_prompt_tokens_per_unit)
-    grid = _ordered(_without_repeats(cells))
+    together = _Together(frozenset(beside), most_together)
+    grid = _ordered(_without_repeats(cells), together)
     if shard is not None:
-        whole = [unit for works in _by_subject(grid) for unit in _cut(works, limits)]
+        whole = [unit for works in together.groups(grid) for unit in _cut(works, limits)]
         grid = _works_of(pick_shard(whole, *shard), {w.planned.cell.key: w for w in grid})
     todo = _uncovered(grid, covered)
-    units = tuple(unit for works in _by_subject(todo) for unit in _cut(works, limits))
+    units = tuple(unit for works in together.groups(todo) for unit in _cut(works, limits))
     total = sum(len(work.rows) for work in grid)
     by_key = {work.planned.cell.key: work.planned.cell for work in grid}
     return Plan(units, _counts(units, by_key, total), by_key)
@@ -200,6 +173,36 @@ class _Limits:
             )
 
 
+@dataclass(frozen=True)
+class _Together:
+    """Which subjects may share units, and how many."""
+
+    beside: frozenset[str]
+    most: int
+
+    def groups(self, works: Sequence[_Work]) -> Iterator[list[_Work]]:
+        """Works of one subject, or of several siblings, in planned order."""
+        waiting: list[list[_Work]] = []
+        for own in _by_subject(works):
+            if waiting and not self._joins(waiting[-1], own):
+                yield from self._even(waiting)
+                waiting = []
+            waiting.append(own)
+        yield from self._even(waiting)
+
+    def _joins(self, before: list[_Work], own: list[_Work]) -> bool:
+        one, other = before[0].planned.cell.subject, own[0].planned.cell.subject
+        same = one.checkpoint.fingerprint == other.checkpoint.fingerprint
+        return same and one.id in self.beside and other.id in self.beside
+
+    def _even(self, subjects: Sequence[list[_Work]]) -> Iterator[list[_Work]]:
+        """Groups of nearly equal size, none above ``most``."""
+        groups = -(-len(subjects) // max(self.most, 1))
+        for i in range(groups):
+            chosen = subjects[i * len(subjects) // groups : (i + 1) * len(subjects) // groups]
+            yield [work for own in chosen for work in own]
+
+
 def _without_repeats(cells: Sequence[PlannedCell]) -> list[_Work]:
     """Each (cell, document) once; a cell given twice becomes one when its requests are the same."""
     works: list[_Work] = []
@@ -225,8 +228,11 @@ def _without_repeats(cells: Sequence[PlannedCell]) -> list[_Work]:
     return works
 
 
-def _ordered(works: Sequence[_Work]) -> list[_Work]:
-    """Stable order: checkpoint by first appearance, then base before adapters, then subject."""
+def _ordered(works: Sequence[_Work], together: _Together) -> list[_Work]:
+    """Stable order: checkpoint by first appearance, then base before adapters, then subject.
+
+    Adapters beside the weights come before merged ones: the base is still in place for them.
+    """
     checkpoints: dict[str, int] = {}
     subjects: dict[str, int] = {}
     for work in works:
@@ -234,10 +240,11 @@ def _ordered(works: Sequence[_Work]) -> list[_Work]:
         checkpoints.setdefault(subject.checkpoint.fingerprint, len(checkpoints))
         subjects.setdefault(subject.id, len(subjects))
 
-    def place(work: _Work) -> tuple[int, bool, int]:
+    def place(work: _Work) -> tuple[int, bool, bool, int]:
         subject = work.planned.cell.subject
         checkpoint = checkpoints[subject.checkpoint.fingerprint]
-        return checkpoint, subject.adapter is not None, subjects[subject.id]
+        merged = subject.id not in together.beside
+        return checkpoint, subject.adapter is not None, merged, subjects[subject.id]
 
     return sorted(works, key=place)
 
@@ -274,7 +281,7 @@ def _by_subject(works: Sequence[_Work]) -> Iterable[list[_Work]]:
 
 
 def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
-    """Cuts one subject's rows into units of neighbours."""
+    """Cuts the rows of one subject, or of one group of siblings, into units of neighbours."""
     costs = np.concatenate([np.asarray(w.planned.costs, np.int64)[w.rows] for w in works])
     rows = np.concatenate([w.rows for w in works])
     owner = np.repeat(np.arange(len(works)), [len(w.rows) for w in works])
@@ -282,6 +289,7 @@ def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
         ranks = [np.asarray(w.planned.ranks)[w.rows] for w in works]
         order = np.argsort(np.concatenate(ranks), kind="stable")
         costs, rows, owner = costs[order], rows[order], owner[order]
+    subjects = tuple({w.planned.cell.subject.id: w.planned.cell.subject for w in works}.values())
     until = np.concatenate([[0], np.cumsum(costs)])
     total = len(costs)
     # Evenly, so that the last unit is not a crumb that still costs a whole batch.
@@ -293,31 +301,32 @@ def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
         if limits.tokens is not None:
             fits = int(np.searchsorted(until, until[begin] + limits.tokens, side="right")) - 1
             end = min(end, max(fits, begin + 1))
-        slices = _slices(works, owner[begin:end], rows[begin:end])
+        slices = _slices(works, subjects, owner[begin:end], rows[begin:end])
         tokens = int(until[end] - until[begin])
-        units.append(_unit(works[0].planned.cell.subject, slices, end - begin, tokens))
+        units.append(make_unit(subjects, slices, end - begin, tokens))
         begin = end
     return units
 
 
 def _slices(
-    works: Sequence[_Work], owner: npt.NDArray[np.int64], rows: RowArray
+    works: Sequence[_Work],
+    subjects: Sequence[Subject],
+    owner: npt.NDArray[np.int64],
+    rows: RowArray,
 ) -> tuple[UnitSlice, ...]:
     """A unit's rows by cell, in planned order, ascending."""
+    member = {subject.id: i for i, subject in enumerate(subjects)}
     order = np.lexsort((rows, owner))
     present, starts = np.unique(owner[order], return_index=True)
     return tuple(
-        UnitSlice(works[i].planned.cell.key, works[i].planned.requests_path, part)
+        UnitSlice(
+            works[i].planned.cell.key,
+            works[i].planned.requests_path,
+            part,
+            member[works[i].planned.cell.subject.id],
+        )
         for i, part in zip(present, np.split(rows[order], starts[1:]), strict=True)
     )
-
-
-def _unit(subject: Subject, slices: tuple[UnitSlice, ...], examples: int, tokens: int) -> Unit:
-    digest = hashlib.blake2b(subject.id.encode(), digest_size=8)
-    for part in slices:
-        digest.update(f"\n{part.cell_key}\n{len(part.rows)}\n".encode())
-        digest.update(part.rows.astype("<i4").tobytes())
-    return Unit(digest.hexdigest(), subject, slices, examples, tokens)
 
 
 def _works_of(units: Iterable[Unit], works: Mapping[str, _Work]) -> list[_Work]:
@@ -340,7 +349,7 @@ def _counts(units: Sequence[Unit], cells: Mapping[str, Cell], total: int) -> Pla
     planned = sum(unit.num_examples for unit in units)
     return PlanCounts(
         checkpoints=len({unit.subject.checkpoint.fingerprint for unit in units}),
-        subjects=len({unit.subject.id for unit in units}),
+        subjects=len({subject.id for unit in units for subject in unit.subjects}),
         cells=len(cells),
         cells_planned=len({part.cell_key for unit in units for part in unit.slices}),
         units=len(units),

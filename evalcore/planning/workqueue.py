@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from evalcore.planning.sharding import unit_cost
-from evalcore.planning.units import Plan, Unit
+from evalcore.planning.unit import Unit
+from evalcore.planning.units import Plan
 
 
 @dataclass(eq=False)
@@ -17,7 +18,7 @@ class _SubjectQueue:
 
 
 class WorkQueue:
-    """A queue per subject, grouped by checkpoint.
+    """A queue per subject (siblings that share units: per group), grouped by checkpoint.
 
     A worker gets, in this order: the next unit of the subject it has loaded; a subject nobody works
     on of its checkpoint; one of a checkpoint nobody works on; a subject nobody works on where most

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evalcore.errors import DataError, InputError
+from evalcore.prompting.pieces import pieces_of, split_pieces
 from evalcore.types import EncodingSettings
 
 Pair = tuple[list[int], list[int]]
@@ -26,8 +27,19 @@ class Encoder:
         empty_context: Id that stands for an empty context.
     """
 
-    def __init__(self, tokenizer: Any, settings: EncodingSettings) -> None:
+    def __init__(
+        self, tokenizer: Any, settings: EncodingSettings, *, by_pieces: bool = True
+    ) -> None:
+        """Takes a tokenizer.
+
+        Args:
+            tokenizer: Of the transformers library.
+            settings: Hold the BOS policy.
+            by_pieces: Whether ids may be put together from those of words, where they are known to
+                be the same (see :mod:`evalcore.prompting.pieces`); else texts are encoded whole.
+        """
         self._tokenizer = tokenizer
+        self._pieces = pieces_of(tokenizer) if by_pieces else None
         self.bos: int | None = tokenizer.bos_token_id
         self.eos: int | None = tokenizer.eos_token_id
         self.prefix = self._find_prefix(settings.add_bos)
@@ -49,6 +61,8 @@ class Encoder:
         return []
 
     def _plain(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        if self._pieces is not None and not special:
+            return self._pieces.encode(texts)
         ids: list[list[int]] = []
         for start in range(0, len(texts), _CHUNK):
             chunk = list(texts[start : start + _CHUNK])
@@ -64,11 +78,11 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, the prefix exactly once at its start (chat templates write it too)."""
+        return [self._prefixed(ids) for ids in self._plain(texts)]
+
+    def _prefixed(self, ids: list[int]) -> list[int]:
         prefix = self.prefix
-        return [
-            ids if not prefix or ids[: len(prefix)] == prefix else prefix + ids
-            for ids in self._plain(texts)
-        ]
+        return ids if not prefix or ids[: len(prefix)] == prefix else prefix + ids
 
     def encode_pairs(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[list[Pair]]:
         """Encodes (context, continuations) items in few tokenizer calls.
@@ -81,31 +95,59 @@ class Encoder:
             InputError: If a context is empty and the tokenizer has neither BOS nor EOS.
         """
         moved = [split_spaces(context) for context, _ in items]
-        contexts = list(dict.fromkeys(context for context, _ in moved if context))
-        context_ids = dict(zip(contexts, self.encode(contexts), strict=True))
         tails = [
             [spaces + text for text in texts]
             for (_, spaces), (_, texts) in zip(moved, items, strict=True)
         ]
-        wholes = self.encode(
-            [
-                context + tail
-                for (context, _), group in zip(moved, tails, strict=True)
-                if context
-                for tail in group
-            ]
-        )
-        alone = self._plain(
-            [t for (c, _), group in zip(moved, tails, strict=True) if not c for t in group]
-        )
-        next_whole, next_alone = iter(wholes), iter(alone)
-        result: list[list[Pair]] = []
-        for (context, _), group in zip(moved, tails, strict=True):
-            if context:
-                own = context_ids[context]
-                result.append([self._split(own, next(next_whole), tail) for tail in group])
+        contexts = [context for context, _ in moved]
+        encode = self._after_context if self._pieces is None else self._after_context_by_pieces
+        given = [(c, own) for c, own in zip(contexts, tails, strict=True) if c]
+        after_context = iter(encode(given))
+        alone = [tail for c, own in zip(contexts, tails, strict=True) if not c for tail in own]
+        after_nothing = iter([self._after_nothing(ids) for ids in self._plain(alone)])
+        return [
+            next(after_context) if context else [next(after_nothing) for _ in own]
+            for context, own in zip(contexts, tails, strict=True)
+        ]
+
+    def _after_context(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[list[Pair]]:
+        """Pairs of contexts that end in a letter or sign, every text encoded whole."""
+        contexts = list(dict.fromkeys(context for context, _ in items))
+        context_ids = dict(zip(contexts, self.encode(contexts), strict=True))
+        wholes = iter(self.encode([context + tail for context, own in items for tail in own]))
+        return [
+            [self._split(context_ids[context], next(wholes), tail) for tail in own]
+            for context, own in items
+        ]
+
+    def _after_context_by_pieces(
+        self, items: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[list[Pair]]:
+        """The same: a context and its continuations have all pieces but the context's last in
+        common, so only what follows those has to be encoded together."""
+        assert self._pieces is not None
+        split = {context: split_pieces(context) for context in dict.fromkeys(c for c, _ in items)}
+        heads = self._pieces.encode_split([pieces[:-1] for pieces in split.values()])
+        head_ids = dict(zip(split, heads, strict=True))
+        ends: dict[str, list[int]] = {pieces[-1]: [] for pieces in split.values()}
+        ends.update((split[context][-1] + tail, []) for context, own in items for tail in own)
+        ends = dict(zip(ends, self._pieces.encode(list(ends)), strict=True))
+        result = []
+        for context, own in items:
+            head, end = head_ids[context], split[context][-1]
+            ids = self._prefixed(head + ends[end])
+            if head and len(head) >= len(self.prefix):  # then the same stands before every end
+                skipped = len(ends[end])
+                found = [ends[end + tail][skipped:] for tail in own]
+                pairs = [
+                    (ids, tokens or self._plain([tail])[0])
+                    for tokens, tail in zip(found, own, strict=True)
+                ]
             else:
-                result.append([self._after_nothing(next(next_alone)) for _ in group])
+                pairs = [
+                    self._split(ids, self._prefixed(head + ends[end + tail]), tail) for tail in own
+                ]
+            result.append(pairs)
         return result
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:

@@ -105,10 +105,15 @@ def cached_requests(
     shots_pool: Sequence[Document],
     tokenizer_path: str | Path,
     settings: EncodingSettings,
+    *,
+    drawn: Sequence[Document] | None = None,
 ) -> Path:
     """Like :func:`encode_task`, kept as an Arrow IPC file named by a hash of all its inputs.
 
     The file is written beside its place and renamed, so that several processes may ask at once.
+
+    Args:
+        drawn: The shots that :func:`draw_shots` draws from the pool, if they are at hand.
 
     Returns:
         Path of the file; memory-map it to read.
@@ -137,7 +142,7 @@ def cached_requests(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, REQUEST_SCHEMA) as out:
-            for batch in _batches(task, variant, documents, shots_pool, tokenizer, settings):
+            for batch in _batches(task, variant, documents, shots_pool, tokenizer, settings, drawn):
                 out.write_batch(batch)
         os.replace(temporary, path)
     except OSError as error:
@@ -276,6 +281,7 @@ def _batches(
     shots_pool: Sequence[Document],
     tokenizer: Any,
     settings: EncodingSettings,
+    drawn: Sequence[Document] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     job = _Job(
         task,
@@ -289,8 +295,10 @@ def _batches(
     shots: Sequence[Document] = ()
     if any(job.ready(doc) is None for doc in documents):
         check_variant(task, variant)
-        ids = {doc.id for doc in documents}
-        shots = draw_shots(task, variant, shots_pool, ids, scored=documents)
+        if drawn is None:
+            ids = {doc.id for doc in documents}
+            drawn = draw_shots(task, variant, shots_pool, ids, scored=documents)
+        shots = drawn
     for start in range(0, len(documents), _ROWS_PER_BATCH):
         rows = _rows(job, documents[start : start + _ROWS_PER_BATCH], shots)
         yield pa.RecordBatch.from_pylist(rows, REQUEST_SCHEMA)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,13 @@ def load_tokenizer(path: str | Path) -> Any:
 
 @lru_cache(maxsize=16)
 def _load(path: str, fingerprint: str) -> Any:
+    first = "transformers" not in sys.modules
     from transformers import AutoTokenizer  # seconds to import: only where tokens are needed
 
+    if first:
+        # The library brings hundreds of thousands of objects that live as long as the process. Seen
+        # as old, they are not walked through each time many documents are made.
+        gc.freeze()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_fast=True

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,16 @@ def read_prompt(path: Path) -> Variant:
         TaskError: If it is not YAML, or not what the schema says (one line: file, key, expected).
         PromptError: If a template in it is wrong.
     """
+    try:
+        about = path.stat()
+        return _read_prompt(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return _read_prompt(path, 0, 0)  # says what is wrong with it
+
+
+@lru_cache(maxsize=4096)
+def _read_prompt(path: Path, mtime_ns: int, size: int) -> Variant:
+    """Reads a file once for each of its states: every task of a group asks for all its prompts."""
     try:
         definition = PromptDefinition.model_validate(read_yaml(path, "prompt file"))
     except ValidationError as error:

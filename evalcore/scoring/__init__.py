@@ -6,12 +6,14 @@ from evalcore.scoring.batching import (
     generate_requests,
     score_requests,
 )
+from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
-from evalcore.scoring.run import Progress, RunSummary, score_units
-from evalcore.scoring.worker import CellWork, ScoringWorker, UnitJob, UnitReport, WorkerConfig
+from evalcore.scoring.run import Progress, score_units
+from evalcore.scoring.worker import CellWork, ScoringWorker, UnitJob, WorkerConfig
 
 __all__ = [
     "CellWork",
+    "Effort",
     "GenerateRequests",
     "Progress",
     "RunSummary",

@@ -7,13 +7,14 @@ once, contexts in lexicographic order so that shared prefixes are neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from evalcore.planning import Ragged
 from evalcore.types import GenerateBatch, GenerationSettings, IntArray, OffsetArray, ScoreBatch
 
 Bools = npt.NDArray[np.bool_]
@@ -52,142 +53,116 @@ class GenerateRequests:
 
 
 @dataclass(frozen=True)
-class _Lists:
-    """A list<list<int32>> column as flat arrays: outer -> inner -> tokens."""
+class Lists:
+    """A list<list<int32>> column as flat arrays, all offsets beginning at 0: row i has the lists
+    ``outer[i]:outer[i + 1]``, list j the tokens ``flat[inner[j]:inner[j + 1]]``."""
 
     outer: OffsetArray
     inner: OffsetArray
     flat: IntArray
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> _Lists:
-        array = column.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # no chunk at all
-            array = pa.array([], type=column.type)
-        inner = array.values
-        return cls(
-            array.offsets.to_numpy().astype(np.int64),
-            inner.offsets.to_numpy().astype(np.int64),
-            inner.values.to_numpy().astype(np.int32, copy=False),
-        )
+    def of(cls, column: pa.ChunkedArray) -> Lists:
+        """The lists of a column without nulls."""
+        array = _whole(column)
+        flat, inner = _flat(array.flatten())
+        return cls(_offsets(array), inner, flat)
 
-    def tokens(self, i: int) -> IntArray:
-        return self.flat[self.inner[i] : self.inner[i + 1]]
+    def owners(self) -> OffsetArray:
+        """int64 [lists]: the row each list is of."""
+        return np.repeat(np.arange(len(self.outer) - 1), np.diff(self.outer))
+
+    def of_each(self, others: Lists) -> OffsetArray:
+        """int64 [lists of others]: the list of the same row and place here, or the row's only."""
+        rows = others.owners()
+        within = np.arange(len(rows)) - others.outer[rows]
+        return self.outer[rows] + np.where(np.diff(self.outer)[rows] == 1, 0, within)
+
+
+def flat_lists(column: pa.ChunkedArray) -> tuple[IntArray, OffsetArray]:
+    """(tokens, offsets) of a list<int32> column; null is empty."""
+    return _flat(_whole(column))
+
+
+def _whole(column: pa.ChunkedArray) -> pa.ListArray:
+    array = column.combine_chunks()
+    # A column without any chunk stays one.
+    return pa.array([], type=column.type) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _flat(array: pa.ListArray) -> tuple[IntArray, OffsetArray]:
+    return array.flatten().to_numpy().astype(np.int32, copy=False), _offsets(array)
+
+
+def _offsets(array: pa.ListArray) -> OffsetArray:
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def scorable(requests: pa.Table) -> Bools:
     """bool [rows]: False for documents whose prompt does not fit the model ("overflow")."""
-    flags = requests["flags"].to_pylist()
-    return np.fromiter(("overflow" not in f for f in flags), dtype=np.bool_, count=len(flags))
-
-
-class _Groups:
-    """Distinct contexts, each with its distinct continuations, in order of first appearance."""
-
-    def __init__(self) -> None:
-        self._group_of: dict[bytes, int] = {}
-        self._places: list[dict[bytes, int]] = []
-        self.contexts: list[IntArray] = []
-        self.members: list[list[IntArray]] = []
-        self.owners: list[int] = []
-
-    def add(self, context: IntArray, continuation: IntArray, example: int) -> tuple[int, int]:
-        """(group, place in the group) of a request; a new one is kept."""
-        group = self._group_of.setdefault(context.tobytes(), len(self.contexts))
-        if group == len(self.contexts):
-            self._places.append({})
-            self.contexts.append(context)
-            self.members.append([])
-            self.owners.append(example)
-        place = self._places[group].setdefault(continuation.tobytes(), len(self.members[group]))
-        if place == len(self.members[group]):
-            self.members[group].append(continuation)
-        return group, place
+    flags = _whole(requests["flags"])
+    found = np.flatnonzero(flags.flatten().to_numpy(zero_copy_only=False) == "overflow")
+    out = np.ones(len(flags), dtype=np.bool_)
+    out[np.searchsorted(_offsets(flags), found, side="right") - 1] = False
+    return out
 
 
 def score_requests(requests: pa.Table) -> ScoreRequests:
     """Builds the scoring batch of a request table (rows that overflow get no choices)."""
-    contexts, continuations = _Lists.of(requests["contexts"]), _Lists.of(requests["continuations"])
-    before, alone = _plain_lists(requests), _Lists.of(requests["unconditional"])
+    own, bare = Lists.of(requests["contexts"]), flat_lists(requests["unconditional_context"])
+    tails, alone = Lists.of(requests["continuations"]), Lists.of(requests["unconditional"])
+    contexts = Ragged.joined([(own.flat, own.inner), bare])
+    continuations = Ragged.joined([(tails.flat, tails.inner), (alone.flat, alone.inner)])
+    # Requests in order of rows: a row's choices, then those after its empty context.
+    rows = np.concatenate([tails.owners(), alone.owners()])
+    context = np.concatenate([own.of_each(tails), len(own.inner) - 1 + alone.owners()])
     usable = scorable(requests)
-    groups = _Groups()
-    pairs: list[tuple[int, int]] = []
-    bare: list[tuple[int, int]] = []
-    offsets = np.zeros(len(requests) + 1, dtype=np.int64)
-    bare_offsets = np.zeros_like(offsets)
-    for e in range(len(requests)):
-        if usable[e]:
-            first, last = continuations.outer[e], continuations.outer[e + 1]
-            shared = contexts.outer[e + 1] - contexts.outer[e] == 1
-            for j in range(first, last):
-                at = int(contexts.outer[e]) + (0 if shared else int(j - first))
-                pairs.append(groups.add(contexts.tokens(at), continuations.tokens(j), e))
-            for j in range(alone.outer[e], alone.outer[e + 1]):
-                bare.append(groups.add(before[e], alone.tokens(j), e))
-        offsets[e + 1], bare_offsets[e + 1] = len(pairs), len(bare)
-    order = _prefix_order(groups.contexts)
-    batch, starts = _assemble(groups, order)
-    slots, bare_slots = (
-        np.fromiter((starts[g] + p for g, p in some), dtype=np.int64, count=len(some))
-        for some in (pairs, bare)
+    asked = np.flatnonzero(usable[rows])
+    asked = asked[np.argsort(rows[asked], kind="stable")]
+    rows, context, is_bare = rows[asked], context[asked], asked >= len(tails.inner) - 1
+
+    place, kept = _distinct_in_order(contexts, context)
+    tail = continuations.numbers()[asked]
+    pairs, first, same = np.unique(
+        place * max(len(continuations), 1) + tail, return_index=True, return_inverse=True
     )
-    owners = np.asarray(groups.owners, dtype=np.int64)[order]
-    return ScoreRequests(batch, offsets, slots, owners, bare_offsets, bare_slots)
-
-
-def _plain_lists(requests: pa.Table) -> list[IntArray]:
-    column = requests["unconditional_context"].to_pylist()
-    return [np.asarray(tokens or [], dtype=np.int32) for tokens in column]
-
-
-def _prefix_order(contexts: Sequence[IntArray]) -> OffsetArray:
-    keys = [tokens.astype(">u4").tobytes() for tokens in contexts]
-    return np.asarray(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
-
-
-def _assemble(groups: _Groups, order: OffsetArray) -> tuple[ScoreBatch, list[int]]:
-    """The flat batch in ``order``, and the first continuation of each group in it."""
-    starts = [0] * len(groups.contexts)
-    members: list[IntArray] = []
-    sizes = []
-    for g in order:
-        starts[g] = len(members)
-        members += groups.members[g]
-        sizes.append(len(groups.members[g]))
+    members = np.lexsort((first, place[first]))  # in their context's order, as they first come up
+    slot = np.empty(len(pairs), dtype=np.int64)
+    slot[members] = np.arange(len(pairs))
+    first = first[members]
     batch = ScoreBatch(
-        *_gather([groups.contexts[g] for g in order]),
-        *_gather(members),
-        np.repeat(np.arange(len(order), dtype=np.int32), sizes),
+        *contexts.take(context[kept]).packed(),
+        *continuations.take(asked[first]).packed(),
+        place[first].astype(np.int32),
     )
-    return batch, starts
+    counts = (np.where(usable, np.diff(lists.outer), 0) for lists in (tails, alone))
+    offsets, bare_offsets = (np.concatenate([[0], np.cumsum(own)]) for own in counts)
+    slots = slot[same]
+    return ScoreRequests(batch, offsets, slots[~is_bare], rows[kept], bare_offsets, slots[is_bare])
 
 
-def _gather(parts: Sequence[IntArray]) -> tuple[IntArray, OffsetArray]:
-    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum([len(part) for part in parts], out=offsets[1:])
-    flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-    return flat.astype(np.int32, copy=False), offsets
+def _distinct_in_order(sequences: Ragged, wanted: OffsetArray) -> tuple[OffsetArray, OffsetArray]:
+    """Which of the wanted rows are the same.
+
+    Returns:
+        int64 [len(wanted)]: place of each among the distinct ones in lexicographic order; and
+        int64 [distinct]: the first of ``wanted`` that is each of those.
+    """
+    _, first, same = np.unique(sequences.numbers()[wanted], return_index=True, return_inverse=True)
+    order = sequences.take(wanted[first]).order()
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return place[same], first[order]
 
 
 def generate_requests(requests: pa.Table, settings: GenerationSettings) -> GenerateRequests:
     """Builds the generation batch of a request table; overflowing rows have slot -1."""
-    usable = scorable(requests)
-    seen: dict[bytes, int] = {}
-    prompts: list[IntArray] = []
-    owner: list[int] = []
-    found = np.full(len(requests), -1, dtype=np.int64)
-    for e, tokens in enumerate(requests["prompt"].to_pylist()):
-        if not usable[e] or not tokens:
-            continue
-        prompt = np.asarray(tokens, dtype=np.int32)
-        found[e] = seen.setdefault(prompt.tobytes(), len(prompts))
-        if found[e] == len(prompts):
-            prompts.append(prompt)
-            owner.append(e)
-    order = _prefix_order(prompts)
-    place = np.empty(len(prompts), dtype=np.int64)
-    place[order] = np.arange(len(prompts))
-    flat, offsets = _gather([prompts[i] for i in order])
-    slots = np.where(found >= 0, place[found] if len(prompts) else -1, -1)
-    owners = np.asarray(owner, dtype=np.int64)[order]
-    return GenerateRequests(GenerateBatch(flat, offsets, settings), slots, owners)
+    tokens, offsets = flat_lists(requests["prompt"])
+    prompts = Ragged.joined([(tokens, offsets)])
+    asked = np.flatnonzero(scorable(requests) & (prompts.lengths > 0))
+    place, kept = _distinct_in_order(prompts, asked)
+    slots = np.full(len(requests), -1, dtype=np.int64)
+    slots[asked] = place
+    batch = GenerateBatch(*prompts.take(asked[kept]).packed(), settings)
+    return GenerateRequests(batch, slots, asked[kept])

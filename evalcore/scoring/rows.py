@@ -32,9 +32,15 @@ def continuation_logprobs(
 def first_argmax(values: FloatArray, offsets: OffsetArray) -> np.ndarray:
     """int32 [examples]: index of each group's largest value, the first of equals; -1 if empty."""
     out = np.full(len(offsets) - 1, -1, dtype=np.int32)
-    for e in range(len(out)):
-        if offsets[e + 1] > offsets[e]:
-            out[e] = int(np.argmax(values[offsets[e] : offsets[e + 1]]))
+    sizes = np.diff(offsets)
+    filled = np.flatnonzero(sizes)
+    if len(filled):
+        starts = offsets[filled] - offsets[0]
+        values = values[offsets[0] : offsets[-1]]
+        owner = np.repeat(np.arange(len(filled)), sizes[filled])
+        best = np.flatnonzero(values == np.maximum.reduceat(values, starts)[owner])
+        first = np.unique(owner[best], return_index=True)[1]
+        out[filled] = best[first] - starts
     return out
 
 

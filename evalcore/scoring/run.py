@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from evalcore.cluster import Job, JobPool, Stop, WorkerState
-from evalcore.planning import Plan, Unit, WorkQueue
-from evalcore.scoring.worker import CellWork, UnitJob, UnitReport, WorkerConfig
+import numpy as np
 
-_SUMMED = (
-    "computed_tokens", "cached_tokens", "new_tokens", "fallbacks",
-    "start_s", "swap_s", "proof_s", "engine_s", "idle_s",
-)  # fmt: skip
+from evalcore.cluster import Job, JobPool, Stop, WorkerState
+from evalcore.engines.certify import Rescored, judge
+from evalcore.planning import Plan, PlanCounts, Unit, WorkQueue
+from evalcore.scoring.certifying import choose_sample
+from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
+from evalcore.scoring.worker import CellWork, UnitJob, WorkerConfig
 
 
 class Progress(Protocol):
     """What a run tells while it works; every method may do nothing."""
 
-    def begin(self, planned: int, covered: int) -> None: ...
+    def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None: ...
 
     def worker(self, index: int, state: str) -> None: ...
 
@@ -29,69 +29,33 @@ class Progress(Protocol):
     def failure(self, label: str, message: str) -> None: ...
 
 
-@dataclass
-class RunSummary:
-    """What a run did.
-
-    Attributes:
-        planned, covered: Examples to score, and examples that were there already.
-        examples, choices: Rows committed, and the continuations in them.
-        failed_cells: Cell key -> one line why.
-        stopped: Reason if it was asked to stop before the end.
-        wall_s: From the first worker asked for to the last commit.
-    """
-
-    planned: int = 0
-    covered: int = 0
-    units: int = 0
-    examples: int = 0
-    choices: int = 0
-    computed_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    fallbacks: int = 0
-    start_s: float = 0.0
-    swap_s: float = 0.0
-    proof_s: float = 0.0
-    engine_s: float = 0.0
-    idle_s: float = 0.0
-    wall_s: float = 0.0
-    loads: dict[str, int] = field(default_factory=dict)
-    restarts: int = 0
-    stopped: str | None = None
-    failed_cells: dict[str, str] = field(default_factory=dict)
-
-    def spent(self, report: UnitReport) -> None:
-        """Counts what a unit cost; a unit done again after a crash costs again."""
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(report, name))
-        self.loads[report.load] = self.loads.get(report.load, 0) + 1
-
-    def committed(self, report: UnitReport) -> None:
-        """Counts what a unit brought, once its rows are on disk."""
-        self.units += 1
-        self.examples += report.examples
-        self.choices += report.choices
-
-    def as_record(self) -> dict[str, Any]:
-        """Plain values for the run record."""
-        return asdict(self)
+log = logging.getLogger("evalcore")
 
 
 class _UnitSource:
     """Feeds the pool from the work queue."""
 
-    def __init__(self, plan: Plan, cells: Mapping[str, CellWork]) -> None:
-        self._queue, self._cells = WorkQueue(plan), cells
-        self.units: dict[str, Unit] = {}
+    def __init__(
+        self, plan: Plan, cells: Mapping[str, CellWork], sample: Mapping[str, np.ndarray]
+    ) -> None:
+        self._queue, self._cells, self._sample = WorkQueue(plan), cells, sample
+        self._apart: list[Unit] = []
 
     def next(self, worker_index: int) -> Job | None:
-        unit = self._queue.next(worker_index)
+        unit = self._apart.pop(0) if self._apart else self._queue.next(worker_index)
         if unit is None:
             return None
-        self.units[unit.id] = unit
-        needed = {s.cell_key: self._cells[s.cell_key] for s in unit.slices}
-        return Job(unit.id, UnitJob(unit, needed))
+        keys = {part.cell_key for part in unit.slices}
+        needed = {key: self._cells[key] for key in keys}
+        sample = {key: self._sample[key] for key in keys if key in self._sample}
+        return Job(unit.id, UnitJob(unit, needed, sample))
+
+    def take_apart(self, unit: Unit) -> bool:
+        """Has the subjects of a failed unit tried one by one; False if there was only one."""
+        if len(unit.members) < 2:
+            return False
+        self._apart += unit.apart()
+        return True
 
 
 def score_units(
@@ -100,6 +64,9 @@ def score_units(
     config: WorkerConfig,
     progress: Progress,
     should_stop: Callable[[], Stop | bool],
+    *,
+    certify: float = 0.0,
+    limits: Mapping[str, int] | None = None,
     **pool_options: Any,
 ) -> RunSummary:
     """Scores every unit of a plan on a pool of workers.
@@ -110,27 +77,36 @@ def score_units(
         config: How each worker builds its engine and where it writes.
         progress: Told of every unit, worker and failure.
         should_stop: Polled; ends the run after the units at hand are committed.
+        certify: Share of the examples that is scored a second time (see ``certifying``).
+        limits: Least work of the plan, for what progress tells.
         pool_options: For :class:`evalcore.cluster.JobPool` (workers, backend, env ...).
     """
     summary = RunSummary(planned=plan.counts.examples_planned, covered=plan.counts.examples_covered)
-    progress.begin(plan.counts.examples_planned, plan.counts.examples_covered)
+    progress.begin(plan.counts, limits or {})
     if not plan.units:
         return summary
-    source, reports = _UnitSource(plan, cells), dict[str, UnitReport]()
+    sample = choose_sample(plan, certify) if certify else {}
+    source, reports = _UnitSource(plan, cells, sample), dict[str, UnitReport]()
 
     def on_result(job: Job, report: UnitReport) -> None:
         reports[job.id] = report
         summary.spent(report)
-        progress.unit(job.payload.unit.subject.label, report)
+        progress.unit(job.payload.unit.label, report)
 
     def on_committed(job: Job) -> None:
         summary.committed(reports[job.id])
 
     def on_failure(job: Job, error: Exception) -> None:
         unit = job.payload.unit
+        if source.take_apart(unit):
+            log.warning("%s: %s; each goes on alone", unit.label, error)
+            return
         for part in unit.slices:
             summary.failed_cells[part.cell_key] = str(error)
         progress.failure(unit.subject.label, str(error))
+
+    def on_flush(index: int, report: FlushReport) -> None:
+        summary.worker_s += report.wall_s
 
     def on_worker(index: int, state: WorkerState) -> None:
         summary.restarts += state == "restarted"
@@ -144,9 +120,13 @@ def score_units(
         on_failure=on_failure,
         on_committed=on_committed,
         on_worker=on_worker,
+        on_flush=on_flush,
         should_stop=should_stop,
     )
     summary.wall_s = time.perf_counter() - begin
+    if certify:
+        twice = [report.rescored for report in reports.values() if report.rescored is not None]
+        summary.certificate = judge(Rescored.together(twice), config.spec.dtype)
     if outcome == "stopped":
         summary.stopped = "asked to stop"
     return summary

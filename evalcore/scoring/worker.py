@@ -8,20 +8,38 @@ only when the segment that holds its rows is on disk.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 
 from evalcore.cluster import WorkerReply
+from evalcore.engines.certify import Rescored
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_engine
-from evalcore.planning import Unit
+from evalcore.planning import Unit, UnitSlice
 from evalcore.prompting import read_requests
-from evalcore.scoring.batching import generate_requests, score_requests
-from evalcore.scoring.generating import score_and_generate
+from evalcore.scoring.batching import (
+    GenerateRequests,
+    ScoreRequests,
+    generate_requests,
+    score_requests,
+)
+from evalcore.scoring.certifying import SampledRows, rescore, sampled_of
+from evalcore.scoring.generating import Answer, score_and_generate, score_and_generate_many
+from evalcore.scoring.reports import FlushReport, UnitReport
 from evalcore.scoring.rows import example_rows
 from evalcore.store import ResultStore
-from evalcore.types import AnswerWay, Cell, GenerationSettings, generation_of
+from evalcore.types import (
+    AnswerWay,
+    Cell,
+    GenerateResult,
+    GenerationSettings,
+    ScoreResult,
+    Subject,
+    generation_of,
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +64,17 @@ class CellWork:
 
 @dataclass(frozen=True)
 class UnitJob:
-    """Payload of one job: the unit and what its cells ask for (by cell key)."""
+    """Payload of one job.
+
+    Attributes:
+        unit: The unit.
+        cells: What its cells ask for, by cell key.
+        sample: Rows that are scored a second time, by cell key (``--certify``).
+    """
 
     unit: Unit
-    cells: dict[str, CellWork]
+    cells: Mapping[str, CellWork]
+    sample: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,42 +86,95 @@ class WorkerConfig:
     commit_every_s: float = 60.0
 
 
-@dataclass(frozen=True)
-class UnitReport:
-    """What a unit cost.
-
-    Attributes:
-        examples, choices: Rows written and continuations asked for.
-        computed_tokens, cached_tokens: Prompt tokens run through the model / shared or cached.
-        new_tokens: Generated tokens.
-        fallbacks: Continuations scored again the slow exact way.
-        start_s, swap_s, proof_s: Engine start, weights put in place, proof that they are.
-        engine_s: Time inside the engine's score and generate calls.
-        wall_s: The whole unit.
-        idle_s: Time the worker waited for this unit after the one before.
-        load: ``start``, ``swap``, ``merge`` or ``none``.
-    """
-
-    unit_id: str
-    examples: int = 0
-    choices: int = 0
-    computed_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    fallbacks: int = 0
-    start_s: float = 0.0
-    swap_s: float = 0.0
-    proof_s: float = 0.0
-    engine_s: float = 0.0
-    wall_s: float = 0.0
-    idle_s: float = 0.0
-    load: str = "none"
-
-
 @lru_cache(maxsize=64)
 def _request_table(path: str) -> pa.Table:
     """A request file; units of many subjects ask for the same few."""
     return read_requests(path)
+
+
+@lru_cache(maxsize=4)
+def _batched(
+    asked: tuple[tuple[str, bytes, GenerationSettings | None], ...],
+) -> tuple[list[pa.Table], ScoreRequests, list[GenerateRequests | None]]:
+    """Rows of request files as engine batches; in a full grid every subject asks for the same.
+
+    Args:
+        asked: Path, int32 row numbers and what is generated, for each slice.
+
+    Returns:
+        Request rows of each slice; scoring requests of all together; generation requests of each.
+    """
+    tables = [
+        _request_table(path).take(pa.array(np.frombuffer(rows, dtype=np.int32)))
+        for path, rows, _ in asked
+    ]
+    generated = [
+        None if settings is None else generate_requests(table, settings)
+        for table, (_, _, settings) in zip(tables, asked, strict=True)
+    ]
+    return tables, score_requests(pa.concat_tables(tables)), generated
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """One subject's part of a unit, ready for the engine.
+
+    Attributes:
+        subject: Whose it is.
+        slices, works, tables: The cells' slices, what each asks for, and their request rows.
+        scored: Scoring requests of all slices together.
+        generated: Generation requests of each slice; None where nothing is generated.
+    """
+
+    subject: Subject
+    slices: list[UnitSlice]
+    works: list[CellWork]
+    tables: list[pa.Table]
+    scored: ScoreRequests
+    generated: list[GenerateRequests | None]
+
+    @classmethod
+    def of(cls, job: UnitJob, member: int) -> _Share:
+        """Reads and batches a member's requests."""
+        slices = [part for part in job.unit.slices if part.member == member]
+        works = [job.cells[part.cell_key] for part in slices]
+        asked = tuple(
+            (part.requests_path, np.asarray(part.rows, np.int32).tobytes(), work.generation)
+            for part, work in zip(slices, works, strict=True)
+        )
+        return cls(job.unit.subjects[member], slices, works, *_batched(asked))
+
+    def rows(self, answer: Answer) -> list[pa.Table]:
+        """``store.EXAMPLE_SCHEMA`` rows of each slice."""
+        answers, made = answer
+        results = iter(made)
+        first, rows = 0, []
+        for part, work, table, requests in zip(
+            self.slices, self.works, self.tables, self.generated, strict=True
+        ):
+            rows.append(
+                example_rows(
+                    part.cell_key,
+                    table,
+                    self.scored,
+                    answers,
+                    first,
+                    answer=work.answer,
+                    generated=None if requests is None else (requests, next(results)),
+                )
+            )
+            first += len(table)
+        return rows
+
+    def sampled(
+        self, rows: Sequence[pa.Table], sample: Mapping[str, np.ndarray]
+    ) -> list[SampledRows]:
+        """What of it is to be scored a second time."""
+        found = []
+        for part, work, table, own in zip(self.slices, self.works, self.tables, rows, strict=True):
+            at = pa.array(sampled_of(sample, part.cell_key, part.rows))
+            found.append(SampledRows(table.take(at), own.take(at), work.answer, work.generation))
+        return found
 
 
 class ScoringWorker:
@@ -118,30 +196,42 @@ class ScoringWorker:
             EvalcoreError: The unit cannot be scored (bad adapter, failed proof ...).
         """
         begin = time.perf_counter()
-        idle_s = begin - self._ended_at if self._ended_at is not None else 0.0
-        load = self._load(job)
-        load_wall = time.perf_counter() - begin
-        report = self._score(job)
+        wait_s = begin - self._ended_at if self._ended_at is not None else 0.0
+        shares = [_Share.of(job, member) for member in job.unit.members]
+        loads = self._load([share.subject for share in shares])
+        stands_s = time.perf_counter() - begin
+        counts = self._score(job, shares)
         self._pending.append(job.unit.id)
         committed = self._commit() if self._writer.due() else ()
         self._ended_at = time.perf_counter()
-        started = load.kind == "start"
-        timed = UnitReport(
-            **{
-                **report,
-                "load": load.kind,
-                "start_s": load_wall - load.proof_s if started else 0.0,
-                "swap_s": 0.0 if started else load.load_s,
-                "proof_s": load.proof_s,
-                "wall_s": self._ended_at - begin,
-                "idle_s": idle_s,
-            }
+        started = any(load.kind == "start" for load in loads)
+        proof_s = sum(load.proof_s for load in loads)
+        untold = "merged" if self._config.spec.kind == "vllm" else "applied by peft"
+        report = UnitReport(
+            job.unit.id,
+            **counts,
+            checkpoint=job.unit.subject.checkpoint.fingerprint,
+            prompt_tokens=job.unit.prompt_tokens,
+            loads=tuple(load.kind for load in loads),
+            adapters={
+                share.subject.id: load.details.get("adapter", untold)
+                for share, load in zip(shares, loads, strict=True)
+                if share.subject.adapter is not None
+            },
+            start_s=stands_s - proof_s if started else 0.0,
+            swap_s=0.0 if started else sum(load.load_s for load in loads),
+            proof_s=proof_s,
+            wall_s=self._ended_at - begin,
+            wait_s=wait_s,
         )
-        return WorkerReply(timed, committed)
+        return WorkerReply(report, committed)
 
     def flush(self) -> WorkerReply:
         """Commits everything buffered."""
-        return WorkerReply(None, self._commit())
+        begin = time.perf_counter() if self._ended_at is None else self._ended_at
+        committed = self._commit()
+        self._ended_at = time.perf_counter()
+        return WorkerReply(FlushReport(self._ended_at - begin), committed)
 
     def close(self) -> None:
         self._commit()
@@ -154,64 +244,54 @@ class ScoringWorker:
         done, self._pending = tuple(self._pending), []
         return done
 
-    def _load(self, job: UnitJob) -> LoadReport:
-        subject = job.unit.subject
+    def _load(self, subjects: Sequence[Subject]) -> list[LoadReport]:
+        """Loads each subject: the last one is in place, the others beside the weights with it."""
         if self._engine is None:
-            begin = time.perf_counter()
-            self._engine = create_engine(self._config.spec, subject)
-            report = self._engine.load(subject)
-            return LoadReport(
-                kind="start",
-                load_s=time.perf_counter() - begin - report.proof_s,
-                proof_s=report.proof_s,
-                proven=report.proven,
-                details=report.details,
-            )
-        return self._engine.load(subject)
+            self._engine = create_engine(self._config.spec, subjects[0])
+        return [self._engine.load(subject) for subject in subjects]
 
-    def _score(self, job: UnitJob) -> dict:
+    def _score(self, job: UnitJob, shares: Sequence[_Share]) -> dict:
         """Everything a unit asks for; returns the counts of its report."""
         assert self._engine is not None
-        slices = job.unit.slices
-        tables = [_request_table(s.requests_path).take(pa.array(s.rows)) for s in slices]
-        if not tables:
-            return {"unit_id": job.unit.id}
-        works = [job.cells[part.cell_key] for part in slices]
-        scored = score_requests(pa.concat_tables(tables))
-        asked = [
-            None if work.generation is None else generate_requests(table, work.generation)
-            for work, table in zip(works, tables, strict=True)
+        items = [
+            (share.subject, share.scored.batch, [g.batch for g in share.generated if g])
+            for share in shares
         ]
         begin = time.perf_counter()
-        answers, made = score_and_generate(
-            self._engine, scored.batch, [requests.batch for requests in asked if requests]
-        )
+        if len(items) == 1:
+            answers = [score_and_generate(self._engine, *items[0][1:])]
+        else:
+            answers = score_and_generate_many(self._engine, items)
         engine_s = time.perf_counter() - begin
-        results = iter(made)
-        first = 0
-        for part, table, work, requests in zip(slices, tables, works, asked, strict=True):
-            self._writer.add(
-                example_rows(
-                    part.cell_key,
-                    table,
-                    scored,
-                    answers,
-                    first,
-                    answer=work.answer,
-                    generated=None if requests is None else (requests, next(results)),
-                )
-            )
-            first += len(table)
-        computed = [answers.computed_tokens, *(result.computed_tokens for result in made)]
-        cached = [answers.cached_tokens, *(result.cached_tokens for result in made)]
-        new_tokens = sum(sum(result.token_counts) for result in made)
+        rows = [share.rows(answer) for share, answer in zip(shares, answers, strict=True)]
+        begin = time.perf_counter()
+        rescored = self._certify(job, shares, rows) if job.sample else None
+        certify_s = time.perf_counter() - begin if job.sample else 0.0
+        for own in rows:
+            for table in own:
+                self._writer.add(table)
+        scores = [answer[0] for answer in answers]
+        made = [result for answer in answers for result in answer[1]]
+        prompts: list[ScoreResult | GenerateResult] = [*scores, *made]
         return {
-            "unit_id": job.unit.id,
-            "examples": first,
-            "choices": len(scored.slots),
-            "computed_tokens": sum(int(tokens.sum()) for tokens in computed),
-            "cached_tokens": sum(int(tokens.sum()) for tokens in cached),
-            "new_tokens": new_tokens,
-            "fallbacks": answers.fallbacks,
+            "examples": sum(len(table) for own in rows for table in own),
+            "choices": sum(len(share.scored.slots) for share in shares),
+            "computed_tokens": sum(int(r.computed_tokens.sum()) for r in prompts),
+            "cached_tokens": sum(int(r.cached_tokens.sum()) for r in prompts),
+            "new_tokens": sum(sum(result.token_counts) for result in made),
+            "head_rows": sum(len(share.scored.batch.continuation_tokens) for share in shares),
+            "fallbacks": sum(result.fallbacks for result in scores),
             "engine_s": engine_s,
+            "certify_s": certify_s,
+            "rescored": rescored,
         }
+
+    def _certify(
+        self, job: UnitJob, shares: Sequence[_Share], rows: Sequence[Sequence[pa.Table]]
+    ) -> Rescored:
+        assert self._engine is not None
+        samples = []
+        for share, own in zip(shares, rows, strict=True):
+            self._engine.load(share.subject)
+            samples.append(rescore(self._engine, share.sampled(own, job.sample)))
+        return Rescored.together(samples)

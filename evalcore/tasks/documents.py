@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ logger = logging.getLogger("evalcore")
 
 Role = Literal["score", "shots", "train"]
 ROWS_SHOWN = 5
-_SPACES = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +145,7 @@ def content_key(document: Document) -> str:
     """What a document asks, in lower case and single spaces: equal keys are the same question."""
     parts = [str(value) for _, value in sorted(document.fields.items())]
     parts += sorted(document.choices)
-    return "\x1f".join(_SPACES.sub(" ", part).strip().lower() for part in parts)
+    return "\x1f".join(" ".join(part.split()).lower() for part in parts)
 
 
 def documents_from_rows(task: Task, rows: Sequence[Row], where: str) -> list[Document]:

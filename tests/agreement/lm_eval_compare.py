@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from lm_eval_witness import Witness
 
 from evalcore.app.lm_eval import read_outcomes
 from evalcore.metrics import METRICS, cell_scores
@@ -17,6 +18,9 @@ from evalcore.store import EXAMPLE_SCHEMA, ResultStore
 LOGPROB_TOLERANCE = 1e-4
 FLOAT32_SUM = 2.0**-22
 """lm-eval adds a text's log-probabilities in float32: sums of thousands of nats are that coarse."""
+NOISE = 8.0
+"""How many times lm-eval's own largest rounding error evalcore's may be, where float32 decides less
+than the tolerance: other kernels add in another order, and such errors have long tails."""
 MARGIN = 2e-4
 """Two choices closer than this may change places between two float32 implementations."""
 EXACT = 1e-9
@@ -29,14 +33,48 @@ SAME = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Apart:
+    """A log-probability on which the two differ by more than is allowed.
+
+    Attributes:
+        document: Index of its document.
+        place: Which of the document's requests.
+        ours: evalcore's.
+        theirs: lm-eval's.
+    """
+
+    document: int
+    place: int
+    ours: float
+    theirs: float
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """One of these that float32 does not decide (see lm_eval_witness); errors in nats.
+
+    Attributes:
+        apart: The difference.
+        error: Distance of evalcore's answer from lm-eval's in float64.
+        noise: Largest distance of lm-eval's float32 answers from it.
+    """
+
+    apart: Apart
+    error: float
+    noise: float
+
+
 @dataclass
 class Comparison:
     """One task and model.
 
     Attributes:
         documents: Documents compared.
-        values: Log-probabilities compared.
-        largest: Largest difference of a log-probability, in units of what is allowed.
+        values: Log-probabilities compared, undecided ones among them.
+        shares: By (document, request of it): difference in units of what is allowed.
+        apart: Differences of more than that.
+        undecided: Those that ``settle`` found float32 not to decide; no longer in the other two.
         near_ties: Documents whose margin is too small to compare predictions.
         predictions: Documents with another prediction in spite of their margin.
         greedy: Choices on which the two differ whether greedy decoding writes them.
@@ -48,7 +86,9 @@ class Comparison:
 
     documents: int = 0
     values: int = 0
-    largest: float = 0.0
+    shares: dict[tuple[int, int], float] = field(default_factory=dict)
+    apart: list[Apart] = field(default_factory=list)
+    undecided: list[Undecided] = field(default_factory=list)
     near_ties: list[int] = field(default_factory=list)
     predictions: list[int] = field(default_factory=list)
     greedy: list[int] = field(default_factory=list)
@@ -56,6 +96,32 @@ class Comparison:
     fed: dict[str, tuple[float, float]] = field(default_factory=dict)
     results: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
+
+    @property
+    def largest(self) -> float:
+        """Largest difference of a log-probability, in units of what is allowed."""
+        return max(self.shares.values(), default=0.0)
+
+    def settle(self, witness: Witness) -> None:
+        """Sets aside what lm-eval itself cannot say to the tolerance in float32.
+
+        That is a value on which some float32 answer of lm-eval is more than half the tolerance from
+        its float64 answer (two such errors use all of it). evalcore's must still be near that.
+
+        Args:
+            witness: lm-eval's answers to the requests of ``apart``, in that order.
+        """
+        remaining: list[Apart] = []
+        for i, (apart, exact) in enumerate(zip(self.apart, witness.exact, strict=True)):
+            own = [apart.theirs, *(answers[i] for answers in witness.rounded)]
+            noise = max(abs(value - exact) for value in own)
+            error = abs(apart.ours - exact)
+            if noise > LOGPROB_TOLERANCE / 2 and error <= NOISE * noise:
+                self.undecided.append(Undecided(apart, error, noise))
+                del self.shares[apart.document, apart.place]
+            else:
+                remaining.append(apart)
+        self.apart = remaining
 
     def check(self, name: str) -> None:
         """Asserts agreement; near-ties are exempt from equal predictions."""
@@ -143,11 +209,11 @@ def _compare_row(
         return {"text": answers[0]}
     ours = row["choice_logprobs"]
     if kind == "loglikelihood_rolling":
-        _note(found, [sum(ours)], [answers[0]])
+        _note(found, index, [sum(ours)], [answers[0]])
         return {"choice_logprobs": [answers[0]] + [0.0] * (len(ours) - 1)}
     values, greedy = [a[0] for a in answers], [bool(a[1]) for a in answers]
     beside = row["unconditional_logprobs"] or []
-    _note(found, [*ours, *beside], values)
+    _note(found, index, [*ours, *beside], values)
     values, alone = values[: len(ours)], values[len(ours) :]
     if list(row["is_greedy"]) != greedy[: len(ours)]:
         found.greedy.append(index)
@@ -165,12 +231,15 @@ def _compare_row(
     }
 
 
-def _note(found: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None:
+def _note(found: Comparison, document: int, ours: Sequence[float], theirs: Sequence[float]) -> None:
     assert len(ours) == len(theirs), (ours, theirs)
     wanted = np.asarray(theirs)
     allowed = np.maximum(LOGPROB_TOLERANCE, FLOAT32_SUM * np.abs(wanted))
+    shares = np.abs(np.asarray(ours) - wanted) / allowed
     found.values += len(wanted)
-    found.largest = max(found.largest, float((np.abs(np.asarray(ours) - wanted) / allowed).max()))
+    found.shares |= {(document, place): float(s) for place, s in enumerate(shares)}
+    for place in np.flatnonzero(shares > 1).tolist():
+        found.apart.append(Apart(document, place, float(ours[place]), float(theirs[place])))
 
 
 def _fed_metrics(

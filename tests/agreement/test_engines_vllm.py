@@ -247,9 +247,9 @@ def with_broken_pass(spec: EngineSpec, who: Subject, batch: ScoreBatch) -> Any:
     forward = packed._forward
 
     def broken(runner: Any, step: Any) -> Any:
-        values, greedy, best = forward(runner, step)
+        found = forward(runner, step)
         packed._forward = forward
-        return values * np.nan, greedy, best
+        return dataclasses.replace(found, values=found.values * np.nan)
 
     packed._forward = broken
     try:

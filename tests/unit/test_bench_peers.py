@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.feather as feather
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from bench import components, gpu, limit, peers, peers_table
+from bench.peer_runner import fingerprint
 from bench.peers_grid import (
     GridSize,
     documents,
@@ -97,7 +100,28 @@ def test_tokens_are_counted_once_per_choice() -> None:
         {"contexts": [[1], [2, 2]], "continuations": [[4], [5]]},
         {"contexts": [[9] * 50], "continuations": [[4]]},
     ]
-    assert tokens_of([pa.Table.from_pylist(rows)], 2) == (4, 4 + 5 + 2 + 3)
+    found = tokens_of([pa.Table.from_pylist(rows)], 2)
+    assert (found["requests"], found["tokens"]) == (4, 4 + 5 + 2 + 3)
+    pairs = [([1], [5]), ([1, 2, 3], [4]), ([1], [4]), ([1, 2, 3], [5, 6])]
+    assert found["fingerprint"] != fingerprint(pairs), "[1] + [4] is not [1] + [2, 2] + [4]"
+    rows[1]["contexts"] = [[1], [1]]
+    assert tokens_of([pa.Table.from_pylist(rows)], 2)["fingerprint"] == fingerprint(pairs)
+
+
+def test_the_fingerprint_knows_where_the_continuation_begins_and_how_often() -> None:
+    assert fingerprint([([1], [2, 3]), ([4], [5])]) == fingerprint([([4], [5]), ([1], [2, 3])])
+    assert fingerprint([([1], [2, 3])]) != fingerprint([([1, 2], [3])])
+    assert fingerprint([([1], [2])]) != fingerprint([([1], [2])] * 2)
+
+
+def test_files_that_say_the_same_stay_as_they_are(tmp_path: Path) -> None:
+    write_tasks(tmp_path, SIZE)
+    file = tmp_path / "data" / task_name(0) / "test.jsonl"
+    os.utime(file, (1, 1))
+    write_tasks(tmp_path, SIZE)
+    assert file.stat().st_mtime == 1, "else caches keyed by it would be cold in a timed run"
+    write_tasks(tmp_path, replace(SIZE, documents=13))
+    assert len(file.read_text().splitlines()) == 13
 
 
 # -- the table of peers ----------------------------------------------------------------------------
@@ -106,44 +130,78 @@ def test_tokens_are_counted_once_per_choice() -> None:
 def runs() -> list[dict]:
     def run(system: str, subject: str | None, round_: int, wall: float, **more: float) -> dict:
         return {"system": system, "subject": subject, "documents": 50, "round": round_,
-                "wall_s": wall, **more}  # fmt: skip
+                "variants": 3, "wall_s": wall, **more}  # fmt: skip
 
-    own = [run("evalcore", None, r, w) for r, w in enumerate((10.0, 12.0, 11.0))]
-    own += [run("evalcore-start", None, r, 5.0) for r in range(3)]
-    for subject in ("a", "b"):
+    ours = {"token_limit": 400, "computed_tokens": 400, "tokens": 600}
+    own = [
+        {**run("evalcore", None, r, w, **ours), "accuracy": {"a": {"t": 0.5}, "b+x": {"t": 0.4}}}
+        for r, w in enumerate((10.0, 12.0, 11.0))
+    ]
+    own += [{**run("evalcore-start", None, r, 5.0), "documents": 1} for r in range(3)]
+    for subject, longer in (("a", 0), ("b+x", 10)):
+        sent = {"requests": 60, "tokens": 600, "computed_tokens": 550}
         own += [
-            run("lm-eval-hf", subject, r, w, start_s=s)
+            {**run("lm-eval-hf", subject, r, w + longer, evaluate_s=w + longer - s, **sent),
+             "accuracy": {"t": 0.4}}
             for r, (w, s) in enumerate(((30, 10), (40, 10), (32, 12)))
-        ]
+        ]  # fmt: skip
     return own
 
 
+PEERS = GridSize(checkpoints=2, adapters=2, tasks=1, variants=3)
+
+
 def test_totals_medians_and_ratios_by_hand() -> None:
-    size = GridSize(checkpoints=2, adapters=1, tasks=1, variants=3)
-    rows = {row["system"]: row for row in peers_table.summarise(runs(), size)}
+    rows = {row["system"]: row for row in peers_table.summarise(runs(), PEERS)}
     ours, theirs = rows["evalcore"], rows["lm-eval-hf"]
     assert (ours["total_s"], ours["startup_s"], ours["steady_s"]) == (11.0, 5.0, 6.0)
-    # Two of four subjects were measured: 32 s each, of which 10 until the model is ready.
-    assert (theirs["measured_subjects"], theirs["subjects"]) == (2, 4)
-    assert (theirs["total_s"], theirs["startup_s"]) == (4 * 32.0, 4 * 10.0)
-    assert theirs["times"] == 128 / 11
-    assert theirs["steady_times"] == 88 / 6
-    assert ours["steady_s_per_cell"] == 6 / 12
+    # Two of six subjects were measured, one of each kind: 10 s to start, 20 and 30 to evaluate.
+    assert (theirs["measured_subjects"], theirs["runs"], theirs["extrapolated"]) == (2, 6, True)
+    assert (theirs["startup_s"], theirs["steady_s"]) == (6 * 10, 2 * 20 + 4 * 30)
+    assert theirs["total_s"] == 220
+    assert (theirs["least_s"], theirs["most_s"]) == (2 * 30 + 4 * 40, 2 * 40 + 4 * 50)
+    assert (theirs["times"], theirs["steady_times"]) == (220 / 11, 160 / 6)
+    assert (ours["cell_s"], theirs["subject_s"], theirs["variant_s"]) == (6 / 18, 160 / 6, 160 / 3)
+    assert (ours["computed_over_limit"], theirs["computed_over_limit"]) == (1.0, 6 * 550 / 400)
     assert "lm-eval-vllm" not in rows
-    page = peers_table.as_markdown(list(rows.values()), size, {"device": "d"})
-    assert "2 of 4" in page
-    assert "11.6x" in page
+    page = peers_table.as_markdown(list(rows.values()), PEERS, {"device": "d"})
+    assert "2 of 6 subjects, 3 of 3 variants" in page
+    assert "220.0 *" in page
+    assert "20.0x" in page
+
+
+def test_one_kind_of_subject_stands_for_both_and_tokens_scale_variants() -> None:
+    kept = [run for run in runs() if run["subject"] != "b+x"]
+    theirs = peers_table.summarise(kept, PEERS)[-1]
+    assert (theirs["startup_s"], theirs["steady_s"]) == (60, 6 * 20)
+    # One of three variants ran, 150 tokens of the 600 that a subject has in evalcore's run.
+    part = {"variants": 1, "tokens": 150}
+    some = [run | part if run["system"] == "lm-eval-hf" else run for run in kept]
+    theirs = peers_table.summarise(some, PEERS)[-1]
+    assert theirs["startup_s"] == 60
+    assert theirs["steady_s"] == pytest.approx(6 * 20 * 600 / 150)
+    alone = [run for run in some if run["system"] == "lm-eval-hf"]
+    assert peers_table.summarise(alone, PEERS)[0]["steady_s"] == pytest.approx(6 * 20 * 3)
+
+
+def test_other_work_or_other_answers_are_not_compared() -> None:
+    assert peers_table.not_the_same([r for r in runs() if r["subject"] != "a"], PEERS) == []
+    wrong = peers_table.not_the_same(runs(), PEERS)
+    assert len(wrong) == 3
+    assert all("a: other accuracy in t" in line for line in wrong), "0.4 against 0.5"
+    longer = [r | {"tokens": 601} if r["subject"] == "b+x" else r for r in runs()]
+    assert "601 tokens, evalcore 600" in peers_table.not_the_same(longer, PEERS)[-1]
 
 
 def test_a_start_longer_than_the_grid_gives_no_steady_state() -> None:
     slow = [{**r, "wall_s": 50.0} if r["system"] == "evalcore-start" else r for r in runs()]
-    rows = peers_table.summarise(slow, GridSize(2, 1, 1, 3))
+    rows = peers_table.summarise(slow, PEERS)
     assert [row["steady_times"] for row in rows] == [None, None]
     assert "| - |" in peers_table.as_markdown(rows, SIZE, {})
 
 
 def test_summary_files(tmp_path: Path) -> None:
-    files = peers_table.write_summary(runs(), GridSize(2, 1, 1, 3), tmp_path, {"device": "d"})
+    files = peers_table.write_summary(runs(), PEERS, tmp_path, {"device": "d"})
     assert [f.name for f in files] == ["peers.arrow", "peers-runs.arrow", "peers.md", "peers.png"]
     assert feather.read_table(files[1]).num_rows == len(runs())
     assert peers_table.write_summary([], SIZE, tmp_path, {}) == []
@@ -151,7 +209,7 @@ def test_summary_files(tmp_path: Path) -> None:
 
 def test_runs_in_the_log_are_not_done_again(tmp_path: Path) -> None:
     log = peers.RunLog(tmp_path / "runs.jsonl")
-    key = {"system": "lm-eval-hf", "documents": 5, "round": 0, "subject": "a"}
+    key = {"system": "lm-eval-hf", "documents": 5, "round": 0, "subject": "a", "variants": 6}
     assert not log.has(**key)
     log.add({**key, "wall_s": 1.0})
     again = peers.RunLog(tmp_path / "runs.jsonl")
@@ -159,9 +217,45 @@ def test_runs_in_the_log_are_not_done_again(tmp_path: Path) -> None:
     assert not again.has(**{**key, "round": 1})
 
 
+def test_turns_alternate_and_evalcore_is_first_and_last() -> None:
+    turns = peers.schedule({"lm-eval-hf": 2, "lm-eval-vllm": 1}, rounds=2, our_rounds=3)
+    order = [(t.system.removeprefix("lm-eval-"), t.round, t.subject) for t in turns]
+    assert order == [
+        ("evalcore", 0, None),
+        ("hf", 0, 0), ("vllm", 0, 0), ("hf", 0, 1),
+        ("evalcore", 1, None),
+        ("vllm", 1, 0), ("hf", 1, 0), ("hf", 1, 1),
+        ("evalcore", 2, None),
+    ]  # fmt: skip
+    assert [t.system for t in peers.schedule({"lm-eval-hf": 1}, 1, 1)] == ["evalcore", "lm-eval-hf"]
+    assert [t.subject for t in peers.schedule({"lm-eval-hf": 2}, 1, 0)] == [0, 1]
+    assert [t.round for t in peers.schedule({}, 1, 2)] == [0, 1]
+
+
+def test_the_first_variants_of_every_task(grid: tuple[Path, dict]) -> None:
+    root, names = grid
+    setting = peers.Setting(root, SIZE, [], names, Path("python"), 1, {}, 512)
+    some = setting.peer_tasks(2)
+    assert len(some) == 4
+    assert {names[name][0] for name in some} == {task_name(0), task_name(1)}
+    assert len({names[name][1] for name in some}) == 2
+    assert setting.peer_tasks(3) == list(names)
+
+
+def test_the_best_batch_that_was_tried_is_used(tmp_path: Path) -> None:
+    some = ["-o", str(tmp_path), "--python", sys.executable, "--hf-batch", "8,32"]
+    (tmp_path / "batches.json").write_text('{"hf": {"8": 3.5, "32": 2.5}, "vllm": {"1024": 1.0}}')
+    given = {"hf": "8", "vllm": "2048"}
+    setting = peers.Setting(tmp_path, SIZE, [], {}, Path("python"), 1, given, 512)
+    asked = peers.parse([*some, "--vllm-batch", "2048"])
+    best = peers.with_best_batches(asked, setting).batches
+    assert best == {"hf": "32", "vllm": "2048"}, "one that was given alone is not tried"
+
+
 def test_options_of_peers(tmp_path: Path) -> None:
     asked = peers.parse(["-o", str(tmp_path), "--quick", "--python", sys.executable])
-    assert (asked.checkpoints, asked.adapters, asked.tasks, asked.docs) == (1, 1, 2, "10")
+    assert (asked.checkpoints, asked.adapters, asked.tasks, asked.docs) == (2, 1, 2, "8")
+    assert peers.asked_batches(asked) == {"hf": ["64"], "vllm": ["4096"]}
     for wrong in (["--systems", "lm-eval-tpu"], ["--python", str(tmp_path / "none")]):
         with pytest.raises(SystemExit):
             peers.parse(["-o", str(tmp_path), "--python", sys.executable, *wrong])
@@ -171,9 +265,9 @@ def test_options_of_peers(tmp_path: Path) -> None:
 
 
 def test_growth_is_the_exponent() -> None:
-    rows = [{"wall_s": 1.0, "requests": 1000}, {"wall_s": 10.0, "requests": 10_000}]
+    rows = [{"total_us": 50.0, "requests": 1000}, {"total_us": 50.0, "requests": 10_000}]
     assert components.growth(rows) == pytest.approx(1.0)
-    assert components.growth([*rows, {"wall_s": 1000.0, "requests": 100_000}]) == pytest.approx(2)
+    assert components.growth([*rows, {"total_us": 500.0, "requests": 100_000}]) == pytest.approx(2)
     assert components.growth(rows[:1]) is None
 
 
@@ -214,5 +308,7 @@ def test_gpu_requests_stand_around_block_sizes() -> None:
     batch = gpu.edge_requests(300)
     lengths = {len(batch.context(i)) for i in range(batch.num_contexts)}
     assert {1, 15, 16, 17, 31, 32, 33, 64, 128} <= lengths
-    assert {*gpu._strategies()} >= {"plain", "packed"}
-    assert gpu.Plan.tiny(Path("x"), EngineSpec()).models == ("pocket",)
+    whole = gpu.Plan(Path("x"), EngineSpec())
+    tiny = gpu.Plan.tiny(Path("x"), EngineSpec())
+    assert {*whole.strategies} >= {*whole.setting_strategies} >= {*tiny.setting_strategies}
+    assert whole.contexts > tiny.contexts

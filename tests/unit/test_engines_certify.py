@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from evalcore.engines.certify import certify, compare
+from evalcore.engines.certify import Rescored, continuation_sums, judge, score_again
 from evalcore.engines.protocol import EngineSpec, create_engine
 from tests.agreement.engine_models import boundary_batch, save_model, subject
 
@@ -14,26 +15,39 @@ from tests.agreement.engine_models import boundary_batch, save_model, subject
 def test_flips_and_near_ties() -> None:
     first = np.array([-1.0, -2.0, -3.0, -1.0, -1.001, -5.0, -1.0, -4.0])
     again = np.array([-1.0, -2.0, -3.0, -1.01, -1.001, -5.0, -3.0, -2.0])
-    found = compare(first, again, np.array([2, 1, 2, 1, 2]))
-    assert (found.contexts, found.continuations) == (5, 8)
+    found = judge(Rescored(first, again, np.array([2, 1, 2, 1, 2])))
+    assert "NOT CERTIFIED: a p99 of 2 nats" in found.lines()[-1]
+    found = replace(found, rounding=5.0)
+    assert not found.holds
+    assert (found.examples, found.choices) == (5, 8)
     assert found.max_difference == found.p99_difference == 2.0
     assert found.flips == 2
     assert found.near_ties == 2  # margins 1.0 and 0.001 are below the p99, 3.0 is not
     assert found.unexplained_flips == 1
-    assert "2 times (1 beyond" in found.line()
+    assert "changed 2 times; 2 near ties" in found.lines()[0]
+    assert "NOT CERTIFIED: 1 arg maxes" in found.lines()[-1]
+
+
+def test_samples_are_judged_together_and_texts_apart() -> None:
+    near = Rescored(np.array([-1.0, -1.1]), np.array([-1.2, -1.1]), np.array([2]))
+    assert judge(near, "bfloat16").holds
+    texts = Rescored(texts=5, changed_texts=1)
+    found = judge(Rescored.together([near, texts]), "bfloat16")
+    assert (found.flips, found.near_ties, found.unexplained_flips) == (1, 1, 0)
+    assert "5 texts generated again, 1 of them different" in found.lines()[1]
+    assert found.lines()[-1] == "certified: no arg max changed beyond near ties"
 
 
 def test_nothing_to_certify() -> None:
-    assert compare(np.zeros(0), np.zeros(0), np.zeros(0, np.int64)).max_difference == 0.0
+    assert judge(Rescored.together([])).max_difference == 0.0
 
 
-def test_a_real_engine_agrees_with_itself_and_not_with_wrong_numbers(tmp_path: Path) -> None:
+def test_a_real_engine_scores_again_in_another_order(tmp_path: Path) -> None:
     who = subject(save_model(tmp_path / "base", "llama-tied", 1, layers=1))
     engine = create_engine(EngineSpec(kind="hf", device="cpu", threads=1))
+    engine.load(who)
     batch = boundary_batch(1, 12)
-    good = certify(engine, [(who, batch)])
-    assert good.contexts == 12
-    assert good.max_difference < 1e-4
-    assert good.unexplained_flips == 0
-    wrong = certify(engine, [(who, batch)], [np.full(batch.num_continuations, -1.0)])
-    assert wrong.max_difference > 1
+    once = continuation_sums(batch, engine.score(batch))
+    again = score_again(engine, batch, np.random.default_rng(0))
+    assert len(np.unique(once)) == len(once)  # a wrong order would be seen
+    np.testing.assert_allclose(again, once, atol=1e-4)

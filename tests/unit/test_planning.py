@@ -334,3 +334,73 @@ def test_ranked_rows_of_all_cells_are_cut_as_neighbours() -> None:
     assert rows == [[(a, [0, 2]), (b, [1, 3])], [(a, [1, 3]), (b, [0, 2])]]
     parts = [plan_units(ranked, {}, max_examples_per_unit=4, shard=(i, 2)) for i in range(2)]
     assert [unit.id for part in parts for unit in part.units] == [unit.id for unit in plan.units]
+
+
+def ranked(grid: list[PlannedCell]) -> list[PlannedCell]:
+    """The grid with a common order of requests, as the application gives it."""
+    paths = list(dict.fromkeys(planned.requests_path for planned in grid))
+    return [
+        dataclasses.replace(
+            planned,
+            ranks=np.arange(len(planned.doc_ids)) * len(paths) + paths.index(planned.requests_path),
+        )
+        for planned in grid
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(grid_and_covered(), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**16))
+def test_siblings_share_units_and_nothing_is_lost(
+    case: tuple, max_examples: int, most: int, seed: int
+) -> None:
+    grid, covered = case
+    rng = random.Random(seed)
+    adapters = {p.cell.subject.id for p in grid if p.cell.subject.adapter is not None}
+    beside = {i for i in sorted(adapters) if rng.random() < 0.7}
+    plan = plan_units(
+        ranked(grid), covered, max_examples_per_unit=max_examples, beside=beside, most_together=most
+    )
+    left = {pair for pair in everything(grid) if pair[1] not in covered.get(pair[0], ())}
+    assert pairs(plan.units, grid) == Counter(left)
+    for unit in plan.units:
+        assert unit.num_examples <= max_examples
+        assert len(unit.subjects) <= most
+        assert len({subject.checkpoint.fingerprint for subject in unit.subjects}) == 1
+        if unit.siblings:
+            assert {subject.id for subject in unit.subjects} <= beside
+        for part in unit.slices:
+            assert plan.cells[part.cell_key].subject == unit.subjects[part.member]
+        alone = unit.apart()
+        assert pairs(alone, grid) == pairs([unit], grid)
+        assert all(not one.siblings and {p.member for p in one.slices} == {0} for one in alone)
+
+
+def test_siblings_ask_the_same_in_a_unit_and_merged_ones_come_last() -> None:
+    grid = ranked(make_grid(2, 4, 2, 8))
+    beside = {f"c{c}+a{c}.{a}" for c in (0, 1) for a in (0, 1, 3)}
+    beside &= {planned.cell.subject.id for planned in grid}
+    assert len(beside) == 6
+    plan = plan_units(grid, {}, max_examples_per_unit=24, beside=beside, most_together=8)
+    assert [unit.label for unit in plan.units] == [
+        "step-0", f"{labels(grid, 'c0', 0)} +2 adapters", f"{labels(grid, 'c0', 0)} +2 adapters",
+        labels(grid, "c0", 2),
+        "step-1", f"{labels(grid, 'c1', 0)} +2 adapters", f"{labels(grid, 'c1', 0)} +2 adapters",
+        labels(grid, "c1", 2),
+    ]  # fmt: skip
+    for unit in plan.units:
+        asked: dict[int, set] = {i: set() for i in unit.members}
+        for part in unit.slices:
+            asked[part.member] |= {(part.requests_path, row) for row in part.rows.tolist()}
+        assert all(rows == asked[unit.members[0]] for rows in asked.values())
+    assert plan.counts.subjects == 10
+    assert plan.counts.model_loads == 6
+
+
+def labels(grid: list[PlannedCell], checkpoint: str, adapter: int) -> str:
+    name = f"a{checkpoint[1:]}.{adapter}"
+    found = {
+        p.cell.subject.label
+        for p in grid
+        if p.cell.subject.adapter is not None and p.cell.subject.adapter.name == name
+    }
+    return found.pop()

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalcore.planning import block_limit, prefix_profile, profile_of_sequences, token_limit
+from evalcore.planning import (
+    Ragged,
+    Sequences,
+    block_limit,
+    chunks,
+    in_parts,
+    prefix_profile,
+    profile_of_sequences,
+    token_limit,
+)
 from evalcore.types import GenerateBatch, GenerationSettings, ScoreBatch, flatten
 
 TOKEN = st.integers(0, 2) | st.sampled_from([255, 256, 70_000])
@@ -96,3 +108,53 @@ def test_bounds() -> None:
     twice = ScoreBatch.from_lists([([5, 6, 7], [[8, 1], [9, 1]])])
     assert token_limit([twice]) == 5
     assert block_limit([twice], 16) == 8  # no whole block to share: both requests in full
+
+
+def sequences_of(score: list, generate: list) -> Sequences:
+    """The same as batches: each context once per item, prompts after them."""
+    contexts = [context for context, _ in score] + generate
+    pairs = [(i, tail) for i, (_, tails) in enumerate(score) for tail in tails]
+    going_on = [len(score) + i for i in range(len(generate))]
+    return Sequences(
+        Ragged.joined([flatten(contexts)]),
+        Ragged.joined([flatten([tail for _, tail in pairs])]),
+        np.asarray([i for i, _ in pairs] + going_on, dtype=np.int64),
+        np.asarray([*range(len(pairs)), *(-1 for _ in generate)], dtype=np.int64),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    files=st.lists(st.tuples(SCORE_ITEMS, GENERATE_ITEMS), min_size=1, max_size=3),
+    tokens=st.integers(1, 20),
+    keys=st.integers(1, 4),
+    size=st.integers(1, 3),
+)
+def test_parts_together_are_the_whole(files: list, tokens: int, keys: int, size: int) -> None:
+    reads = [partial(sequences_of, *file) for file in files]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_SAMPLED", 1)
+        parts = list(in_parts(reads, tokens_at_once=tokens, key_tokens=keys))
+    sequences = {s for file in files for s in needed_sequences(*file)}
+    assert sum(part.profile.token_limit for part in parts) == trie_nodes(list(sequences))
+    lengths = np.concatenate([[0], *(part.profile.lengths for part in parts)])[1:]
+    assert sorted(lengths.tolist()) == sorted(map(len, sequences))
+    whole = prefix_profile([batch for read in reads for batch in all_of(read())])
+    assert sum(part.profile.block_limit(size) for part in parts) == whole.block_limit(size)
+    pairs = {(tuple(c), tuple(t)) for items, _ in files for c, tails in items for t in tails}
+    assert sum(part.continuation_tokens for part in parts) == sum(len(t) for _, t in pairs)
+
+
+def all_of(sequences: Sequences) -> list:
+    return sequences.batches(np.arange(len(sequences)))
+
+
+def test_large_work_is_cut_into_parts() -> None:
+    rng = np.random.default_rng(3)
+    contexts = [[1, *rng.integers(0, 50, 6).tolist()] for _ in range(3000)]
+    read = partial(sequences_of, [(c, [[2, 3], [4]]) for c in contexts], contexts[:100])
+    parts = list(in_parts([read, read], tokens_at_once=5000, key_tokens=3))
+    assert len(parts) > 8
+    whole = prefix_profile(all_of(read()))
+    assert sum(part.profile.token_limit for part in parts) == whole.token_limit
+    assert max(len(part.profile.lengths) for part in parts) < len(whole.lengths) / 4

@@ -410,6 +410,14 @@ def test_what_is_trained_is_what_is_scored(tokenizer: Any, chat: bool, shots: in
         assert completion_ids == [*row["continuations"][right], tokenizer.eos_token_id]
 
 
+def test_a_prompt_file_is_read_again_when_it_changed(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    for text in ("{{ premise }} one", "{{ premise }} the other"):
+        file.write_text(f"name: p\ngroup: nli\ntemplate: '{text}'\n")
+        assert read_prompt(file).template == text
+        assert read_prompt(file) is read_prompt(file)
+
+
 def test_requests_are_cached_by_content(
     tmp_path: Path, tiny_tokenizer_dir: Path, make_tokenizer: Callable[..., Path]
 ) -> None:
@@ -428,6 +436,11 @@ def test_requests_are_cached_by_content(
     tokenizer = load_tokenizer(tiny_tokenizer_dir)
     table = read_requests(path)
     assert table.equals(encode_task(NLI, variant, documents, POOL, tokenizer, limits))
+    drawn = draw_shots(NLI, variant, POOL, scored=documents)
+    given = cached_requests(
+        tmp_path / "drawn", NLI, variant, documents, POOL, tiny_tokenizer_dir, limits, drawn=drawn
+    )
+    assert (given.name, given.read_bytes()) == (path.name, path.read_bytes())
     stamp = os.stat(path).st_mtime_ns
     assert ask() == path
     assert os.stat(path).st_mtime_ns == stamp

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evalcore.engines.certify import judge
+from evalcore.engines.hf import HFEngine
 from evalcore.engines.protocol import EngineSpec
 from evalcore.identity import resolve_subjects
 from evalcore.metrics import cell_scores
@@ -16,7 +18,18 @@ from evalcore.planning import Unit, UnitSlice
 from evalcore.prompting import cached_requests, load_tokenizer
 from evalcore.scoring import CellWork, ScoringWorker, UnitJob, WorkerConfig
 from evalcore.store import ResultStore
-from evalcore.types import Cell, Document, EncodingSettings, GenerationSettings, Task, Variant
+from evalcore.types import (
+    Cell,
+    Document,
+    EncodingSettings,
+    GenerateBatch,
+    GenerateResult,
+    GenerationSettings,
+    ScoreBatch,
+    ScoreResult,
+    Task,
+    Variant,
+)
 
 pytestmark = pytest.mark.slow  # torch, transformers and a model
 
@@ -40,6 +53,25 @@ def documents(task: Task) -> list[Document]:
     ]  # fmt: skip
 
 
+def unit_of(
+    cells: dict[str, tuple[Cell, EncodingSettings]], folder: Path, checkpoint: Path
+) -> Unit:
+    """All documents of some cells of one subject."""
+    slices = []
+    for key, (cell, limits) in cells.items():
+        path = cached_requests(folder / "cache", cell.task, cell.variant, documents(cell.task), [],
+                               checkpoint, limits)  # fmt: skip
+        slices.append(UnitSlice(key, str(path), np.arange(len(TEXTS), dtype=np.int32)))
+    (subject,) = {cell.subject for cell, _ in cells.values()}
+    return Unit("u", subject, tuple(slices), len(slices) * len(TEXTS), 0)
+
+
+def worker_of(results: Path) -> ScoringWorker:
+    ResultStore(results)
+    spec = EngineSpec(kind="hf", dtype="float32", max_length=64, device="cpu", threads=1)
+    return ScoringWorker(WorkerConfig(str(results), spec))
+
+
 @pytest.fixture(scope="module")
 def rows(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """Example rows by name of cell, all scored in one unit."""
@@ -54,16 +86,9 @@ def rows(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     cells["rolled"] = (Cell("rolled", subject, ROLLED, PLAIN), settings)
     cells["spoken"] = (Cell("spoken", subject, SPOKEN, PLAIN), wide)
     cells["written"] = (Cell("written", subject, WRITER, PLAIN), wide)
-    slices = []
-    for key, (cell, limits) in cells.items():
-        path = cached_requests(folder / "cache", cell.task, cell.variant, documents(cell.task), [],
-                               tiny_checkpoint, limits)  # fmt: skip
-        slices.append(UnitSlice(key, str(path), np.arange(len(TEXTS), dtype=np.int32)))
-    unit = Unit("u", subject, tuple(slices), len(slices) * len(TEXTS), 0)
+    unit = unit_of(cells, folder, tiny_checkpoint)
     results = folder / "results"
-    ResultStore(results)
-    spec = EngineSpec(kind="hf", dtype="float32", max_length=64, device="cpu", threads=1)
-    worker = ScoringWorker(WorkerConfig(str(results), spec))
+    worker = worker_of(results)
     worker.run(UnitJob(unit, {key: CellWork.of(cell) for key, (cell, _) in cells.items()}))
     worker.close()
     table = ResultStore(results, read_only=True).examples()
@@ -172,3 +197,58 @@ def test_all_rows_can_be_valued(rows: dict[str, list[dict]]) -> None:
     for score in cell_scores(to_table(joined)).to_pylist():
         assert score["n"] == len(TEXTS)
         assert score["value"] == score["value"]
+
+
+class Moody(HFEngine):
+    """Answers well at first; every later time the worst choice comes out best."""
+
+    asked = 0
+
+    def score(self, batch: ScoreBatch) -> ScoreResult:
+        self.asked += 1
+        result = super().score(batch)
+        if self.asked == 1:
+            return result
+        return replace(result, token_logprobs=-result.token_logprobs)
+
+    def generate(self, batch: GenerateBatch) -> GenerateResult:
+        result = super().generate(batch)
+        if self.asked == 1:
+            return result
+        return replace(result, texts=[f"{text} AGAIN" for text in result.texts])
+
+
+@pytest.mark.parametrize("engine", [HFEngine, Moody])
+def test_certificates_see_an_engine_that_answers_differently_the_second_time(
+    engine: type[HFEngine], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec, first: engine(spec))
+    (subject,) = resolve_subjects([], [str(tiny_checkpoint)]).subjects
+    limits = EncodingSettings(max_length=64)
+    cells = {
+        name: (Cell(name, subject, task, PLAIN), limits)
+        for name, task in (("choice", CHOICE), ("spoken", SPOKEN), ("written", WRITER))
+    }
+    works = {key: CellWork.of(cell) for key, (cell, _) in cells.items()}
+    every = np.arange(len(TEXTS))
+    sample = {"choice": every, "spoken": every[:2], "written": every}
+    worker = worker_of(tmp_path / "results")
+    report = worker.run(UnitJob(unit_of(cells, tmp_path, tiny_checkpoint), works, sample)).result
+    worker.close()
+    assert report.rescored.texts == 4
+    found = judge(report.rescored)
+    # 4 x 3 choices and as many alone (mutual information), and 2 + 4 references.
+    assert found.choices == 4 * 3 * 2 + 2 + 4
+    if engine is HFEngine:
+        assert found.max_difference < 1e-4
+        assert (found.unexplained_flips, found.changed_texts) == (0, 0)
+        assert found.holds
+    else:
+        assert found.max_difference > 1
+        assert found.flips == len(TEXTS)
+        assert found.changed_texts == 4
+        assert not found.holds
+        assert found.lines()[-1].startswith("NOT CERTIFIED: a p99 of")
+    stored = ResultStore(tmp_path / "results", read_only=True).examples()
+    assert len(stored) == 12  # nothing of the second time
+    assert all("AGAIN" not in (text or "") for text in stored["text"].to_pylist())

@@ -43,9 +43,20 @@ def _is_head(name: str) -> bool:
 
 
 def reason_to_merge(
-    adapter: Adapter, layout: Mapping[str, tuple[str, tuple[int, ...]]], most_rank: int
+    adapter: Adapter,
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    most_rank: int,
+    *,
+    ask_vllm: bool = True,
 ) -> str | None:
-    """Why vLLM cannot apply an adapter beside the weights exactly; None if it can."""
+    """Why vLLM cannot apply an adapter beside the weights exactly; None if it can.
+
+    Args:
+        adapter: The adapter.
+        layout: Tensor name -> (dtype, shape) of its checkpoint.
+        most_rank: Of the engine's slots.
+        ask_vllm: Whether to import vLLM where its version decides (rank and alpha patterns).
+    """
     config = adapter_config(adapter.path)
     opened: LoraAdapter = open_adapter(adapter.path, layout, tied=False)
     if opened.replacements:
@@ -59,7 +70,8 @@ def reason_to_merge(
         return "DoRA"
     if opened.transposed:
         return "fan_in_fan_out"
-    if (config.get("rank_pattern") or config.get("alpha_pattern")) and not _knows_patterns():
+    patterns = config.get("rank_pattern") or config.get("alpha_pattern")
+    if patterns and ask_vllm and not _knows_patterns():
         return "rank or alpha patterns"
     shapes = weight_layout(Path(adapter.path) / "adapter_model.safetensors")
     rank = max(shapes[delta.parts["lora_A"]][1][0] for delta in opened.deltas.values())
@@ -76,9 +88,14 @@ def _knows_patterns() -> bool:
 
 
 class AdapterSlots:
-    """Adapters a running engine has loaded beside the weights now in place."""
+    """Adapters a running engine has loaded beside the weights now in place.
+
+    Attributes:
+        proven: Fingerprints of those whose canaries were compared since they were loaded.
+    """
 
     def __init__(self, llm: Any) -> None:
+        self.proven: set[str] = set()
         self._llm = llm
         self._requests: dict[str, Any] = {}
 
@@ -107,3 +124,4 @@ class AdapterSlots:
     def forget(self) -> None:
         """After a reload of weights, which drops all adapters."""
         self._requests.clear()
+        self.proven.clear()

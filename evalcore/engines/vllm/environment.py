@@ -175,6 +175,8 @@ def engine_arguments(
         arguments["enforce_eager"] = True
         arguments["block_size"] = CPU_BLOCK_SIZE
         arguments.setdefault("kv_cache_memory_bytes", cpu_kv_bytes(spec, config))
+    elif not spec.cuda_graphs:
+        arguments["compilation_config"] = {"cudagraph_mode": "NONE"}
     if resolve_adapters(spec) == "batched":
         arguments |= {
             "enable_lora": True,

@@ -6,6 +6,7 @@ resets the prefix cache afterwards, even when it fails.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from evalcore.engines.vllm.growth import Growth
 from evalcore.engines.vllm.packing import Limits, Step, Steps, make_plan
 from evalcore.types import FloatArray, ScoreBatch
 
-_LOGITS_AT_ONCE = 1 << 24  # numbers of one slice of logits: 64 MiB in float32
+# Numbers of one slice of logits: 64 MiB in float32 on a CPU; a GPU wants few slices.
+_LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
 def obstacle(runner: Any) -> str | None:
@@ -71,11 +73,9 @@ def _block_dimension(runner: Any, cache: Any) -> int | None:
 
 def _copy_blocks(runner: Any, copies: npt.NDArray[np.int64]) -> None:
     """Whole blocks, so that the layout within does not matter."""
-    import torch
-
     if not len(copies):
         return
-    source, target = torch.from_numpy(copies.T.copy()).to(runner.device)
+    source, target = _upload(copies.T.copy(), runner.device)
     for cache in _caches(runner):
         dimension = _block_dimension(runner, cache)
         assert dimension is not None  # see obstacle
@@ -121,13 +121,27 @@ def run(runner: Any, batch: ScoreBatch, growth: Growth | None = None) -> dict[st
     if growing and any(i >= scored for i in plan.leftover):
         return {**answer, "steps": 0}
     passes = Steps(batch, plan, bounds)
+    waiting: _Found | None = None
+
+    def read(found: _Found) -> None:
+        values[found.slots_out], greedy[found.slots_out], best = found.arrays()
+        if growth is not None:
+            _grow(batch, scored, growth, passes, found.slots_out, best)
+
     with torch.inference_mode():
         for step in passes:
             _copy_blocks(runner, step.copies)
-            values[step.slots_out], greedy[step.slots_out], best = _forward(runner, step)
+            found = _forward(runner, step)
             count += 1
-            if growth is not None:
-                _grow(batch, scored, growth, passes, step.slots_out, best)
+            if growth is not None:  # the next step depends on it
+                read(found)
+                continue
+            # On a GPU the next step is built and queued while this one runs.
+            if waiting is not None:
+                read(waiting)
+            waiting = found
+        if waiting is not None:
+            read(waiting)
     return {**answer, "steps": count}
 
 
@@ -150,16 +164,43 @@ def _grow(
             passes.grow(number, len(growth.ids[number]) - 1, token)
 
 
-def _forward(
-    runner: Any, step: Step
-) -> tuple[FloatArray, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """(log-probability float64, is arg max bool, arg max int64) [P] of a step's predictions."""
+@dataclass(frozen=True)
+class _Found:
+    """A step's predictions, perhaps still being computed.
+
+    Attributes:
+        slots_out, targets: As of the step.
+        values: float32 tensor [P], log-probabilities of the targets.
+        best: int64 tensor [P], most probable tokens.
+    """
+
+    slots_out: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    values: Any
+    best: Any
+
+    def arrays(self) -> tuple[FloatArray, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """(log-probability float64, is arg max bool, arg max int64) [P]; waits for them."""
+        best = self.best.cpu().numpy()
+        return self.values.cpu().numpy().astype(np.float64), best == self.targets, best
+
+
+def _upload(array: npt.NDArray[Any], device: Any) -> Any:
+    """An array as a tensor on the device; on a GPU without waiting for what runs there."""
     import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _forward(runner: Any, step: Step) -> _Found:
+    """Runs a step; on a GPU it is queued."""
     from vllm.forward_context import set_forward_context
 
     device, model = runner.device, runner.get_model()
-    positions = torch.from_numpy(step.positions).to(device)
-    slots = torch.from_numpy(step.slots).to(device)
+    positions, slots = _upload(step.positions, device), _upload(step.slots, device)
     metadata = _metadata(runner, step, positions, slots)
     per_layer, slot_mapping = {}, {}
     for group in runner.attn_groups[0]:
@@ -168,7 +209,7 @@ def _forward(
             per_layer[layer] = built
             slot_mapping[layer] = slots
     # The runner's own input ids: int32 everywhere but in code that indexes with them on GPUs.
-    ids = torch.from_numpy(step.token_ids).to(device)
+    ids = _upload(step.token_ids, device)
     with set_forward_context(
         per_layer, runner.vllm_config, num_tokens=len(step.token_ids), slot_mapping=slot_mapping
     ):
@@ -178,32 +219,29 @@ def _forward(
     return _predict(model, hidden, step)
 
 
-def _predict(
-    model: Any, hidden: Any, step: Step
-) -> tuple[FloatArray, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def _predict(model: Any, hidden: Any, step: Step) -> _Found:
     """Only the needed rows go through the output head, each once."""
     import torch
 
+    device = hidden.device
     rows, which = np.unique(step.rows, return_inverse=True)
-    wanted = hidden[torch.from_numpy(rows).to(hidden.device)]
-    targets = torch.from_numpy(step.targets).to(hidden.device)
-    owner = torch.from_numpy(which.astype(np.int64)).to(hidden.device)
+    wanted = hidden[_upload(rows, device)]
+    targets, owner = _upload(step.targets, device), _upload(which.astype(np.int64), device)
     order = np.argsort(which, kind="stable")
-    values = torch.empty(len(step.targets), dtype=torch.float32, device=hidden.device)
-    best = torch.empty(len(step.targets), dtype=torch.int64, device=hidden.device)
-    sorted_owner = which[order]
+    sorted_owner, order_there = which[order], _upload(order, device)
+    values = torch.empty(len(step.targets), dtype=torch.float32, device=device)
+    best = torch.empty(len(step.targets), dtype=torch.int64, device=device)
     start, at_once = 0, 256
     while start < len(rows):
         logits = model.compute_logits(wanted[start : start + at_once]).float()
         stop = start + len(logits)
         first, last = np.searchsorted(sorted_owner, [start, stop])
-        mine = torch.from_numpy(order[first:last]).to(hidden.device)
+        mine = order_there[first:last]
         local, target = owner[mine] - start, targets[mine]
         values[mine] = logits[local, target] - logits.logsumexp(-1)[local]
         best[mine] = logits.argmax(-1)[local]
-        start, at_once = stop, max(1, _LOGITS_AT_ONCE // logits.shape[1])
-    found = best.cpu().numpy()
-    return values.cpu().numpy().astype(np.float64), found == step.targets, found
+        start, at_once = stop, max(1, _LOGITS_AT_ONCE[device.type] // logits.shape[1])
+    return _Found(step.slots_out, step.targets, values, best)
 
 
 def _metadata(runner: Any, step: Step, positions: Any, slots: Any) -> Any:
@@ -218,14 +256,14 @@ def _metadata(runner: Any, step: Step, positions: Any, slots: Any) -> Any:
     np.cumsum(step.query_lens, out=starts[1:])
     seq_lens = torch.from_numpy(step.seq_lens)
     everything = {
-        "query_start_loc": torch.from_numpy(starts).to(device),
+        "query_start_loc": _upload(starts, device),
         "query_start_loc_cpu": torch.from_numpy(starts),
-        "seq_lens": seq_lens.to(device),
+        "seq_lens": _upload(step.seq_lens, device),
         "num_reqs": len(step.query_lens),
         "num_actual_tokens": len(step.token_ids),
         "max_query_len": int(step.query_lens.max()),
         "max_seq_len": int(step.seq_lens.max()),
-        "block_table_tensor": torch.from_numpy(step.block_table).to(device),
+        "block_table_tensor": _upload(step.block_table, device),
         "slot_mapping": slots,
         "causal": True,
         "positions": positions,

@@ -22,6 +22,7 @@ from evalcore.engines.vllm.adapters import AdapterSlots, reason_to_merge
 from evalcore.engines.vllm.environment import engine_arguments, prepare
 from evalcore.engines.vllm.requests import Work, first_line, reset_cache
 from evalcore.engines.vllm.strategies import PlainScorer, Scorer, choose_scorer
+from evalcore.engines.vllm.worker import call
 from evalcore.errors import EngineError, EvalcoreError, InputError, ProofError
 from evalcore.identity import NumericsClass, numeric_config, weight_layout
 from evalcore.types import Adapter, Checkpoint, Subject
@@ -104,15 +105,23 @@ class Resident:
             kind = "none" if self._weights.id == subject.id else "merge"
         begin, before = time.perf_counter(), proof_s
         proof_s += self._put(Subject(subject.checkpoint) if attach else subject, details)
-        if attach and not self._attach(subject.adapter, details):
+        beside = attach and self._attach(subject.adapter, details)
+        if attach and not beside:
             proof_s += self._put(subject, details)
         load_s += time.perf_counter() - begin - (proof_s - before)
         begin = time.perf_counter()
-        try:
-            details["canary"] = self._canaries.check(subject, self._score_canary())
-        except EvalcoreError:
-            self._weights = None  # the next load is a full one
-            raise
+        known = self._slots.proven if beside and self._slots is not None else set()
+        if subject.adapter is not None and subject.adapter.fingerprint in known:
+            # Once more would only empty the prefix cache.
+            details["canary"] = "compared when it was loaded"
+        else:
+            try:
+                details["canary"] = self._canaries.check(subject, self._score_canary())
+            except EvalcoreError:
+                self._weights = None  # the next load is a full one
+                raise
+            if subject.adapter is not None:
+                known.add(subject.adapter.fingerprint)
         proof_s += time.perf_counter() - begin
         self._in_place = subject
         self._stats["proof_s"] += proof_s
@@ -168,7 +177,7 @@ class Resident:
             from vllm import LLM
 
             self._llm = LLM(**arguments)
-            self._facts = self._llm.collective_rpc("evalcore_describe")[0]
+            self._facts = call(self._llm, "evalcore_describe")
         except EvalcoreError:
             raise
         except Exception as error:  # vLLM raises whatever a model's code raises
@@ -195,7 +204,7 @@ class Resident:
 
     def _prove_start(self, checkpoint: Checkpoint, details: dict[str, str]) -> None:
         """Finds out which tensors the proof can see; vLLM's own loader is trusted here."""
-        verdict = self._llm.collective_rpc("evalcore_prove_start", args=(checkpoint.path,))[0]
+        verdict = call(self._llm, "evalcore_prove_start", checkpoint.path)
         self._trusted = set() if verdict is None else set(verdict.proven)
         if verdict is None:
             details["unproven"] = "all (tensor parallel: canaries only)"
@@ -231,10 +240,8 @@ class Resident:
         adapter = subject.adapter
         self._weights = None
         try:
-            answers = self._llm.collective_rpc(
-                "evalcore_load",
-                args=(subject.checkpoint.path, adapter.path if adapter else None, remedy),
-            )
+            path = adapter.path if adapter else None
+            answer = call(self._llm, "evalcore_load", subject.checkpoint.path, path, remedy)
         except (InputError, ProofError):
             raise  # nothing was changed, or all was loaded and is wrong: the next load mends it
         except Exception as error:
@@ -245,7 +252,6 @@ class Resident:
                 reset_cache(self._llm)
             if self._slots is not None:
                 self._slots.forget()  # a reload drops all adapters
-        answer = answers[0]
         if adapter is not None:
             changed = int(answer["changed_weights"])
             details["changed_weights"] = str(changed)

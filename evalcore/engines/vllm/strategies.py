@@ -20,6 +20,7 @@ from evalcore.engines.vllm.requests import (
     require_finite,
     reset_cache,
 )
+from evalcore.engines.vllm.worker import call
 from evalcore.errors import EngineError, EvalcoreError
 from evalcore.types import FloatArray, GenerateBatch, GenerateResult, ScoreBatch, ScoreResult
 
@@ -226,7 +227,7 @@ class PackedScorer:
         if llm.llm_engine.has_unfinished_requests():
             raise EngineError("packed passes need an idle engine, but requests are running")
         try:
-            answer: dict[str, Any] = llm.collective_rpc("evalcore_run", args=(batch, growth))[0]
+            answer: dict[str, Any] = call(llm, "evalcore_run", batch, growth)
         finally:
             reset_cache(llm)  # its blocks were overwritten
         self.steps += answer["steps"]

@@ -6,13 +6,36 @@ vLLM mixes this class into its worker class, so ``self`` is the worker: ``model_
 
 from __future__ import annotations
 
+import pickle
 import time
 from typing import Any
 
 from evalcore.engines.vllm import packed, weights
 from evalcore.engines.vllm.growth import Growth
 from evalcore.engines.vllm.proof import Verdict, check
+from evalcore.errors import EvalcoreError
 from evalcore.types import ScoreBatch
+
+
+def call(llm: Any, name: str, *arguments: Any) -> Any:
+    """Calls a method of :class:`WorkerExtension` in a running engine; the first worker's answer.
+
+    Arguments and answer travel as bytes of our own: between processes vLLM's messages turn objects
+    into dictionaries and every error into a RuntimeError.
+
+    Args:
+        llm: ``vllm.LLM``.
+        name: The method.
+        arguments: Its arguments; they can be pickled.
+
+    Raises:
+        EvalcoreError: As the method raised it.
+    """
+    answers = llm.collective_rpc("evalcore_call", args=(pickle.dumps((name, arguments)),))
+    error, answer = pickle.loads(answers[0])
+    if error is not None:
+        raise error
+    return answer
 
 
 class WorkerExtension:
@@ -20,6 +43,14 @@ class WorkerExtension:
 
     model_runner: Any
     vllm_config: Any
+
+    def evalcore_call(self, message: bytes) -> bytes:
+        """The other end of :func:`call`."""
+        name, arguments = pickle.loads(message)
+        try:
+            return pickle.dumps((None, getattr(self, name)(*arguments)))
+        except EvalcoreError as error:
+            return pickle.dumps((error, None))
 
     def evalcore_describe(self) -> dict[str, Any]:
         """Facts the engine decides by."""

@@ -1,0 +1,170 @@
+"""What a unit cost, and what a run did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from evalcore.engines.certify import Certificate, Rescored
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What a unit cost.
+
+    Attributes:
+        examples, choices: Rows written and continuations asked for.
+        checkpoint: Fingerprint of the checkpoint it was scored on.
+        prompt_tokens: Prompt tokens asked for, as planned.
+        computed_tokens, cached_tokens: Prompt tokens run through the model / shared or cached.
+        new_tokens: Generated tokens.
+        head_rows: Tokens whose log-probability was asked for.
+        fallbacks: Continuations scored again the slow exact way.
+        start_s: Where an engine started, the time until it stood, reading the unit included.
+        swap_s, proof_s: Weights put in place, proof that they are.
+        engine_s: Time inside the engine's score and generate calls.
+        certify_s: Time of scoring the sample again.
+        wall_s: The whole unit.
+        wait_s: Time the worker waited for this unit after the one before.
+        loads: How each subject came into place (see ``LoadReport.kind``).
+        adapters: Subject id -> how its adapter was applied.
+        rescored: The sample that was scored twice.
+    """
+
+    unit_id: str
+    examples: int = 0
+    choices: int = 0
+    checkpoint: str = ""
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    head_rows: int = 0
+    fallbacks: int = 0
+    start_s: float = 0.0
+    swap_s: float = 0.0
+    proof_s: float = 0.0
+    engine_s: float = 0.0
+    certify_s: float = 0.0
+    wall_s: float = 0.0
+    wait_s: float = 0.0
+    loads: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    rescored: Rescored | None = None
+
+
+@dataclass(frozen=True)
+class FlushReport:
+    """Time a worker spent on committing what was left, waiting for the order included."""
+
+    wall_s: float
+
+
+@dataclass
+class Effort:
+    """What one checkpoint's subjects took: prompt and new tokens computed, rows of the head."""
+
+    computed_tokens: int = 0
+    head_rows: int = 0
+
+
+_SUMMED = (
+    "prompt_tokens", "computed_tokens", "cached_tokens", "new_tokens", "fallbacks",
+    "start_s", "swap_s", "proof_s", "engine_s", "certify_s", "wait_s",
+)  # fmt: skip
+
+
+@dataclass
+class RunSummary:
+    """What a run did; seconds are summed over workers, ``wall_s`` apart.
+
+    Attributes:
+        planned, covered: Examples to score, and examples that were there already.
+        examples, choices: Rows committed, and the continuations in them.
+        prompt_tokens: Prompt tokens asked for by units that were scored.
+        wait_s: Of the idle time, waiting for the next unit.
+        worker_s: Workers' time from the first unit they got to their last commit.
+        checkpoints: Checkpoint fingerprint -> what its subjects took.
+        loads: Kind of load -> how often.
+        adapters: Subject id -> how its adapter was applied (``batched``, ``merged``, or ``merged:``
+            and why it could not be batched).
+        failed_cells: Cell key -> one line why.
+        stopped: Reason if it was asked to stop before the end.
+        certificate: What scoring a sample again showed, where that was asked for.
+        wall_s: From the first worker asked for to the last commit.
+    """
+
+    planned: int = 0
+    covered: int = 0
+    units: int = 0
+    examples: int = 0
+    choices: int = 0
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    fallbacks: int = 0
+    start_s: float = 0.0
+    swap_s: float = 0.0
+    proof_s: float = 0.0
+    engine_s: float = 0.0
+    certify_s: float = 0.0
+    wait_s: float = 0.0
+    worker_s: float = 0.0
+    wall_s: float = 0.0
+    checkpoints: dict[str, Effort] = field(default_factory=dict)
+    loads: dict[str, int] = field(default_factory=dict)
+    adapters: dict[str, str] = field(default_factory=dict)
+    restarts: int = 0
+    stopped: str | None = None
+    failed_cells: dict[str, str] = field(default_factory=dict)
+    certificate: Certificate | None = None
+
+    def spent(self, report: UnitReport) -> None:
+        """Counts what a unit cost; a unit done again after a crash costs again."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(report, name))
+        self.worker_s += report.wait_s + report.wall_s
+        effort = self.checkpoints.setdefault(report.checkpoint, Effort())
+        effort.computed_tokens += report.computed_tokens + report.new_tokens
+        effort.head_rows += report.head_rows + report.new_tokens
+        for kind in report.loads:
+            self.loads[kind] = self.loads.get(kind, 0) + 1
+        for subject, how in report.adapters.items():
+            # A subject that was still in place is reported without a word on how.
+            if how != "merged" or subject not in self.adapters:
+                self.adapters[subject] = how
+
+    def committed(self, report: UnitReport) -> None:
+        """Counts what a unit brought, once its rows are on disk."""
+        self.units += 1
+        self.examples += report.examples
+        self.choices += report.choices
+
+    @property
+    def after_start_s(self) -> float:
+        """Workers' time once their engines stood."""
+        return max(self.worker_s - self.start_s, 0.0)
+
+    @property
+    def idle_s(self) -> float:
+        """Workers' time in which their engines neither computed nor took in or proved weights."""
+        busy = self.engine_s + self.certify_s + self.swap_s + self.proof_s
+        return max(self.after_start_s - busy, 0.0)
+
+    @property
+    def idle_share(self) -> float:
+        """Idle time over the time after the start (0 to 1)."""
+        return self.idle_s / self.after_start_s if self.after_start_s else 0.0
+
+    def adapter_counts(self) -> Counter[str]:
+        """Adapters by how they were applied."""
+        return Counter(self.adapters.values())
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain values for the run record."""
+        record = asdict(self)
+        record["adapters"] = dict(self.adapter_counts())
+        return record | {"idle_s": self.idle_s, "idle_share": self.idle_share}
