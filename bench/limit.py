@@ -102,6 +102,10 @@ class RawVLLM:
     def stats(self) -> dict[str, float]:
         return {}
 
+    def forget(self) -> None:
+        if self._llm is not None:
+            self._llm.reset_prefix_cache()
+
     def close(self) -> None:
         self._llm = None
 

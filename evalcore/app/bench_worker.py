@@ -108,6 +108,7 @@ def measure_point(
     score_s: list[float] = []
     results: list[ScoreResult] = []
     loads: list[str] = []
+    engine.forget()  # points with the same questions would find them computed
     for turn in range(repeats + 1):
         moved = turned(batch, turn * STEP, vocabulary)
         loading, results, loads = 0.0, [], []

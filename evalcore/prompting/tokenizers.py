@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from functools import lru_cache
@@ -30,6 +31,7 @@ def _load(path: str, fingerprint: str) -> Any:
         # The library brings hundreds of thousands of objects that live as long as the process. Seen
         # as old, they are not walked through each time many documents are made.
         gc.freeze()
+        atexit.register(gc.unfreeze)  # or libraries report their own objects as leaked at the end
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_fast=True

@@ -112,3 +112,45 @@ def test_openmp_threads_sleep_only_where_others_need_the_cores(
     assert openmp_settings(1, 9) == {"OMP_NUM_THREADS": "1"}
     assert openmp_settings(0, 0) == {}
     assert openmp_settings(0, 1) == sleeping
+
+
+def test_log_probabilities_are_not_biased() -> None:
+    """Tells when torch's own log_softmax would do, too."""
+    import torch
+
+    from evalcore.engines.hf import log_probabilities
+
+    logits = 6 * torch.randn(64, 49152, generator=torch.Generator().manual_seed(1))
+    exact = logits.double().log_softmax(-1)
+    assert abs(float((log_probabilities(logits) - exact)[:, 0].mean())) < 4e-7
+    if abs(float((logits.log_softmax(-1) - exact)[:, 0].mean())) < 4e-7:
+        pytest.skip("torch's log_softmax is as good here: log_probabilities can go if everywhere")
+
+
+@pytest.mark.slow  # vllm's import takes seconds
+def test_float32_products_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tells when oneDNN's own sums would do, too."""
+    import torch
+
+    ops = pytest.importorskip("vllm._custom_ops")
+    from evalcore.engines.vllm import linear
+
+    if not getattr(ops, "_supports_onednn", False):
+        pytest.skip("vLLM multiplies without oneDNN here")
+    whole = ops.create_onednn_mm, ops.onednn_mm
+    for name, value in zip(("create_onednn_mm", "onednn_mm"), whole, strict=True):
+        monkeypatch.setattr(ops, name, value)  # undone at the end
+    monkeypatch.delattr(ops, "evalcore_whole", raising=False)
+    linear.sum_in_parts()
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(576, 1536, generator=generator) * 1536**-0.5
+    x, bias = torch.randn(64, 1536, generator=generator), torch.randn(576, generator=generator)
+    exact = x.double() @ weight.double().T + bias
+    errors = []
+    for create, multiply in ((ops.create_onednn_mm, ops.onednn_mm), whole):
+        found = multiply(create(weight.t(), 32), x, bias)
+        assert found.shape == exact.shape
+        errors.append(float((found - exact).square().mean().sqrt()))
+    assert errors[0] < 3.3e-7
+    if errors[1] < 3.3e-7:
+        pytest.skip("oneDNN's own sums are as good here: linear.py can go if everywhere")
