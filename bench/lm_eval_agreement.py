@@ -4,15 +4,20 @@
         [--tasks NAME,... --include_path DIR] [--own NAME,... --data-root DIR --limit 100]
 
 ``--tasks`` are lm-eval's (without any: the local ones of tests/agreement, which need no network);
-``--own`` are evalcore's own tasks, handed to lm-eval as task files with the same templates. Both
-run in float32 on the CPU, in processes of their own. Prints a line per model and task: documents,
-log-probabilities compared, the largest difference as a share of what is allowed (1e-4, or float32's
-own rounding of a long sum), values left undecided, near-ties, and what differs. Exit status 1 when
-they do not agree.
+``--own`` are evalcore's own tasks, handed to lm-eval as task files with the same templates.
+On the CPU, evalcore runs in float32, lm-eval in float32 and in float64, in processes of their own.
 
-Where they are further apart, lm-eval is asked again in float64 and in float32 in other batches.
-A value on which lm-eval differs from itself by more than half of what is allowed is *undecided*: it
-is counted, its errors are printed, and it fails only if evalcore is far further off than lm-eval.
+Prints a line per model and task: documents, log-probabilities compared, how many of them are more
+than 1e-4 nats (or float32's own rounding of a long sum) apart, the root mean square and the largest
+distance of evalcore's and of lm-eval's float32 values from lm-eval's float64 ones, near-ties, and a
+verdict:
+
+- ``agree``: all log-probabilities within 1e-4, the same predictions, texts and metrics;
+- ``agree with float64``: the same, but within 1e-4 of lm-eval's float64 values, where its float32
+  ones are not;
+- ``as near as float32 gets``: predictions, texts and metrics are the same, and evalcore's values
+  are at least as near to the float64 ones as lm-eval's float32 values are (root mean square);
+- else what differs, and exit status 1.
 """
 
 from __future__ import annotations
@@ -20,21 +25,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "agreement")]
 
-from lm_eval_compare import Comparison, Undecided  # noqa: E402  beside the tests
+from lm_eval_compare import Comparison  # noqa: E402  beside the tests
 from lm_eval_peer import run_lm_eval  # noqa: E402
 from lm_eval_runs import Models, compare_all, job, run_score, selection, write_own_task  # noqa: E402
 from lm_eval_tasks import TASKS, write_tasks  # noqa: E402
-from lm_eval_witness import ask_again  # noqa: E402
-
-COMPANY = 32
-"""Other requests in whose batches lm-eval answers again."""
 
 
 def arguments() -> argparse.Namespace:
@@ -86,59 +88,68 @@ def compare(given: argparse.Namespace, folder: Path) -> int:
         runs.append((",".join(own_names), root))
     for one in jobs:
         one.model_options.update(length)
-    said = run_lm_eval(jobs, folder / "said.json", timeout_s=36_000)
+    said = {}
+    for kind in ("float32", "float64"):
+        for one in jobs:
+            one.model_options["dtype"] = kind
+        said[kind] = run_lm_eval(jobs, folder / f"said-{kind}.json", timeout_s=36_000)
     for tasks, extra in runs:
         run_score(
             folder / "results", models, "-t", tasks, "--limit", given.limit,
             "--engine", given.engine, *option, *extra, timeout_s=36_000,
         )  # fmt: skip
-    print("model, task: documents, values, largest/allowed, undecided, near-ties, verdict")
-    peers = {name: {**model, **length} for name, model in models.peer_models().items()}
-    agreed = [
-        judge(found, peers[model], f"{model}, {task}", answer[model]["samples"][task], folder)
-        for answer in said
-        for (model, task), found in compare_all(answer, folder / "results", rename).items()
-    ]
+    print(
+        "model, task: documents, values, beyond 1e-4, evalcore from float64 rms/max, "
+        "lm-eval's float32 from it rms/max, near-ties, verdict"
+    )
+    agreed = []
+    for rounded, exact in zip(said["float32"], said["float64"], strict=True):
+        pairs = compare_all(rounded, folder / "results", rename)
+        truths = compare_all(exact, folder / "results", rename)
+        agreed += [judge(found, truths[key], ", ".join(key)) for key, found in pairs.items()]
     return 0 if all(agreed) else 1
 
 
-def judge(
-    found: Comparison,
-    peer: Mapping[str, Any],
-    name: str,
-    samples: Sequence[Mapping[str, Any]],
-    folder: Path,
-) -> bool:
-    """Settles a comparison and prints its line; whether the two agree."""
-    texts = {sample["doc_id"]: sample["arguments"] for sample in samples}
-    asked = [texts[apart.document][apart.place] for apart in found.apart]
-    if asked and all(len(one) == 2 and isinstance(one[1], str) for one in asked):
-        places = {apart.place for apart in found.apart}
-        company = [t[place] for t in list(texts.values())[:COMPANY] for place in places]
-        company = [one for one in company[:COMPANY] if one not in asked]
-        found.settle(ask_again(peer, asked, company, folder / "witness.json"))
-    try:
-        found.check(name)
-        verdict = "agree"
-    except AssertionError as error:
-        verdict = str(error)
+def judge(found: Comparison, truth: Comparison, name: str) -> bool:
+    """Prints the line of a model and task; whether the two agree.
+
+    Args:
+        found: With lm-eval's float32.
+        truth: With its float64.
+        name: What is compared.
+    """
+    apart, ours = np.asarray(found.differences), np.asarray(truth.differences)
+    theirs = ours - apart  # lm-eval's float32 less its float64
+    verdict, agreed = _verdict(found, truth, name, _rms(ours) <= _rms(theirs))
     print(
-        f"{name}: {found.documents}, {found.values}, {found.largest:.3f}, "
-        f"{len(found.undecided)}, {len(found.near_ties)} {found.near_ties or ''}, {verdict}"
+        f"{name}: {found.documents}, {found.values}, {int((abs(apart) > 1e-4).sum())}, "
+        f"{_rms(ours):.1e}/{_most(ours):.1e}, {_rms(theirs):.1e}/{_most(theirs):.1e}, "
+        f"{len(found.near_ties)} {found.near_ties or ''}, {verdict}"
     )
-    if found.undecided:
-        print(f"  undecided: {errors(found.undecided)}")
-    return verdict == "agree"
+    return agreed
 
 
-def errors(undecided: Sequence[Undecided]) -> str:
-    """How far both are from lm-eval's float64 answers, in nats."""
-    apart = max(abs(one.apart.ours - one.apart.theirs) for one in undecided)
-    ours, theirs = max(one.error for one in undecided), max(one.noise for one in undecided)
-    return (
-        f"up to {apart:.1e} nats apart; from lm-eval's float64 evalcore is up to {ours:.1e}, "
-        f"lm-eval's float32 up to {theirs:.1e}"
-    )
+def _verdict(found: Comparison, truth: Comparison, name: str, nearer: bool) -> tuple[str, bool]:
+    try:
+        found.check_answers(name)
+        if found.largest <= 1:
+            return "agree", True
+        if truth.largest <= 1:
+            return "agree with float64", True
+        if nearer:
+            return f"as near as float32 gets (largest {_most(found.differences):.1e})", True
+        found.check(name)
+    except AssertionError as error:
+        return str(error), False
+    raise AssertionError("unreachable: beyond the tolerance")
+
+
+def _rms(values: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if len(values) else 0.0
+
+
+def _most(values: Any) -> float:
+    return float(np.abs(values).max()) if len(values) else 0.0
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from evalcore.types import Subject
 
 BATCH_BELOW_TOKENS = 50_000
 """Prompt tokens asked of an adapter above which merging it costs less than applying it beside the
-weights. Measured on an H100 with a model of 1B (docs/benchmarks.md): merging took 0.6 s, after which
-230,000 prompt tokens a second were scored packed, but 56,000 by the strategy beside adapters (choices
-of several tokens, part of the contexts cached): T / 56,000 = 0.6 + T / 230,000."""
+weights. Measured on an H100 with a model of 1B (docs/benchmarks.md): merging took 0.6 s; then
+230,000 prompt tokens a second were scored packed, but 56,000 by the strategy beside adapters
+(choices of several tokens, part of the contexts cached): T / 56,000 = 0.6 + T / 230,000."""
 BATCH_FROM_ADAPTERS = 2
 """Adapters of a checkpoint, in the mean, from which there is anything to batch."""
 

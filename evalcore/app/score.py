@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,7 @@ from evalcore.identity import numeric_config, resolve_subjects
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
-from evalcore.types import Subject
+from evalcore.types import Subject, generation_of
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,8 @@ def _grid(
     numerics, cache = numerics_class(spec), store.path / "cache"
     grid = build_grid(subjects, options, numerics, cache)
     adapters = plan_adapters(spec, store, grid.cells)
-    spec = adapters.fitted(spec)
+    generates = any(generation_of(c.cell.task, c.cell.variant) for c in grid.cells)
+    spec = replace(adapters.fitted(spec), cuda_graphs=generates)  # scoring replays none
     if numerics_class(spec).label != numerics.label:
         # In 16-bit the way is part of every cell's key, and the rule needs the grid: once more.
         grid = build_grid(subjects, options, numerics_class(spec), cache)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lm_eval_witness import Witness
 
 from evalcore.app.lm_eval import read_outcomes
 from evalcore.metrics import METRICS, cell_scores
@@ -18,9 +17,6 @@ from evalcore.store import EXAMPLE_SCHEMA, ResultStore
 LOGPROB_TOLERANCE = 1e-4
 FLOAT32_SUM = 2.0**-22
 """lm-eval adds a text's log-probabilities in float32: sums of thousands of nats are that coarse."""
-NOISE = 8.0
-"""How many times lm-eval's own largest rounding error evalcore's may be, where float32 decides less
-than the tolerance: other kernels add in another order, and such errors have long tails."""
 MARGIN = 2e-4
 """Two choices closer than this may change places between two float32 implementations."""
 EXACT = 1e-9
@@ -33,48 +29,15 @@ SAME = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Apart:
-    """A log-probability on which the two differ by more than is allowed.
-
-    Attributes:
-        document: Index of its document.
-        place: Which of the document's requests.
-        ours: evalcore's.
-        theirs: lm-eval's.
-    """
-
-    document: int
-    place: int
-    ours: float
-    theirs: float
-
-
-@dataclass(frozen=True)
-class Undecided:
-    """One of these that float32 does not decide (see lm_eval_witness); errors in nats.
-
-    Attributes:
-        apart: The difference.
-        error: Distance of evalcore's answer from lm-eval's in float64.
-        noise: Largest distance of lm-eval's float32 answers from it.
-    """
-
-    apart: Apart
-    error: float
-    noise: float
-
-
 @dataclass
 class Comparison:
     """One task and model.
 
     Attributes:
         documents: Documents compared.
-        values: Log-probabilities compared, undecided ones among them.
-        shares: By (document, request of it): difference in units of what is allowed.
-        apart: Differences of more than that.
-        undecided: Those that ``settle`` found float32 not to decide; no longer in the other two.
+        values: Log-probabilities compared.
+        differences: evalcore's log-probability less lm-eval's, nats, in the order of the documents.
+        largest: Largest difference of a log-probability, in units of what is allowed.
         near_ties: Documents whose margin is too small to compare predictions.
         predictions: Documents with another prediction in spite of their margin.
         greedy: Choices on which the two differ whether greedy decoding writes them.
@@ -86,9 +49,8 @@ class Comparison:
 
     documents: int = 0
     values: int = 0
-    shares: dict[tuple[int, int], float] = field(default_factory=dict)
-    apart: list[Apart] = field(default_factory=list)
-    undecided: list[Undecided] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)
+    largest: float = 0.0
     near_ties: list[int] = field(default_factory=list)
     predictions: list[int] = field(default_factory=list)
     greedy: list[int] = field(default_factory=list)
@@ -97,36 +59,14 @@ class Comparison:
     results: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
 
-    @property
-    def largest(self) -> float:
-        """Largest difference of a log-probability, in units of what is allowed."""
-        return max(self.shares.values(), default=0.0)
-
-    def settle(self, witness: Witness) -> None:
-        """Sets aside what lm-eval itself cannot say to the tolerance in float32.
-
-        That is a value on which some float32 answer of lm-eval is more than half the tolerance from
-        its float64 answer (two such errors use all of it). evalcore's must still be near that.
-
-        Args:
-            witness: lm-eval's answers to the requests of ``apart``, in that order.
-        """
-        remaining: list[Apart] = []
-        for i, (apart, exact) in enumerate(zip(self.apart, witness.exact, strict=True)):
-            own = [apart.theirs, *(answers[i] for answers in witness.rounded)]
-            noise = max(abs(value - exact) for value in own)
-            error = abs(apart.ours - exact)
-            if noise > LOGPROB_TOLERANCE / 2 and error <= NOISE * noise:
-                self.undecided.append(Undecided(apart, error, noise))
-                del self.shares[apart.document, apart.place]
-            else:
-                remaining.append(apart)
-        self.apart = remaining
-
     def check(self, name: str) -> None:
         """Asserts agreement; near-ties are exempt from equal predictions."""
-        assert self.documents, f"{name}: nothing was compared"
         assert self.largest <= 1, f"{name}: off by {self.largest:g} times the tolerance"
+        self.check_answers(name)
+
+    def check_answers(self, name: str) -> None:
+        """Asserts agreement of all but the log-probabilities themselves."""
+        assert self.documents, f"{name}: nothing was compared"
         assert not self.predictions, f"{name}: other predictions on documents {self.predictions}"
         assert not self.greedy, f"{name}: greedy or not differs on documents {self.greedy}"
         assert not self.texts, f"{name}: other texts {self.texts[:3]}"
@@ -209,11 +149,11 @@ def _compare_row(
         return {"text": answers[0]}
     ours = row["choice_logprobs"]
     if kind == "loglikelihood_rolling":
-        _note(found, index, [sum(ours)], [answers[0]])
+        _note(found, [sum(ours)], [answers[0]])
         return {"choice_logprobs": [answers[0]] + [0.0] * (len(ours) - 1)}
     values, greedy = [a[0] for a in answers], [bool(a[1]) for a in answers]
     beside = row["unconditional_logprobs"] or []
-    _note(found, index, [*ours, *beside], values)
+    _note(found, [*ours, *beside], values)
     values, alone = values[: len(ours)], values[len(ours) :]
     if list(row["is_greedy"]) != greedy[: len(ours)]:
         found.greedy.append(index)
@@ -231,15 +171,13 @@ def _compare_row(
     }
 
 
-def _note(found: Comparison, document: int, ours: Sequence[float], theirs: Sequence[float]) -> None:
+def _note(found: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None:
     assert len(ours) == len(theirs), (ours, theirs)
     wanted = np.asarray(theirs)
     allowed = np.maximum(LOGPROB_TOLERANCE, FLOAT32_SUM * np.abs(wanted))
-    shares = np.abs(np.asarray(ours) - wanted) / allowed
     found.values += len(wanted)
-    found.shares |= {(document, place): float(s) for place, s in enumerate(shares)}
-    for place in np.flatnonzero(shares > 1).tolist():
-        found.apart.append(Apart(document, place, float(ours[place]), float(theirs[place])))
+    found.differences += (np.asarray(ours) - wanted).tolist()
+    found.largest = max(found.largest, float((np.abs(np.asarray(ours) - wanted) / allowed).max()))
 
 
 def _fed_metrics(

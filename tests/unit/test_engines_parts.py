@@ -11,7 +11,7 @@ import pytest
 from evalcore.engines.canary import CanaryBook, canary_batch
 from evalcore.engines.protocol import EngineSpec, create_engine, numerics_class
 from evalcore.engines.text import end_token_ids, finish
-from evalcore.engines.vllm.environment import openmp_settings
+from evalcore.engines.vllm.environment import engine_arguments, openmp_settings
 from evalcore.errors import InputError, ProofError
 from evalcore.types import Adapter, Checkpoint, GenerationSettings, Subject
 
@@ -112,6 +112,18 @@ def test_openmp_threads_sleep_only_where_others_need_the_cores(
     assert openmp_settings(1, 9) == {"OMP_NUM_THREADS": "1"}
     assert openmp_settings(0, 0) == {}
     assert openmp_settings(0, 1) == sleeping
+
+
+def test_cuda_graphs_are_left_out_where_nothing_is_generated(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for device, graphs, wanted in (
+        ("cuda", False, {"cudagraph_mode": "NONE"}),
+        ("cuda", True, None),
+        ("cpu", False, None),
+    ):
+        spec = EngineSpec(device="cpu", cuda_graphs=graphs)
+        found = engine_arguments(spec, str(tmp_path), device, 128)  # type: ignore[arg-type]
+        assert found.get("compilation_config") == wanted
 
 
 def test_log_probabilities_are_not_biased() -> None:
