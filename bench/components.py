@@ -34,7 +34,7 @@ from evalcore.app.bench_worker import device_name
 from evalcore.app.grid import GridOptions, build_grid, installed_versions
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
-from evalcore.engines.protocol import EngineSpec, LoadReport, OneByOne, numerics_class
+from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, LoadReport, OneByOne, numerics_class
 from evalcore.identity import NumericsClass, resolve_subjects
 from evalcore.planning import plan_units
 from evalcore.prompting import load_tokenizer, read_requests
@@ -136,7 +136,7 @@ def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, A
     with clock.stage("plan"):
         plan = plan_units(cells, store.coverage())
     with clock.stage("limit"):
-        token_limits(plan)
+        token_limits(plan, BLOCK_SIZES["cpu"])
     works = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
     # The worker asks for its engine by this name: here it gets one without a model.
     worker.create_engine = lambda spec, first=None: engine  # type: ignore[assignment]
@@ -161,11 +161,11 @@ def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, A
 
 def _tree(batch: ScoreBatch) -> None:
     """Plans packed steps as the worker inside vLLM does, with the limits of a CPU engine."""
-    from evalcore.engines.vllm.environment import CPU_BLOCK_SIZE, batch_limits
+    from evalcore.engines.vllm.environment import batch_limits
     from evalcore.engines.vllm.packing import Limits, Steps, make_plan
 
     tokens, seqs = batch_limits(_SPEC, "cpu")
-    limits = Limits(CPU_BLOCK_SIZE, tokens, seqs, blocks=4096, length=_SPEC.max_length)
+    limits = Limits(BLOCK_SIZES["cpu"], tokens, seqs, blocks=4096, length=_SPEC.max_length)
     for _ in Steps(batch, make_plan(batch, limits), limits):
         pass
 

@@ -33,7 +33,13 @@ from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, flops_of, run_job
 from evalcore.app.bench_models import random_checkpoint, read_config, vocabulary_of
 from evalcore.app.bench_requests import RequestCounts, RequestShape, longest_sequence
 from evalcore.app.bench_tables import draw, write_rows
-from evalcore.engines.protocol import EngineSpec, LoadReport, numerics_class, resolve_device
+from evalcore.engines.protocol import (
+    BLOCK_SIZES,
+    EngineSpec,
+    LoadReport,
+    numerics_class,
+    resolve_device,
+)
 from evalcore.identity import NumericsClass, numeric_config
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
@@ -187,9 +193,7 @@ def measure(options: BenchOptions, strategies: Sequence[str]) -> list[Row]:
             job = replace(job, spec=replace(spec, strategy=point.strategy))  # type: ignore[arg-type]
         rows += run_job(job, batches, peak / 1e12)
         print(f"{point.strategy}: {rows[-1]['median_s'] or rows[-1]['status']}", flush=True)
-    from evalcore.engines.vllm.environment import CPU_BLOCK_SIZE
-
-    counts = RequestCounts.of(batches[shape], CPU_BLOCK_SIZE)
+    counts = RequestCounts.of(batches[shape], BLOCK_SIZES[resolve_device(spec)])
     return [*rows, roofline_row(rows[0], counts, checkpoint, peak)]
 
 

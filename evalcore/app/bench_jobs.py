@@ -19,13 +19,12 @@ from typing import Any
 from evalcore.app.bench_requests import RequestCounts, RequestShape
 from evalcore.app.flops import ModelShape, mfu, peak_flops
 from evalcore.app.grid import installed_versions
-from evalcore.engines.protocol import EngineSpec
+from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_device
 from evalcore.identity import numeric_config
 from evalcore.types import ScoreBatch
 
 Row = dict[str, Any]
 FACTORY = "evalcore.engines:create_engine"
-_GPU_BLOCK_SIZE = 16  # vLLM's default on GPUs
 
 
 @dataclass(frozen=True)
@@ -192,10 +191,7 @@ def _row(
     peak_tflops: float | None,
 ) -> Row:
     """One row of the result table; figures that are not known are None."""
-    from evalcore.engines.vllm.environment import CPU_BLOCK_SIZE
-
-    cpu = job.spec.device != "cuda"
-    counts = RequestCounts.of(batch, CPU_BLOCK_SIZE if cpu else _GPU_BLOCK_SIZE)
+    counts = RequestCounts.of(batch, BLOCK_SIZES[resolve_device(job.spec)])
     subjects = 1 + point.adapters
     row: Row = {
         "point": point.id,

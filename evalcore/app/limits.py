@@ -15,8 +15,6 @@ from evalcore.prompting import read_requests
 from evalcore.scoring.batching import Lists, flat_lists, scorable
 from evalcore.types import GenerationSettings, generation_of
 
-BLOCK_SIZE = 16
-"""Cache block that the block limit is told for; vLLM's own on GPUs."""
 _ASKED = ["contexts", "continuations", "unconditional_context", "unconditional", "prompt", "flags"]
 
 
@@ -27,11 +25,15 @@ class File(NamedTuple):
     generation: GenerationSettings | None
 
 
-def token_limits(plan: Plan) -> dict[str, int]:
+def token_limits(plan: Plan, block_size: int) -> dict[str, int]:
     """Least work of a plan, summed over subjects (weights differ, so states do).
 
     Subjects that ask for the same rows of the same request files are counted once and multiplied:
     in a full grid all do.
+
+    Args:
+        plan: What is to be scored.
+        block_size: Tokens of a cache block.
 
     Returns:
         ``token_limit``: distinct prefix positions; ``block_limit``: the same where a cache shares
@@ -53,18 +55,18 @@ def token_limits(plan: Plan) -> dict[str, int]:
         }
         key = tuple((file, r.tobytes()) for file, r in rows.items())
         if key not in known:
-            known[key] = _limits(rows)
+            known[key] = _limits(rows, block_size)
         total.update(known[key])
     return dict(total)
 
 
-def _limits(rows: dict[File, np.ndarray]) -> Counter[str]:
+def _limits(rows: dict[File, np.ndarray], block_size: int) -> Counter[str]:
     total: Counter[str] = Counter()
     for part in in_parts([partial(_sequences, file, own) for file, own in rows.items()]):
         lengths, shared = part.profile.lengths, part.profile.shared
         total.update(
             token_limit=part.profile.token_limit,
-            block_limit=part.profile.block_limit(BLOCK_SIZE),
+            block_limit=part.profile.block_limit(block_size),
             attended=attended(lengths, shared),
             continuation_tokens=part.continuation_tokens,
         )

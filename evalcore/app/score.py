@@ -25,12 +25,14 @@ from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
 from evalcore.cluster import StopSignals
 from evalcore.engines.protocol import (
+    BLOCK_SIZES,
     Device,
     Dtype,
     EngineKind,
     EngineSpec,
     Strategy,
     numerics_class,
+    resolve_device,
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import numeric_config, resolve_subjects
@@ -170,7 +172,7 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         beside=beside,
         most_together=spec.max_loras,
     )
-    limits = token_limits(plan)
+    limits = token_limits(plan, BLOCK_SIZES[resolve_device(spec)])
     outcome = ScoreOutcome(
         options.output,
         plan,

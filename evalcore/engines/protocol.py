@@ -21,6 +21,11 @@ AdapterWay = Literal["merged", "batched"]
 LoadKind = Literal["start", "swap", "merge", "attach", "none"]
 
 
+BLOCK_SIZES: dict[Device, int] = {"cpu": 32, "cuda": 16}
+"""Tokens of a block of vLLM's prefix cache. On CPUs vLLM's own default is 128; smaller blocks share
+more of a prefix."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """How to build an engine; plain values, so that it travels to any worker.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalcore.engines.protocol import EngineSpec
+from evalcore.engines.protocol import EngineSpec, create_engine
 from evalcore.types import ScoreBatch, Subject
 from tests.agreement.engine_models import edge_batch, save_adapter, save_model, subject
 from tests.agreement.engine_processes import (
@@ -17,7 +17,6 @@ from tests.agreement.engine_processes import (
     import_peft,
     import_vllm,
     oracle,
-    running,
 )
 
 pytestmark = pytest.mark.proof
@@ -36,12 +35,13 @@ def make(root: Path, kind: str) -> list[Subject]:
 
 def visit_all(order: list[Subject], batch: ScoreBatch) -> list[tuple[str, bool, str, Any]]:
     """(kind of load, proven, canary, scores) of every visit, on one engine."""
-    engine = running(SPEC)
+    engine = create_engine(SPEC)
     answers = []
     for who in order:
         report = engine.load(who)
         details = dict(report.details)
         answers.append((report.kind, report.proven, details.get("canary", ""), engine.score(batch)))
+    engine.close()  # its other processes, if it has any, would keep this one from ending
     return answers
 
 

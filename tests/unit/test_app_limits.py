@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evalcore.app.limits import BLOCK_SIZE, File, _limits
+from evalcore.app.limits import File, _limits
 from evalcore.planning import chunks, prefix_profile
 from evalcore.prompting import REQUEST_SCHEMA
 from evalcore.scoring import generate_requests, score_requests
@@ -51,7 +51,7 @@ def test_parts_of_files_add_up(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "TOKENS_AT_ONCE", tokens)
         patch.setattr(chunks, "_SAMPLED", 1)
-        found = _limits(files)
+        found = _limits(files, 32)
     assert found["token_limit"] == whole.token_limit
-    assert found["block_limit"] == whole.block_limit(BLOCK_SIZE)
+    assert found["block_limit"] == whole.block_limit(32)
     assert found["continuation_tokens"] == len(batch.continuation_tokens)

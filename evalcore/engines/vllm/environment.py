@@ -14,12 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evalcore.engines.protocol import Device, EngineSpec, resolve_adapters, resolve_device
+from evalcore.engines.protocol import (
+    BLOCK_SIZES,
+    Device,
+    EngineSpec,
+    resolve_adapters,
+    resolve_device,
+)
 from evalcore.engines.vllm.adapters import linear_modules, slot_rank
 from evalcore.identity import weight_layout
 
 WORKER_EXTENSION = "evalcore.engines.vllm.worker.WorkerExtension"
-CPU_BLOCK_SIZE = 32  # vLLM's own default on CPUs is 128; smaller blocks share more of a prefix
+CPU_BLOCK_SIZE = BLOCK_SIZES["cpu"]
 _MIB = 1 << 20
 _CPU_LORAS = 64  # adapters kept in memory, so that slots are filled from there
 _log = logging.getLogger("evalcore")

@@ -39,8 +39,7 @@ def sum_in_parts() -> None:
 
         if weight.dtype != torch.float32 or weight.shape[0] <= TERMS:
             return create(weight, *options, **named)
-        # Row-major [n, k] parts, as the whole weight would come.
-        parts = [part.contiguous().t() for part in weight.t().split(TERMS, dim=1)]
+        parts = weight.split(TERMS)  # oneDNN is told how far apart their rows are
         return _Parts(
             [create(part, *options, **named) for part in parts], [len(part) for part in parts]
         )
@@ -51,9 +50,9 @@ def sum_in_parts() -> None:
         total = None
         for one, part in zip(handler.handlers, x.split(handler.terms, dim=-1), strict=True):
             if total is None:
-                total = multiply(one, part.contiguous(), bias)
+                total = multiply(one, part, bias)
             else:
-                total += multiply(one, part.contiguous(), None)
+                total += multiply(one, part, None)
         return total
 
     ops.create_onednn_mm, ops.onednn_mm = create_parts, multiply_parts
