@@ -86,6 +86,7 @@ def test_batched_equals_merged(family, merged: Path, evalcore, tmp_path: Path) -
     assert "nothing to do" in again.out
 
 
+@pytest.mark.proof
 def test_an_adapter_that_fails_costs_its_own_cells_only(
     family, merged: Path, evalcore, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_an_adapter_that_fails_costs_its_own_cells_only(
         assert row["choice_logprobs"] == pytest.approx(left[key]["choice_logprobs"], abs=1e-4)
 
 
+@pytest.mark.proof
 def test_worker_killed(family, merged: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     options = ["--adapters", "batched", "--unit-examples", "4", "--commit-every", "0"]
