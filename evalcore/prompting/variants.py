@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from evalcore.prompting.grammar import formats
 from evalcore.prompting.model import RESERVED_NAMES, PromptDefinition, TemplateInFileError
 from evalcore.prompting.selection import Options, parse_selection
 from evalcore.prompting.shots import count_orders
-from evalcore.tasks import definition_error, read_yaml, validation_line
+from evalcore.tasks import definition_error, once_per_state, read_yaml, validation_line
 from evalcore.types import AnswerWay, Variant
 
 # Raise it when the same template and document would give other text than before.
@@ -37,6 +36,7 @@ def prompts_root() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "prompts"
 
 
+@once_per_state(4096)
 def read_prompt(path: Path) -> Variant:
     """Reads one prompt file as a variant without shots.
 
@@ -44,16 +44,6 @@ def read_prompt(path: Path) -> Variant:
         TaskError: If it is not YAML, or not what the schema says (one line: file, key, expected).
         PromptError: If a template in it is wrong.
     """
-    try:
-        about = path.stat()
-        return _read_prompt(path, about.st_mtime_ns, about.st_size)
-    except OSError:
-        return _read_prompt(path, 0, 0)  # says what is wrong with it
-
-
-@lru_cache(maxsize=4096)
-def _read_prompt(path: Path, mtime_ns: int, size: int) -> Variant:
-    """Reads a file once for each of its states: every task of a group asks for all its prompts."""
     try:
         definition = PromptDefinition.model_validate(read_yaml(path, "prompt file"))
     except ValidationError as error:

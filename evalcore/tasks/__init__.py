@@ -22,6 +22,7 @@ from evalcore.tasks.model import TaskDefinition
 from evalcore.tasks.reading import (
     UniqueKeyLoader,
     definition_error,
+    once_per_state,
     parse_yaml,
     read_yaml,
     validation_line,
@@ -57,6 +58,7 @@ __all__ = [
     "load_documents",
     "load_documents_counted",
     "load_task",
+    "once_per_state",
     "parse_yaml",
     "read_task",
     "read_yaml",

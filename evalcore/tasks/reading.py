@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from evalcore.tasks.faults import FileFault, TaskError, TaskFault
 
+Read = TypeVar("Read")
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _LONGEST_SHOWN = 60
 _UNION_TAGS = {"str", "int", "float", "FieldSource"}
@@ -36,6 +38,31 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+def once_per_state(most: int) -> Callable[[Callable[[Path], Read]], Callable[[Path], Read]]:
+    """Lets a reader read a file once for each of its states (time, size): runs ask again and again.
+
+    Args:
+        most: Results kept.
+    """
+
+    def wrap(read: Callable[[Path], Read]) -> Callable[[Path], Read]:
+        @lru_cache(maxsize=most)
+        def kept(path: Path, mtime_ns: int, size: int) -> Read:
+            return read(path)
+
+        @wraps(read)
+        def reader(path: Path) -> Read:
+            try:
+                about = path.stat()
+            except OSError:
+                return read(path)  # says what is wrong with it
+            return kept(path, about.st_mtime_ns, about.st_size)
+
+        return reader
+
+    return wrap
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

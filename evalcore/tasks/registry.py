@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,29 +13,20 @@ from evalcore.identity import text_fingerprint
 from evalcore.tasks.documents import is_scorable
 from evalcore.tasks.faults import TaskError, TaskFault
 from evalcore.tasks.model import TaskDefinition
-from evalcore.tasks.reading import definition_error, read_yaml
+from evalcore.tasks.reading import definition_error, once_per_state, read_yaml
 from evalcore.types import GenerationSettings, Task
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 _WORDS = {"description", "licence", "citation", "home"}
 
 
+@once_per_state(1024)
 def read_task(path: Path) -> Task:
     """Reads one task file.
 
     Raises:
         DefinitionError: If it is not what the schema says (one line: file, key, expected).
     """
-    try:
-        about = path.stat()
-        return _read_task(path, about.st_mtime_ns, about.st_size)
-    except OSError:
-        return _read_task(path, 0, 0)  # says what is wrong with it
-
-
-@lru_cache(maxsize=1024)
-def _read_task(path: Path, mtime_ns: int, size: int) -> Task:
-    """Reads a file once for each of its states: a run asks for all tasks again and again."""
     try:
         definition = TaskDefinition.model_validate(read_yaml(path, "task file"))
     except ValidationError as error:
