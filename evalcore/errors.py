@@ -50,6 +50,28 @@ class DataError(InputError):
     """A data set is missing or its rows are not what the task says."""
 
 
+class SubjectError(EvalcoreError):
+    """A checkpoint or adapter that no engine could score as it is (weights not finite ...).
+
+    The subject is at fault: the worker and other subjects go on, its other units are dropped.
+    """
+
+    exit_status = EXIT_CELLS_FAILED
+
+
+class NodeError(EvalcoreError):
+    """This machine cannot do what another may: a path it does not see, other bytes than planned.
+
+    The worker is not to be trusted with this input again; the input is tried elsewhere.
+    """
+
+    exit_status = EXIT_CELLS_FAILED
+
+
+class ResultsError(InputError):
+    """The results folder cannot be written or read: nobody's unit is at fault, the run ends."""
+
+
 class EngineError(EvalcoreError):
     """An engine could not be started or gave an answer that failed a check."""
 
