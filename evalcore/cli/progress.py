@@ -111,7 +111,7 @@ class ScoreProgress:
 
     def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None:
         self._counts, self._limits, self._spent = counts, limits, RunSummary()
-        self._total, self._began = counts.examples_planned, time.monotonic()
+        self._done, self._total, self._began = 0, counts.examples_planned, time.monotonic()
         self._task = self._bar.add_task(self._what, total=self._total, rate="starting an engine")
 
     def worker(self, index: int, state: str) -> None:
@@ -120,20 +120,28 @@ class ScoreProgress:
 
     def unit(self, label: str, report: UnitReport) -> None:
         self._spent.spent(report)
+        self._show(label)
+
+    def committed(self, report: UnitReport) -> None:
         self._done += report.examples
+        self._show()
+
+    def _show(self, label: str | None = None) -> None:
+        """Counts are of committed work; figures are of all that was spent, done again or not."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
-        rate = f"{self._done / elapsed:,.0f} examples/s"
+        rate = f"{self._done / elapsed:,.0f} examples/s" if self._done else "none committed yet"
         self._bar.note = figures(self._spent, elapsed, self._asked_share(), self._limits)
         if self._task is not None:
             self._bar.update(self._task, completed=self._done, description=label, rate=rate)
         if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
-            left = (self._total - self._done) * elapsed / max(self._done, 1)
-            self._say(f"{self._what}: {self._done:,}/{self._total:,} {rate}, {left:.0f} s left")
+            left_s = max(self._total - self._done, 0) * elapsed / max(self._done, 1)
+            left = f", {left_s:.0f} s left" if self._done else ""
+            self._say(f"{self._what}: {self._done:,}/{self._total:,} {rate}{left}")
             self._say(f"  {self._bar.note}")
 
     def _asked_share(self) -> float:
-        """Share of the plan's prompt tokens that was asked for by now."""
+        """Of the plan's prompt tokens, those asked for by now; above 1 if work was done again."""
         planned = self._counts.prompt_tokens if self._counts is not None else 0
         return self._spent.prompt_tokens / planned if planned else 0.0
 

@@ -24,7 +24,11 @@ class Progress(Protocol):
 
     def worker(self, index: int, state: str) -> None: ...
 
-    def unit(self, label: str, report: UnitReport) -> None: ...
+    def unit(self, label: str, report: UnitReport) -> None:
+        """A unit was scored and has cost this; its rows may still be lost."""
+
+    def committed(self, report: UnitReport) -> None:
+        """The unit's rows are on disk; called once for each unit."""
 
     def failure(self, label: str, message: str) -> None: ...
 
@@ -86,7 +90,9 @@ def score_units(
     if not plan.units:
         return summary
     sample = choose_sample(plan, certify) if certify else {}
-    source, reports = _UnitSource(plan, cells, sample), dict[str, UnitReport]()
+    source = _UnitSource(plan, cells, sample)
+    reports: dict[str, UnitReport] = {}  # of units that are scored and not yet committed
+    twice: list[Rescored] = []
 
     def on_result(job: Job, report: UnitReport) -> None:
         reports[job.id] = report
@@ -94,10 +100,15 @@ def score_units(
         progress.unit(job.payload.unit.label, report)
 
     def on_committed(job: Job) -> None:
-        summary.committed(reports[job.id])
+        report = reports.pop(job.id)
+        summary.committed(report)
+        if report.rescored is not None:
+            twice.append(report.rescored)
+        progress.committed(report)
 
     def on_failure(job: Job, error: Exception) -> None:
         unit = job.payload.unit
+        reports.pop(job.id, None)
         if source.take_apart(unit):
             log.warning("%s: %s; each goes on alone", unit.label, error)
             return
@@ -125,7 +136,6 @@ def score_units(
     )
     summary.wall_s = time.perf_counter() - begin
     if certify:
-        twice = [report.rescored for report in reports.values() if report.rescored is not None]
         summary.certificate = judge(Rescored.together(twice), config.spec.dtype)
     if outcome == "stopped":
         summary.stopped = "asked to stop"

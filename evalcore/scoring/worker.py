@@ -2,7 +2,8 @@
 
 The same class runs in a local child process and in a Ray actor (see ``cluster``). Rows are
 buffered over units and committed together (64 MB or 60 s, see ``store``); a unit counts as done
-only when the segment that holds its rows is on disk.
+only when the segment that holds its rows is on disk. The worker alone decides when to commit, and
+the reply of that very call names the units: what was reported is what is on disk.
 """
 
 from __future__ import annotations
@@ -190,9 +191,10 @@ class ScoringWorker:
         self._ended_at: float | None = None
 
     def run(self, job: UnitJob) -> WorkerReply:
-        """Scores one unit and buffers its rows; commits when a flush is due.
+        """Scores one unit and buffers its rows; commits when that is due.
 
         Raises:
+            ResultsError: The results folder cannot be written; the rows are kept.
             EvalcoreError: The unit cannot be scored (bad adapter, failed proof ...).
         """
         begin = time.perf_counter()
@@ -200,9 +202,13 @@ class ScoringWorker:
         shares = [_Share.of(job, member) for member in job.unit.members]
         loads = self._load([share.subject for share in shares])
         stands_s = time.perf_counter() - begin
-        counts = self._score(job, shares)
+        counts, rows = self._score(job, shares)
+        spent_s = time.perf_counter() - begin
+        # One call, so that a unit is in the buffer as a whole or not at all.
+        self._writer.add(rows, age_s=spent_s)
         self._pending.append(job.unit.id)
-        committed = self._commit() if self._writer.due() else ()
+        # One more unit like this one must not make a crash cost more than was asked for.
+        committed = self._commit() if self._writer.due(ahead_s=spent_s - stands_s) else ()
         self._ended_at = time.perf_counter()
         started = any(load.kind == "start" for load in loads)
         proof_s = sum(load.proof_s for load in loads)
@@ -240,7 +246,7 @@ class ScoringWorker:
             self._engine = None
 
     def _commit(self) -> tuple[str, ...]:
-        self._writer.flush()
+        self._writer.flush()  # raises: then nothing is done, and all is kept for another try
         done, self._pending = tuple(self._pending), []
         return done
 
@@ -250,8 +256,8 @@ class ScoringWorker:
             self._engine = create_engine(self._config.spec, subjects[0])
         return [self._engine.load(subject) for subject in subjects]
 
-    def _score(self, job: UnitJob, shares: Sequence[_Share]) -> dict:
-        """Everything a unit asks for; returns the counts of its report."""
+    def _score(self, job: UnitJob, shares: Sequence[_Share]) -> tuple[dict, pa.Table]:
+        """Everything a unit asks for: the counts of its report, and its rows."""
         assert self._engine is not None
         items = [
             (share.subject, share.scored.batch, [g.batch for g in share.generated if g])
@@ -267,14 +273,12 @@ class ScoringWorker:
         begin = time.perf_counter()
         rescored = self._certify(job, shares, rows) if job.sample else None
         certify_s = time.perf_counter() - begin if job.sample else 0.0
-        for own in rows:
-            for table in own:
-                self._writer.add(table)
         scores = [answer[0] for answer in answers]
         made = [result for answer in answers for result in answer[1]]
         prompts: list[ScoreResult | GenerateResult] = [*scores, *made]
-        return {
-            "examples": sum(len(table) for own in rows for table in own),
+        together = pa.concat_tables([table for own in rows for table in own])
+        counts = {
+            "examples": len(together),
             "choices": sum(len(share.scored.slots) for share in shares),
             "computed_tokens": sum(int(r.computed_tokens.sum()) for r in prompts),
             "cached_tokens": sum(int(r.cached_tokens.sum()) for r in prompts),
@@ -285,6 +289,7 @@ class ScoringWorker:
             "certify_s": certify_s,
             "rescored": rescored,
         }
+        return counts, together
 
     def _certify(
         self, job: UnitJob, shares: Sequence[_Share], rows: Sequence[Sequence[pa.Table]]

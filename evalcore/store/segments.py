@@ -19,7 +19,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from evalcore.errors import DataError, IncompatibleError, InputError
+from evalcore.errors import DataError, IncompatibleError, ResultsError
 from evalcore.store.coverage import SegmentCoverage
 from evalcore.store.files import utc_stamp, write_atomically
 from evalcore.store.schema import EXAMPLE_SCHEMA, SCHEMA_VERSION, conform
@@ -52,8 +52,9 @@ class UnreadableSegment(Exception):
 class SegmentWriter:
     """Collects rows of one worker and commits them as segments.
 
-    Not for several threads. Rows count as done only once :meth:`flush` (or an :meth:`add` that
-    flushed) has returned the path. Use as a context manager: a normal end flushes.
+    Not for several threads. Rows count as done only once :meth:`flush` has returned the path; it
+    alone commits, so that who calls it knows what is committed. Use as a context manager: a normal
+    end flushes.
     """
 
     def __init__(
@@ -78,29 +79,28 @@ class SegmentWriter:
         """Rows taken but not yet committed."""
         return sum(table.num_rows for table in self._tables)
 
-    def add(self, rows: pa.Table | pa.RecordBatch | list[dict]) -> Path | None:
-        """Takes rows of :data:`EXAMPLE_SCHEMA`; commits if that is due.
+    def add(self, rows: pa.Table | pa.RecordBatch | list[dict], *, age_s: float = 0.0) -> None:
+        """Takes rows of :data:`EXAMPLE_SCHEMA`; commits nothing (see :meth:`due`).
 
-        Returns:
-            Path of the segment if this call committed one (all rows so far are in it), else None.
+        Args:
+            rows: All of them are taken, or none.
+            age_s: Seconds since work on them began.
 
         Raises:
             IncompatibleError: The rows do not fit the schema; none of them was taken.
-            InputError: A commit was due and the folder cannot be written; the rows are kept.
         """
         table = conform(rows, EXAMPLE_SCHEMA, "rows for a segment")
         if table.num_rows:
             if not self._tables:
-                self._oldest_s = time.monotonic()
+                self._oldest_s = time.monotonic() - age_s
             self._tables.append(table)
             self._num_bytes += table.nbytes
-        return self.flush() if self.due() else None
 
-    def due(self) -> bool:
-        """Whether rows wait that are large or old enough to be committed."""
+    def due(self, ahead_s: float = 0.0) -> bool:
+        """Whether rows wait that are large enough to be committed, or old enough in so long."""
         if not self._tables:
             return False
-        aged = time.monotonic() - self._oldest_s >= self._flush_age_s
+        aged = time.monotonic() + ahead_s - self._oldest_s >= self._flush_age_s
         return aged or self._num_bytes >= self._flush_bytes
 
     def flush(self) -> Path | None:
@@ -110,7 +110,7 @@ class SegmentWriter:
             Path of the new segment; None if there was nothing to commit.
 
         Raises:
-            InputError: The segment cannot be written; the rows are kept for another try.
+            ResultsError: The segment cannot be written; the rows are kept for another try.
         """
         if not self._tables:
             return None
@@ -137,7 +137,7 @@ def write_segment(path: Path, table: pa.Table) -> Path:
     """Commits ``table`` (of :data:`EXAMPLE_SCHEMA`) as one segment named ``path``.
 
     Raises:
-        InputError: The file system refused.
+        ResultsError: The file system refused.
     """
     table = table.unify_dictionaries().combine_chunks()
     coverage = SegmentCoverage.of_rows(table.column("cell"), table.column("doc_id"))
@@ -155,7 +155,7 @@ def write_segment(path: Path, table: pa.Table) -> Path:
     try:
         write_atomically(path, write)
     except OSError as error:
-        raise InputError(
+        raise ResultsError(
             f"cannot write results to {path.parent}: {error.strerror or error}; "
             "make room or give another folder, then run again: committed rows are kept"
         ) from error

@@ -166,7 +166,9 @@ def test_the_bar_shows_the_figures_below_it() -> None:
     progress.begin(
         PlanCounts(1, 1, 1, 1, 2, 20, 0, 1000, 1), {"token_limit": 500, "block_limit": 9}
     )
-    progress.unit("step-1", UnitReport("u", examples=10, prompt_tokens=500, computed_tokens=250))
+    report = UnitReport("u", examples=10, prompt_tokens=500, computed_tokens=250)
+    progress.unit("step-1", report)
+    progress.committed(report)
     console = Console(width=100, record=True, force_terminal=True, file=StringIO())
     console.print(progress._bar.get_renderable())
     text = console.export_text()

@@ -87,7 +87,7 @@ def test_rows_come_back_and_coverage_names_them(store: ResultStore) -> None:
     writer = store.open_writer("gpu 0/a")
     rows = [make_row(key("a"), key(str(i)), i) for i in range(5)]
     rows.append(make_row("b", "odd id", -1, text="héllo\n", gen_tokens=3, finish_reason="stop"))
-    assert writer.add(rows) is None
+    writer.add(rows)
     assert len(store.coverage()) == 0  # nothing counts before the commit
     path = writer.flush()
     assert path is not None
@@ -118,19 +118,23 @@ def test_an_empty_store_reads_as_empty_tables(store: ResultStore) -> None:
     assert again.read(columns=["doc_id", "task"]).num_rows == 0
 
 
-def test_writer_flushes_by_size_and_by_age(store: ResultStore) -> None:
+def test_a_commit_is_due_by_size_and_by_age_and_only_flush_commits(store: ResultStore) -> None:
     small = store.open_writer("w", flush_bytes=2000)
-    paths = [small.add([make_row("c", str(i))]) for i in range(40)]
-    assert sum(path is not None for path in paths) >= 2
+    assert not small.due()
+    for i in range(40):
+        small.add([make_row("c", str(i))])
+    assert small.due()
+    assert len(store.coverage()) == 0
     small.flush()
-    old = store.open_writer("w", flush_age_s=0.05)
-    assert old.add([make_row("d", "1")]) is None
-    assert not old.due()
-    time.sleep(0.06)
-    assert old.due()
-    assert old.add([make_row("d", "2")]) is not None
+    assert not small.due()
     assert store.coverage().count("c") == 40
-    assert store.coverage().count("d") == 2
+    old = store.open_writer("w", flush_age_s=100.0)
+    old.add([make_row("d", "1")])
+    assert not old.due()
+    assert old.due(ahead_s=100.0)
+    old.flush()
+    old.add([make_row("d", "2")], age_s=101.0)
+    assert old.due()
 
 
 def test_tables_with_other_layouts_are_conformed(store: ResultStore) -> None:
