@@ -17,6 +17,7 @@ from evalcore.identity.checkpoint import (
     weight_digests,
 )
 from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
+from evalcore.identity.header import read_header
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     UNFINISHED_FILE,
@@ -27,7 +28,7 @@ from evalcore.identity.provenance import (
 from evalcore.identity.resolve import Resolved, resolve_subjects
 from evalcore.identity.search import Problem, find_adapters, find_tuned
 from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
-from evalcore.identity.weights import read_header, weight_files, weight_layout
+from evalcore.identity.weights import weight_files, weight_layout
 
 __all__ = [
     "PROVENANCE_FILE",

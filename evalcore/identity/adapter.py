@@ -11,9 +11,10 @@ import numpy as np
 
 from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity.cache import cached_file_fact
-from evalcore.identity.checkpoint import read_json
 from evalcore.identity.hashing import text_fingerprint
-from evalcore.identity.weights import read_header, tensor_bits, tensor_digests
+from evalcore.identity.header import read_header
+from evalcore.identity.weights import tensor_bits, tensor_digests
+from evalcore.reading import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

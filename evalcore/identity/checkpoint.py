@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from evalcore.errors import InputError
 from evalcore.identity.cache import cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.weights import tensor_digests, weight_files
+from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
 
 # config.json keys that change no score: where it came from, which library wrote it, how it runs,
 # defaults of generation (always given explicitly), and ids that the tokenizer decides.
@@ -25,23 +25,6 @@ _NOT_NUMERIC = {
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token")
 _TOKENIZER_SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "chat_template")
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        InputError: If it is missing, unreadable or not an object.
-    """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{what}: {path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {path} is not readable JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{what}: {path} should hold a JSON object")
-    return data
 
 
 def numeric_config(path: str | Path) -> dict[str, Any]:
@@ -105,7 +88,9 @@ def tokenizer_fingerprint(path: str | Path) -> str:
     parts["special"] = {key: _token_text(settings.get(key)) for key in _SPECIAL_TOKENS}
     template = directory / "chat_template.jinja"
     if template.is_file():
-        parts["settings"]["chat_template"] = template.read_text("utf-8", "replace")
+        parts["settings"]["chat_template"] = read_bytes(template, "tokenizer").decode(
+            "utf-8", "replace"
+        )
     return text_fingerprint(["tokenizer", 1, parts])
 
 
@@ -114,11 +99,11 @@ def _token_text(token: Any) -> Any:
 
 
 def _hash_tokenizer_json(path: Path) -> str:
-    data = read_json(path, "tokenizer")
+    data = read_json(path, "tokenizer", MAX_TABLE_BYTES)
     for runtime_state in ("truncation", "padding"):  # left behind by whoever used it last
         data.pop(runtime_state, None)
     return text_fingerprint(data)
 
 
 def _hash_bytes(path: Path) -> str:
-    return text_fingerprint(path.read_bytes().hex())
+    return text_fingerprint(read_bytes(path, "tokenizer", MAX_TABLE_BYTES).hex())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evalcore.errors import InputError
+from evalcore.reading import read_json
 
 PROVENANCE_FILE = "provenance.json"
 UNFINISHED_FILE = "unfinished"
@@ -78,13 +79,11 @@ def read_provenance(directory: Path) -> Provenance | None:
     if not file.is_file():
         return None
     try:
-        return Provenance.model_validate(json.loads(file.read_text("utf-8")))
+        return Provenance.model_validate(read_json(file, "provenance record"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{file}: key {where!r}: {first['msg'].lower()}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not readable JSON ({error})") from None
 
 
 def write_provenance(directory: Path, record: dict[str, Any]) -> None:

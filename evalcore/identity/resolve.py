@@ -18,7 +18,6 @@ from evalcore.identity.adapter import (
     adapter_rank,
     check_adapter_fits,
 )
-from evalcore.identity.checkpoint import read_json
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -27,6 +26,7 @@ from evalcore.identity.provenance import (
 from evalcore.identity.search import Problem, find_adapters, find_tuned, unfinished
 from evalcore.identity.sources import open_checkpoint
 from evalcore.identity.weights import weight_layout
+from evalcore.reading import MAX_TABLE_BYTES, read_json
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")
@@ -342,8 +342,9 @@ def _check_tokens(path: Path, base: Checkpoint) -> None:
         return
 
     def added(file: Path) -> set[str]:
-        tokens = read_json(file, "tokenizer").get("added_tokens") or []
-        return {token["content"] for token in tokens if isinstance(token, dict)}
+        tokens = read_json(file, "tokenizer", MAX_TABLE_BYTES).get("added_tokens")
+        known = tokens if isinstance(tokens, list) else []
+        return {str(token.get("content")) for token in known if isinstance(token, dict)}
 
     new = added(own) - added(theirs)
     if new:

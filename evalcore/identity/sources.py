@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from evalcore.errors import InputError
-from evalcore.identity.checkpoint import checkpoint_fingerprint, read_json, tokenizer_fingerprint
+from evalcore.identity.checkpoint import checkpoint_fingerprint, tokenizer_fingerprint
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
+from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")

@@ -1,65 +1,24 @@
-"""Safetensors files read without a tensor library: headers, shapes, bytes, digests."""
+"""Safetensors files read without a tensor library: files, shapes, bytes, digests."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 from evalcore.errors import InputError
 from evalcore.identity.cache import cached_file_fact
 from evalcore.identity.hashing import DIGEST_BYTES
+from evalcore.identity.header import read_header
+from evalcore.reading import MAX_TABLE_BYTES, read_json
 
-_MAX_HEADER_BYTES = 100_000_000
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor lies: ``data[start:stop]`` counted from the end of the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
-    """Reads a safetensors header: (tensor name -> info, byte position of the data).
-
-    Raises:
-        InputError: If the file is not a complete safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError("header longer than the file")
-            header: dict[str, Any] = json.loads(file.read(length))
-        tensors = {
-            name: TensorInfo(str(item["dtype"]), tuple(item["shape"]), *item["data_offsets"])
-            for name, item in header.items()
-            if name != "__metadata__"
-        }
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error})") from None
-    end = max((info.stop for info in tensors.values()), default=0)
-    if 8 + length + end > size:
-        raise InputError(
-            f"{path} is cut short: {size} bytes, its header promises {8 + length + end}"
-        )
-    return tensors, 8 + length
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -72,10 +31,12 @@ def weight_files(path: Path) -> list[Path]:
         raise InputError(f"base missing on disk: {path} is not a directory")
     index = path / _INDEX
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{index} is broken: expected JSON with a weight_map") from None
+        weight_map = read_json(index, "checkpoint", MAX_TABLE_BYTES).get("weight_map")
+        names = sorted({*weight_map.values()} if _is_index(weight_map) else ())
+        if not names:
+            raise InputError(
+                f"{index} is broken: key weight_map should map tensor names to files beside it"
+            )
         files = [path / name for name in names]
     elif (path / _SINGLE).is_file():
         files = [path / _SINGLE]
@@ -94,6 +55,14 @@ def weight_files(path: Path) -> list[Path]:
             )
         raise InputError(f"{path} holds no *.safetensors weights")
     return files
+
+
+def _is_index(weight_map: object) -> TypeGuard[dict[str, str]]:
+    """Whether it maps to plain file names: a path could lead anywhere."""
+    return isinstance(weight_map, dict) and all(
+        isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+        for name in weight_map.values()
+    )
 
 
 def weight_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:

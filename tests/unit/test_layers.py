@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "types", "identity", "tasks", "prompting", "store", "planning", "cluster",
+    "errors", "types", "reading", "identity", "tasks", "prompting", "store", "planning", "cluster",
     "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
 ]  # fmt: skip
-FINETUNE_MAY_IMPORT = {"errors", "types", "identity", "tasks", "prompting", "cluster"}
+FINETUNE_MAY_IMPORT = {"errors", "types", "reading", "identity", "tasks", "prompting", "cluster"}
 HEAVY = {
     "torch", "transformers", "vllm", "ray", "datasets", "peft", "scipy", "matplotlib", "pandas",
     "trl",
