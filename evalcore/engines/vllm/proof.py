@@ -7,10 +7,10 @@ tied - and must give the same. It costs one pass over the weights and needs no c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from evalcore.engines.vllm.derived import head_modules
 from evalcore.errors import ProofError
 
 # Root mean square error over that of the product; the largest single error may be ten times that.
@@ -72,15 +72,6 @@ class Verdict:
                 f"{what}: the running model does not hold {bad[0]} of the checkpoint{size}; "
                 f"{len(bad)} of {len(trusted)} tensors are wrong after the swap"
             )
-
-
-def head_modules(model: Any) -> Iterator[Any]:
-    """Output heads of a model, each once."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            yield module
 
 
 def check(model: Any, products: Products, dtype_name: str, *, tied: bool) -> Verdict:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Resident:
         self._facts: dict[str, Any] = {}
         self._trusted: set[str] = set()  # tensors the proof could see right after the start
         self._in_place: Subject | None = None
+        self._report: LoadReport | None = None  # of the last load
         self._weights: Subject | None = None  # whose weights are in place
         self._slots: AdapterSlots | None = None
         self._lora: Any = None  # the adapter beside them, as vLLM names it
@@ -91,7 +92,8 @@ class Resident:
             EngineError: vLLM could not start.
         """
         if self._in_place is not None and self._in_place.id == subject.id:
-            return LoadReport("none", 0.0, 0.0, True)
+            assert self._report is not None
+            return replace(self._report, kind="none", load_s=0.0, proof_s=0.0)
         self._in_place = self._lora = None  # until proven
         shape = _Shape.of(subject.checkpoint)
         details: dict[str, str] = {}
@@ -129,7 +131,19 @@ class Resident:
         self._in_place = subject
         self._stats["proof_s"] += proof_s
         proven = bool(self._trusted) and not details.get("unproven")
-        return LoadReport(kind, load_s, proof_s, proven, details)
+        way = "" if subject.adapter is None else "batched" if beside else "merged"
+        self._report = LoadReport(
+            kind,
+            load_s,
+            proof_s,
+            proven,
+            details,
+            proven_share=float(proven),
+            compared=details["canary"],
+            strategy=self._scorer.name,
+            adapter=way,
+        )
+        return self._report
 
     def _put(self, wanted: Subject, details: dict[str, str]) -> float:
         """Makes the weights in place those of a subject; seconds of proof."""

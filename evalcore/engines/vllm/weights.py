@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evalcore.engines.vllm import derived
 from evalcore.engines.vllm.lora import Merger, open_adapter
-from evalcore.engines.vllm.proof import Products, head_modules
+from evalcore.engines.vllm.proof import Products
 from evalcore.errors import EngineError, ProofError
 from evalcore.identity import weight_files, weight_layout
 
@@ -60,7 +61,7 @@ def reload(
         vllm_config: Its configuration.
         path: Checkpoint directory; same names, shapes and numeric configuration as the one there.
         adapter: PEFT directory, or None.
-        remedy: Whether stale output heads are refreshed (False only in the test of the trap).
+        remedy: Whether derived state is made anew (False only in the test of the traps).
 
     Raises:
         IncompatibleError: The adapter cannot be merged; nothing was changed.
@@ -85,9 +86,11 @@ def reload(
     # Layers that batched adapters may change are wrapped; checkpoints do not know.
     expected = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
     with set_current_vllm_config(vllm_config):
+        if remedy:
+            derived.before_reload(model)
         loaded = _reload_and_name(runner, model, tensors())
         if remedy:
-            refresh_heads(model)
+            derived.after_reload(model)
     if merger is not None:
         merger.finish()
     missing = sorted(expected - loaded) if loaded is not None else []
@@ -119,20 +122,6 @@ def _reload_and_name(
     finally:
         del model.load_weights  # the class's own method shows again
     return names[0]
-
-
-def refresh_heads(model: Any) -> None:
-    """Makes output heads follow reloaded weights.
-
-    Upstream trap (vLLM 0.32): with tied embeddings no tensor is loaded into the head itself, so
-    ``reload_weights`` does not process it again, and on CPUs it goes on multiplying with the
-    prepacked copy of the old weights: wrong scores, no message. Processing it again packs the new
-    ones. ``test_engines_vllm`` says when this can go.
-    """
-    for head in head_modules(model):
-        method = getattr(head, "quant_method", None)
-        if method is not None:
-            method.process_weights_after_loading(head)
 
 
 def is_tied(vllm_config: Any) -> bool:

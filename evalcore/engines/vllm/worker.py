@@ -38,6 +38,12 @@ def call(llm: Any, name: str, *arguments: Any) -> Any:
     return answer
 
 
+def _attention(runner: Any) -> str:
+    """Names of the attention backends in use."""
+    groups = [group for groups in getattr(runner, "attn_groups", ()) for group in groups]
+    return ", ".join(sorted({group.backend.get_name() for group in groups}))
+
+
 class WorkerExtension:
     """Loading with proof, and packed passes."""
 
@@ -63,6 +69,7 @@ class WorkerExtension:
             "blocks": int(getattr(runner.kv_cache_config, "num_blocks", 0)),
             "block_size": int(self.vllm_config.cache_config.block_size),
             "model_class": type(runner.get_model()).__name__,
+            "attention": _attention(runner),
         }
 
     def evalcore_prove_start(self, path: str) -> Verdict | None:
