@@ -17,6 +17,7 @@ from evalcore.analysis.prompts import (
     best_of_prompts,
     prompt_spreads,
 )
+from evalcore.analysis.scores import ScoreRow, model_names, score_rows, scores_table
 from evalcore.analysis.stats import (
     Estimate,
     SpreadEstimate,
@@ -25,6 +26,7 @@ from evalcore.analysis.stats import (
     prompt_spread,
 )
 from evalcore.analysis.study import Analysis, CheckpointSummary, CurvePoint, analyse
+from evalcore.analysis.ways import Way
 
 __all__ = [
     "Analysis",
@@ -40,15 +42,20 @@ __all__ = [
     "Gain",
     "PromptSpread",
     "ScoreBook",
+    "ScoreRow",
     "SpreadEstimate",
     "SubjectInfo",
     "TaskInfo",
+    "Way",
     "analyse",
     "best_of_prompts",
     "forgetting",
     "mean_estimate",
+    "model_names",
     "normal_range",
     "paired_gain",
     "prompt_spread",
     "prompt_spreads",
+    "score_rows",
+    "scores_table",
 ]

@@ -12,16 +12,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalcore.analysis.ways import Way
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
 from evalcore.metrics import document_metric, example_values, is_scored
 from evalcore.metrics.arrays import column, integers
-from evalcore.metrics.cells import iterate_cells
+from evalcore.metrics.cells import iterate_cells, modal_share
 
 CELL_COLUMNS = (
     "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
     "control", "seed", "untrained", "task", "task_fingerprint", "group", "tuned_by", "domain",
-    "output_type", "primary_metric", "baseline", "variant", "variant_fingerprint", "answer",
-    "max_length", "numerics", "findings",
+    "output_type", "primary_metric", "baseline", "variant", "variant_fingerprint", "shots_seed",
+    "shots_order", "shots_balance", "chat", "listing", "answer", "max_length", "numerics",
+    "findings",
 )  # fmt: skip
 
 
@@ -97,7 +99,7 @@ class CellValues:
 
     Attributes:
         cell: Cell key.
-        shots: Nominal number of worked examples.
+        way: How it was asked; ``way.shots`` is the nominal number of worked examples.
         numerics: Label of the numerics class.
         setting: What two cells must share to be compared, beside task and variant name:
             (variant fingerprint, maximum length).
@@ -105,16 +107,18 @@ class CellValues:
         values: float64 [n] of the task's metric.
         continuous: float64 [n] of the task's continuous metric (NaN where unknown).
         unscored: Documents recorded but not scored (prompt too long, no gold).
+        modal_share: Share of the commonest answer; NaN where nothing was answered.
     """
 
     cell: str
-    shots: int
+    way: Way
     numerics: str
     setting: tuple[str, int]
     docs: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     continuous: npt.NDArray[np.float64]
     unscored: int
+    modal_share: float
 
 
 Key = tuple[str, str, str]
@@ -317,9 +321,10 @@ def _cell_values(
     if not nominal:
         shots = shots + integers(part, "shots_dropped", 0)
     return CellValues(
-        cell=key, shots=int(shots.max()), numerics=about["numerics"],
+        cell=key, way=Way.of(about, int(shots.max())), numerics=about["numerics"],
         setting=(about["variant_fingerprint"], about["max_length"]), docs=docs[keep],
         values=values[keep], continuous=continuous[keep], unscored=len(docs) - int(keep.sum()),
+        modal_share=modal_share(part),
     )  # fmt: skip
 
 

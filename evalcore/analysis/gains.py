@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import median
 
@@ -87,11 +87,15 @@ def paired_gain(
     reference: str,
     task: str,
     *,
+    variants: Collection[str] | None = None,
     allow_mixed: bool = False,
     method: Method = "t",
     seed: int = 0,
 ) -> Gain | None:
     """Gain of ``subject`` over ``reference`` on one task, paired by document.
+
+    Args:
+        variants: Compare under these only; None: under all.
 
     Returns:
         None if the two share no variant with a common document.
@@ -100,7 +104,10 @@ def paired_gain(
         IncompatibleError: The two were scored in different numerics classes (and mixing is not
             allowed).
     """
-    a, b = book.variants(subject, task), book.variants(reference, task)
+    a, b = (
+        {n: c for n, c in book.variants(id_, task).items() if variants is None or n in variants}
+        for id_ in (subject, reference)
+    )
     info, mine, theirs = book.tasks[task], book.subjects[subject], book.subjects[reference]
     what = f"{mine.label} against {theirs.label}, {task}"
     shared = []

@@ -76,7 +76,7 @@ def prompt_spreads(book: ScoreBook) -> list[PromptSpread]:
 def _by_shots(cells: dict[str, CellValues]) -> dict[int, list[str]]:
     groups: dict[int, list[str]] = defaultdict(list)
     for name, cell in cells.items():
-        groups[cell.shots].append(name)
+        groups[cell.way.shots].append(name)
     return groups
 
 

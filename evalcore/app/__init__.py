@@ -1,7 +1,14 @@
 """The whole flow: score(), study(), demo(), report(), export()."""
 
 from evalcore.app.grid import GridOptions
-from evalcore.app.report import MadeReport, export, report
+from evalcore.app.report import (
+    MadeReport,
+    export,
+    open_results,
+    report,
+    scores,
+    write_scores_csv,
+)
 from evalcore.app.score import ScoreOptions, ScoreOutcome, score
 from evalcore.app.study import (
     StudyOptions,
@@ -24,9 +31,12 @@ __all__ = [
     "demo",
     "export",
     "finetune",
+    "open_results",
     "pocket_study_file",
     "report",
     "score",
+    "scores",
     "study",
     "tuned_lines",
+    "write_scores_csv",
 ]

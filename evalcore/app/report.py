@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ from evalcore.store import ResultStore, to_csv, to_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from evalcore.analysis.scores import By, ScoreRow
+
 
 @dataclass(frozen=True)
 class MadeReport:
-    """The study's table as text, and the HTML page that was written."""
+    """The main table as text, and the HTML page that was written."""
 
     table: str
     page: Path
@@ -38,7 +41,7 @@ def report(
         IncompatibleError: Results of different engines or dtypes would be compared.
     """
     from evalcore.analysis import analyse
-    from evalcore.report import study_table, write_report
+    from evalcore.report import report_table, write_report
 
     store = open_results(results)
     table = store.read()
@@ -51,7 +54,51 @@ def report(
         analysis=analysis,
         losses=losses,
     )
-    return MadeReport(study_table(analysis), page)
+    return MadeReport(report_table(analysis), page)
+
+
+def scores(
+    store: ResultStore, by: By = "task", *, cells: Collection[str] | None = None
+) -> list[ScoreRow]:
+    """Scores and gains, task after task, so that one task's rows are in memory at a time.
+
+    Args:
+        store: The results.
+        by: ``task``: one row per subject, task and way of asking; ``prompt``: one per cell.
+        cells: Only these cells (keys), and those of their subjects' bases; None: all.
+    """
+    from evalcore.analysis import ScoreBook, score_rows
+
+    about = store.cells().select(["cell", "task", "variant", "subject", "base"]).to_pylist()
+    asked = [row for row in about if cells is None or row["cell"] in cells]
+    bases = {(row["task"], row["variant"], row["base"]) for row in asked}
+    own = {row["cell"] for row in asked}
+    by_task: dict[str, list[str]] = {}
+    for row in about:
+        if row["cell"] in own or (row["task"], row["variant"], row["subject"]) in bases:
+            by_task.setdefault(row["task"], []).append(row["cell"])
+    rows: list[ScoreRow] = []
+    for task in sorted(by_task):
+        table = store.read(cells=by_task[task])
+        if table.num_rows:
+            rows += score_rows(ScoreBook.from_table(table), by)
+    return rows
+
+
+def write_scores_csv(rows: Sequence[ScoreRow], by: By, path: Path) -> None:
+    """Writes rows of :func:`scores` with every column.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    import pyarrow.csv as csv
+
+    from evalcore.analysis import scores_table
+
+    try:
+        csv.write_csv(scores_table(rows, by), path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def export(results: Path, output: Path, kind: str) -> int:

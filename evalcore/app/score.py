@@ -97,6 +97,7 @@ class ScoreOutcome:
         peak_flops: Operations per second a worker's devices can do, if known.
         examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
         lm_eval: lm-eval's own metrics of its tasks, as lines.
+        cells: Keys of the cells that were asked for.
     """
 
     output: Path
@@ -111,6 +112,7 @@ class ScoreOutcome:
     peak_flops: float | None = None
     examples_per_s: float | None = None
     lm_eval: list[str] = field(default_factory=list)
+    cells: frozenset[str] = frozenset()
 
     @property
     def exit_status(self) -> int:
@@ -118,13 +120,14 @@ class ScoreOutcome:
             return EXIT_STOPPED
         return EXIT_CELLS_FAILED if self.problems or self.summary.failed_cells else 0
 
-    def lines(self) -> list[str]:
-        """The summary for a person."""
-        from evalcore.app.words import plan_lines, summary_lines
+    def lines(self, *, scores: bool = True) -> list[str]:
+        """The summary for a person: scores (if wanted), how to go on, what it cost."""
+        from evalcore.app.words import next_lines, plan_lines, score_lines, summary_lines
 
         if self.dry_run:
             return [*self.notes, *plan_lines(self.plan, self.limits, self.examples_per_s)]
-        return [*self.notes, *summary_lines(self), *self.lm_eval]
+        told = [*score_lines(self), *self.lm_eval, *next_lines(self)] if scores else self.lm_eval
+        return [*self.notes, *told, *summary_lines(self)]
 
     def problem_lines(self) -> list[str]:
         """Findings and failures, one line each."""
@@ -184,6 +187,7 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         problems=problems,
         findings=[finding.message for finding in grid.findings],
         limits=limits,
+        cells=frozenset(planned.cell.key for planned in grid.cells),
     )
     if options.dry_run:
         outcome.examples_per_s = _last_rate(store)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalcore.app.flops import mfu
 from evalcore.planning import Plan
 from evalcore.scoring import RunSummary
+from evalcore.store import ResultStore
 
 if TYPE_CHECKING:
     from evalcore.app.score import ScoreOutcome
@@ -54,6 +57,34 @@ def effort_lines(outcome: ScoreOutcome) -> list[str]:
     return [line + ("" if share is None else f", {100 * share:.1f} % of the devices' peak (MFU)")]
 
 
+def score_lines(outcome: ScoreOutcome) -> list[str]:
+    """The scores of what was asked for, as far as it is scored."""
+    from evalcore.app.report import scores
+    from evalcore.report import SHOWN_LINES, scores_text
+
+    rows = scores(ResultStore(outcome.output, read_only=True), cells=outcome.cells)
+    rest = f"evalcore scores {quoted(outcome.output)}"
+    lines = scores_text(rows, most=SHOWN_LINES, rest=rest)
+    return [*lines, ""] if lines else []
+
+
+def next_lines(outcome: ScoreOutcome) -> list[str]:
+    """How to go on from a results folder."""
+    where = quoted(outcome.output)
+    return [
+        f"results: {outcome.output}",
+        f"  evalcore scores {where} --by prompt        each prompt by itself",
+        f"  evalcore report {where}                    pictures and one page",
+        f"  evalcore export {where} -o rows.parquet    every example",
+        "",
+    ]
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def summary_lines(outcome: ScoreOutcome) -> list[str]:
     """What a run did, with its figures."""
     s = outcome.summary
@@ -89,5 +120,4 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
         lines += s.certificate.lines()
     if s.stopped:
         lines.append(f"stopped ({s.stopped}): run the same command again to go on")
-    lines.append(f"results: {outcome.output}")
     return lines

@@ -17,6 +17,7 @@ _COMMANDS = {
     "score": ("evalcore.cli.score", "Score checkpoints and adapters on tasks and prompts."),
     "finetune": ("evalcore.cli.study", "Train the adapters of a study that are missing."),
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
+    "scores": ("evalcore.cli.report", "Print scores, and gains over the base."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
     "export": ("evalcore.cli.report", "Write results as parquet or csv."),
     "bench": ("evalcore.cli.bench", "Measure scoring throughput on this hardware."),

@@ -99,9 +99,9 @@ def score_options(options: dict[str, Any]) -> ScoreOptions:
     return ScoreOptions(grid=grid, **renamed, **values)
 
 
-def echo_summary(outcome: ScoreOutcome) -> int:
-    """Prints what a run did; returns its exit status."""
-    for line in outcome.lines():
+def echo_summary(outcome: ScoreOutcome, *, scores: bool = True) -> int:
+    """Prints what came of a run and what it did; returns its exit status."""
+    for line in outcome.lines(scores=scores):
         click.echo(line)
     for line in outcome.problem_lines():
         click.echo(line, err=True)

@@ -1,10 +1,40 @@
-"""``evalcore report`` and ``evalcore export``."""
+"""``evalcore scores``, ``report`` and ``export``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option(
+    "--by", type=click.Choice(["task", "prompt"]), default="task", show_default=True,
+    help="task: mean over the prompts of one way of asking; prompt: every prompt by itself.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.csv",
+    help="Write the table there, with every column.",
+)  # fmt: skip
+def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) -> int:
+    """Prints the score of every model on every task, and its gain over its base.
+
+    Errors are those of the documents: they hold for these prompts and this run.
+    """
+    from evalcore.app import open_results, write_scores_csv
+    from evalcore.app import scores as score_rows
+    from evalcore.report import scores_text
+
+    rows = score_rows(open_results(results), by)
+    if output is not None:
+        write_scores_csv(rows, by, output)
+        click.echo(f"{len(rows):,} rows in {output}")
+        return 0
+    for line in scores_text(rows) or [f"no scores in {results} yet"]:
+        click.echo(line)
+    return 0
 
 
 @click.command()

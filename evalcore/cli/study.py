@@ -133,7 +133,8 @@ def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -
         for line in tuned_lines(outcome.tuned):
             click.echo(line)
     if outcome.scored is not None:
-        echo_summary(outcome.scored)
+        echo_summary(outcome.scored, scores=False)  # the study's table follows
+        click.echo(f"results: {outcome.scored.output}")
     if outcome.made is not None:
         click.echo()
         click.echo(outcome.made.table)

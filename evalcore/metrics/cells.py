@@ -116,12 +116,9 @@ def _score_cell(part: pa.Table, names: Sequence[str], seed: int) -> list[dict[st
 def _prediction_shape(part: pa.Table, scored: BoolArray) -> dict[str, object]:
     """Share of the commonest prediction, entropy of predictions, valid share, flags."""
     flags: list[str] = []
-    multiple_choice = part.column("output_type")[0].as_py() == "multiple_choice"
     valid = example_values(part, "valid")
-    if multiple_choice:
+    if _multiple_choice(part):
         chosen = predictions(part)
-        free = matches(part, "answer", ["free"])  # there, "no choice" is an answer too
-        answers: list[object] = [int(c) for c in chosen[scored & (free | (chosen >= 0))]]
         stored = integers(part, "prediction")
         if np.any((stored >= 0) & (chosen >= 0) & (stored != chosen)):
             flags.append("prediction_disagrees_with_logprobs")
@@ -130,9 +127,7 @@ def _prediction_shape(part: pa.Table, scored: BoolArray) -> dict[str, object]:
             flags.append("gold_missing")
         elif len(gold) > 1 and len(np.unique(gold)) == 1:
             flags.append("gold_one_class")
-    else:
-        texts = strings(part, "text")
-        answers = [t for t, ok in zip(texts, scored, strict=True) if ok and t is not None]
+    answers = _answers(part, scored)
     modal, entropy = _modal_share_and_entropy(answers)
     if len(answers) > 1 and modal is not None and modal >= MODAL_SHARE_LIMIT:
         flags.append("modal_prediction")
@@ -148,6 +143,29 @@ def _prediction_shape(part: pa.Table, scored: BoolArray) -> dict[str, object]:
         "valid_share": float(np.nanmean(valid)) if np.isfinite(valid).any() else None,
         "flags": flags,
     }
+
+
+def modal_share(part: pa.Table) -> float:
+    """Share of the commonest prediction (generation: text) among a cell's scored rows.
+
+    NaN where nothing was predicted.
+    """
+    share, _ = _modal_share_and_entropy(_answers(part, is_scored(part)))
+    return float("nan") if share is None else share
+
+
+def _multiple_choice(part: pa.Table) -> bool:
+    return bool(part.column("output_type")[0].as_py() == "multiple_choice")
+
+
+def _answers(part: pa.Table, scored: BoolArray) -> list[object]:
+    """What was predicted for each scored row that has a prediction."""
+    if _multiple_choice(part):
+        chosen = predictions(part)
+        free = matches(part, "answer", ["free"])  # there, "no choice" is an answer too
+        return [int(c) for c in chosen[scored & (free | (chosen >= 0))]]
+    texts = strings(part, "text")
+    return [t for t, ok in zip(texts, scored, strict=True) if ok and t is not None]
 
 
 def _modal_share_and_entropy(answers: Sequence[object]) -> tuple[float | None, float | None]:

@@ -13,16 +13,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from evalcore.analysis import Analysis, Estimate, Flag, analyse
+from evalcore.analysis import Analysis, Estimate, Flag, ScoreRow, analyse, score_rows
+from evalcore.analysis.scores import metric_table
 from evalcore.errors import InputError
-from evalcore.metrics import METRICS_VERSION, cell_scores
+from evalcore.metrics import METRICS_VERSION
 from evalcore.metrics.arrays import column
 from evalcore.report.losses import draw_losses
 from evalcore.report.pictures import Picture, draw_all
-from evalcore.report.tables import interval, plain, signed, study_rows, write_tables
+from evalcore.report.scores import page_rows, write_scores
+from evalcore.report.tables import interval, labelled_rows, plain, signed, study_rows, write_tables
 
 REPORT_NAME = "report.html"
 SHOWN_FLAGS = 6
+SHOWN_SCORES = 1000
 SERIOUS = ("missing", "doubled", "overflow", "untrained", "unscored", "task")
 FLAG_TITLES = {
     "missing": "Missing: a comparison lacks a side",
@@ -82,13 +85,15 @@ def write_report(
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        tables = write_tables(analysis, _described_cells(table), out)
+        tables = write_tables(analysis, metric_table(table), out)
+        by_task, by_prompt = (score_rows(analysis.book, by) for by in ("task", "prompt"))
+        tables += write_scores(by_task, by_prompt, out)
         pictures = draw_all(analysis, out)
         if losses is not None and losses.num_rows:
             pictures += draw_losses(losses, out)
         page = render(analysis, table, pictures, title,
                       stored_runs if run_records is None else run_records,
-                      [t.name for t in tables])  # fmt: skip
+                      [t.name for t in tables], by_task, by_prompt)  # fmt: skip
         path = out / REPORT_NAME
         partial = path.with_suffix(".html.partial")
         partial.write_text(page, encoding="utf-8")
@@ -110,22 +115,6 @@ def _read(source: pa.Table | str | Path) -> tuple[pa.Table, Sequence[Mapping[str
     return store.read(), store.runs.list()
 
 
-def _described_cells(table: pa.Table) -> pa.Table:
-    """Cell scores with the columns that say what each cell is."""
-    import pyarrow.compute as pc
-
-    names = ["checkpoint", "step", "adapter", "tuning", "control", "task", "variant", "numerics"]
-    cells = column(table, "cell")
-    first = pc.index_in(cells.unique(), value_set=cells)
-    about = table.select(names).take(first)
-    scores = cell_scores(table)
-    place = pc.index_in(scores.column("cell"), value_set=cells.unique())
-    for name in names:
-        scores = scores.append_column(name, column(about, name).take(place.combine_chunks()))
-    keys = ("step", "task", "adapter", "variant", "metric")
-    return scores.sort_by([(key, "ascending") for key in keys])
-
-
 def render(
     analysis: Analysis,
     table: pa.Table,
@@ -133,6 +122,8 @@ def render(
     title: str,
     run_records: Sequence[Mapping[str, Any]],
     tables: Sequence[str],
+    by_task: Sequence[ScoreRow],
+    by_prompt: Sequence[ScoreRow],
 ) -> str:
     """The page as text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # only reports need it
@@ -152,6 +143,9 @@ def render(
         lead=_lead(analysis),
         serious=sum(f.kind in SERIOUS for f in analysis.flags),
         study=_study(analysis),
+        tuned=any(s.base is not None for s in analysis.book.subjects.values()),
+        scores=page_rows(by_task, "task", SHOWN_SCORES),
+        prompt_scores=page_rows(by_prompt, "prompt", SHOWN_SCORES),
         summary=_summary(analysis),
         best=_best(analysis),
         spreads=_spreads(analysis),
@@ -240,7 +234,7 @@ def _named(subject: Any) -> dict[str, Any]:
 
 def _study(analysis: Analysis) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    for row in study_rows(analysis):
+    for row in labelled_rows(analysis):
         named = _named(row.subject)
         out.append(
             {

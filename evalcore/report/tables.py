@@ -76,6 +76,11 @@ def study_rows(analysis: Analysis) -> list[StudyRow]:
     return rows
 
 
+def labelled_rows(analysis: Analysis) -> list[StudyRow]:
+    """The rows of subjects whose tuning is known; of the others there are scores and gains."""
+    return [row for row in study_rows(analysis) if row.subject.tuning is not None]
+
+
 def _mean(estimates: list[Estimate]) -> Estimate:
     return estimates[0] if len(estimates) == 1 else mean_of_estimates(estimates)
 
@@ -97,17 +102,15 @@ def study_table(analysis: Analysis) -> str:
         "forgetting",
     )
     widths = (16, 18, 6, 6, 24, 8, 16)
-    rows = study_rows(analysis)
-    lines = [
-        "  ".join(_fit(h, w, i > 1) for i, (h, w) in enumerate(zip(head, widths, strict=True)))
-    ]
+    rows = labelled_rows(analysis)
+    lines = ["  ".join(fit(h, w, i > 1) for i, (h, w) in enumerate(zip(head, widths, strict=True)))]
     lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
     last = ""
     for row in rows:
-        tuning = row.subject.tuning or row.subject.adapter or "?"
+        tuning = row.subject.tuning or "?"
         if _several_seeds(rows, row):
             seed = f" (seed {row.subject.seed})"
-            tuning = _fit(tuning, min(len(tuning), widths[1] - len(seed)), False) + seed
+            tuning = fit(tuning, min(len(tuning), widths[1] - len(seed)), False) + seed
         forgot = signed(row.forgetting.value)
         share = f" ({row.measurable}/{row.outside})" if row.outside else ""
         values = (
@@ -116,13 +119,11 @@ def study_table(analysis: Analysis) -> str:
             signed(row.control_gain.value), forgot + share,
         )  # fmt: skip
         lines.append(
-            "  ".join(
-                _fit(v, w, i > 1) for i, (v, w) in enumerate(zip(values, widths, strict=True))
-            )
+            "  ".join(fit(v, w, i > 1) for i, (v, w) in enumerate(zip(values, widths, strict=True)))
         )
         last = row.subject.checkpoint
     if not rows:
-        lines.append("(no tuned subject with a scored base)")
+        lines.append("(no subject of known tuning with a scored base)")
     serious = sum(f.kind in ("missing", "doubled", "overflow", "untrained") for f in analysis.flags)
     lines.append("-" * len(lines[1]))
     lines.append(
@@ -139,7 +140,8 @@ def _several_seeds(rows: list[StudyRow], row: StudyRow) -> bool:
     return sum((r.subject.base, r.subject.tuning) == (mine.base, mine.tuning) for r in rows) > 1
 
 
-def _fit(text: str, width: int, right: bool) -> str:
+def fit(text: str, width: int, right: bool) -> str:
+    """``text`` in ``width`` columns, cut with a sign where it is longer."""
     if len(text) > width:
         text = text[: width - 1] + "…"
     return text.rjust(width) if right else text.ljust(width)

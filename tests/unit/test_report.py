@@ -161,7 +161,32 @@ def test_bases_alone_make_a_report(tmp_path: Path) -> None:
     page = write_report(to_table(rows), tmp_path, title="Bases")
     text = Page(page.read_text()).text
     assert "No tuned model" in text
-    assert "no tuned subject" in report.study_table(analyse(to_table(rows)))
+    text = report.report_table(analyse(to_table(rows)))
+    assert "step-00001" in text
+    assert "0.500 ± 0.189" in text
+
+
+def test_models_of_unknown_tuning_have_scores_and_gains_per_prompt(tmp_path: Path) -> None:
+    tuned = subject_columns(1, "mine") | {"tuning": None, "tuned_on": None}
+    task = task_columns("own_task")
+    rows = [
+        row for subject, share in ((subject_columns(1), 4), (tuned, 2)) for prompt in ("a", "b")
+        for row in cell_rows(subject, task, prompt, np.arange(8) % share == 0)
+    ]  # fmt: skip
+    text = report.report_table(analyse(to_table(rows)))
+    assert "step-00001 + mine" in text
+    assert "+0.250 [" in text
+    page = write_report(to_table(rows), tmp_path, title="Mine")
+    shown = Page(page.read_text()).text
+    assert "Scores and gains" in shown
+    assert shown.count("step-00001 + mine") == 4, "by task, under each prompt, among warnings"
+    assert "evalcore label" in shown
+    with (tmp_path / "scores_by_prompt.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [(r["model"], r["prompt"], float(r["score"])) for r in read] == [
+        ("step-00001", "a", 0.25), ("step-00001", "b", 0.25),
+        ("step-00001 + mine", "a", 0.5), ("step-00001 + mine", "b", 0.5),
+    ]  # fmt: skip
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""The way of asking a cell was scored under; prompts that differ in wording alone share one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Way:
+    """How a question is put, its wording apart. Scores are averaged within one way only.
+
+    Attributes:
+        shots: Worked examples before the question.
+        shots_seed, shots_order, shots_balance: Which examples, in which order (0, 0, False
+            without any).
+        chat: Whether the chat template was applied.
+        listing: ``cloze`` or ``letters``.
+        answer: How a choice is made (``choices``, ``first_token``, ``constrained``, ``free``).
+    """
+
+    shots: int = 0
+    shots_seed: int = 0
+    shots_order: int = 0
+    shots_balance: bool = False
+    chat: bool = False
+    listing: str = "cloze"
+    answer: str = "choices"
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any], shots: int) -> Way:
+        """From a cell's columns; ``shots`` is its nominal number of worked examples."""
+        drawn = shots > 0
+        return cls(
+            shots=shots,
+            shots_seed=(about["shots_seed"] or 0) if drawn else 0,
+            shots_order=(about["shots_order"] or 0) if drawn else 0,
+            shots_balance=drawn and bool(about["shots_balance"]),
+            chat=bool(about["chat"]),
+            listing=about["listing"] or "cloze",
+            answer=about["answer"] or "choices",
+        )
+
+    @property
+    def label(self) -> str:
+        """``0 shots``, or ``4 shots (seed 1), chat, letters``: what differs from the plain way."""
+        drawn = [f"seed {self.shots_seed}"] if self.shots_seed else []
+        drawn += [f"order {self.shots_order}"] if self.shots_order else []
+        drawn += ["balanced"] if self.shots_balance else []
+        parts = [f"{self.shots} shot{'' if self.shots == 1 else 's'}"]
+        parts[0] += f" ({', '.join(drawn)})" if drawn else ""
+        parts += ["chat"] if self.chat else []
+        parts += [self.listing] if self.listing != "cloze" else []
+        parts += [f"answer {self.answer.replace('_', ' ')}"] if self.answer != "choices" else []
+        return ", ".join(parts)
