@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ MAX_DEPTH = 100
 """Levels of nesting; what is hashed and compared afterwards is walked recursively."""
 MAX_VALUES = 12_000_000
 """Values of one JSON text, which bounds the memory they take."""
+
+# Controls (tab and line end apart), marks that turn the direction of writing, other line ends,
+# halves of pairs: a terminal or a reader would do something else than show them.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def printable(text: str) -> str:
+    """Text as it may be shown: what a terminal would obey is written as an escape (``\\x1b``)."""
+    return _UNSEEN.sub(lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:

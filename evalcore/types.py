@@ -69,6 +69,7 @@ class Adapter:
         control: Kind of control it is (``shuffled_labels``), else None.
         seed: Training seed, if known.
         untrained: True when every delta is exactly zero.
+        copies: Directories of exact copies, which are not scored by themselves.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Adapter:
     control: str | None = None
     seed: int | None = None
     untrained: bool = False
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

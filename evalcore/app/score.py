@@ -346,7 +346,11 @@ def _name_failures(outcome: ScoreOutcome, grid: Grid) -> None:
     for planned in grid.cells:
         message = outcome.summary.failed_cells.get(planned.cell.key)
         if message:
-            at = (planned.cell.subject.label, message)
+            adapter = planned.cell.subject.adapter
+            copies = (
+                f" and its copies {', '.join(adapter.copies)}" if adapter and adapter.copies else ""
+            )
+            at = (planned.cell.subject.label + copies, message)
             why[at] = why.get(at, 0) + 1
     outcome.problems += [(f"{label} ({n} cells)", message) for (label, message), n in why.items()]
 

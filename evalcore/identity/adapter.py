@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity.adapter_schema import check_adapter_config, check_layers, check_tensors
 from evalcore.identity.cache import cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.header import read_header
@@ -42,12 +43,12 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If it is missing, broken or not of a LoRA adapter.
     """
-    config = read_json(Path(path) / ADAPTER_CONFIG, "adapter")
+    file = Path(path) / ADAPTER_CONFIG
+    config = read_json(file, "adapter")
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise InputError(f"adapter {path}: peft_type is {kind!r}, evalcore scores LORA adapters")
-    if not isinstance(config.get("r", 8), int):
-        raise InputError(f"adapter {path}: r in {ADAPTER_CONFIG} should be a whole number")
+    check_adapter_config(config, file)
     return config
 
 
@@ -82,6 +83,7 @@ def adapter_fingerprint(path: str | Path) -> str:
         InputError: If a file is missing or broken.
     """
     config = numeric_adapter_config(path)
+    check_tensors(read_header(_weights(path))[0], _weights(path))
     return text_fingerprint(["adapter", 1, config, tensor_digests(_weights(path))])
 
 
@@ -139,6 +141,7 @@ def check_adapter_fits(
         IncompatibleError: If a module is not in the base, or has another shape.
     """
     config = adapter_config(path)
+    check_layers(config, _layer_count(layout), Path(path) / ADAPTER_CONFIG)
     if config.get("layer_replication"):
         return  # modules are copies of the base's layers; PEFT checks those
     by_suffix = _by_suffix(layout)
@@ -168,6 +171,11 @@ def check_adapter_fits(
                 f"{'x'.join(map(str, shape))} there, lora_{side[1]} is "
                 f"{'x'.join(map(str, info.shape))}"
             )
+
+
+def _layer_count(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    numbers = [int(match[1]) for match in map(_LAYER.search, layout) if match]
+    return max(numbers, default=-1) + 1
 
 
 def _by_suffix(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:

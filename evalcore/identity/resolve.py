@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +25,15 @@ from evalcore.identity.provenance import (
     Provenance,
     read_provenance,
 )
-from evalcore.identity.search import Problem, find_adapters, find_tuned, unfinished
+from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import open_checkpoint
 from evalcore.identity.weights import weight_layout
-from evalcore.reading import MAX_TABLE_BYTES, read_json
+from evalcore.reading import MAX_TABLE_BYTES, printable, read_json
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")
 
+_WARNED = 5  # problems told at once; all of them are in the outcome
 _HOW = "give --base-map GLOB=PATH|REPO@REV or --assume-base PATH|REPO@REV"
 
 
@@ -40,7 +43,7 @@ class Resolved:
 
     Attributes:
         subjects: By checkpoint (step, name), the bare checkpoint first, adapters by name.
-        problems: Adapters left out, with the reason.
+        problems: Adapters left out, with the reason: the others are scored.
         notes: Things worth telling (exact copies, how a base was found).
     """
 
@@ -72,57 +75,103 @@ def resolve_subjects(
             is scored alone too.
 
     Raises:
-        InputError: If nothing is found or a checkpoint is missing.
-        BaseUnresolvedError: If some adapter's base is uncertain (all are named at once).
-        IncompatibleError: If an adapter was trained on another base than the one given.
+        InputError: If nothing is found, or a checkpoint given by name is missing.
+        BaseUnresolvedError: If nothing is left because bases are uncertain (all named at once).
+        IncompatibleError: If nothing is left because adapters were trained on other bases.
     """
     if not adapter_paths and not checkpoints:
         raise InputError(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
     bases = _Bases(checkpoints, base_map, assume_base)
-    checkpoints_tuned = find_tuned(adapter_paths)
-    adapters = find_adapters(adapter_paths, required=not checkpoints_tuned)
-    problems: list[Problem] = []
-    notes: list[str] = []
-    unresolved: list[tuple[Path, str]] = []
-    tuned: dict[str, list[Adapter]] = {}
-    for path in adapters:
+    found = search(adapter_paths)
+    if adapter_paths and not (found.adapters or found.tuned):
+        raise nothing_found(adapter_paths)
+    problems = list(found.problems)
+    faults: list[tuple[Path, InputError]] = []
+    tuned: dict[str, dict[str, list[Adapter]]] = {}  # base -> adapter's fingerprint -> copies
+    for path in found.adapters:
         problem = unfinished(path)
         if problem is not None:
             problems.append(problem)
             continue
         try:
-            record = read_provenance(path)
-            adapter = _describe_adapter(path, record)
-            base = bases.of(path, record)
-            check_adapter_fits(path, bases.layout(base), base.source)
-            _check_tokens(path, base)
-        except BaseUnresolvedError as error:
-            unresolved.append((path, str(error)))
-        except IncompatibleError:
-            raise
+            adapter, base = _adapter_and_base(path, bases)
         except _GivenBaseError as error:
             raise InputError(str(error)) from None
         except InputError as error:
-            problems.append(Problem(str(path), str(error)))
+            faults.append((path, error))
+            problems.append(_problem(path, error))
         else:
-            group = tuned.setdefault(base.fingerprint, [])
-            copy = next((a for a in group if a.fingerprint == adapter.fingerprint), None)
-            if copy is None:
-                group.append(adapter)
-            else:
-                notes.append(f"adapter {path} is an exact copy of {copy.path}: scored once")
-    if unresolved:
-        raise BaseUnresolvedError(_unresolved_message(unresolved))
-    alone = set(bases.given) | bases.open_tuned(checkpoints_tuned, problems)
+            copies = tuned.setdefault(base.fingerprint, {}).setdefault(adapter.fingerprint, [])
+            copies.append(adapter)
+    alone = set(bases.given) | bases.open_tuned(found.tuned, problems)
+    if not (tuned or alone):
+        _raise_if_nothing_fits(faults)
     if include_bases:
         alone |= set(tuned) | bases.parents(alone)
-    for problem in problems:
+    for problem in problems[:_WARNED]:
         logger.warning("%s", problem.message)
+    if len(problems) > _WARNED:
+        logger.warning("%d more are left out; all are named at the end", len(problems) - _WARNED)
+    groups = {base: [_scored(each) for each in own.values()] for base, own in tuned.items()}
+    notes = [
+        f"adapter {copy} is an exact copy of {adapter.path}: scored once"
+        for adapters in groups.values()
+        for adapter in adapters
+        for copy in adapter.copies
+    ]
     return Resolved(
-        _subjects(bases.known, alone, tuned), tuple(problems), tuple(notes + bases.notes)
+        _subjects(bases.known, alone, groups), tuple(problems), tuple(notes + bases.notes)
     )
+
+
+def _adapter_and_base(path: Path, bases: _Bases) -> tuple[Adapter, Checkpoint]:
+    """An adapter and its certain base; whatever is wrong with it is an InputError."""
+    try:
+        str(path.resolve()).encode()
+        record = read_provenance(path)
+        adapter = _describe_adapter(path, record)
+        base = bases.of(path, record)
+        check_adapter_fits(path, bases.layout(base), base.source)
+        _check_tokens(path, base)
+    except UnicodeError:
+        raise InputError(
+            f"adapter {printable(str(path))}: its path is not UTF-8, which tables of results are; "
+            f"rename it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"adapter {path} cannot be read ({error.strerror or error})") from None
+    return adapter, base
+
+
+def _problem(path: Path, error: InputError) -> Problem:
+    if isinstance(error, BaseUnresolvedError):
+        text = f"adapter {path}: its base is not certain: {error}; {_HOW}"
+        return Problem(str(path), text, "uncertain")
+    kind = "misfit" if isinstance(error, IncompatibleError) else "broken"
+    return Problem(str(path), str(error), kind)
+
+
+def _raise_if_nothing_fits(faults: Sequence[tuple[Path, InputError]]) -> None:
+    """With nothing left to score, what is wrong with the adapters is the error of the run."""
+    uncertain = [(p, str(fault)) for p, fault in faults if isinstance(fault, BaseUnresolvedError)]
+    if uncertain:
+        raise BaseUnresolvedError(_unresolved_message(uncertain))
+    misfits = [fault for _, fault in faults if isinstance(fault, IncompatibleError)]
+    if misfits:
+        more = f" (and {len(misfits) - 1} more adapters)" if len(misfits) > 1 else ""
+        raise IncompatibleError(f"{misfits[0]}{more}")
+
+
+def _scored(copies: Sequence[Adapter]) -> Adapter:
+    """The one of exact copies that is scored: with the plainest configuration, first by name."""
+
+    def extras(adapter: Adapter) -> int:
+        return sum(value not in (None, {}, []) for value in adapter_config(adapter.path).values())
+
+    chosen = min(copies, key=extras) if len(copies) > 1 else copies[0]
+    return replace(chosen, copies=tuple(c.path for c in copies if c is not chosen))
 
 
 class _GivenBaseError(Exception):
@@ -278,7 +327,7 @@ class _Bases:
         config = adapter_config(path)
         name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
         if name:
-            for place in (Path(name).expanduser(), path / name):
+            for place in (Path(os.path.expanduser(name)), path / name):
                 if (place / "config.json").is_file():
                     return self._open(str(place), f"adapter {path}")
         hub = bool(name) and not name.startswith((".", "/", "~"))
@@ -376,12 +425,13 @@ def _subjects(
 
 def _unique(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     """Names made unique by the parent folder's name, then by a number."""
-    result: list[str] = []
+    result: dict[str, None] = {}
+    count = Counter(names)
     for name, path in zip(names, paths, strict=True):
-        if names.count(name) > 1:
+        if count[name] > 1:
             name = f"{Path(path).parent.name}/{name}"
         unique, number = name, 2
         while unique in result:
             unique, number = f"{name}#{number}", number + 1
-        result.append(unique)
-    return result
+        result[unique] = None
+    return list(result)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG
 from evalcore.identity.provenance import PROVENANCE_FILE, UNFINISHED_FILE
+
+MAX_FOLDERS = 200_000
+"""Folders looked into below one that is given (a link may lead to a whole disk)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,8 @@ class Problem:
     Attributes:
         path: Its directory.
         message: One line for a person.
-        kind: ``broken`` or ``unfinished``.
+        kind: ``broken``, ``unfinished``, ``misfit`` (made for another base) or ``uncertain`` (it
+            is not certain which checkpoint is its base).
     """
 
     path: str
@@ -26,40 +31,111 @@ class Problem:
     kind: str = "broken"
 
 
-def find_adapters(paths: Sequence[str | Path], *, required: bool = True) -> list[Path]:
-    """Directories with an adapter_config.json in the given folders (recursive, sorted, unique).
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is in the given folders.
+
+    Attributes:
+        adapters: Directories with an adapter_config.json, sorted.
+        tuned: Directories of fully tuned checkpoints, sorted.
+        problems: Folders that could not be looked into.
+    """
+
+    adapters: tuple[Path, ...]
+    tuned: tuple[Path, ...]
+    problems: tuple[Problem, ...]
+
+
+def search(paths: Sequence[str | Path]) -> Found:
+    """Looks through folders for adapters and fully tuned checkpoints, links to folders included.
+
+    Each real folder is looked into once, whatever links lead to it; a link to a folder above the
+    one it stands in is left alone. Fully tuned checkpoints are known by their provenance record.
 
     Raises:
-        InputError: If a folder is missing, or (``required``) none holds an adapter.
+        InputError: If a folder is missing, or there are too many below it.
     """
-    found: dict[Path, Path] = {}
+    adapters: dict[str, Path] = {}
+    tuned: dict[str, Path] = {}
+    problems: list[Problem] = []
     for given in paths:
         folder = Path(given).expanduser()
         if not folder.is_dir():
             raise InputError(f"adapter folder {given} does not exist")
-        for file in sorted(folder.rglob(ADAPTER_CONFIG)):
-            found.setdefault(file.parent.resolve(), file.parent)
-    if not found and paths and required:
-        searched = ", ".join(str(path) for path in paths)
-        raise InputError(
-            f"no adapters found in {searched}: looked for {ADAPTER_CONFIG} there and below; "
-            f"give a folder of PEFT LoRA adapters, or checkpoints with --checkpoint"
-        )
-    return sorted(found.values())
+        for path, names in _folders(folder, problems):
+            if ADAPTER_CONFIG in names:
+                adapters.setdefault(os.path.realpath(path), path)
+            elif PROVENANCE_FILE in names and "config.json" in names:
+                tuned.setdefault(os.path.realpath(path), path)
+    unique = {problem.path: problem for problem in problems}
+    return Found(
+        tuple(sorted(adapters.values())), tuple(sorted(tuned.values())), tuple(unique.values())
+    )
+
+
+def _folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, frozenset[str]]]:
+    """(folder, names in it) of a folder and all below; those behind links come last."""
+    top = os.path.realpath(root)
+    pending, links = [root], list[Path]()
+    seen: set[str] = set()
+    while pending or links:
+        folder = pending.pop() if pending else links.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        if len(seen) >= MAX_FOLDERS:
+            raise InputError(
+                f"{root} has more than {MAX_FOLDERS:,} folders below it; give the folders of the "
+                f"adapters themselves"
+            )
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(folder / entry.name)
+                elif entry.is_symlink() and _leads_down(entry, top):
+                    links.append(folder / entry.name)
+        except OSError as error:
+            reason = f"{folder} cannot be looked into ({error.strerror}); left out"
+            problems.append(Problem(str(folder), reason))
+            continue
+        yield folder, frozenset(entry.name for entry in entries)
+
+
+def _leads_down(link: os.DirEntry[str], top: str) -> bool:
+    """Whether a link leads to a folder that does not hold the folder searched."""
+    try:
+        target = os.path.realpath(link.path)
+        return link.is_dir() and os.path.commonpath([target, top]) != target
+    except OSError:  # a link to itself
+        return False
+
+
+def find_adapters(paths: Sequence[str | Path], *, required: bool = True) -> list[Path]:
+    """Directories with an adapter_config.json in the given folders (see :func:`search`).
+
+    Raises:
+        InputError: If a folder is missing, or (``required``) none holds an adapter.
+    """
+    adapters = search(paths).adapters
+    if required and paths and not adapters:
+        raise nothing_found(paths)
+    return list(adapters)
 
 
 def find_tuned(paths: Sequence[str | Path]) -> list[Path]:
-    """Directories of fully tuned checkpoints in the given folders (recursive, sorted, unique).
+    """Directories of fully tuned checkpoints in the given folders (see :func:`search`)."""
+    return list(search(paths).tuned)
 
-    They are those with a provenance record of their own that are not adapters.
-    """
-    found: dict[Path, Path] = {}
-    for given in paths:
-        for file in sorted(Path(given).expanduser().rglob(PROVENANCE_FILE)):
-            folder = file.parent
-            if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
-                found.setdefault(folder.resolve(), folder)
-    return sorted(found.values())
+
+def nothing_found(paths: Sequence[str | Path]) -> InputError:
+    """What to say of folders without adapters."""
+    searched = ", ".join(str(path) for path in paths)
+    return InputError(
+        f"no adapters found in {searched}: looked for {ADAPTER_CONFIG} there and below; "
+        f"give a folder of PEFT LoRA adapters, or checkpoints with --checkpoint"
+    )
 
 
 def unfinished(path: Path) -> Problem | None:

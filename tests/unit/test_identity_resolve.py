@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from evalcore.errors import BaseUnresolvedError, IncompatibleError, InputError
 from evalcore.identity import (
@@ -24,6 +26,7 @@ from evalcore.identity import (
 )
 
 Make = Callable[..., Path]
+WEIGHTS = "adapter_model.safetensors"
 COMMITS = {"step100": "a" * 40, "step200": "b" * 40}
 
 
@@ -139,6 +142,86 @@ def test_one_bad_adapter_is_a_problem_not_the_end(
     broken = dict.fromkeys(("json", "gone", "cut", "other", "swapped"), "broken")
     assert kinds == {**broken, "started": "unfinished"}
     assert all("\n" not in p.message and "a/" in p.message for p in resolved.problems)
+
+
+def test_adapters_that_do_not_fit_or_are_uncertain_cost_only_themselves(
+    tmp_path: Path, tiny_checkpoint: Path, second: Path, make_adapter: Make
+) -> None:
+    make_adapter(tmp_path / "a/good", tiny_checkpoint)
+    make_adapter(tmp_path / "a/deep", tiny_checkpoint, seed=2, layers=4)
+    make_adapter(tmp_path / "a/uncertain", "org/base", seed=3)
+    other = make_adapter(tmp_path / "a/other", tiny_checkpoint, seed=4)
+    record(other, second, path="/gone")
+    make_adapter(tmp_path / "a/home", "~nobody-of-that-name/x", seed=5)
+    make_adapter(tmp_path / "a/long", "x" * 5000, seed=6)
+    make_adapter(tmp_path / "a/nul", "x\0y", seed=7)
+    make_adapter(tmp_path / "a/empty", tiny_checkpoint)
+    save_file({}, tmp_path / "a/empty/adapter_model.safetensors")
+    make_adapter(tmp_path / "a/rows", tiny_checkpoint)
+    rows = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((0, 8), "f")}
+    save_file(rows, tmp_path / "a/rows/adapter_model.safetensors")
+    make_adapter(tmp_path / "a/whole", tiny_checkpoint)
+    save_file({name: np.ones((4, 8), "i4") for name in rows}, tmp_path / "a/whole" / WEIGHTS)
+    os.rename(make_adapter(tmp_path / "x", tiny_checkpoint), os.fsencode(tmp_path) + b"/a/\xff\xfe")
+    resolved = resolve_subjects([tmp_path / "a"])
+    assert [s.label for s in resolved.subjects] == ["step-00100", "step-00100 + good"]
+    found = {os.path.basename(problem.path): problem for problem in resolved.problems}
+    assert {name: problem.kind for name, problem in found.items()} == {
+        "deep": "misfit", "uncertain": "uncertain", "other": "uncertain", "home": "uncertain",
+        "long": "broken", "nul": "uncertain", "empty": "broken", "rows": "broken",
+        "whole": "broken", "\udcff\udcfe": "broken",
+    }  # fmt: skip
+    assert "--base-map" in found["uncertain"].message
+    assert "holds no tensors" in found["empty"].message
+    assert "is empty" in found["rows"].message
+    assert "of type I32" in found["whole"].message
+    assert r"\udcff\udcfe: its path is not UTF-8" in found["\udcff\udcfe"].message
+    assert all("\n" not in problem.message for problem in resolved.problems)
+
+
+def test_the_plainest_of_copies_is_scored_and_the_others_are_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    odd = make_adapter(tmp_path / "a/aaa", tiny_checkpoint, some_new_key={"x": 1})
+    make_adapter(tmp_path / "a/good", tiny_checkpoint)
+    make_adapter(tmp_path / "a/megatron", tiny_checkpoint, megatron_config={"x": 1})
+    resolved = resolve_subjects([tmp_path / "a"], include_bases=False)
+    (subject,) = resolved.subjects
+    assert subject.adapter is not None
+    assert (subject.adapter.name, subject.adapter.copies) == ("good", (str(odd),))
+    assert len(resolved.problems) == 1
+    assert "exact copy" in resolved.notes[0]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, make_adapter: Make) -> None:
+    runs = tmp_path / "runs"
+    make_adapter(runs / "real", "base")
+    make_adapter(tmp_path / "scratch/run-7/final", "base")
+    (runs / "linked").symlink_to(tmp_path / "scratch")
+    (runs / "latest").symlink_to(runs / "real")
+    (runs / "again").symlink_to(tmp_path / "scratch/run-7")
+    (runs / "up").symlink_to(tmp_path)
+    (runs / "self").symlink_to(runs / "self")
+    (runs / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "scratch/back").symlink_to(runs)
+    found = find_adapters([runs])
+    assert [path.resolve() for path in found] == [
+        tmp_path / "scratch/run-7/final", runs / "real",
+    ]  # fmt: skip
+    assert runs / "real" in found
+    assert find_adapters([runs / "latest"]) == [runs / "latest"]
+
+
+def test_a_link_to_a_whole_disk_is_bounded(
+    tmp_path: Path, make_adapter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tmp_path / "runs/real", "base")
+    for number in range(20):
+        (tmp_path / "disk" / str(number)).mkdir(parents=True)
+    (tmp_path / "runs/disk").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr("evalcore.identity.search.MAX_FOLDERS", 10)
+    with pytest.raises(InputError, match="more than 10 folders below it"):
+        find_adapters([tmp_path / "runs"])
 
 
 def test_provenance_first(
