@@ -28,7 +28,7 @@ from evalcore.identity import (
     text_fingerprint,
     write_provenance,
 )
-from evalcore.tasks import load_task
+from evalcore.tasks import data_resolution, load_task
 from finetune.data import TrainingSet
 from finetune.jobs import TuneJob
 from finetune.method import MethodSpec
@@ -170,7 +170,10 @@ def provenance_record(
         "data": {
             "fingerprint": rows.fingerprint,
             "row_ids": list(rows.row_ids),
-            "parts": [{"task": task, "rows": count} for task, count in rows.parts],
+            "parts": [
+                {"task": task, "rows": count, "revision": _data_revision(task)}
+                for task, count in rows.parts
+            ],
             "left_out": rows.counts,
             "held_out_tasks": list(job.held_out),
         },
@@ -195,6 +198,12 @@ def provenance_record(
         "device": report.device,
         **fingerprint,
     }
+
+
+def _data_revision(task: str) -> str | None:
+    """The commit that rows of a task were read from in this process; None for other sources."""
+    found = data_resolution(load_task(task))
+    return found.commit if found is not None else None
 
 
 def working_folder(directory: str | Path) -> Path:

@@ -18,6 +18,7 @@ from evalcore.identity.checkpoint import (
 )
 from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
 from evalcore.identity.header import read_header
+from evalcore.identity.hub import HubError, HubRepository, Snapshot, is_commit, is_offline
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     UNFINISHED_FILE,
@@ -33,10 +34,13 @@ from evalcore.identity.weights import weight_files, weight_layout
 __all__ = [
     "PROVENANCE_FILE",
     "UNFINISHED_FILE",
+    "HubError",
+    "HubRepository",
     "NumericsClass",
     "Problem",
     "Provenance",
     "Resolved",
+    "Snapshot",
     "adapter_config",
     "adapter_fingerprint",
     "adapter_is_zero",
@@ -51,6 +55,8 @@ __all__ = [
     "document_id",
     "find_adapters",
     "find_tuned",
+    "is_commit",
+    "is_offline",
     "numeric_adapter_config",
     "numeric_config",
     "open_checkpoint",

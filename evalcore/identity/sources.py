@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import re
 from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.checkpoint import checkpoint_fingerprint, tokenizer_fingerprint
+from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
+logger = logging.getLogger("evalcore")
+
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _STEP = re.compile(
     r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?!\d)", re.I
 )
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+# the same weights in another layout, beside those that are read
+_NOT_FILES = ["original/*", "*/*.safetensors", "consolidated*.safetensors"]
 
 
 def split_source(text: str) -> tuple[str, str | None]:
@@ -58,49 +62,24 @@ def open_checkpoint(source: str, *, what: str = "checkpoint") -> Checkpoint:
             raise InputError(f"{what}: base missing on disk: {source}{hint}")
         return describe_checkpoint(path, source=source)
     path, commit = fetch_snapshot(repo, revision, what=what)
-    name = f"{repo.split('/')[-1]}@{revision[:12] if _COMMIT.match(revision) else revision}"
+    name = f"{repo.split('/')[-1]}@{revision[:12] if is_commit(revision) else revision}"
     return describe_checkpoint(path, source=source, name=name, revision=commit)
 
 
-def fetch_snapshot(repo: str, revision: str, *, what: str) -> tuple[Path, str | None]:
+def fetch_snapshot(repo: str, revision: str, *, what: str) -> tuple[Path, str]:
     """Local snapshot of a hub repository and its resolved commit.
 
     Raises:
         InputError: If it is neither in the cache nor (online) on the hub.
     """
-    from huggingface_hub import snapshot_download  # heavy, and only hub users need it
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     try:
-        # Environment read now, not when the library was imported.
-        path = Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                cache_dir=hub_cache_dir(),
-                local_files_only=offline,
-                allow_patterns=_FILES,
-            )
-        )
-    except Exception as error:  # the library has a dozen kinds; each means: not to be had
-        where = (
-            "not in the local cache and HF_HUB_OFFLINE is set"
-            if offline
-            else (f"could not be fetched ({type(error).__name__})")
-        )
-        raise InputError(
-            f"{what}: {repo}@{revision} {where}; download it "
-            f"(hf download {repo} --revision {revision}) or give a local path"
-        ) from None
-    return path, path.name if _COMMIT.match(path.name) else None
-
-
-def hub_cache_dir() -> Path:
-    """Folder of the hub's cache, by the environment variables of huggingface_hub."""
-    if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"])
-    home = os.environ.get("HF_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
+        found = HubRepository("model", repo).snapshot(revision, _FILES, _NOT_FILES)
+    except HubError as error:
+        raise InputError(f"{what}: {repo}@{revision} {error}, or give a local path") from None
+    if found.note is not None:
+        level = logging.INFO if is_offline() else logging.WARNING  # offline by choice is no news
+        logger.log(level, "%s: %s: %s", what, repo, found.note)
+    return found.path, found.commit
 
 
 def describe_checkpoint(

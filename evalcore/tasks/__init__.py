@@ -18,6 +18,7 @@ from evalcore.tasks.documents import (
     load_documents_counted,
 )
 from evalcore.tasks.faults import DataFault, FileFault, TaskDataError, TaskError, TaskFault
+from evalcore.tasks.hub import data_resolution
 from evalcore.tasks.model import TaskDefinition
 from evalcore.tasks.reading import (
     UniqueKeyLoader,
@@ -51,6 +52,7 @@ __all__ = [
     "check_selection",
     "check_source",
     "content_key",
+    "data_resolution",
     "definition_error",
     "documents_from_rows",
     "is_scorable",

@@ -28,9 +28,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from evalcore.identity import text_fingerprint
+from evalcore.identity import is_commit, text_fingerprint
 from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, content_key
-from evalcore.tasks.hub import is_commit, resolved_commit
+from evalcore.tasks.hub import data_resolution
 from evalcore.types import Document, Task, Variant
 
 if TYPE_CHECKING:
@@ -245,16 +245,17 @@ def check_selection(tasks: Iterable[Task]) -> list[Finding]:
 def check_source(task: Task) -> list[Finding]:
     """Notes rows that came from a revision that can move, with the commit they came from."""
     hub = (task.spec.get("source") or {}).get("hub")
-    commit = resolved_commit(hub) if hub else None
-    if hub is None or commit is None or is_commit(hub.get("revision")):
+    found = data_resolution(task)
+    if hub is None or found is None or is_commit(hub.get("revision")):
         return []
     consequence = "a later run may read other rows; pin this commit to keep them"
+    text = f"data set {hub['repo']} is not pinned, resolved to {found.commit}"
+    if found.note is not None:
+        text += f" ({found.note})"
+    level: Level = "warning" if found.note is not None else "note"
     return [
-        Finding(
-            "note", "not_pinned",
-            f"task {task.name}: data set {hub['repo']} is not pinned, resolved to {commit}: "
-            f"{consequence}", 0, task.name, (), consequence,
-        )
+        Finding(level, "not_pinned", f"task {task.name}: {text}: {consequence}", 0, task.name, (),
+                consequence)
     ]  # fmt: skip
 
 

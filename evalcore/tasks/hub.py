@@ -1,38 +1,58 @@
-"""Rows of data sets on the hub: through its cache, offline if told so, with the commit resolved."""
+"""Rows of data sets on the hub: the files of one split at one commit, checked to be those.
+
+Files are fetched by huggingface_hub at a resolved commit, never by ``datasets.load_dataset``: that
+serves any cached revision when the hub cannot be asked (datasets 4 and 5), whatever was pinned.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from evalcore.identity import HubError, HubRepository, is_commit, is_offline
 from evalcore.tasks.faults import DataFault, TaskDataError
+from evalcore.types import Task
 
 logger = logging.getLogger("evalcore")
 
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_TRUE = {"1", "TRUE", "YES", "ON"}
-
-# (repo, config, revision asked for) -> commit the rows came from, for the record of a run
-_RESOLVED: dict[tuple[str, str | None, str | None], str] = {}
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a commit, which can never mean other rows."""
-    return bool(revision and _COMMIT.match(revision))
+SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHARD = re.compile(r"^(?P<name>.+)-(?P<number>\d+)-of-(?P<of>\d+)\.")
+_CARD = "README.md"
+_WAS_CHANGED = "changed since it was fetched (its hash is not its name in the cache)"
 
 
-def resolved_commit(hub: Mapping[str, Any]) -> str | None:
-    """The commit the rows of a source were read from in this process, if they came from the hub."""
-    return _RESOLVED.get((hub["repo"], hub.get("config"), hub.get("revision")))
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Where the rows of a source came from in this process.
+
+    Attributes:
+        commit: The commit.
+        note: What is to be said about how the revision asked for became it.
+    """
+
+    commit: str
+    note: str | None = None
 
 
-def hub_table(hub: Mapping[str, Any], split: str, root: Path | None) -> Any:
-    """A split of a data set as an Arrow table, from the cache or (unless offline) the hub.
+# (repo, config, revision asked for) -> what its rows came from, for the record of a run
+_RESOLVED: dict[tuple[str, str | None, str | None], Resolution] = {}
+
+
+def data_resolution(task: Task) -> Resolution | None:
+    """What the rows of a task were read from in this process, if they came from the hub."""
+    hub = (task.spec.get("source") or {}).get("hub")
+    return _RESOLVED.get((hub["repo"], hub.get("config"), hub.get("revision"))) if hub else None
+
+
+def hub_files(hub: Mapping[str, Any], split: str, root: Path | None) -> list[Path]:
+    """Files of a split of a data set, from the cache or (unless offline) the hub.
 
     Args:
         hub: The ``source.hub`` part of a task.
@@ -40,90 +60,147 @@ def hub_table(hub: Mapping[str, Any], split: str, root: Path | None) -> Any:
         root: The data root that was looked into before, named in the error.
 
     Raises:
-        TaskDataError: If it is not to be had; says what to fetch and where to put it.
+        TaskDataError: If they are not to be had, or not as the hub has them; says what to fetch
+            and where to put it.
     """
-    key = (hub["repo"], hub.get("config"), hub.get("revision"), hub.get("files"), split)
+    repo, config, revision = hub["repo"], hub.get("config"), hub.get("revision")
     try:
-        if not _cached(hub["repo"]) and (offline() or not _reachable()):
-            why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
-            raise FileNotFoundError(f"{why} and it is not in the cache")
-        table, commit = _fetch(*key)
-    except Exception as error:  # the libraries raise many kinds; each means: not to be had
+        resolved = _resolved(repo, revision, is_offline())
+        found = _fetched(repo, config, resolved.commit, hub.get("files"), split)
+        HubRepository("dataset", repo).remember(revision, resolved.commit)
+    except HubError as error:
         raise TaskDataError(DataFault.NOT_FETCHED, _wanted(hub, split, root, error)) from None
-    asked = (hub["repo"], hub.get("config"), hub.get("revision"))
-    if commit and _RESOLVED.get(asked) != commit:
-        _RESOLVED[asked] = commit
-        if not is_commit(hub.get("revision")):
-            logger.info("data set %s: not pinned, resolved to %s", hub["repo"], commit)
-    return table
+    for file in found:
+        _check_content(file)
+    if _RESOLVED.get((repo, config, revision)) != resolved:
+        _RESOLVED[repo, config, revision] = resolved
+        if not is_commit(revision):
+            logger.info("data set %s: not pinned, resolved to %s", repo, resolved.commit)
+    return list(found)
 
 
-def offline() -> bool:
-    """Whether the hub may not be asked."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    return any(os.environ.get(name, "").upper() in _TRUE for name in names)
+@lru_cache(maxsize=64)
+def _resolved(repo: str, revision: str | None, offline: bool) -> Resolution:
+    """Once for all splits of a process: a branch may not move between them."""
+    return Resolution(*HubRepository("dataset", repo).resolve(revision))
 
 
-def _cached(repo: str) -> bool:
-    """Whether anything of a data set lies in a cache; spares seconds of imports where not."""
-    from huggingface_hub import constants
+@lru_cache(maxsize=64)
+def _fetched(
+    repo: str, config: str | None, commit: str, pattern: str | None, split: str
+) -> tuple[Path, ...]:
+    repository = HubRepository("dataset", repo)
+    patterns = [pattern.replace("{split}", split)] if pattern else []
+    if not patterns:
+        card = repository.fetch(commit, [_CARD]) / _CARD
+        patterns = _of_card(card, config, split) or _usual(config, split)
+    folder = repository.fetch(commit, patterns)
+    for one in patterns:
+        files = sorted(file for file in folder.glob(one) if file.is_file())
+        if files:
+            check_complete(files)
+            return tuple(files)
+    raise HubError(
+        f"has no files {' or '.join(patterns[:3])}{', ...' if len(patterns) > 3 else ''} at commit "
+        f"{commit}; name them in source.hub.files"
+    )
 
-    hub = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"
-    home = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
-    return hub.is_dir() or (Path(home) / repo.replace("/", "___")).is_dir()
 
+def _of_card(card: Path, config: str | None, split: str) -> list[str]:
+    """Patterns that the front matter of a data set's card gives for a split; [] if it does not."""
+    import yaml
 
-@lru_cache(maxsize=1)
-def _reachable() -> bool:
-    """Whether the hub answers; asked once, because its library tries for half a minute."""
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub import constants
-
-    place = urlsplit(constants.ENDPOINT)
-    if getproxies().get(place.scheme):
-        return True  # the proxy knows; a direct connection says nothing
-    port = place.port or (443 if place.scheme == "https" else 80)
     try:
-        socket.create_connection((place.hostname or "", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-@lru_cache(maxsize=4)
-def _fetch(
-    repo: str, config: str | None, revision: str | None, files: str | None, split: str
-) -> tuple[Any, str | None]:
-    """(Arrow table, commit) of one split."""
-    if files is not None:
-        return _fetch_files(repo, revision, files.replace("{split}", split))
-    import datasets  # seconds to import: only for data that really comes from the hub
-
-    data = datasets.load_dataset(repo, config, split=split, revision=revision)
-    # the folder the library keeps the rows in is named after the commit, online and offline
-    parts = [part for file in data.cache_files for part in Path(file["filename"]).parts]
-    commit = next((part for part in parts if _COMMIT.match(part)), None)
-    return data.data.table, commit
-
-
-def _fetch_files(repo: str, revision: str | None, pattern: str) -> tuple[Any, str]:
-    import pyarrow as pa
-    import pyarrow.parquet
-    from huggingface_hub import snapshot_download
-
-    folder = Path(
-        snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=[pattern],
-            local_files_only=offline() or not _reachable(),
+        text = card.read_text("utf-8")
+        head = text.split("\n---", 1)[0].removeprefix("---") if text.startswith("---") else ""
+        configs = (yaml.safe_load(head) or {}).get("configs") or []
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        return []
+    named = [c for c in configs if isinstance(c, dict)]
+    wanted = config or "default"
+    chosen = [c for c in named if c.get("config_name", "default") == wanted]
+    if not chosen and config is None:
+        chosen = [c for c in named if c.get("default")] or (named if len(named) == 1 else [])
+    if not chosen:
+        if config is not None and named:
+            there = ", ".join(str(c.get("config_name")) for c in named[:8])
+            raise HubError(f"has no configuration {config}: there are {there}")
+        return []
+    files = chosen[0].get("data_files")
+    parts = files if isinstance(files, list) else [files]
+    entries = [
+        part if isinstance(part, dict) else {"split": "train", "path": part}
+        for part in parts
+        if part
+    ]
+    found = [entry.get("path") for entry in entries if entry.get("split") == split]
+    if entries and not found:
+        raise HubError(
+            f"has no split {split}: there are {', '.join(str(e['split']) for e in entries)}"
         )
-    )  # fmt: skip
-    found = sorted(folder.glob(pattern))
-    if not found:
-        raise FileNotFoundError(f"no file {pattern} at commit {folder.name}")
-    return pa.concat_tables([pyarrow.parquet.read_table(f) for f in found]), folder.name
+    folder = str(chosen[0].get("data_dir") or "").strip("/")
+    patterns = [one for path in found for one in (path if isinstance(path, list) else [path])]
+    return [f"{folder}/{one}".strip("/") if folder else str(one) for one in patterns]
+
+
+def _usual(config: str | None, split: str) -> list[str]:
+    """Where files of a split lie in data sets whose card does not say."""
+    folders = [f"{config}/"] if config else ["data/", "default/", ""]
+    return [
+        f"{folder}{name}.{suffix}"
+        for folder in folders
+        for name in (split, f"{split}-*", f"{split}/*")
+        for suffix in SUFFIXES
+    ]
+
+
+def check_complete(files: Sequence[Path]) -> None:
+    """Whether files named ``<name>-<number>-of-<count>`` are all there.
+
+    Raises:
+        HubError: If some are missing; names the first.
+    """
+    groups: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        shard = _SHARD.match(file.name)
+        if shard is not None:
+            groups.setdefault((shard["name"], int(shard["of"])), set()).add(int(shard["number"]))
+    for (name, count), there in groups.items():
+        missing = [number for number in range(count) if number not in there]
+        if missing:
+            raise HubError(
+                f"is incomplete: {len(missing)} of {count} files {name}-*-of-{count:05d} are "
+                f"missing in {files[0].parent} (first: number {missing[0]}); fetch them"
+            )
+
+
+def _check_content(file: Path) -> None:
+    """Whether a file in the cache still is what the hub named it for.
+
+    Raises:
+        TaskDataError: If it is not.
+    """
+    blob = file.resolve()
+    about = blob.stat()
+    if not _is_intact(blob, about.st_mtime_ns, about.st_size):
+        raise TaskDataError(
+            DataFault.BROKEN_FILE, f"data file {file} {_WAS_CHANGED}; delete {blob} and run again"
+        )
+
+
+@lru_cache(maxsize=256)
+def _is_intact(blob: Path, mtime_ns: int, size: int) -> bool:
+    """Files are named after sha256 (large ones) or git's own hash; others cannot be checked."""
+    if _SHA256.match(blob.name):
+        digest = hashlib.sha256()
+    elif is_commit(blob.name):
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    else:
+        return True
+    with blob.open("rb") as content:
+        while chunk := content.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest() == blob.name
 
 
 def _wanted(hub: Mapping[str, Any], split: str, root: Path | None, error: Exception) -> str:
@@ -134,11 +211,5 @@ def _wanted(hub: Mapping[str, Any], split: str, root: Path | None, error: Except
     what += f", configuration {config}" if config else ""
     what += f", split {split!r}, revision {revision or 'main (not pinned)'}"
     what += f", files {hub['files'].replace('{split}', split)}" if hub.get("files") else ""
-    why = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, FileNotFoundError) or len(why) > 160:
-        why = f"{type(error).__name__}: {why[:160]}"
     give = "" if root else " and give --data-root <data-root>"
-    return (
-        f"{what} is not to be had ({why}); put its rows at {place} "
-        f"(or .jsonl, .csv, .arrow){give}, or load it once while online"
-    )
+    return f"{what}: {error}; or put its rows at {place} (or .jsonl, .csv, .arrow){give}"

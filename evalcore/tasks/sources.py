@@ -11,7 +11,7 @@ from typing import Any
 from evalcore.errors import UnknownNameError
 from evalcore.tasks.columns import Row
 from evalcore.tasks.faults import DataFault, TaskDataError
-from evalcore.tasks.hub import hub_table
+from evalcore.tasks.hub import hub_files
 from evalcore.tasks.model import split_range
 
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
@@ -48,8 +48,7 @@ def load_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
                 f"no rows of split {name!r} in {folder}: there are {', '.join(there)}; put "
                 f"{name}.parquet (or .jsonl, .csv, .arrow) of {hub['repo']} beside them",
             )
-    table = hub_table(hub, name, root)
-    return table.slice(start, None if stop is None else max(0, stop - start)).to_pylist()
+    return _rows_of(hub_files(hub, name, root))[start:stop]
 
 
 def _environment_root() -> Path | None:

@@ -142,10 +142,11 @@ def test_a_data_set_counted_twice() -> None:
 
 
 def test_unpinned_rows_are_noted_with_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = load_task("gpt3nli")
+    task = load_task("tweetqa_qg")
     assert check_source(task) == []  # nothing came from the hub
     commit = "0123456789abcdef0123456789abcdef01234567"
-    monkeypatch.setitem(hub._RESOLVED, ("pietrolesci/gpt3_nli", None, None), commit)
+    asked = ("ucsbnlp/tweet_qa", None, "refs/convert/parquet")
+    monkeypatch.setitem(hub._RESOLVED, asked, hub.Resolution(commit))
     (finding,) = check_source(task)
     assert (finding.level, finding.code) == ("note", "not_pinned")
     assert f"not pinned, resolved to {commit}" in finding.message
@@ -156,32 +157,30 @@ def test_the_branch_of_a_cached_repository_is_resolved_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A hub cache as the library lays it out, read without a connection."""
-    import huggingface_hub.constants
     import pyarrow.parquet as pq
 
     from evalcore.tasks import load_documents
 
     commit = "89abcdef0123456789abcdef0123456789abcdef"
-    cache = tmp_path / "datasets--allenai--social_i_qa"
+    cache = tmp_path / "datasets--ucsbnlp--tweet_qa"
     snapshot = cache / "snapshots" / commit / "default/validation"
     snapshot.mkdir(parents=True)
     (cache / "refs/refs/convert").mkdir(parents=True)
     (cache / "refs/refs/convert/parquet").write_text(commit)
-    lines = (ROOT / "allenai/social_i_qa/validation.jsonl").read_text().splitlines()
+    lines = (ROOT / "ucsbnlp/tweet_qa/validation.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     pq.write_table(pa.Table.from_pylist(rows), snapshot / "0000.parquet")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    hub._fetch.cache_clear()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    hub._fetched.cache_clear()
     monkeypatch.setattr(hub, "_RESOLVED", {})
-    task = load_task("socialiqa")
+    task = load_task("tweetqa_qg")
     with caplog.at_level("INFO", logger="evalcore"):
         documents = load_documents(task)
     assert documents == load_documents(task, data_root=ROOT)
-    assert f"data set allenai/social_i_qa: not pinned, resolved to {commit}" in caplog.text
+    assert f"data set ucsbnlp/tweet_qa: not pinned, resolved to {commit}" in caplog.text
     assert [finding.code for finding in check_source(task)] == ["not_pinned"]
-    hub._fetch.cache_clear()
+    hub._fetched.cache_clear()
 
 
 def test_tasks_check_on_the_command_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evalcore.errors import DefinitionError
+from evalcore.identity import is_commit
 from evalcore.tasks import (
     check_counts,
     check_documents,
@@ -24,7 +25,6 @@ from evalcore.tasks import (
     select_tasks,
     trivial_baseline,
 )
-from evalcore.tasks.hub import is_commit
 from evalcore.tasks.model import split_range
 from evalcore.types import Task
 

@@ -1,0 +1,361 @@
+"""The hub, asked in one place: what was asked for is what is read, or one line says why not.
+
+A revision is resolved to a commit first and everything is fetched at that commit, so that no
+library can put another cached revision in its place. What may pass by itself (429, 5xx, a body cut
+short) is tried again, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from evalcore.errors import InputError
+
+logger = logging.getLogger("evalcore")
+
+Kind = Literal["model", "dataset"]
+Got = TypeVar("Got")
+
+TRIES = 4
+WAIT_S = 1.0
+"""Before the second try; doubled for each further one. The hub's own Retry-After goes before."""
+LONGEST_S = 90.0
+"""All tries of one request together; the library tries a few times by itself in each."""
+_UNREACHABLE_FOR_S = 60.0
+_TRUE = ("1", "TRUE", "YES", "ON")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+
+# endpoint -> when it was last found not to answer
+_silent_since: dict[str, float] = {}
+
+
+class HubError(InputError):
+    """A repository is not to be had; the message goes on after its name and ends in a remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Files of a repository at one commit.
+
+    Attributes:
+        path: Folder that holds them; other files may be missing.
+        commit: What they were read at.
+        note: What a person should know (a branch that moved, a hub that could not be asked).
+    """
+
+    path: Path
+    commit: str
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepository:
+    """A model or data set on the hub."""
+
+    kind: Kind
+    name: str
+
+    def snapshot(
+        self, revision: str | None, patterns: Sequence[str], ignore: Sequence[str] = ()
+    ) -> Snapshot:
+        """The files of a revision that match, fetched unless they are in the cache.
+
+        Args:
+            revision: A commit, branch or tag; None: the main branch.
+            patterns: Which files, as huggingface_hub's ``allow_patterns``.
+            ignore: Which of them not.
+
+        Raises:
+            HubError: They are not to be had; one line.
+        """
+        commit, note = self.resolve(revision)
+        path = self.fetch(commit, patterns, ignore)
+        self.remember(revision, commit)
+        return Snapshot(path, commit, note)
+
+    def fetch(self, commit: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+        """Folder with the files of a commit that match; others may be missing there.
+
+        Raises:
+            HubError: They are not to be had; one line.
+        """
+        from huggingface_hub import snapshot_download  # heavy, and only hub users need it
+
+        silent = is_offline() or not reachable()
+        path = Path(
+            self._tried(
+                commit,
+                lambda: snapshot_download(
+                    self.name,
+                    repo_type=self.kind,
+                    revision=commit,
+                    cache_dir=hub_cache_dir(),
+                    local_files_only=silent,
+                    allow_patterns=list(patterns),
+                    ignore_patterns=list(ignore) or None,
+                    endpoint=endpoint(),
+                ),
+            )
+        )
+        if path.name != commit:
+            raise HubError(f"was asked for at {commit} and came from {path.name}; clear its cache")
+        return path
+
+    def resolve(self, revision: str | None) -> tuple[str, str | None]:
+        """The commit a revision stands for now, and what is to be said about that.
+
+        Raises:
+            HubError: If there is none, or the hub has to be asked and cannot.
+        """
+        if is_commit(revision):
+            assert revision is not None
+            return revision, None
+        name = revision or "main"
+        before = self._remembered(name)
+        if is_offline() or not reachable():
+            if before is None:
+                raise self._fault(revision, None)
+            why = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
+            return before, f"{why}: {name} is what it was when last fetched, {before}"
+        from huggingface_hub import HfApi
+
+        try:
+            info = self._tried(
+                revision,
+                lambda: HfApi(endpoint=endpoint()).repo_info(
+                    self.name, repo_type=self.kind, revision=revision, timeout=30
+                ),
+            )
+        except HubError as error:
+            if before is None or not isinstance(error, _PassingError):
+                raise
+            return before, f"{error}: {name} is what it was when last fetched, {before}"
+        commit = str(info.sha)
+        if before not in (None, commit):
+            return commit, f"{name} moved: it was {before}, it is {commit}"
+        return commit, None
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps it."""
+        return hub_cache_dir() / f"{self.kind}s--{self.name.replace('/', '--')}"
+
+    def _remembered(self, name: str) -> str | None:
+        file = self.folder / "refs" / name
+        try:
+            text = file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return text if is_commit(text) else None
+
+    def remember(self, revision: str | None, commit: str) -> None:
+        """Keeps what a branch points to, where the library does: for use offline."""
+        if is_commit(revision) or self._remembered(revision or "main") == commit:
+            return
+        file = self.folder / "refs" / (revision or "main")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = file.with_name(f".{file.name}.{os.getpid()}")
+            new.write_text(commit, "utf-8")
+            new.replace(file)
+        except OSError:
+            pass  # a cache on a read-only disk: nothing depends on it
+
+    def _tried(self, revision: str | None, call: Callable[[], Got]) -> Got:
+        """Calls, again where the fault may pass by itself."""
+        begin = time.monotonic()
+        number = 0
+        while True:
+            try:
+                return call()
+            except Exception as error:  # the libraries raise dozens of kinds
+                real = _real(error)
+                if _xet_failed(error):
+                    continue
+                number += 1
+                wait = _wait(real, number)
+                seconds = time.monotonic() - begin
+                if wait is None or number == TRIES or seconds + wait > LONGEST_S:
+                    raise self._fault(revision, real, number, seconds) from None
+                logger.info("%s: %s, once more in %.0f s", self.name, _shortly(real), wait)
+                time.sleep(wait)
+
+    def _fault(
+        self, revision: str | None, error: BaseException | None, tries: int = 1, seconds: float = 0
+    ) -> HubError:
+        """The line for a fault: what is wrong, and what to do."""
+        kind = " --repo-type dataset" if self.kind == "dataset" else ""
+        at = f" --revision {revision}" if revision else ""
+        fetch = f"download it while online (hf download {self.name}{kind}{at})"
+        page = f"{endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+        names = {cls.__name__ for cls in type(error).__mro__}
+        status = _status(error)
+        if "GatedRepoError" in names:
+            return HubError(
+                f"is gated: accept its terms at {page} and log in (hf auth login, or HF_TOKEN)"
+            )
+        if "RevisionNotFoundError" in names:
+            return HubError(f"has no such revision{self._near(revision)}; see {page}/commits")
+        if "RepositoryNotFoundError" in names or status in (401, 403):
+            return HubError(
+                f"is not on the hub ({endpoint()}), or is private; check its name, or log in "
+                f"(hf auth login, or HF_TOKEN)"
+            )
+        if status in _PASSING:
+            login = ", or log in for a higher limit (hf auth login)" if status == 429 else ""
+            wait = _retry_after(error)
+            later = f" in {wait:.0f} s" if wait else " later"
+            return _PassingError(
+                f"could not be fetched: the hub answered {status} to {tries} "
+                f"{'try' if tries == 1 else 'tries'} in {seconds:.0f} s; run again{later}{login}"
+            )
+        if "IncompleteSnapshotError" in names:
+            missing = re.search(r"\d+ file\(s\) are missing \([^)]*\)", str(error))
+            what = missing[0].replace("(s)", "s") if missing else "files are missing"
+            return HubError(f"is not complete in the local cache ({what}); {fetch}")
+        if error is None or names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+            why = (
+                "HF_HUB_OFFLINE is set"
+                if is_offline() or "OfflineModeIsEnabled" in names
+                else f"the hub ({endpoint()}) cannot be reached"
+            )
+            return HubError(f"not in the local cache and {why}; {fetch}")
+        if _passes(error):
+            return _PassingError(
+                f"could not be fetched: the connection broke off in {tries} tries "
+                f"({_shortly(error)}); run again, complete files are kept"
+            )
+        if isinstance(error, OSError) and error.strerror and not status:
+            return HubError(
+                f"could not be written to the cache {hub_cache_dir()} ({error.strerror}); make "
+                f"room, or set HF_HOME to another disk"
+            )
+        return HubError(f"could not be fetched ({_shortly(error)}); {fetch}")
+
+    def _near(self, revision: str | None) -> str:
+        """Names of branches and tags that are like one that is not there."""
+        from huggingface_hub import HfApi
+
+        try:
+            refs = HfApi(endpoint=endpoint()).list_repo_refs(self.name, repo_type=self.kind)
+        except Exception:  # only a help: what is wrong is known
+            return ""
+        names = [ref.name for ref in (*refs.branches, *refs.tags)]
+        near = difflib.get_close_matches(revision or "", names, n=3, cutoff=0.5) or names[:3]
+        return f" (nearest: {', '.join(near)})" if near else ""
+
+
+class _PassingError(HubError):
+    """A fault that may be gone at the next try."""
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which can never mean other files."""
+    return bool(revision and _COMMIT.match(revision))
+
+
+def is_offline() -> bool:
+    """Whether the hub may not be asked; by the environment as it is now."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in _TRUE for name in names)
+
+
+def endpoint() -> str:
+    """Address of the hub."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_cache_dir() -> Path:
+    """Folder of the hub's cache, by the environment variables of huggingface_hub."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    home = os.environ.get("HF_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "huggingface") / "hub"
+
+
+def reachable() -> bool:
+    """Whether the hub answers; asked now and then, because its library tries for half a minute."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    where = endpoint()
+    place = urlsplit(where)
+    if getproxies().get(place.scheme):
+        return True  # the proxy knows; a direct connection says nothing
+    if time.monotonic() - _silent_since.get(where, -_UNREACHABLE_FOR_S) < _UNREACHABLE_FOR_S:
+        return False
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname or "", port), timeout=5).close()
+    except OSError:
+        _silent_since[where] = time.monotonic()
+        return False
+    return True
+
+
+def _real(error: BaseException) -> BaseException:
+    """What went wrong, under the library's "not in the cache either"."""
+    cause = error.__cause__
+    if type(error).__name__ == "LocalEntryNotFoundError" and cause is not None:
+        return cause
+    return error
+
+
+def _status(error: BaseException | None) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return max(0.0, float(headers.get("Retry-After")))
+    except (TypeError, ValueError):
+        return None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a fault may pass: the connection, a body cut short."""
+    if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
+        return True
+    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+
+
+def _wait(error: BaseException, number: int) -> float | None:
+    """Seconds until the next try; None if there is no point in one."""
+    if _status(error) in _PASSING:
+        told = _retry_after(error)
+        return told if told is not None else WAIT_S * 2 ** (number - 1)
+    return WAIT_S * 2 ** (number - 1) if _passes(error) else None
+
+
+def _xet_failed(error: BaseException) -> bool:
+    """Whether Xet storage failed (a mirror without it, a blocked host); plain HTTP is next then.
+
+    huggingface_hub takes plain HTTP only where hf_xet is not installed.
+    """
+    from huggingface_hub import constants
+
+    trace, seen = error.__traceback__, False
+    while trace is not None and not seen:
+        seen = trace.tb_frame.f_code.co_name == "xet_get"
+        trace = trace.tb_next
+    if not seen or constants.HF_HUB_DISABLE_XET:
+        return False
+    logger.info("Xet storage failed (%s): plain HTTP from here on", _shortly(error))
+    constants.HF_HUB_DISABLE_XET = True
+    return True
+
+
+def _shortly(error: BaseException | None) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:160]}"
