@@ -31,6 +31,10 @@ class Checkpoint:
         path: Local directory with config.json and safetensors.
         fingerprint: 32 hex digits over tensors and numeric configuration (see identity).
         tokenizer_fingerprint: 32 hex digits over what decides token ids.
+        template_fingerprint: 32 hex digits over the chat template; empty if there is none.
+        end_tokens: Ids that end a generation: the tokenizer's EOS and those of config.json and
+            generation_config.json; None if they were not asked for.
+        tokenizer_note: How transformers would have changed the ids of tokenizer.json; else empty.
         step: Pre-training step, if known; orders tables and pictures.
         source: What the user gave (a path, or ``repo@revision``).
         revision: Resolved commit of a hub checkpoint.
@@ -53,6 +57,9 @@ class Checkpoint:
     tuned_on: str | None = None
     control: str | None = None
     seed: int | None = None
+    template_fingerprint: str = ""
+    end_tokens: tuple[int, ...] | None = None
+    tokenizer_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

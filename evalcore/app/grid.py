@@ -14,8 +14,8 @@ import numpy as np
 
 from evalcore import __version__
 from evalcore.errors import DataError, InputError
-from evalcore.identity import NumericsClass, cell_key, numeric_config
-from evalcore.metrics import check_metrics
+from evalcore.identity import NumericsClass, cell_key, numeric_config, rows_fingerprint
+from evalcore.metrics import check_metrics, needs_unconditional
 from evalcore.planning import PlannedCell
 from evalcore.prompting import (
     cached_requests,
@@ -107,15 +107,20 @@ def build_grid(
         work = _TaskWork.load(task, variants, options)
         grid.findings += work.findings
         for variant in variants:
-            files: dict[tuple[str, int], RequestFile] = {}
+            files: dict[tuple[str, str, int], RequestFile] = {}
             for subject in subjects:
                 settings = encoding_settings(subject.checkpoint, options.max_length)
-                at = (subject.checkpoint.tokenizer_fingerprint, settings.max_length)
+                checkpoint = subject.checkpoint
+                template = checkpoint.template_fingerprint if variant.chat else ""
+                at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)
                 if at not in files:
                     files[at] = work.requests(cache, variant, subject.checkpoint, settings)
                     grid.findings += files[at].findings
                 file = files[at]
-                key = cell_key(subject, task, variant, settings, numerics, shots=file.shots)
+                key = cell_key(
+                    subject, task, variant, settings, numerics, data=work.data, shots=file.shots,
+                    unconditional=needs_unconditional(task),
+                )  # fmt: skip
                 cell = Cell(key, subject, task, variant)
                 grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
                 row = cell_row(cell, settings, numerics, work.baseline, work.documents, versions)
@@ -160,6 +165,7 @@ class _TaskWork:
         documents: Those to score.
         pool: Those worked examples are drawn from; empty if no variant shows any.
         baseline: What a trivial answer scores on all documents, whatever the limit.
+        data: Fingerprint of the content of all documents, whatever the limit.
     """
 
     task: Task
@@ -167,6 +173,7 @@ class _TaskWork:
     pool: list[Document]
     baseline: float
     findings: list[Finding]
+    data: str
 
     @classmethod
     def load(cls, task: Task, variants: Sequence[Variant], options: GridOptions) -> _TaskWork:
@@ -180,7 +187,8 @@ class _TaskWork:
             findings += check_counts(task, "shots", counts)
         findings += check_documents(task, everything, pool)
         baseline = trivial_baseline(task, everything)
-        return cls(task, everything[: options.limit], pool, baseline, findings)
+        data = rows_fingerprint(document.id for document in everything)
+        return cls(task, everything[: options.limit], pool, baseline, findings, data)
 
     def requests(
         self, cache: Path, variant: Variant, checkpoint: Checkpoint, settings: EncodingSettings
@@ -232,8 +240,9 @@ class RequestFile:
         """
         tokenizer = Path(checkpoint.path)
         path = cached_requests(
-            cache, task, variant, documents, pool, tokenizer, settings, drawn=drawn
-        )
+            cache, task, variant, documents, pool, tokenizer, settings, drawn=drawn,
+            unconditional=needs_unconditional(task),
+        )  # fmt: skip
         shown = None if drawn is None else shots_fingerprint(drawn)
         table = read_requests(path)
         findings = check_requests(task, variant, table, max_length=settings.max_length)

@@ -14,9 +14,15 @@ import pyarrow.compute as pc
 
 from evalcore.app.grid import Grid, GridOptions, RequestFile, cell_row, encoding_settings
 from evalcore.errors import EvalcoreError, InputError
-from evalcore.identity import NumericsClass, cell_key, text_fingerprint
+from evalcore.identity import (
+    NumericsClass,
+    cell_key,
+    data_fingerprint,
+    load_tokenizer,
+    text_fingerprint,
+)
+from evalcore.metrics import needs_unconditional
 from evalcore.planning import PlannedCell
-from evalcore.prompting import load_tokenizer
 from evalcore.store import ResultStore
 from evalcore.store.files import write_atomically
 from evalcore.tasks import Finding, check_documents, trivial_baseline
@@ -92,22 +98,28 @@ def add_cells(
     versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
     for task in loaded.tasks.values():
         texts: dict[str, tuple[Built, float]] = {}
-        files: dict[tuple[str, int], RequestFile] = {}
+        files: dict[tuple[str, str, int], RequestFile] = {}
         for subject in subjects:
             checkpoint = subject.checkpoint
             # Only a chat's text depends on the model: on its tokenizer.
-            chat = checkpoint.tokenizer_fingerprint if options.chat else ""
+            chat = ""
+            if options.chat:
+                chat = checkpoint.tokenizer_fingerprint + checkpoint.template_fingerprint
             if chat not in texts:
                 texts[chat] = _built(task, options, checkpoint.path, grid)
             built, baseline = texts[chat]
             length = encoding_settings(checkpoint, options.max_length).max_length
             settings = EncodingSettings(max_length=length, overflow="truncate_left")
-            at = (checkpoint.tokenizer_fingerprint, length)
+            at = (checkpoint.tokenizer_fingerprint, chat, length)
             if at not in files:
                 files[at] = RequestFile.of(
                     cache, built.task, built.variant, built.documents, (), checkpoint, settings
                 )
-            key = cell_key(subject, built.task, built.variant, settings, numerics)
+            key = cell_key(
+                subject, built.task, built.variant, settings, numerics,
+                # lm-eval's definition is code: its words and the rows it made of them.
+                data=data_fingerprint(built.task), unconditional=needs_unconditional(built.task),
+            )  # fmt: skip
             cell = Cell(key, subject, built.task, built.variant)
             file = files[at]
             grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))

@@ -20,9 +20,9 @@ from evalcore.engines.protocol import (
     numerics_class,
     resolve_device,
 )
-from evalcore.engines.text import checkpoint_tokenizer, end_token_ids, finish
+from evalcore.engines.text import checkpoint_tokenizer, finish
 from evalcore.errors import EngineError, IncompatibleError
-from evalcore.identity import NumericsClass
+from evalcore.identity import NumericsClass, end_token_ids
 from evalcore.types import (
     FloatArray,
     GenerateBatch,

@@ -5,13 +5,13 @@ An engine may stop early in its own way; what counts is this rule, applied to it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.identity import load_tokenizer
 from evalcore.types import GenerationSettings
 
 
@@ -24,31 +24,12 @@ class Ending:
     finish_reason: str
 
 
-def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
-    """End tokens of a checkpoint: the tokenizer's and those of its (generation) configuration.
-
-    Always read from the base checkpoint, so that a base and its tuned models end alike.
-    """
-    found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        file = Path(path) / name
-        if file.is_file():
-            value = json.loads(file.read_text("utf-8")).get("eos_token_id")
-            values = value if isinstance(value, list) else [value]
-            found.update(v for v in values if isinstance(v, int) and v >= 0)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    return tuple(sorted(found))
-
-
 def checkpoint_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a checkpoint directory.
 
     Raises:
         InputError: If there is none.
     """
-    from evalcore.prompting import load_tokenizer
-
     if not any((Path(path) / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json")):
         raise InputError(f"checkpoint {path} has no tokenizer.json; generation needs a tokenizer")
     return load_tokenizer(str(path))

@@ -9,11 +9,16 @@ from evalcore.identity.adapter import (
     numeric_adapter_config,
 )
 from evalcore.identity.cache import cache_dir
-from evalcore.identity.cells import NumericsClass, cell_key, data_fingerprint
+from evalcore.identity.cells import (
+    NumericsClass,
+    cell_key,
+    data_fingerprint,
+    differences,
+    rows_fingerprint,
+)
 from evalcore.identity.checkpoint import (
     checkpoint_fingerprint,
     numeric_config,
-    tokenizer_fingerprint,
     weight_digests,
 )
 from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
@@ -29,6 +34,14 @@ from evalcore.identity.provenance import (
 from evalcore.identity.resolve import Resolved, resolve_subjects
 from evalcore.identity.search import Problem, find_adapters, find_tuned
 from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
+from evalcore.identity.tokenizer import (
+    TokenizerFacts,
+    chat_template,
+    end_token_ids,
+    load_tokenizer,
+    tokenizer_facts,
+    tokenizer_fingerprint,
+)
 from evalcore.identity.weights import weight_files, weight_layout
 
 __all__ = [
@@ -41,6 +54,7 @@ __all__ = [
     "Provenance",
     "Resolved",
     "Snapshot",
+    "TokenizerFacts",
     "adapter_config",
     "adapter_fingerprint",
     "adapter_is_zero",
@@ -48,23 +62,29 @@ __all__ = [
     "cache_dir",
     "canonical_json",
     "cell_key",
+    "chat_template",
     "check_adapter_fits",
     "checkpoint_fingerprint",
     "data_fingerprint",
     "describe_checkpoint",
+    "differences",
     "document_id",
+    "end_token_ids",
     "find_adapters",
     "find_tuned",
     "is_commit",
     "is_offline",
+    "load_tokenizer",
     "numeric_adapter_config",
     "numeric_config",
     "open_checkpoint",
     "read_header",
     "read_provenance",
     "resolve_subjects",
+    "rows_fingerprint",
     "step_of",
     "text_fingerprint",
+    "tokenizer_facts",
     "tokenizer_fingerprint",
     "weight_digests",
     "weight_files",

@@ -1,4 +1,5 @@
-"""Cache of facts about files, keyed by (path, size, mtime_ns, inode); safe for many processes."""
+"""Cache of facts: about files, keyed by (path, size, mtime_ns, inode), or about a state of things;
+safe for many processes."""
 
 from __future__ import annotations
 
@@ -66,6 +67,23 @@ def cached_file_fact(path: Path, kind: str, compute: Callable[[Path], Any]) -> A
         )
     if blob or time.time() - after.st_mtime > SETTLED_AFTER_S:
         _write_entry(entry, {"state": state, "value": value})
+    return value
+
+
+def cached_fact(kind: str, state: str, compute: Callable[[], Any]) -> Any:
+    """Returns ``compute()``, from the cache if it was computed for the same state before.
+
+    Args:
+        kind: Name and version of the fact; a changed ``compute`` needs a new kind.
+        state: Fingerprint of everything that decides the fact.
+        compute: Gives a JSON-able value.
+    """
+    entry = _entry_path(kind, f"state:{state}")
+    known = _read_entry(entry)
+    if known is not None and known.get("state") == state:
+        return known["value"]
+    value = compute()
+    _write_entry(entry, {"state": state, "value": value})
     return value
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.types import EncodingSettings, Subject, Task, Variant, generation_of
 
-CELL_KEY_VERSION = 2
-# The parts of a task's definition that decide which documents there are and what they mean.
-# Descriptions, metrics and table groups are not among them: metrics are computed from the store.
-_DATA_KEYS = ("source", "splits", "fields", "choices", "gold", "references")
+CELL_KEY_VERSION = 3
+"""Raised when the same question to the same model would get another key (docs/identity.md)."""
+STOP_RULE = 1
+"""Raised when the same tokens would end in another place (:mod:`evalcore.engines.text`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,43 @@ class NumericsClass:
         return "/".join(parts)
 
 
+# The parts of a task's definition that decide which documents there are and what they mean.
+_DATA_KEYS = ("source", "splits", "fields", "choices", "gold", "references")
+
+
 def data_fingerprint(task: Task) -> str:
-    """32 hex digits over the part of a task's definition that decides its documents."""
+    """32 hex digits over the words of a definition that decide its documents.
+
+    For settings that are compared before any row is read (of a training); cells are known by
+    :func:`rows_fingerprint`.
+    """
     return text_fingerprint({key: task.spec.get(key) for key in _DATA_KEYS})
+
+
+def rows_fingerprint(ids: Iterable[str]) -> str:
+    """32 hex digits over the content of all rows there are to score, whatever their order.
+
+    The words of a definition do not count: pinning a revision changes nothing where it gives the
+    same rows.
+
+    Args:
+        ids: Ids of all documents of the split, whatever part of them a limit leaves.
+    """
+    return text_fingerprint(["rows", sorted(ids)])
+
+
+def differences(value: Any, *, leave_out: Container[str] = ()) -> dict[str, Any]:
+    """Fields of a frozen value that are not their default, by name.
+
+    What is hashed of settings: a new field with a default changes no key that was there before.
+    """
+    found = {}
+    for each in fields(value):
+        content = getattr(value, each.name)
+        default = each.default_factory() if callable(each.default_factory) else each.default
+        if each.name not in leave_out and content != default:
+            found[each.name] = content
+    return found
 
 
 def cell_key(
@@ -53,31 +89,47 @@ def cell_key(
     encoding: EncodingSettings,
     numerics: NumericsClass,
     *,
+    data: str = "",
     shots: str | None = None,
+    unconditional: bool = False,
 ) -> str:
-    """Content identity of a cell (32 hex digits).
+    """Content identity of a cell (32 hex digits); docs/identity.md goes through its parts.
 
-    It covers weights, tokenizer, data definition, prompt variant (template, shots, chat, renderer
-    version), the shots that were drawn, token settings, how text is generated, and the numerics
-    class. Documents are keyed one by one, so that a larger limit adds examples to the same cell.
+    It covers weights, tokenizer, rows, prompt variant (template, shots, chat, renderer version),
+    the shots that were drawn, token settings, and the numerics class; for chats the chat template
+    and the date it writes; for what is generated how and where it ends. Nothing about speed, and
+    nothing that is at its default. Documents are keyed one by one as well, so that a larger limit
+    adds examples to the same cell.
 
     Args:
+        data: :func:`rows_fingerprint` of the task's rows.
         shots: Fingerprint of the worked examples in their order; None where there are none.
+        unconditional: Whether choices are scored after an empty context too.
     """
+    checkpoint = subject.checkpoint
+    parts: dict[str, Any] = {
+        "cell": CELL_KEY_VERSION,
+        "checkpoint": checkpoint.fingerprint,
+        "tokenizer": checkpoint.tokenizer_fingerprint,
+        "task": [task.name, task.version, task.output_type],
+        "data": data,
+        "variant": variant.fingerprint,
+        "numerics": numerics.label,
+    }
+    if subject.adapter is not None:
+        parts["adapter"] = subject.adapter.fingerprint
+    if shots is not None:
+        parts["shots"] = shots
+    if unconditional:
+        parts["unconditional"] = True
+    if special := differences(encoding):
+        parts["encoding"] = special
+    if variant.chat:
+        parts["template"] = checkpoint.template_fingerprint
     settings = generation_of(task, variant)
-    generation = settings and [settings.max_tokens, list(settings.stops), settings.run_on]
-    return text_fingerprint(
-        {
-            "cell": CELL_KEY_VERSION,
-            "checkpoint": subject.checkpoint.fingerprint,
-            "adapter": subject.adapter.fingerprint if subject.adapter else None,
-            "tokenizer": subject.checkpoint.tokenizer_fingerprint,
-            "task": [task.name, task.version, task.output_type, data_fingerprint(task)],
-            "variant": variant.fingerprint,
-            "shots": shots,
-            "generation": generation,
-            "unconditional": "acc_mutual_info" in task.metrics,
-            "encoding": [encoding.max_length, encoding.add_bos, encoding.overflow],
-            "numerics": numerics.label,
-        }
-    )
+    if settings is not None:
+        parts["generation"] = differences(settings)
+        parts["ends"] = sorted(checkpoint.end_tokens or ())
+        if STOP_RULE > 1:
+            parts["stop_rule"] = STOP_RULE
+    return text_fingerprint(parts)

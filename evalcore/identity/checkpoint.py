@@ -1,4 +1,4 @@
-"""Identity of checkpoints and tokenizers: what decides scores, and nothing else."""
+"""Identity of checkpoints: what decides scores, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
-from evalcore.identity.cache import cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.weights import tensor_digests, weight_files
-from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
+from evalcore.reading import read_json
 
 # config.json keys that change no score: where it came from, which library wrote it, how it runs,
 # defaults of generation (always given explicitly), and ids that the tokenizer decides.
@@ -22,9 +21,6 @@ _NOT_NUMERIC = {
     "finetuning_task", "id2label", "label2id", "problem_type", "tokenizer_class", "prefix",
     "max_new_tokens", "temperature", "top_p", "top_k", "do_sample", "unsloth_version",
 }  # fmt: skip
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token")
-_TOKENIZER_SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "chat_template")
-_VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 
 
 def numeric_config(path: str | Path) -> dict[str, Any]:
@@ -63,47 +59,3 @@ def weight_digests(path: str | Path) -> dict[str, str]:
     for file in weight_files(Path(path)):
         digests.update(tensor_digests(file))
     return digests
-
-
-def tokenizer_fingerprint(path: str | Path) -> str:
-    """32 hex digits over what decides token ids: vocabulary, special tokens, chat template.
-
-    Raises:
-        InputError: If the directory has no tokenizer.
-    """
-    directory = Path(path)
-    fast = directory / "tokenizer.json"
-    parts: dict[str, Any] = {}
-    if fast.is_file():
-        parts["tokenizer.json"] = cached_file_fact(fast, "tokenizer-json-1", _hash_tokenizer_json)
-    else:
-        for name in _VOCABULARY_FILES:
-            if (directory / name).is_file():
-                parts[name] = cached_file_fact(directory / name, "bytes-1", _hash_bytes)
-        if not parts:
-            raise InputError(f"{directory} has no tokenizer.json (nor tokenizer.model, vocab.json)")
-    settings_file = directory / "tokenizer_config.json"
-    settings = read_json(settings_file, "tokenizer") if settings_file.is_file() else {}
-    parts["settings"] = {key: settings.get(key) for key in _TOKENIZER_SETTINGS}
-    parts["special"] = {key: _token_text(settings.get(key)) for key in _SPECIAL_TOKENS}
-    template = directory / "chat_template.jinja"
-    if template.is_file():
-        parts["settings"]["chat_template"] = read_bytes(template, "tokenizer").decode(
-            "utf-8", "replace"
-        )
-    return text_fingerprint(["tokenizer", 1, parts])
-
-
-def _token_text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _hash_tokenizer_json(path: Path) -> str:
-    data = read_json(path, "tokenizer", MAX_TABLE_BYTES)
-    for runtime_state in ("truncation", "padding"):  # left behind by whoever used it last
-        data.pop(runtime_state, None)
-    return text_fingerprint(data)
-
-
-def _hash_bytes(path: Path) -> str:
-    return text_fingerprint(read_bytes(path, "tokenizer", MAX_TABLE_BYTES).hex())

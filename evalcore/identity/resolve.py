@@ -203,6 +203,8 @@ class _Bases:
         if source not in self._by_source:
             checkpoint = open_checkpoint(source, what=what)
             # The same weights under two names are one checkpoint: the first name stays.
+            if checkpoint.tokenizer_note:
+                self.notes.append(f"checkpoint {checkpoint.path}: {checkpoint.tokenizer_note}")
             self._by_source[source] = self.known.setdefault(checkpoint.fingerprint, checkpoint)
         return self._by_source[source]
 

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from evalcore.errors import InputError
-from evalcore.identity.checkpoint import checkpoint_fingerprint, tokenizer_fingerprint
+from evalcore.identity.checkpoint import checkpoint_fingerprint
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
+from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
@@ -114,11 +115,15 @@ def describe_checkpoint(
             f"checkpoint {path} has the weights of its parent {tuned.base.name}: tuning changed "
             f"nothing; score the parent"
         )
+    facts = tokenizer_facts(path)
     return Checkpoint(
         name=name,
         path=str(path.resolve()),
         fingerprint=fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(path),
+        tokenizer_fingerprint=facts.fingerprint,
+        template_fingerprint=facts.template,
+        end_tokens=facts.ends,
+        tokenizer_note=facts.note,
         step=step if step is not None else step_of(name),
         source=source or str(path),
         revision=revision,

@@ -12,6 +12,7 @@ from evalcore.metrics.registry import (
     document_metric,
     find_metric,
     higher_is_better,
+    needs_unconditional,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "find_metric",
     "higher_is_better",
     "is_scored",
+    "needs_unconditional",
 ]

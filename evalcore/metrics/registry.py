@@ -192,6 +192,14 @@ def check_metrics(task: Task) -> None:
             )
 
 
+def needs_unconditional(task: Task) -> bool:
+    """Whether a metric of a task needs choices scored after an empty context as well."""
+    listed = dict.fromkeys((*task.metrics, task.primary))
+    return task.output_type == "multiple_choice" and any(
+        "unconditional_logprobs" in METRICS[name].needs for name in listed if name in METRICS
+    )
+
+
 def higher_is_better(metric: str) -> bool:
     """False for losses (bits, perplexities, Brier, ECE), True for scores."""
     return find_metric(metric).higher_is_better

@@ -1,5 +1,6 @@
 """Prompting: documents -> text -> token ids, once and the same for scoring and tuning."""
 
+from evalcore.identity import load_tokenizer
 from evalcore.prompting.encoding import Encoder, encode_pair, encode_training
 from evalcore.prompting.example import Border, Example, document_example, example, shown_role
 from evalcore.prompting.faults import PromptError, PromptFault
@@ -26,7 +27,6 @@ from evalcore.prompting.requests import (
 )
 from evalcore.prompting.selection import parse_selection
 from evalcore.prompting.shots import draw_shots, shots_fingerprint
-from evalcore.prompting.tokenizers import load_tokenizer
 from evalcore.prompting.training import training_pair
 from evalcore.prompting.variants import (
     RENDERER_VERSION,

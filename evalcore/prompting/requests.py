@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.errors import InputError
-from evalcore.identity import text_fingerprint, tokenizer_fingerprint
+from evalcore.identity import load_tokenizer, text_fingerprint, tokenizer_facts
 from evalcore.prompting.encoding import Encoder
 from evalcore.prompting.fitting import Asked, RequestText, encode_texts, first_tokens, fit
 from evalcore.prompting.rendering import check_variant, render, shots_text
 from evalcore.prompting.shots import draw_shots
-from evalcore.prompting.tokenizers import load_tokenizer
 from evalcore.types import (
     Document,
     EncodingSettings,
@@ -31,7 +30,7 @@ from evalcore.types import (
     generation_of,
 )
 
-REQUESTS_VERSION = 2
+REQUESTS_VERSION = 3
 FLAG_SHOTS_DROPPED = "shots_dropped"
 FLAG_TRUNCATED = "truncated"
 FLAG_OVERFLOW = "overflow"
@@ -80,6 +79,8 @@ def encode_task(
     shots_pool: Sequence[Document],
     tokenizer: Any,
     settings: EncodingSettings,
+    *,
+    unconditional: bool = False,
 ) -> pa.Table:
     """Requests of all documents, as a table with :data:`REQUEST_SCHEMA`.
 
@@ -87,13 +88,18 @@ def encode_task(
     shared prefix); each loss is counted and flagged. Nothing is cut inside a text, unless the
     settings say ``truncate_left``: then contexts lose their beginning, counted and flagged too.
 
+    Args:
+        unconditional: Whether choices are scored after an empty context as well.
+
     Raises:
         DefinitionError: If a template is wrong.
         DataError: If there are too few shots.
         InputError: If the tokenizer lacks what the variant needs, or the variant's way of
             answering does not suit the task.
     """
-    batches = _batches(task, variant, documents, shots_pool, tokenizer, settings)
+    batches = _batches(
+        task, variant, documents, shots_pool, tokenizer, settings, unconditional=unconditional
+    )
     return pa.Table.from_batches(batches, REQUEST_SCHEMA)
 
 
@@ -107,6 +113,7 @@ def cached_requests(
     settings: EncodingSettings,
     *,
     drawn: Sequence[Document] | None = None,
+    unconditional: bool = False,
 ) -> Path:
     """Like :func:`encode_task`, kept as an Arrow IPC file named by a hash of all its inputs.
 
@@ -114,23 +121,26 @@ def cached_requests(
 
     Args:
         drawn: The shots that :func:`draw_shots` draws from the pool, if they are at hand.
+        unconditional: Whether choices are scored after an empty context as well.
 
     Returns:
         Path of the file; memory-map it to read.
     """
     generation = generation_of(task, variant)
+    facts = tokenizer_facts(tokenizer_path)
     key = text_fingerprint(
         {
             "requests": REQUESTS_VERSION,
             "task": [task.name, task.version, task.output_type, task.choices],
             "max_tokens": generation.max_tokens if generation is not None else None,
-            "unconditional": wants_unconditional(task),
+            "unconditional": unconditional,
             "prebuilt": text_fingerprint([_prebuilt_parts(doc) for doc in documents]),
             "variant": variant.fingerprint,
             "documents": [doc.id for doc in documents],
             "rows": text_fingerprint([doc.index for doc in documents]),
             "pool": [doc.id for doc in shots_pool] if variant.shots else [],
-            "tokenizer": tokenizer_fingerprint(tokenizer_path),
+            "tokenizer": facts.fingerprint,
+            "template": facts.template if variant.chat else "",
             "settings": [settings.max_length, settings.add_bos, settings.overflow],
         }
     )
@@ -142,7 +152,10 @@ def cached_requests(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, REQUEST_SCHEMA) as out:
-            for batch in _batches(task, variant, documents, shots_pool, tokenizer, settings, drawn):
+            for batch in _batches(
+                task, variant, documents, shots_pool, tokenizer, settings, drawn,
+                unconditional=unconditional,
+            ):  # fmt: skip
                 out.write_batch(batch)
         os.replace(temporary, path)
     except OSError as error:
@@ -168,11 +181,6 @@ def request_costs(table: pa.Table) -> npt.NDArray[np.int64]:
         owners = pc.list_parent_indices(lists).to_numpy()
         total += np.bincount(owners, weights=sizes, minlength=len(table)).astype(np.int64)
     return total
-
-
-def wants_unconditional(task: Task) -> bool:
-    """Whether choices are scored after an empty context as well."""
-    return task.output_type == "multiple_choice" and "acc_mutual_info" in task.metrics
 
 
 def _prebuilt_parts(document: Document) -> list[Any] | None:
@@ -282,6 +290,8 @@ def _batches(
     tokenizer: Any,
     settings: EncodingSettings,
     drawn: Sequence[Document] | None = None,
+    *,
+    unconditional: bool,
 ) -> Iterator[pa.RecordBatch]:
     job = _Job(
         task,
@@ -290,7 +300,7 @@ def _batches(
         Encoder(tokenizer, settings),
         settings,
         generation_of(task, variant),
-        wants_unconditional(task),
+        unconditional and task.output_type == "multiple_choice",
     )
     shots: Sequence[Document] = ()
     if any(job.ready(doc) is None for doc in documents):

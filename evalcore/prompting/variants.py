@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from evalcore.errors import DefinitionError, InputError, UnknownNameError
-from evalcore.identity import text_fingerprint
+from evalcore.identity import differences, text_fingerprint
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.prompting.grammar import formats
 from evalcore.prompting.model import RESERVED_NAMES, PromptDefinition, TemplateInFileError
@@ -309,24 +309,19 @@ def _canonical_name(base: Variant, variant: Variant, system: str | None) -> str:
 
 
 def variant_fingerprint(variant: Variant) -> str:
-    """32 hex digits over everything that decides text and answer, but the name."""
-    return text_fingerprint(
-        {
-            "variant": RENDERER_VERSION,
-            "group": variant.group,
-            "template": variant.template,
-            "target": variant.target,
-            "delimiter": variant.delimiter,
-            "separator": variant.separator,
-            "label_words": sorted(variant.label_words),
-            "listing": variant.listing,
-            "answer": variant.answer,
-            "shots": variant.shots,
-            "shots_seed": variant.shots_seed if variant.shots else 0,
-            "shots_order": variant.shots_order if variant.shots > 1 else 0,
-            "shots_balance": variant.shots_balance and variant.shots > 0,
-            "chat": variant.chat,
-            "chat_shots": variant.chat_shots if variant.chat and variant.shots else "turns",
-            "system": variant.system if variant.chat else None,
-        }
+    """32 hex digits over everything that decides text and answer, but the name.
+
+    What is at its default, or has no effect, does not count: a new way to vary prompts leaves the
+    fingerprints of all earlier variants as they are.
+    """
+    effective = replace(
+        variant,
+        label_words=tuple(sorted(variant.label_words)),
+        shots_seed=variant.shots_seed if variant.shots else 0,
+        shots_order=variant.shots_order if variant.shots > 1 else 0,
+        shots_balance=variant.shots_balance and variant.shots > 0,
+        chat_shots=variant.chat_shots if variant.chat and variant.shots else "turns",
+        system=variant.system if variant.chat else None,
     )
+    content = differences(effective, leave_out=("name", "fingerprint"))
+    return text_fingerprint({"variant": RENDERER_VERSION, **content})

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evalcore.engines.text import end_token_ids, finish
-from evalcore.identity import open_checkpoint
+from evalcore.engines.text import finish
+from evalcore.identity import end_token_ids, open_checkpoint
 from evalcore.prompting import encode_task, load_tokenizer, load_variants
 from evalcore.tasks import load_documents, load_task
 from evalcore.types import EncodingSettings

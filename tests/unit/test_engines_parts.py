@@ -10,9 +10,10 @@ import pytest
 
 from evalcore.engines.canary import CanaryBook, canary_batch
 from evalcore.engines.protocol import EngineSpec, create_engine, numerics_class
-from evalcore.engines.text import end_token_ids, finish
+from evalcore.engines.text import finish
 from evalcore.engines.vllm.environment import engine_arguments, openmp_settings
 from evalcore.errors import InputError, ProofError
+from evalcore.identity import end_token_ids
 from evalcore.types import Adapter, Checkpoint, GenerationSettings, Subject
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from evalcore.identity import (
     cell_key,
     check_adapter_fits,
     checkpoint_fingerprint,
+    differences,
     document_id,
     numeric_config,
+    rows_fingerprint,
     text_fingerprint,
-    tokenizer_fingerprint,
     weight_layout,
 )
 from evalcore.types import Adapter, Checkpoint, EncodingSettings, Subject, Task, Variant
@@ -54,21 +55,21 @@ def test_golden_ids() -> None:
     variant = Variant("default", "g", "{{ premise }}", fingerprint="3" * 32)
     numerics = NumericsClass("vllm", "float32", "float32", "cpu", "merged")
     key = cell_key(Subject(checkpoint, adapter), task, variant, EncodingSettings(), numerics)
-    assert key == "d03660cf614a56be2855d29121223377"
+    assert key == "e43d06b656751b873fc19fff9f00da3a"
 
 
 def test_cell_key_covers_what_decides_scores_and_nothing_else() -> None:
-    checkpoint = Checkpoint("c", "/x", "0" * 32, "1" * 32)
+    checkpoint = Checkpoint("c", "/x", "0" * 32, "1" * 32, end_tokens=(1,))
     task = Task("t", 1, "g", "generate_until", ("rouge_l",), "rouge_l", spec={"fields": {"a": "b"}})
     variant = Variant("v", "g", "x", fingerprint="3" * 32)
     settings = EncodingSettings()
     numerics = NumericsClass("vllm", "bfloat16", "float32", "cuda", "merged")
-    base = cell_key(Subject(checkpoint), task, variant, settings, numerics)
+    base = cell_key(Subject(checkpoint), task, variant, settings, numerics, data="d")
     other = [
         (replace(checkpoint, fingerprint="9" * 32), task, variant, settings, numerics),
         (replace(checkpoint, tokenizer_fingerprint="9" * 32), task, variant, settings, numerics),
+        (replace(checkpoint, end_tokens=(1, 2)), task, variant, settings, numerics),
         (checkpoint, replace(task, version=2), variant, settings, numerics),
-        (checkpoint, replace(task, spec={"fields": {"a": "c"}}), variant, settings, numerics),
         (checkpoint, replace(task, generation=replace(task.generation, max_tokens=9)), variant,
          settings, numerics),
         (checkpoint, task, replace(variant, fingerprint="4" * 32), settings, numerics),
@@ -76,17 +77,68 @@ def test_cell_key_covers_what_decides_scores_and_nothing_else() -> None:
         (checkpoint, task, variant, settings, replace(numerics, head_dtype="bfloat16")),
         (checkpoint, task, variant, settings, replace(numerics, adapters="batched")),
     ]  # fmt: skip
-    keys = {cell_key(Subject(c), t, v, s, n) for c, t, v, s, n in other}
+    keys = {cell_key(Subject(c), t, v, s, n, data="d") for c, t, v, s, n in other}
+    keys.add(cell_key(Subject(checkpoint), task, variant, settings, numerics, data="e"))
+    keys.add(cell_key(Subject(checkpoint), task, variant, settings, numerics, data="d", shots="s"))
+    keys.add(
+        cell_key(
+            Subject(checkpoint), task, variant, settings, numerics, data="d", unconditional=True
+        )
+    )
     assert base not in keys
-    assert len(keys) == len(other)
+    assert len(keys) == len(other) + 3
     same = cell_key(
-        Subject(replace(checkpoint, name="n", path="/p", step=3, source="s")),
-        replace(task, metrics=("rouge_l", "exact_match"), description="d", tuned_by="x"),
+        Subject(replace(checkpoint, name="n", path="/p", step=3, source="s",
+                        template_fingerprint="9" * 32)),
+        replace(task, metrics=("rouge_l", "exact_match"), description="d", tuned_by="x",
+                spec={"source": {"revision": "pinned since"}}),
         replace(variant, name="renamed"),
         settings,
         numerics,
-    )
+        data="d",
+    )  # fmt: skip
     assert same == base
+
+
+def test_template_and_end_tokens_count_where_they_are_used() -> None:
+    task = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
+    plain = Variant("v", "g", "x", fingerprint="3" * 32)
+    chat = replace(plain, chat=True, fingerprint="4" * 32)
+    free = replace(plain, answer="free", fingerprint="5" * 32)
+    one = Checkpoint("c", "/x", "0" * 32, "1" * 32, template_fingerprint="a", end_tokens=(1,))
+    other_template = replace(one, template_fingerprint="b")
+    other_end = replace(one, end_tokens=(1, 7))
+    numerics = NumericsClass("hf", "float32", "float32", "cpu")
+
+    def key(checkpoint: Checkpoint, variant: Variant) -> str:
+        return cell_key(Subject(checkpoint), task, variant, EncodingSettings(), numerics)
+
+    assert key(one, plain) == key(other_template, plain) == key(other_end, plain)
+    assert key(one, chat) != key(other_template, chat)
+    assert key(one, chat) == key(other_end, chat)
+    assert key(one, free) != key(other_end, free)
+    assert key(one, free) == key(other_template, free)
+
+
+def test_rows_are_known_by_content_in_any_order() -> None:
+    assert rows_fingerprint(["a", "b"]) == rows_fingerprint(iter(["b", "a"]))
+    assert rows_fingerprint(["a", "b"]) != rows_fingerprint(["a", "b", "c"])
+
+
+def test_only_what_differs_from_its_default_is_hashed() -> None:
+    @dataclass(frozen=True)
+    class Now:
+        name: str
+        depth: int = 3
+
+    @dataclass(frozen=True)
+    class Later(Now):
+        width: int = 1
+        words: tuple[str, ...] = ()
+
+    assert differences(Now("a")) == differences(Later("a")) == {"name": "a"}
+    assert differences(Later("a", 3, 2)) == {"name": "a", "width": 2}
+    assert differences(Later("a", 4), leave_out=("name",)) == {"depth": 4}
 
 
 def test_numerics_label_counts_adapters_outside_float32_only() -> None:
@@ -190,19 +242,6 @@ def test_unreadable_weights_are_one_clear_line(tmp_path: Path, make_checkpoint: 
     file.rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         checkpoint_fingerprint(folder)
-
-
-def test_tokenizer_fingerprint(tmp_path: Path, make_tokenizer: Make) -> None:
-    one = make_tokenizer(tmp_path / "one")
-    before = tokenizer_fingerprint(one)
-    edit_json(one / "tokenizer.json", truncation={"max_length": 5}, padding={"x": 1})
-    edit_json(one / "tokenizer_config.json", model_max_length=7)
-    assert tokenizer_fingerprint(one) == before
-    assert tokenizer_fingerprint(make_tokenizer(tmp_path / "two", bos=False)) != before
-    edit_json(one / "tokenizer_config.json", eos_token="<unk>")
-    assert tokenizer_fingerprint(one) != before
-    with pytest.raises(InputError, match=r"no tokenizer\.json"):
-        tokenizer_fingerprint(tmp_path)
 
 
 def test_adapter_fingerprint_is_of_content(tmp_path: Path, make_adapter: Make) -> None:

@@ -136,7 +136,7 @@ def test_unknown_group_and_system_without_chat() -> None:
 
 
 def test_variant_fingerprint_is_of_what_decides_text() -> None:
-    assert PLAIN.fingerprint == "814fc476e97e2981c58df99e824c676f"
+    assert PLAIN.fingerprint == "3a34ca6f304ece7180a1d52f225793ab"
     assert with_options(replace(PLAIN, name="other")).fingerprint == PLAIN.fingerprint
     assert with_options(PLAIN, shots_seed=5).fingerprint == PLAIN.fingerprint
     assert with_options(replace(PLAIN, system="x")).fingerprint == PLAIN.fingerprint  # no chat

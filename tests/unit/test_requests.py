@@ -66,8 +66,9 @@ def rows_of(
     variant: Variant = PLAIN,
     limits: EncodingSettings = SETTINGS,
     pool: tuple[Document, ...] = (),
+    **more: Any,
 ) -> list[dict[str, Any]]:
-    table = encode_task(task, variant, documents, pool, tokenizer, limits)
+    table = encode_task(task, variant, documents, pool, tokenizer, limits, **more)
     assert table.schema == REQUEST_SCHEMA
     everything = [
         sum(map(len, row["contexts"] + row["continuations"] + row["unconditional"]))
@@ -122,8 +123,7 @@ def test_an_empty_context_is_generated_from_bos(tokenizer: Any) -> None:
 def test_unconditional_requests_only_where_asked_for(tokenizer: Any) -> None:
     (row,) = rows_of(LABELS, [labelled(1)], tokenizer)
     assert row["unconditional"] == row["unconditional_context"] == []
-    task = replace(LABELS, metrics=("acc", "acc_mutual_info"))
-    (row,) = rows_of(task, [labelled(1)], tokenizer)
+    (row,) = rows_of(LABELS, [labelled(1)], tokenizer, unconditional=True)
     pairs = [encode_pair(tokenizer, "", text, SETTINGS) for text in (" yes", " no")]
     assert row["unconditional_context"] == pairs[0][0] == [tokenizer.bos_token_id]
     assert row["unconditional"] == [tokens for _, tokens in pairs]
@@ -309,16 +309,20 @@ def test_requests_depend_on_all_that_decides_them(tmp_path: Path, tiny_tokenizer
         variant: Variant = PLAIN,
         limits: EncodingSettings = SETTINGS,
         made: Prebuilt | None = None,
+        unconditional: bool = False,
     ) -> Path:
         documents = [replace(labelled(1), prebuilt=made)]
-        return cached_requests(tmp_path, task, variant, documents, [], tiny_tokenizer_dir, limits)
+        return cached_requests(
+            tmp_path, task, variant, documents, [], tiny_tokenizer_dir, limits,
+            unconditional=unconditional,
+        )  # fmt: skip
 
     text = Prebuilt(("Q:",), (" yes",), ("yes",))
     free = replace(PLAIN, answer="free", fingerprint="free")
     longer = replace(LABELS, generation=GenerationSettings(9), spec={"generation": {"x": 1}})
     paths = [
         ask(),
-        ask(replace(LABELS, metrics=("acc", "acc_mutual_info"))),
+        ask(unconditional=True),
         ask(limits=LEFT),
         ask(made=text),
         ask(made=replace(text, unconditional=(" yes",))),

@@ -13,7 +13,7 @@ from evalcore.engines.certify import judge
 from evalcore.engines.hf import HFEngine
 from evalcore.engines.protocol import EngineSpec
 from evalcore.identity import resolve_subjects
-from evalcore.metrics import cell_scores
+from evalcore.metrics import cell_scores, needs_unconditional
 from evalcore.planning import Unit, UnitSlice
 from evalcore.prompting import cached_requests, load_tokenizer
 from evalcore.scoring import CellWork, ScoringWorker, UnitJob, WorkerConfig
@@ -60,7 +60,8 @@ def unit_of(
     slices = []
     for key, (cell, limits) in cells.items():
         path = cached_requests(folder / "cache", cell.task, cell.variant, documents(cell.task), [],
-                               checkpoint, limits)  # fmt: skip
+                               checkpoint, limits,
+                               unconditional=needs_unconditional(cell.task))  # fmt: skip
         slices.append(UnitSlice(key, str(path), np.arange(len(TEXTS), dtype=np.int32)))
     (subject,) = {cell.subject for cell, _ in cells.values()}
     return Unit("u", subject, tuple(slices), len(slices) * len(TEXTS), 0)

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evalcore.engines.protocol import made_by
-from evalcore.engines.text import checkpoint_tokenizer, end_token_ids
+from evalcore.engines.text import checkpoint_tokenizer
 from evalcore.engines.vllm.generation import GenerateWork, generate
 from evalcore.engines.vllm.requests import Work, reset_cache
 from evalcore.engines.vllm.resident import Resident
 from evalcore.engines.vllm.strategies import PackedScorer
 from evalcore.errors import EngineError, InputError
+from evalcore.identity import end_token_ids
 from evalcore.types import (
     Checkpoint,
     GenerateBatch,

@@ -1,0 +1,361 @@
+"""Tokenizers as published: loading them, what they do, and where generated text ends.
+
+A tokenizer is known by what it does to text, not by how its files are saved. The ids are those of
+``tokenizer.json``: transformers 5 takes the class that ``tokenizer_config.json`` or the model type
+names and installs that class's own pre-tokenizer over the file's (huggingface/transformers #45488,
+#45812), so that a byte-level file under ``LlamaTokenizerFast`` loses every blank. Where the two
+differ, the file is followed and that is said.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from evalcore.errors import InputError
+from evalcore.identity.cache import cached_fact, cached_file_fact
+from evalcore.identity.hashing import text_fingerprint
+from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
+
+# Raise it when the same tokenizer would get another fingerprint.
+_VERSION = 2
+_VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model")
+_FILES = (
+    "tokenizer.json", *_VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
+    "generation_config.json",
+)  # fmt: skip
+_SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
+THINK_END = "</think>"
+"""What closes the thinking of the chat templates that have one."""
+
+# Digits in groups, blanks of every kind, contractions, signs, scripts, composed and decomposed
+# letters, emoji of several code points: where pre-tokenizers and normalizers part ways.
+_PROBES = (
+    "hello 2023 world\n\n650841823", "1234567 3.14159 1,000,000 0x1F", " leading", "trailing ",
+    "a  b   c    d", "\tone\n two\r\n\r\n  three\n\n\n", "It's I'LL we've he'd don't O'Neil",
+    "HTTPServer camelCase snake_case kebab-case", "def f(x):\n    return x**2  # why?",
+    "\u00e9 e\u0301 \ufb01 \u00c5 \u212b \u00df \u0130 \u0131",
+    "\u00a0nbsp\u200bzero\u3000wide\u2028line",
+    "日本語のテキスト。中文字符", "Привет, мир! नमस्ते", "שלום עולם مرحبا",
+    "\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \U0001f44d\U0001f3fd", "...!!!???---***###",
+    "", " ", "\n",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What is known of a tokenizer without having it at hand.
+
+    Attributes:
+        fingerprint: 32 hex digits over what decides token ids and text of ids.
+        template: 32 hex digits over the chat template; empty if there is none.
+        dated: Whether the chat template writes the date.
+        thinks: Whether the chat template knows a thinking part.
+        ends: Ids that end a generation, sorted.
+        note: How the library would have changed the ids of ``tokenizer.json``; else empty.
+    """
+
+    fingerprint: str
+    template: str
+    dated: bool
+    thinks: bool
+    ends: tuple[int, ...]
+    note: str
+
+
+def tokenizer_facts(path: str | Path) -> TokenizerFacts:
+    """Facts about the tokenizer in a directory; remembered by the content of its files.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    directory = Path(path)
+    state = _state(directory)
+    found = cached_fact(f"tokenizer-{_VERSION}", state, lambda: asdict(_facts(directory, state)))
+    return TokenizerFacts(**{**found, "ends": tuple(found["ends"])})
+
+
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """32 hex digits over what decides token ids and the text of ids.
+
+    Chat templates and end tokens are no part of it: they count where they are used (see
+    :func:`evalcore.identity.cell_key`).
+
+    Raises:
+        InputError: If the directory has no tokenizer, or it cannot be loaded.
+    """
+    return tokenizer_facts(path).fingerprint
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a local directory, with the ids of its tokenizer.json (cached by content).
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    return _load(str(path), _state(Path(path)))[0]
+
+
+def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a generation: the tokenizer's EOS and those of both configuration files.
+
+    Raises:
+        InputError: If a file is not readable JSON, or an id is not a number.
+    """
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        file = Path(path) / name
+        if not file.is_file():
+            continue
+        value = read_json(file, "checkpoint").get("eos_token_id")
+        for each in value if isinstance(value, list) else [value]:
+            if each is None:
+                continue
+            if not isinstance(each, int) or isinstance(each, bool):
+                raise InputError(f"{file}: key eos_token_id should hold token ids, not {each!r}")
+            if each >= 0:
+                found.add(each)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    return tuple(sorted(found))
+
+
+def _state(directory: Path) -> str:
+    """Fingerprint of the bytes of everything that decides what is loaded, library included."""
+    files = [directory / name for name in _FILES]
+    if not any((directory / n).is_file() for n in ("tokenizer.json", *_VOCABULARY_FILES)):
+        raise InputError(f"{directory} has no tokenizer.json (nor tokenizer.model, vocab.json)")
+    files += sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    parts = {
+        file.relative_to(directory).as_posix(): cached_file_fact(file, "bytes-2", _hash_bytes)
+        for file in files
+        if file.is_file()
+    }
+    versions = [metadata.version(name) for name in ("transformers", "tokenizers")]
+    return text_fingerprint(["tokenizer-state", versions, parts])
+
+
+def _hash_bytes(path: Path) -> str:
+    return hashlib.blake2b(
+        read_bytes(path, "tokenizer", MAX_TABLE_BYTES), digest_size=16
+    ).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _load(path: str, state: str) -> tuple[Any, str]:
+    """(tokenizer, note)."""
+    first = "transformers" not in sys.modules
+    from transformers import AutoTokenizer  # seconds to import: only where tokens are needed
+
+    if first:
+        # The library brings hundreds of thousands of objects that live as long as the process. Seen
+        # as old, they are not walked through each time many documents are made.
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or libraries report their own objects as leaked at the end
+    published = _published(Path(path))
+    failed = ""
+    tokenizer = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the library raises many kinds for a broken tokenizer
+        failed = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if published is None:
+        if tokenizer is None:
+            raise InputError(f"tokenizer in {path} cannot be loaded: {failed}")
+        return tokenizer, ""
+    if tokenizer is not None and _follows(tokenizer, published, path):
+        return tokenizer, ""
+    ours = _from_file(path, published, tokenizer, failed)
+    if tokenizer is None:
+        return ours, f"tokenizer.json is read by itself, since its class cannot be loaded: {failed}"
+    changed = [text for text in _PROBES if _ids(tokenizer, text) != _ids(ours, text)]
+    if not changed:
+        return ours, ""
+    lost = "" if _text(tokenizer, _PROBES[0]) == _text(ours, _PROBES[0]) else ", even their text"
+    return ours, (
+        f"ids are those of tokenizer.json; transformers' {type(tokenizer).__name__} would change "
+        f"them in {len(changed)} of {len(_PROBES)} probe texts{lost}"
+    )
+
+
+def _published(directory: Path) -> Any:
+    """tokenizer.json as the tokenizers library reads it, without what its last user left behind."""
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    data = read_json(file, "tokenizer", MAX_TABLE_BYTES)
+    data.update(truncation=None, padding=None)
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(data))
+    except Exception as error:  # of Rust: no class of its own
+        raise InputError(f"tokenizer {file} cannot be loaded: {error}") from None
+    settings = _settings(directory)
+    _set_prefix_space(tokenizer, settings.get("add_prefix_space"))
+    return tokenizer
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    file = directory / "tokenizer_config.json"
+    return read_json(file, "tokenizer") if file.is_file() else {}
+
+
+def _set_prefix_space(tokenizer: Any, wanted: Any) -> None:
+    """tokenizer_config.json may overrule this one property of a byte-level file, as it always
+    could."""
+    step = tokenizer.pre_tokenizer
+    if isinstance(wanted, bool) and type(step).__name__ == "ByteLevel":
+        step.add_prefix_space = wanted
+        tokenizer.pre_tokenizer = step
+
+
+def _follows(tokenizer: Any, published: Any, path: str) -> bool:
+    """Whether a loaded tokenizer has the file's parts, and no token that no file names."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return all(_ids(tokenizer, t) == published.encode(t, add_special_tokens=False).ids
+                   for t in _PROBES)  # fmt: skip
+    if any(_part(backend, name) != _part(published, name) for name in _PARTS):
+        return False
+    named = _named_tokens(Path(path))
+    return not set(backend.get_vocab()) - set(published.get_vocab()) - named
+
+
+def _part(tokenizer: Any, name: str) -> Any:
+    part = getattr(tokenizer, name)
+    return part and part.__getstate__()
+
+
+def _named_tokens(directory: Path) -> set[str]:
+    """Tokens that the files beside tokenizer.json name."""
+    found: set[str] = set()
+    todo: list[Any] = [_settings(directory)]
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (directory / name).is_file():
+            data = read_json(directory / name, "tokenizer", MAX_TABLE_BYTES)
+            found.update(data)
+            todo.append(data)
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            found.add(item)
+        elif isinstance(item, (dict, list)):
+            todo += item.values() if isinstance(item, dict) else item
+    return found
+
+
+def _from_file(path: str, published: Any, guess: Any, failed: str) -> Any:
+    """A tokenizer whose core is the file's, special tokens by its configuration.
+
+    Args:
+        path: The directory.
+        published: tokenizer.json.
+        guess: What the library makes of it, if it could: knows defaults of its class.
+        failed: Why it could not.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        made: Any = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # as above
+        reason = failed or str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"tokenizer in {path} cannot be loaded: {reason}") from None
+    backend = made.backend_tokenizer
+    for name in _PARTS:
+        if _part(backend, name) != _part(published, name):
+            setattr(backend, name, getattr(published, name))
+    vocabulary = backend.get_vocab()
+    for name in _SPECIALS if guess is not None else ():
+        default = getattr(guess, name, None)
+        if getattr(made, name) is None and default in vocabulary:
+            setattr(made, name, default)
+    wrong = [
+        text
+        for text in _PROBES
+        if _ids(made, text) != published.encode(text, add_special_tokens=False).ids
+    ]
+    if wrong:
+        raise InputError(
+            f"tokenizer in {path}: {type(made).__name__} gives other ids than its tokenizer.json "
+            f"for {wrong[0]!r}; tokenizer_config.json and tokenizer.json contradict each other"
+        )
+    return made
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _text(tokenizer: Any, text: str) -> str:
+    return str(tokenizer.decode(_ids(tokenizer, text)))
+
+
+def _facts(directory: Path, state: str) -> TokenizerFacts:
+    tokenizer, note = _load(str(directory), state)
+    template = chat_template(tokenizer)
+    return TokenizerFacts(
+        fingerprint=_fingerprint(tokenizer),
+        template=text_fingerprint(["template", template]) if template else "",
+        dated="strftime_now" in template,
+        thinks=THINK_END in template,
+        ends=end_token_ids(directory, tokenizer),
+        note=note,
+    )
+
+
+def chat_template(tokenizer: Any) -> str:
+    """The chat template that is used when none is named; empty if there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError:  # several, none of them called default
+        return ""
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """Over the parts of the core, special tokens, and the ids of probe texts.
+
+    How special tokens are put around a text is seen by the probes alone: it is written in several
+    ways that do the same.
+    """
+    specials = {name: [getattr(tokenizer, name, None), getattr(tokenizer, f"{name}_id", None)]
+                for name in _SPECIALS[:3]}  # fmt: skip
+    marks = sorted(set(map(str, tokenizer.all_special_tokens)))
+    probes = [*_PROBES, *(f"a {mark} b{mark}c" for mark in marks)]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        core: Any = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    else:
+        data = json.loads(backend.to_str())
+        core = {name: _plain(data.get(name)) for name in (*_PARTS, "added_tokens")}
+    digest = hashlib.blake2b(
+        json.dumps(core, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+        digest_size=16,
+    )
+    seen = [[_ids(tokenizer, text), _ids(tokenizer, text, special=True)] for text in probes]
+    return text_fingerprint(["tokenizer", _VERSION, digest.hexdigest(), specials, seen])
+
+
+def _plain(part: Any) -> Any:
+    """Without what is off or absent: versions of the library write more or fewer defaults."""
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: [_plain(each) for each in value] if isinstance(value, list) else _plain(value)
+        for key, value in part.items()
+        if value is not None and value is not False
+    }
