@@ -1,0 +1,537 @@
+"""What a mean generalises to: documents, prompts and seeds, each fixed or sampled.
+
+A comparison is a table of values by document, prompt and seed (for a gain: tuned minus base). Its
+mean is one number; how far it may be from what one wanted to know depends on the question:
+
+``these prompts, this run``
+    other documents of the same kind, under exactly these prompts, of exactly these tuned models;
+``other prompts``
+    also other prompt texts of the kind that was drawn;
+``other prompts and seeds``
+    also other training seeds.
+
+The model is the crossed random-effects layout document x prompt x seed. Documents enter by
+influence: each cluster of documents moves the mean of every (prompt, seed) cell by a known amount,
+so their part of the variance is that of a sum over clusters, whatever is missing and however large
+the clusters are. What is left between cells is prompts, seeds and their interaction, estimated by
+moments of pairs (Gao and Owen 2017, "Efficient moment calculations for variance components in large
+unbalanced crossed random effects models", Electronic Journal of Statistics 11) after the documents'
+part of each moment has been taken off. In a complete layout these are the usual analysis of
+variance estimators.
+
+Intervals add up the parts with a t quantile of their own each, half-width^2 = sum t_i^2 V_i
+(Banerjee 1960, "Approximate confidence interval for linear functions of means of k populations when
+the population variances are not equal", Sankhya 22): for independent normal parts it never covers
+less than it says, where one t quantile with Satterthwaite's degrees of freedom covers too little as
+soon as a part with few degrees (three prompts: two) comes out small by chance.
+``bench/coverage.py`` measures both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import inf, isfinite, nan, sqrt
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from evalcore.analysis.stats import t_quantile
+
+FloatArray = npt.NDArray[np.float64]
+CodeArray = npt.NDArray[np.int64]
+Claim = Literal["these prompts, this run", "other prompts", "other prompts and seeds"]
+CLAIMS: tuple[Claim, ...] = ("these prompts, this run", "other prompts", "other prompts and seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Values by document, prompt and seed; any part may be missing.
+
+    Attributes:
+        values: float64 [m], no NaN.
+        clusters: int64 [m] documents, or the clusters (passages, premises ...) they hang together
+            in. A cluster may have several values in one cell.
+        prompts: int64 [m] prompt texts of one stratum.
+        seeds: int64 [m] training seeds; all 0 where there is one run.
+        bounds: Least and largest possible value: (0, 1) for a score, (-1, 1) for a difference of
+            scores; None where there is no bound. Used at the edges only.
+    """
+
+    values: FloatArray
+    clusters: CodeArray
+    prompts: CodeArray
+    seeds: CodeArray
+    bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Parts of the variance of a mean, each with its degrees of freedom.
+
+    Attributes:
+        documents, prompts, seeds: Variance of the mean due to each (not of single values); the
+            interaction of prompts and seeds is in ``prompts``. 0 where a factor is fixed.
+        clusters: Documents or clusters behind it, in effect (of equal size).
+        num_prompts, num_seeds: Levels of the sampled factors; 1 where fixed.
+    """
+
+    documents: float
+    prompts: float
+    seeds: float
+    clusters: float
+    num_prompts: int = 1
+    num_seeds: int = 1
+
+    @property
+    def variance(self) -> float:
+        return self.documents + self.prompts + self.seeds
+
+    def half_width(self, level: float) -> float:
+        """Half the width of the two-sided interval, Banerjee's sum."""
+        tail = 0.5 + level / 2
+        parts = (
+            (self.documents, self.clusters - 1),
+            (self.prompts, self.num_prompts - 1),
+            (self.seeds, self.num_seeds - 1),
+        )
+        return sqrt(sum(t_quantile(tail, d) ** 2 * v for v, d in parts if v > 0 and d > 0))
+
+    def satterthwaite(self) -> float:
+        """Degrees of freedom of ``variance`` by Satterthwaite (1946), for comparison."""
+        parts = (
+            (self.documents, self.clusters - 1),
+            (self.prompts, self.num_prompts - 1),
+            (self.seeds, self.num_seeds - 1),
+        )
+        below = sum(v * v / d for v, d in parts if v > 0 and d > 0)
+        return self.variance**2 / below if below > 0 else inf
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and what it may be, for one claim.
+
+    Attributes:
+        claim: What is generalised over.
+        value: The mean of the values: every (prompt, seed) cell counts alike.
+        stderr: Square root of the variance of the mean.
+        low95, high95, low99, high99: Two-sided intervals; not centred on ``value`` at the edges.
+        parts: Where the variance comes from.
+        refused: Why there is no interval (in words); empty where there is one.
+    """
+
+    claim: Claim
+    value: float
+    stderr: float
+    low95: float
+    high95: float
+    low99: float
+    high99: float
+    parts: Parts | None
+    refused: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not self.refused
+
+    @property
+    def width95(self) -> float:
+        return self.high95 - self.low95
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A mean under every claim its data can support.
+
+    Attributes:
+        value: The mean.
+        intervals: One per claim of :data:`CLAIMS`; those the data cannot support say why.
+        clusters, documents: How many there are.
+        prompts, seeds: How many there are.
+        by_prompt: Prompt code -> mean over its seeds.
+        by_seed: Seed code -> mean over its prompts.
+        missing: (prompt, seed) cells without a value.
+    """
+
+    value: float
+    intervals: dict[Claim, Interval]
+    clusters: int
+    documents: int
+    prompts: int
+    seeds: int
+    by_prompt: dict[int, float]
+    by_seed: dict[int, float]
+    missing: int
+
+    @property
+    def widest(self) -> Interval:
+        """The interval of the widest claim the data support."""
+        known = [i for i in self.intervals.values() if i.known]
+        return known[-1] if known else self.intervals[CLAIMS[0]]
+
+    @property
+    def turned(self) -> int:
+        """Prompts whose own mean has the other sign than the mean over prompts."""
+        return sum(1 for v in self.by_prompt.values() if v * self.value < 0)
+
+
+def variation(layout: Layout) -> Variation:
+    """Mean and intervals of a layout under each claim; see the module's docstring.
+
+    Where documents are few or all alike, plain intervals are too narrow, down to a width of 0. As
+    in the adjusted intervals of Agresti and Coull (1998, a proportion) and of Bonett and Price
+    (2012, a paired difference of proportions), pseudo-documents are added for the interval: see
+    :func:`_edge`.
+    """
+    return _variation(_Cells.of(layout), layout.bounds)
+
+
+def variation_of_table(
+    table: FloatArray,
+    *,
+    clusters: CodeArray | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Variation:
+    """The same from float64 [documents, prompts] or [documents, prompts, seeds]; NaN: missing.
+
+    Args:
+        table: The values.
+        clusters: int64 [documents]; None: each document by itself.
+        bounds: As in :class:`Layout`.
+    """
+    cube = table if table.ndim == 3 else table[:, :, None]
+    if clusters is None:
+        clusters = np.arange(len(cube))
+    if np.isnan(cube).any():
+        d, p, s = np.nonzero(~np.isnan(cube))
+        return variation(Layout(cube[d, p, s], clusters[d], p, s, bounds))
+    return _variation(_Cells.of_cube(cube, clusters), bounds)
+
+
+def _variation(cells: _Cells, bounds: tuple[float, float] | None) -> Variation:
+    intervals = {claim: _interval(cells, bounds, claim) for claim in CLAIMS}
+    by_prompt = {int(p): float(cells.means[cells.prompt == p].mean()) for p in cells.prompt_set}
+    by_seed = {int(s): float(cells.means[cells.seed == s].mean()) for s in cells.seed_set}
+    whole = len(cells.prompt_set) * len(cells.seed_set)
+    return Variation(
+        value=intervals[CLAIMS[0]].value,
+        intervals=intervals,
+        clusters=len(cells.influence),
+        documents=int(cells.counts.max(initial=0)),
+        prompts=len(cells.prompt_set),
+        seeds=len(cells.seed_set),
+        by_prompt=by_prompt,
+        by_seed=by_seed,
+        missing=whole - len(cells.means),
+    )
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Means of the (prompt, seed) cells, and what each cluster of documents adds to them.
+
+    Attributes:
+        means: float64 [K].
+        counts: int64 [K] values in each.
+        prompt, seed: int64 [K] codes.
+        influence: float64 [C, K]: by how much a cluster moves the mean of a cell. Columns add up to
+            0.
+        sizes: float64 [C]: share of all values that a cluster has.
+        own: float64 [C]: mean of a cluster's values.
+    """
+
+    means: FloatArray
+    counts: CodeArray
+    prompt: CodeArray
+    seed: CodeArray
+    influence: FloatArray
+    sizes: FloatArray
+    own: FloatArray
+
+    @property
+    def prompt_set(self) -> CodeArray:
+        return np.unique(self.prompt)
+
+    @property
+    def seed_set(self) -> CodeArray:
+        return np.unique(self.seed)
+
+    @classmethod
+    def of(cls, layout: Layout) -> _Cells:
+        """From any layout."""
+        width = int(layout.seeds.max(initial=0)) + 1
+        kinds, cell = np.unique(layout.prompts * width + layout.seeds, return_inverse=True)
+        _, cluster = np.unique(layout.clusters, return_inverse=True)
+        k, c = len(kinds), int(cluster.max(initial=-1)) + 1
+        counts = np.bincount(cell, minlength=k)
+        means = np.bincount(cell, layout.values, k) / np.maximum(counts, 1)
+        parts = (layout.values - means[cell]) / counts[cell]
+        moved = np.bincount(cluster * k + cell, parts, c * k).astype(np.float64)
+        held = np.bincount(cluster, minlength=c)
+        own = np.bincount(cluster, layout.values, c) / np.maximum(held, 1)
+        sizes = held / max(len(cluster), 1)
+        where = np.asarray(kinds, dtype=np.int64)
+        return cls(means, counts, where // width, where % width, moved.reshape(c, k), sizes, own)
+
+    @classmethod
+    def of_cube(cls, cube: FloatArray, clusters: CodeArray) -> _Cells:
+        """From a complete float64 [documents, prompts, seeds]; the same as :meth:`of`, faster."""
+        n, p, s = cube.shape
+        if n == 0:
+            none = np.zeros(0, dtype=np.int64)
+            return cls.of(Layout(np.zeros(0), none, none, none))
+        means = cube.mean(axis=0).reshape(-1)
+        parts = (cube.reshape(n, -1) - means) / n
+        own = cube.reshape(n, -1).mean(axis=1)
+        names, at = np.unique(clusters, return_inverse=True)
+        held = np.bincount(at)
+        if len(names) < n:
+            parts = np.stack([np.bincount(at, column) for column in parts.T], axis=1)
+            own = np.bincount(at, own) / held
+        prompt, seed = np.repeat(np.arange(p), s), np.tile(np.arange(s), p)
+        counts = np.full(p * s, n, dtype=np.int64)
+        return cls(means, counts, prompt, seed, parts, held / max(n, 1), own)
+
+    def over_seeds(self) -> _Cells:
+        """One cell per prompt: the mean over its seeds."""
+        names, at = np.unique(self.prompt, return_inverse=True)
+        share = np.zeros((len(self.means), len(names)))
+        share[np.arange(len(at)), at] = 1.0
+        share /= np.maximum(share.sum(axis=0), 1)
+        return replace(
+            self,
+            means=self.means @ share,
+            counts=np.bincount(at, self.counts, len(names)).astype(np.int64),
+            prompt=names,
+            seed=np.zeros(len(names), dtype=np.int64),
+            influence=self.influence @ share,
+        )
+
+
+def _interval(cells: _Cells, bounds: tuple[float, float] | None, claim: Claim) -> Interval:
+    prompts, seeds = len(cells.prompt_set), len(cells.seed_set)
+    k = len(cells.means)
+    value = float(cells.means.mean()) if k else nan
+    if not k or len(cells.influence) < 2:
+        count = len(cells.influence)
+        return _refused(claim, value, f"{count} documents: nothing can be said about others")
+    if claim != CLAIMS[0] and prompts < 2:
+        return _refused(claim, value, "one prompt: nothing can be said about other prompts")
+    if claim == CLAIMS[2] and seeds < 2:
+        return _refused(claim, value, "one seed: nothing can be said about other seeds")
+    clusters = 1.0 / float((cells.sizes**2).sum())
+    documents = _documents(cells.influence.mean(axis=1))
+    parts = Parts(documents, 0.0, 0.0, clusters)
+    if claim == CLAIMS[1]:
+        one = cells.over_seeds()
+        between = _between(one.means, one.influence, one.prompt, None)
+        parts = replace(parts, prompts=between["prompt"] / prompts, num_prompts=prompts)
+    elif claim == CLAIMS[2]:
+        found = _between(cells.means, cells.influence, cells.prompt, cells.seed)
+        weight = _weights(cells)
+        parts = replace(
+            parts,
+            prompts=found["prompt"] * weight["prompt"] + found["both"] / k,
+            seeds=found["seed"] * weight["seed"],
+            num_prompts=prompts,
+            num_seeds=seeds,
+        )
+    return _with_edges(claim, value, parts, bounds, cells.own)
+
+
+def _refused(claim: Claim, value: float, why: str) -> Interval:
+    return Interval(claim, value, nan, nan, nan, nan, nan, None, why)
+
+
+def _documents(moves: FloatArray) -> float:
+    """Variance of a mean from what each cluster adds to it, float64 [C]."""
+    count = len(moves)
+    return float((moves**2).sum()) * count / (count - 1)
+
+
+def _weights(cells: _Cells) -> dict[str, float]:
+    """Sum of squared shares of the levels of each factor (1 / levels in a complete layout)."""
+    k = len(cells.means)
+    return {
+        "prompt": float((np.unique(cells.prompt, return_counts=True)[1] ** 2).sum()) / k**2,
+        "seed": float((np.unique(cells.seed, return_counts=True)[1] ** 2).sum()) / k**2,
+    }
+
+
+def _between(
+    means: FloatArray, influence: FloatArray, prompt: CodeArray, seed: CodeArray | None
+) -> dict[str, float]:
+    """Variance between prompts, between seeds and of their interaction, documents' part taken off.
+
+    For each grouping the sum of half the squared differences of all pairs within its groups is
+    compared with its expectation: a component counts in every pair that does not share its levels.
+    Of the documents' part a share stays where levels are few (:func:`_kept`); negative solutions
+    are set to 0.
+
+    Args:
+        means: float64 [K].
+        influence: float64 [C, K].
+        prompt: int64 [K].
+        seed: int64 [K]; None where seeds are fixed (then there is one cell per prompt).
+    """
+    k = len(means)
+    everything = np.zeros(k, dtype=np.int64)
+    scale = len(influence) / (len(influence) - 1)
+
+    def moment(group: CodeArray) -> float:
+        return _pairs(means[None], group) - scale * _pairs(influence, group)
+
+    all_pairs = _same(everything)
+    kept = _kept(influence, prompt) * scale
+    if seed is None:
+        between = moment(everything) / (all_pairs - k) * 2 + kept
+        return {"prompt": max(between, 0.0), "seed": 0.0, "both": 0.0}
+    of_prompt, of_seed = _same(prompt), _same(seed)
+    # Rows: pairs of everything, of one prompt, of one seed. Columns: prompt, seed, interaction.
+    system = np.array(
+        [
+            [all_pairs - of_prompt, all_pairs - of_seed, all_pairs - k],
+            [0.0, of_prompt - k, of_prompt - k],
+            [of_seed - k, 0.0, of_seed - k],
+        ]
+    )
+    moments = np.array([moment(everything), moment(prompt), moment(seed)]) * 2
+    found = np.linalg.lstsq(system, moments, rcond=None)[0]
+    return {
+        "prompt": max(float(found[0]) + kept, 0.0),
+        "seed": max(float(found[1]) + _kept(influence, seed) * scale, 0.0),
+        "both": max(float(found[2]), 0.0),
+    }
+
+
+def _kept(influence: FloatArray, factor: CodeArray) -> float:
+    """What is left of the documents' part in the variance between the levels of a factor.
+
+    All but a share of (k - 3) / (k - 1) of it, as in Morris (1983), "Parametric empirical Bayes
+    inference: theory and applications", Journal of the American Statistical Association 78: with
+    few levels the variance between them is badly known, and taking off all of the noise would make
+    it too small too often.
+    """
+    _, at = np.unique(factor, return_inverse=True)
+    levels = int(at.max()) + 1
+    if levels < 2:
+        return 0.0
+    member = np.zeros((len(at), levels))
+    member[np.arange(len(at)), at] = 1.0
+    of_levels = influence @ (member / member.sum(axis=0))
+    noise = _pairs(of_levels, np.zeros(levels, dtype=np.int64)) * 2 / (levels * (levels - 1))
+    return noise * (1 - max(levels - 3, 0) / (levels - 1))
+
+
+def _same(group: CodeArray) -> float:
+    """Ordered pairs within groups, each with itself included."""
+    return float((np.unique(group, return_counts=True)[1].astype(np.float64) ** 2).sum())
+
+
+def _pairs(rows: FloatArray, group: CodeArray) -> float:
+    """Sum over rows of half the squared differences of unordered pairs within groups.
+
+    Args:
+        rows: float64 [R, K].
+        group: int64 [K].
+    """
+    _, at = np.unique(group, return_inverse=True)
+    member = np.zeros((len(at), int(at.max()) + 1))
+    member[np.arange(len(at)), at] = 1.0
+    sizes = member.sum(axis=0)
+    sums, squares = rows @ member, (rows**2) @ member
+    return float((sizes * squares - sums**2).sum()) / 2
+
+
+def _with_edges(
+    claim: Claim,
+    value: float,
+    parts: Parts,
+    bounds: tuple[float, float] | None,
+    own: FloatArray,
+) -> Interval:
+    low99, high99 = _limits(value, parts, 0.99, bounds, own)
+    low95, high95 = _limits(value, parts, 0.95, bounds, own)
+    stderr = sqrt(parts.variance)
+    return Interval(claim, value, stderr, low95, high95, low99, high99, parts)
+
+
+def _limits(
+    value: float,
+    parts: Parts,
+    level: float,
+    bounds: tuple[float, float] | None,
+    own: FloatArray,
+) -> tuple[float, float]:
+    """The interval of one level, with pseudo-documents where the values have bounds."""
+    if bounds is None:
+        half = parts.half_width(level)
+        return value - half, value + half
+    centre, documents, clusters = _edge(value, parts, level, bounds, own)
+    half = replace(parts, documents=documents, clusters=clusters).half_width(level)
+    low, high = bounds
+    return max(centre - half, low), min(centre + half, high)
+
+
+def _edge(
+    value: float, parts: Parts, level: float, bounds: tuple[float, float], own: FloatArray
+) -> tuple[float, float, float]:
+    """(centre, documents' part of the variance, clusters) with pseudo-documents added.
+
+    A score gets z^2 / 2 documents at each bound, of the size of the events seen, a difference one
+    at each bound (two for 99 %). The size of an event is that of the document means' distances from
+    the nearest bound (a score) or from 0 (a difference), where there is any: the square root of
+    their sum of fourth powers over that of squares, for it is the large ones that few documents
+    miss. With one prompt and right-or-wrong values it is 1 and these are the intervals of Agresti
+    and Coull and of Bonett and Price.
+    """
+    low, high = bounds
+    n = parts.clusters
+    difference = low < 0 < high
+    if difference:
+        rest, away = 0.0, np.abs(own)
+        pseudo = 1.0 if level < 0.97 else 2.0
+    else:
+        near_low = value - low <= high - value
+        rest = low if near_low else high
+        away = np.abs(own - rest)
+        pseudo = (1.96 if level < 0.97 else 2.576) ** 2 / 2
+    seen = away[away > 1e-12]
+    size = (
+        float(np.sqrt((seen**4).sum() / (seen**2).sum()))
+        if len(seen)
+        else high - (0.0 if difference else low)
+    )
+    ends = (-size, size) if difference else (rest, rest + size if rest == low else rest - size)
+    total = n + 2 * pseudo
+    centre = (n * value + pseudo * (ends[0] + ends[1])) / total
+    spread = parts.documents * (n - 1) + (value - centre) ** 2  # of single documents, about centre
+    spread = n * spread + pseudo * ((ends[0] - centre) ** 2 + (ends[1] - centre) ** 2)
+    return centre, spread / total / total, total
+
+
+def paired(
+    own: Iterable[tuple[CodeArray, FloatArray]], other: Iterable[tuple[CodeArray, FloatArray]]
+) -> list[tuple[CodeArray, FloatArray]]:
+    """Differences on the documents both sides have, cell by cell.
+
+    Args:
+        own, other: (document codes ascending, values) of the same (prompt, seed) cells.
+    """
+    found = []
+    for (docs, values), (theirs, base) in zip(own, other, strict=True):
+        shared, i, j = np.intersect1d(docs, theirs, assume_unique=True, return_indices=True)
+        gap = values[i] - base[j]
+        known = np.isfinite(gap)
+        found.append((shared[known], gap[known]))
+    return found
+
+
+def no_digit_too_many(value: float, half: float) -> int:
+    """Decimals worth printing of a number known to +- half: two digits of the error (2 to 4)."""
+    if not isfinite(half) or half <= 0:
+        return 3
+    return int(min(max(1 - np.floor(np.log10(half)), 2), 4))
