@@ -31,10 +31,15 @@ class Checkpoint:
         path: Local directory with config.json and safetensors.
         fingerprint: 32 hex digits over tensors and numeric configuration (see identity).
         tokenizer_fingerprint: 32 hex digits over what decides token ids.
+        tokenizer_path: Directory the tokenizer is read from; empty: the checkpoint's own.
         template_fingerprint: 32 hex digits over the chat template; empty if there is none.
+        template_dated: Whether the chat template writes the date.
+        think_end: What closes a thinking part in the chat template; empty if it knows none.
         end_tokens: Ids that end a generation: the tokenizer's EOS and those of config.json and
             generation_config.json; None if they were not asked for.
         tokenizer_note: How transformers would have changed the ids of tokenizer.json; else empty.
+        reading: Marks weights that are asked through another tokenizer, chat template or end than
+            the first of these weights: 8 hex digits over those three; else empty.
         step: Pre-training step, if known; orders tables and pictures.
         source: What the user gave (a path, or ``repo@revision``).
         revision: Resolved commit of a hub checkpoint.
@@ -57,9 +62,23 @@ class Checkpoint:
     tuned_on: str | None = None
     control: str | None = None
     seed: int | None = None
+    tokenizer_path: str = ""
     template_fingerprint: str = ""
+    template_dated: bool = False
+    think_end: str = ""
     end_tokens: tuple[int, ...] | None = None
     tokenizer_note: str = ""
+    reading: str = ""
+
+    @property
+    def id(self) -> str:
+        """Its weights, ``~`` how they are asked where that is not the usual way."""
+        return f"{self.fingerprint}~{self.reading}" if self.reading else self.fingerprint
+
+    @property
+    def tokenizer(self) -> str:
+        """Directory its tokenizer is read from."""
+        return self.tokenizer_path or self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +119,20 @@ class Subject:
 
     @property
     def id(self) -> str:
-        """Content identity: checkpoint fingerprint, ``+`` adapter fingerprint."""
+        """Content identity: the checkpoint's id, ``+`` adapter fingerprint."""
+        own = self.checkpoint.id
+        return own if self.adapter is None else f"{own}+{self.adapter.fingerprint}"
+
+    @property
+    def weights(self) -> str:
+        """Identity of the weights alone, however they are asked."""
         own = self.checkpoint.fingerprint
         return own if self.adapter is None else f"{own}+{self.adapter.fingerprint}"
 
     @property
     def base_id(self) -> str | None:
         """Id of the subject this one is compared with; None for an untuned checkpoint."""
-        return self.checkpoint.fingerprint if self.adapter is not None else self.checkpoint.parent
+        return self.checkpoint.id if self.adapter is not None else self.checkpoint.parent
 
     @property
     def tuning(self) -> str | None:

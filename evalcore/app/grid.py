@@ -100,6 +100,7 @@ def build_grid(
         DataError: A data set is missing or its rows are not what the task says.
     """
     grid = Grid()
+    known: set[str] = set()
     versions = json.dumps(installed_versions())
     selected = _selected(options)
     grid.findings += check_selection(task for task, _ in selected)
@@ -121,6 +122,9 @@ def build_grid(
                     subject, task, variant, settings, numerics, data=work.data, shots=file.shots,
                     unconditional=needs_unconditional(task),
                 )  # fmt: skip
+                if key in known:  # the same weights, asked differently, but not here
+                    continue
+                known.add(key)
                 cell = Cell(key, subject, task, variant)
                 grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
                 row = cell_row(cell, settings, numerics, work.baseline, work.documents, versions)

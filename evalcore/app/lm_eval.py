@@ -95,6 +95,7 @@ def add_cells(
         data_root=options.data_root,
     )
     work = LmEvalWork(loaded)
+    known: set[str] = set()
     versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
     for task in loaded.tasks.values():
         texts: dict[str, tuple[Built, float]] = {}
@@ -120,6 +121,9 @@ def add_cells(
                 # lm-eval's definition is code: its words and the rows it made of them.
                 data=data_fingerprint(built.task), unconditional=needs_unconditional(built.task),
             )  # fmt: skip
+            if key in known:  # the same weights, asked differently, but not here
+                continue
+            known.add(key)
             cell = Cell(key, subject, built.task, built.variant)
             file = files[at]
             grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))

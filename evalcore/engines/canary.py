@@ -56,7 +56,7 @@ class CanaryBook:
                 f"{subject.label}: canary log-probabilities are not finite; the weights are broken "
                 f"or overflow in this dtype"
             )
-        before = self._seen.get(subject.id)
+        before = self._seen.get(subject.weights)
         if before is not None:
             gap = float(np.abs(before - logprobs).max())
             if gap > self._tolerance:
@@ -72,7 +72,7 @@ class CanaryBook:
                 f"{subject.label}: canaries equal the base's exactly although the adapter's delta "
                 f"is not zero; the adapter was not applied, or vanishes in this dtype"
             )
-        self._seen[subject.id] = logprobs
+        self._seen[subject.weights] = logprobs
         if before is not None:
             return "return visit, equal"
         return "first visit" if base is None else "first visit, compared with base"

@@ -20,9 +20,9 @@ from evalcore.engines.protocol import (
     numerics_class,
     resolve_device,
 )
-from evalcore.engines.text import checkpoint_tokenizer, finish
+from evalcore.engines.text import finish, tokenizer_and_ends
 from evalcore.errors import EngineError, IncompatibleError
-from evalcore.identity import NumericsClass, end_token_ids
+from evalcore.identity import NumericsClass
 from evalcore.types import (
     FloatArray,
     GenerateBatch,
@@ -59,7 +59,6 @@ class HFEngine(OneByOne):
             torch.set_num_threads(spec.threads)
         self._subject: Subject | None = None
         self._model: Any = None
-        self._tokenizer: tuple[str, Any] | None = None
         self._report: LoadReport | None = None  # of the subject in place
         self._stats = {"loads": 0.0, "load_s": 0.0, "computed_tokens": 0.0}
 
@@ -73,7 +72,8 @@ class HFEngine(OneByOne):
         Raises:
             IncompatibleError: If transformers or peft refuse the files.
         """
-        if self._report is not None and self._subject and self._subject.id == subject.id:
+        if self._report is not None and self._subject and self._subject.weights == subject.weights:
+            self._subject = subject  # perhaps asked through another tokenizer
             return dataclasses.replace(self._report, kind="none", load_s=0.0)
         begin = time.perf_counter()
         kind: LoadKind = "start" if self._subject is None else "swap"
@@ -194,11 +194,7 @@ class HFEngine(OneByOne):
         """
         model, subject = self._require(), self._subject
         assert subject is not None
-        path = subject.checkpoint.path
-        if self._tokenizer is None or self._tokenizer[0] != path:
-            self._tokenizer = (path, checkpoint_tokenizer(path))
-        tokenizer = self._tokenizer[1]
-        ends = end_token_ids(path, tokenizer)
+        tokenizer, ends = tokenizer_and_ends(subject.checkpoint)
         contexts = [batch.context(i) for i in range(batch.num_contexts)]
         endings: list[Any] = [None] * len(contexts)
         for chosen in _by_length(contexts):

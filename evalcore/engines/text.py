@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from evalcore.errors import InputError
-from evalcore.identity import load_tokenizer
-from evalcore.types import GenerationSettings
+from evalcore.identity import end_token_ids, load_tokenizer
+from evalcore.types import Checkpoint, GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -24,15 +22,16 @@ class Ending:
     finish_reason: str
 
 
-def checkpoint_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a checkpoint directory.
+def tokenizer_and_ends(checkpoint: Checkpoint) -> tuple[Any, tuple[int, ...]]:
+    """(tokenizer, ids that end a generation): those the plan was made with, if it names them.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no tokenizer.
     """
-    if not any((Path(path) / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json")):
-        raise InputError(f"checkpoint {path} has no tokenizer.json; generation needs a tokenizer")
-    return load_tokenizer(str(path))
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    if checkpoint.end_tokens is not None:
+        return tokenizer, checkpoint.end_tokens
+    return tokenizer, end_token_ids(checkpoint.path, tokenizer)
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:

@@ -27,6 +27,7 @@ from evalcore.identity.provenance import (
 )
 from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import open_checkpoint
+from evalcore.identity.tokenizer import differing, reading_of
 from evalcore.identity.weights import weight_layout
 from evalcore.reading import MAX_TABLE_BYTES, printable, read_json
 from evalcore.types import Adapter, Checkpoint, Subject
@@ -103,7 +104,7 @@ def resolve_subjects(
             faults.append((path, error))
             problems.append(_problem(path, error))
         else:
-            copies = tuned.setdefault(base.fingerprint, {}).setdefault(adapter.fingerprint, [])
+            copies = tuned.setdefault(base.id, {}).setdefault(adapter.fingerprint, [])
             copies.append(adapter)
     alone = set(bases.given) | bases.open_tuned(found.tuned, problems)
     if not (tuned or alone):
@@ -188,7 +189,7 @@ class _Bases:
         self.notes: list[str] = []
         self._by_source: dict[str, Checkpoint] = {}
         self._layouts: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
-        self.given = [self._open(source, "--checkpoint").fingerprint for source in checkpoints]
+        self.given = [self._open(source, "--checkpoint").id for source in checkpoints]
         self._map = [self._parse(entry) for entry in base_map]
         self._assume = assume_base
 
@@ -201,12 +202,26 @@ class _Bases:
 
     def _open(self, source: str, what: str) -> Checkpoint:
         if source not in self._by_source:
-            checkpoint = open_checkpoint(source, what=what)
-            # The same weights under two names are one checkpoint: the first name stays.
-            if checkpoint.tokenizer_note:
+            checkpoint = self._apart(open_checkpoint(source, what=what))
+            if checkpoint.tokenizer_note and checkpoint.id not in self.known:
                 self.notes.append(f"checkpoint {checkpoint.path}: {checkpoint.tokenizer_note}")
-            self._by_source[source] = self.known.setdefault(checkpoint.fingerprint, checkpoint)
+            # The same under two names is one checkpoint: the first name stays.
+            self._by_source[source] = self.known.setdefault(checkpoint.id, checkpoint)
         return self._by_source[source]
+
+    def _apart(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint, marked where its weights are known but asked otherwise there."""
+        first = self.known.get(checkpoint.fingerprint)
+        ways = differing(first, checkpoint) if first is not None else []
+        if first is None or not ways:
+            return checkpoint
+        marked = replace(checkpoint, reading=reading_of(checkpoint))
+        if marked.id not in self.known:
+            self.notes.append(
+                f"checkpoint {checkpoint.path} has the weights of {first.path} but another "
+                f"{' and other '.join(ways)}: what that decides is scored for both"
+            )
+        return marked
 
     def _open_given(self, source: str, what: str) -> Checkpoint:
         try:
@@ -221,7 +236,7 @@ class _Bases:
             problem = unfinished(path)
             try:
                 if problem is None:
-                    opened.add(self._open(str(path), "tuned checkpoint").fingerprint)
+                    opened.add(self._open(str(path), "tuned checkpoint").id)
             except InputError as error:
                 problem = Problem(str(path), str(error))
             if problem is not None:
@@ -237,7 +252,7 @@ class _Bases:
                 continue
             parent = self._parent(checkpoint)
             if parent is not None:
-                found.add(parent.fingerprint)
+                found.add(parent.id)
             else:
                 self.notes.append(
                     f"checkpoint {checkpoint.path}: the checkpoint it was tuned from is not at "
@@ -286,8 +301,11 @@ class _Bases:
 
     def _recorded(self, path: Path, record: Provenance) -> Checkpoint:
         want = record.base.fingerprint
-        if want in self.known:  # given with --checkpoint, or met before: content decides
-            return self.known[want]
+        # Given with --checkpoint, or met before: content decides, then the place it was trained at.
+        known = [each for each in self.known.values() if each.fingerprint == want]
+        if known:
+            places = {str(Path(p).resolve()) for p in self._recorded_places(path, record)}
+            return next((each for each in known if each.path in places), known[0])
         changed = None
         for place in self._recorded_places(path, record):
             base = self._open(place, f"adapter {path}")
@@ -414,9 +432,9 @@ def _subjects(
     subjects = []
     for checkpoint, name in zip(wanted, names, strict=True):
         checkpoint = replace(checkpoint, name=name)
-        if checkpoint.fingerprint in alone:
+        if checkpoint.id in alone:
             subjects.append(Subject(checkpoint))
-        group = sorted(tuned.get(checkpoint.fingerprint, []), key=lambda a: (a.name, a.path))
+        group = sorted(tuned.get(checkpoint.id, []), key=lambda a: (a.name, a.path))
         own = _unique([a.name for a in group], [a.path for a in group])
         subjects += [
             Subject(checkpoint, replace(adapter, name=unique))

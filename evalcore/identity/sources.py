@@ -10,7 +10,7 @@ from evalcore.errors import InputError
 from evalcore.identity.checkpoint import checkpoint_fingerprint
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
-from evalcore.identity.tokenizer import tokenizer_facts
+from evalcore.identity.tokenizer import tokenizer_facts, with_tokenizer
 from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
@@ -116,14 +116,11 @@ def describe_checkpoint(
             f"nothing; score the parent"
         )
     facts = tokenizer_facts(path)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name=name,
         path=str(path.resolve()),
         fingerprint=fingerprint,
         tokenizer_fingerprint=facts.fingerprint,
-        template_fingerprint=facts.template,
-        end_tokens=facts.ends,
-        tokenizer_note=facts.note,
         step=step if step is not None else step_of(name),
         source=source or str(path),
         revision=revision,
@@ -133,3 +130,4 @@ def describe_checkpoint(
         control=tuned.tuning.control if tuned else None,
         seed=tuned.tuning.seed if tuned else None,
     )
+    return with_tokenizer(checkpoint, checkpoint.path, facts)

@@ -14,7 +14,7 @@ import gc
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -24,9 +24,10 @@ from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
+from evalcore.types import Checkpoint
 
 # Raise it when the same tokenizer would get another fingerprint.
-_VERSION = 2
+_VERSION = 3
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model")
 _FILES = (
     "tokenizer.json", *_VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
@@ -36,7 +37,7 @@ _FILES = (
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
 THINK_END = "</think>"
-"""What closes the thinking of the chat templates that have one."""
+"""What closes the thinking part of the chat templates that know one."""
 
 # Digits in groups, blanks of every kind, contractions, signs, scripts, composed and decomposed
 # letters, emoji of several code points: where pre-tokenizers and normalizers part ways.
@@ -60,7 +61,7 @@ class TokenizerFacts:
         fingerprint: 32 hex digits over what decides token ids and text of ids.
         template: 32 hex digits over the chat template; empty if there is none.
         dated: Whether the chat template writes the date.
-        thinks: Whether the chat template knows a thinking part.
+        think_end: What closes a thinking part in the chat template; empty if it knows none.
         ends: Ids that end a generation, sorted.
         note: How the library would have changed the ids of ``tokenizer.json``; else empty.
     """
@@ -68,7 +69,7 @@ class TokenizerFacts:
     fingerprint: str
     template: str
     dated: bool
-    thinks: bool
+    think_end: str
     ends: tuple[int, ...]
     note: str
 
@@ -104,6 +105,41 @@ def load_tokenizer(path: str | Path) -> Any:
         InputError: If there is none, or it cannot be read.
     """
     return _load(str(path), _state(Path(path)))[0]
+
+
+def with_tokenizer(checkpoint: Checkpoint, path: str | Path, facts: TokenizerFacts) -> Checkpoint:
+    """A checkpoint asked through the tokenizer in a directory, with what that decides."""
+    return replace(
+        checkpoint,
+        tokenizer_path="" if str(path) == checkpoint.path else str(path),
+        tokenizer_fingerprint=facts.fingerprint,
+        template_fingerprint=facts.template,
+        template_dated=facts.dated,
+        think_end=facts.think_end,
+        end_tokens=facts.ends,
+        tokenizer_note=facts.note,
+    )
+
+
+def reading_of(checkpoint: Checkpoint) -> str:
+    """8 hex digits over how weights are asked: tokenizer, chat template, end tokens."""
+    return text_fingerprint(
+        [
+            checkpoint.tokenizer_fingerprint,
+            checkpoint.template_fingerprint,
+            sorted(checkpoint.end_tokens or ()),
+        ]
+    )[:8]
+
+
+def differing(one: Checkpoint, other: Checkpoint) -> list[str]:
+    """In which ways two checkpoints are asked differently, in words."""
+    found = {
+        "tokenizer": one.tokenizer_fingerprint != other.tokenizer_fingerprint,
+        "chat template": one.template_fingerprint != other.template_fingerprint,
+        "end tokens": set(one.end_tokens or ()) != set(other.end_tokens or ()),
+    }
+    return [what for what, differs in found.items() if differs]
 
 
 def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
@@ -310,7 +346,7 @@ def _facts(directory: Path, state: str) -> TokenizerFacts:
         fingerprint=_fingerprint(tokenizer),
         template=text_fingerprint(["template", template]) if template else "",
         dated="strftime_now" in template,
-        thinks=THINK_END in template,
+        think_end=THINK_END if THINK_END in template else "",
         ends=end_token_ids(directory, tokenizer),
         note=note,
     )

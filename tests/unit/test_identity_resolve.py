@@ -381,3 +381,41 @@ def test_broken_provenance(tmp_path: Path, tiny_checkpoint: Path, make_adapter: 
     with pytest.raises(InputError, match=r"provenance\.json: key 'schema'"):
         read_provenance(adapter)
     assert resolve_subjects([adapter], [str(tiny_checkpoint)]).problems[0].kind == "broken"
+
+
+def test_same_weights_asked_otherwise_are_two_checkpoints(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    one, other, same = (
+        Path(shutil.copytree(tiny_checkpoint, tmp_path / name)) for name in ("a-1", "b-1", "c-1")
+    )
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ messages[0].content }}"
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    make_adapter(tmp_path / "runs" / "x", one)
+    make_adapter(tmp_path / "runs" / "y", other, seed=5)
+    make_adapter(tmp_path / "runs" / "z", same, seed=6)
+    found = resolve_subjects([tmp_path / "runs"], [str(one), str(other), str(same)])
+    places = {s.adapter.name: s.checkpoint.path for s in found.subjects if s.adapter is not None}
+    assert places == {"x": str(one), "y": str(other), "z": str(one)}
+    bases = {s.checkpoint.path: s for s in found.subjects if s.adapter is None}
+    assert set(bases) == {str(one), str(other)}
+    first, second = bases[str(one)], bases[str(other)]
+    assert first.id != second.id
+    assert first.weights == second.weights
+    tuned = {s.adapter.name: s for s in found.subjects if s.adapter is not None}
+    assert tuned["y"].base_id == second.id
+    assert tuned["x"].base_id == tuned["z"].base_id == first.id
+    assert any("another chat template" in note and str(other) in note for note in found.notes)
+
+
+def test_a_recorded_base_is_the_one_at_its_place(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    one, other = (Path(shutil.copytree(tiny_checkpoint, tmp_path / n)) for n in ("a-1", "b-1"))
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    record(make_adapter(tmp_path / "runs" / "y", other, seed=5), other)
+    found = resolve_subjects([tmp_path / "runs"], [str(one), str(other)])
+    (tuned,) = [s for s in found.subjects if s.adapter is not None]
+    assert tuned.checkpoint.path == str(other)
+    assert tuned.checkpoint.end_tokens == (1, 7)

@@ -182,13 +182,13 @@ def test_templates_are_apart_from_the_tokenizer(folder: Path) -> None:
     before = tokenizer_facts(folder)
     assert before.template
     assert not before.dated
-    assert not before.thinks
+    assert before.think_end == ""
     edit(folder / "tokenizer_config.json", chat_template="{{ strftime_now('%d %b') }}</think>")
     after = tokenizer_facts(folder)
     assert after.fingerprint == before.fingerprint
     assert after.template != before.template
     assert after.dated
-    assert after.thinks
+    assert after.think_end == "</think>"
     edit(folder / "tokenizer_config.json", chat_template=...)
     assert tokenizer_facts(folder).template == ""
     (folder / "chat_template.jinja").write_text("{{ messages }}")

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evalcore.engines.protocol import made_by
-from evalcore.engines.text import checkpoint_tokenizer
+from evalcore.engines.text import tokenizer_and_ends
 from evalcore.engines.vllm.generation import GenerateWork, generate
 from evalcore.engines.vllm.requests import Work, reset_cache
 from evalcore.engines.vllm.resident import Resident
 from evalcore.engines.vllm.strategies import PackedScorer
 from evalcore.errors import EngineError, InputError
-from evalcore.identity import end_token_ids
 from evalcore.types import (
     Checkpoint,
     GenerateBatch,
@@ -114,10 +113,7 @@ class VLLMEngine(Resident):
     def _text(self) -> tuple[Any, tuple[int, ...]]:
         """(tokenizer, end tokens) of the loaded subject's checkpoint."""
         assert self._in_place is not None
-        path = self._in_place.checkpoint.path
-        if self._tokenizer is None or self._tokenizer[0] != path:
-            self._tokenizer = (path, checkpoint_tokenizer(path))
-        return self._tokenizer[1], end_token_ids(path, self._tokenizer[1])
+        return tokenizer_and_ends(self._in_place.checkpoint)
 
     def _generate_work(self, batch: GenerateBatch) -> GenerateWork:
         """A batch under the loaded subject."""
@@ -185,7 +181,7 @@ class VLLMEngine(Resident):
         """Keys the prefix cache by the weights in place, so that a stale hit cannot happen."""
         if self._in_place is None or self._llm is None:
             raise EngineError("engine vllm: load a subject before asking for scores")
-        return hashlib.blake2b(self._in_place.id.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self._in_place.weights.encode(), digest_size=16).hexdigest()
 
     def _check(self, tokens: Any, totals: Any) -> None:
         if len(tokens) and (

@@ -25,7 +25,12 @@ from evalcore.engines.vllm.requests import Work, first_line, reset_cache
 from evalcore.engines.vllm.strategies import PlainScorer, Scorer, choose_scorer
 from evalcore.engines.vllm.worker import call
 from evalcore.errors import EngineError, EvalcoreError, InputError, ProofError
-from evalcore.identity import NumericsClass, numeric_config, weight_layout
+from evalcore.identity import (
+    NumericsClass,
+    numeric_config,
+    tokenizer_fingerprint,
+    weight_layout,
+)
 from evalcore.types import Adapter, Checkpoint, Subject
 
 _log = logging.getLogger("evalcore")
@@ -48,8 +53,10 @@ class _Shape:
         return cls(
             numeric_config(checkpoint.path),
             weight_layout(checkpoint.path),
-            # The engine's detokenizer finds stop strings while it generates.
-            checkpoint.tokenizer_fingerprint,
+            # The engine's detokenizer, always the checkpoint's own, finds stop strings.
+            tokenizer_fingerprint(checkpoint.path)
+            if checkpoint.tokenizer_path
+            else checkpoint.tokenizer_fingerprint,
         )
 
 
@@ -70,7 +77,6 @@ class Resident:
         self._lora: Any = None  # the adapter beside them, as vLLM names it
         self._canaries = CanaryBook(spec.dtype)
         self._scorer: Scorer = PlainScorer()
-        self._tokenizer: tuple[str, Any] | None = None
         self._stats: dict[str, float] = dict.fromkeys(
             (
                 "starts", "swaps", "start_s", "swap_s", "proof_s", "score_s", "generate_s",
@@ -91,8 +97,9 @@ class Resident:
             ProofError: The weights in place are not the wanted ones.
             EngineError: vLLM could not start.
         """
-        if self._in_place is not None and self._in_place.id == subject.id:
+        if self._in_place is not None and self._in_place.weights == subject.weights:
             assert self._report is not None
+            self._in_place = subject  # perhaps asked through another tokenizer
             return replace(self._report, kind="none", load_s=0.0, proof_s=0.0)
         self._in_place = self._lora = None  # until proven
         shape = _Shape.of(subject.checkpoint)
@@ -102,12 +109,15 @@ class Resident:
         if self._llm is None or shape != self._shape:
             kind: LoadKind = "start"
             load_s, proof_s = self._start(subject.checkpoint, shape, details)
-        elif self._weights is None or self._weights.checkpoint != subject.checkpoint:
+        elif (
+            self._weights is None
+            or self._weights.checkpoint.fingerprint != subject.checkpoint.fingerprint
+        ):
             kind = "swap"
         elif attach:
             kind = "attach"
         else:
-            kind = "none" if self._weights.id == subject.id else "merge"
+            kind = "none" if self._weights.weights == subject.weights else "merge"
         begin, before = time.perf_counter(), proof_s
         proof_s += self._put(Subject(subject.checkpoint) if attach else subject, details)
         beside = attach and self._attach(subject.adapter, details)
@@ -147,7 +157,7 @@ class Resident:
 
     def _put(self, wanted: Subject, details: dict[str, str]) -> float:
         """Makes the weights in place those of a subject; seconds of proof."""
-        if self._weights is not None and self._weights.id == wanted.id:
+        if self._weights is not None and self._weights.weights == wanted.weights:
             return 0.0
         proof_s = self._swap(wanted, details)[1]
         self._weights = wanted
