@@ -5,8 +5,9 @@ An engine may stop early in its own way; what counts is this rule, applied to it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from evalcore.identity import end_token_ids, load_tokenizer
@@ -40,13 +41,79 @@ def first_stop(text: str, stops: Sequence[str]) -> int | None:
     return min(found) if found else None
 
 
+@dataclass(frozen=True)
+class StopRule:
+    """What ends a generation under a tokenizer.
+
+    Attributes:
+        ends: Tokens that end it: end tokens, and stop strings that are one special token.
+        plain: Stop strings looked for in the text, in which special tokens are not written.
+        marked: Stop strings that hold a special token and more, looked for where they are written.
+    """
+
+    ends: frozenset[int]
+    plain: tuple[str, ...]
+    marked: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, end_ids: Sequence[int], settings: GenerationSettings) -> StopRule:
+        """The rule for settings; with ``run_on`` only tokens end, others look for strings."""
+        special = _special_tokens(tokenizer)
+        tokens = [special[stop] for stop in settings.stops if stop in special]
+        others = [stop for stop in settings.stops if stop not in special]
+        if settings.run_on:
+            return cls(frozenset([*end_ids, *tokens]), (), ())
+        marked = [stop for stop in others if any(token in stop for token in special)]
+        plain = [stop for stop in others if stop not in marked]
+        return cls(frozenset([*end_ids, *tokens]), tuple(plain), tuple(marked))
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        return self.plain + self.marked
+
+    def cut(self, ids: Sequence[int], tokenizer: Any, decode: Any = None) -> str | None:
+        """Text of ids before the first stop string in it; None if there is none."""
+        decode = decode or tokenizer.decode
+        text = decode(ids, skip_special_tokens=True) if self.plain else ""
+        at = first_stop(text, self.plain)
+        if at is not None:
+            return str(text[:at])
+        if not self.marked:
+            return None
+        written = decode(ids, skip_special_tokens=False)
+        at = first_stop(written, self.marked)
+        if at is None:
+            return None
+        before = next(  # the most tokens that lie before the stop string
+            n
+            for n in range(len(ids), -1, -1)
+            if len(decode(ids[:n], skip_special_tokens=False)) <= at
+        )
+        begun = written[len(decode(ids[:before], skip_special_tokens=False)) : at]
+        return str(decode(ids[:before], skip_special_tokens=True) + begun)
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: Any) -> Mapping[str, int]:
+    """Special tokens by their text: those that are not written where they are skipped."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {str(token): int(i) for i, token in added.items() if token.special}
+    named = zip(
+        getattr(tokenizer, "all_special_tokens", ()),
+        getattr(tokenizer, "all_special_ids", ()),
+        strict=True,
+    )
+    return {**found, **{str(token): int(i) for token, i in named}}
+
+
 def finish(
     token_ids: Sequence[int],
     tokenizer: Any,
     end_ids: Sequence[int],
     settings: GenerationSettings,
 ) -> Ending:
-    """Ends a greedy generation.
+    """Ends a greedy generation: at the first end token, or with the first token that completes a
+    stop string.
 
     Args:
         token_ids: Generated ids; may run past the end.
@@ -54,23 +121,37 @@ def finish(
         end_ids: Tokens that end a generation; counted, not part of the text.
         settings: Longest length and stop strings.
     """
+    rule = StopRule.of(tokenizer, end_ids, settings)
     ids = list(token_ids)[: settings.max_tokens]
-    reason = "length"
-    ends = set(end_ids)
-    for index, token in enumerate(ids):
-        if token in ends:
-            ids, reason = ids[: index + 1], "stop"
-            break
-    body = ids[:-1] if reason == "stop" else ids
-    text = tokenizer.decode(body, skip_special_tokens=True)
-    at = first_stop(text, settings.stops)
-    if at is None:
-        return Ending(text, len(ids), reason)
+    end = next((i for i, token in enumerate(ids) if token in rule.ends), None)
+    body = ids if end is None else ids[:end]
+    whole = tokenizer.decode(body, skip_special_tokens=True)
+    count = _first_complete(rule, body, tokenizer, whole) if rule.strings else None
+    if count is not None:
+        return Ending(str(rule.cut(body[:count], tokenizer)), count, "stop")
+    if end is not None:
+        return Ending(whole, end + 1, "stop")
+    return Ending(whole, len(ids), "length")
 
-    # The first token with which a stop string is complete: decoding only grows to the right.
-    def complete(n: int) -> bool:
-        text = tokenizer.decode(body[:n], skip_special_tokens=True)
-        return first_stop(text, settings.stops) is not None
 
-    count = next(n for n in range(1, len(body) + 1) if complete(n))
-    return Ending(text[:at], count, "stop")
+def _first_complete(rule: StopRule, ids: list[int], tokenizer: Any, whole: str) -> int | None:
+    """Tokens up to the first with which a stop string is complete; None if none ever is.
+
+    Text only grows to the right, so the place is found by halving. It does not where bytes of no
+    character are decoded together, or where blanks before signs are cleaned away; then every
+    beginning is looked at.
+    """
+    unsettled = "\ufffd" in whole or getattr(tokenizer, "clean_up_tokenization_spaces", False)
+    if unsettled:
+        counts = range(1, len(ids) + 1)
+        return next((n for n in counts if rule.cut(ids[:n], tokenizer) is not None), None)
+    if rule.cut(ids, tokenizer) is None:
+        return None
+    low, high = 0, len(ids)  # not complete, complete
+    while high - low > 1:
+        middle = (low + high) // 2
+        if rule.cut(ids[:middle], tokenizer) is None:
+            low = middle
+        else:
+            high = middle
+    return high

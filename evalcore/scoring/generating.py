@@ -20,7 +20,7 @@ def score_and_generate(
     A stop string then cuts the text but not the generation: the token count is that of the raw
     text, and ``stop`` means that the cut text ends by a stop string or an end token.
     """
-    answers, made = engine.score_and_generate(batch, [_asked(wanted) for wanted in generations])
+    answers, made = engine.score_and_generate(batch, generations)
     return answers, _answered(generations, made)
 
 
@@ -29,19 +29,12 @@ def score_and_generate_many(
 ) -> list[Answer]:
     """The same for several subjects, in one run of the engine where it can."""
     answers = engine.score_many([(subject, batch) for subject, batch, _ in items])
-    asked = [(subject, _asked(wanted)) for subject, _, own in items for wanted in own]
+    asked = [(subject, wanted) for subject, _, own in items for wanted in own]
     made = iter(engine.generate_many(asked) if asked else [])
     return [
         (answer, _answered(own, [next(made) for _ in own]))
         for answer, (_, _, own) in zip(answers, items, strict=True)
     ]
-
-
-def _asked(batch: GenerateBatch) -> GenerateBatch:
-    """What the engine is asked for: with ``run_on``, no stops."""
-    if not batch.settings.run_on:
-        return batch
-    return replace(batch, settings=replace(batch.settings, stops=(), run_on=False))
 
 
 def _answered(

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from evalcore.engines.text import Ending, finish
+from evalcore.engines.text import Ending, StopRule, finish
 from evalcore.engines.vllm.packing import sort_contexts
 from evalcore.engines.vllm.requests import PORTION, answers_of
-from evalcore.types import GenerateBatch, GenerateResult
+from evalcore.types import GenerateBatch, GenerateResult, GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ def _run(
             }
             for draft, i in portion
         ]
-        parameters = {draft: _greedy(draft.work.batch, end_ids, stopping) for draft, _ in portion}
+        parameters = {
+            draft: _greedy(draft.work.batch.settings, tokenizer, end_ids, stopping)
+            for draft, _ in portion
+        }
         outputs = answers_of(
             llm,
             prompts,
@@ -101,17 +104,21 @@ def _run(
     return wrong
 
 
-def _greedy(batch: GenerateBatch, end_ids: Sequence[int], stopping: bool) -> Any:
+def _greedy(
+    settings: GenerationSettings, tokenizer: Any, end_ids: Sequence[int], stopping: bool
+) -> Any:
     from vllm import SamplingParams
 
-    stops = list(batch.settings.stops) if stopping else []
+    rule = StopRule.of(tokenizer, end_ids, settings)
+    stops = list(rule.strings) if stopping else []
     return SamplingParams(
-        max_tokens=batch.settings.max_tokens,
+        max_tokens=settings.max_tokens,
         temperature=0.0,
         # Ends are given explicitly: the engine's idea of them is that of its first checkpoint.
         ignore_eos=True,
-        stop_token_ids=list(end_ids),
+        stop_token_ids=sorted(rule.ends),
         stop=stops,
         detokenize=bool(stops),
         include_stop_str_in_output=True,
+        skip_special_tokens=not rule.marked,
     )

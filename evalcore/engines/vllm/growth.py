@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evalcore.engines.text import Ending, finish, first_stop
+from evalcore.engines.text import Ending, StopRule, finish
 from evalcore.types import GenerateBatch, GenerateResult, GenerationSettings, ScoreBatch
 
 
@@ -60,7 +60,7 @@ class Growth:
     end_ids: Sequence[int]
 
     def __post_init__(self) -> None:
-        self._ends = frozenset(self.end_ids)
+        self._rules = [StopRule.of(self.tokenizer, self.end_ids, each) for each in self.settings]
         # The tokenizer's own core decodes the same text several times faster, unless it is cleaned.
         plain = getattr(self.tokenizer, "backend_tokenizer", None)
         cleaned = getattr(self.tokenizer, "clean_up_tokenization_spaces", False)
@@ -77,13 +77,11 @@ class Growth:
 
     def add(self, number: int, token: int) -> bool:
         """Appends a token to a generation; whether that ended it."""
-        ids, settings = self.ids[number], self.settings[number]
+        ids, settings, rule = self.ids[number], self.settings[number], self._rules[number]
         ids.append(token)
-        last = len(ids) >= settings.max_tokens or token in self._ends
-        if not last:
-            text = self._decode(ids, skip_special_tokens=True) if settings.stops else ""
-            if first_stop(text, settings.stops) is None:
-                return False
+        last = len(ids) >= settings.max_tokens or token in rule.ends
+        if not last and rule.cut(ids, self.tokenizer, self._decode) is None:
+            return False
         self.endings[number] = finish(ids, self.tokenizer, self.end_ids, settings)
         return True
 
