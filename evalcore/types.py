@@ -17,6 +17,8 @@ import numpy.typing as npt
 OutputType = Literal["multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"]
 AnswerWay = Literal["choices", "first_token", "constrained", "free"]
 Domain = Literal["in", "out", "none"]
+TEMPLATE_DATE = "2024-07-26"
+"""The day that chat templates which write the date are given, unless another is asked for."""
 IntArray = npt.NDArray[np.int32]
 OffsetArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -278,6 +280,9 @@ class Variant:
         chat: Whether the tokenizer's chat template is applied.
         chat_shots: Shots as turns of the chat, or as text in its one question.
         system: System text of the chat, if any.
+        chat_args: Arguments of the chat template, canonical JSON; empty for none.
+        chat_date: Day the chat template may write, YYYY-MM-DD. It counts where one does (in a
+            cell's key), not in the fingerprint.
         listing: ``cloze``: the text of a choice is scored; ``letters``: choices are listed in the
             context (``{{ listing }}``) and their letters are scored.
         answer: How a choice is made: by the log-probability of whole choices, of their first
@@ -299,6 +304,8 @@ class Variant:
     chat: bool = False
     chat_shots: Literal["turns", "text"] = "turns"
     system: str | None = None
+    chat_args: str = ""
+    chat_date: str = TEMPLATE_DATE
     listing: Literal["cloze", "letters"] = "cloze"
     answer: AnswerWay = "choices"
     fingerprint: str = ""

@@ -14,7 +14,14 @@ import numpy as np
 
 from evalcore import __version__
 from evalcore.errors import DataError, InputError
-from evalcore.identity import NumericsClass, cell_key, numeric_config, rows_fingerprint
+from evalcore.identity import (
+    NumericsClass,
+    cell_key,
+    numeric_config,
+    parse_template_args,
+    parse_template_date,
+    rows_fingerprint,
+)
 from evalcore.metrics import check_metrics, needs_unconditional
 from evalcore.planning import PlannedCell
 from evalcore.prompting import (
@@ -64,6 +71,8 @@ class GridOptions:
     seed: int | None = None
     chat: bool = False
     system: str | None = None
+    chat_template_args: str | None = None
+    template_date: str | None = None
     multiturn: bool = True
     max_length: int | None = None
     data_root: Path | None = None
@@ -155,6 +164,8 @@ def _selected(options: GridOptions) -> list[tuple[Task, list[Variant]]]:
                 shots_seed=options.seed or 0,
                 chat=options.chat or None,
                 system=options.system,
+                chat_args=parse_template_args(options.chat_template_args),
+                chat_date=parse_template_date(options.template_date),
                 search=options.prompt_path,
             ):
                 variants.setdefault(variant.name, variant)
@@ -250,7 +261,27 @@ class RequestFile:
         shown = None if drawn is None else shots_fingerprint(drawn)
         table = read_requests(path)
         findings = check_requests(task, variant, table, max_length=settings.max_length)
+        findings += _template_notes(task, variant, checkpoint)
         return cls(path, table["doc_id"].to_pylist(), request_costs(table), shown, findings)
+
+
+def _template_notes(task: Task, variant: Variant, checkpoint: Checkpoint) -> list[Finding]:
+    """What a chat template does besides writing messages, for the record."""
+    texts = {}
+    if variant.chat and checkpoint.template_dated:
+        texts["template_date"] = (
+            f"the chat template of {checkpoint.name} writes the date: {variant.chat_date} is given "
+            "(--template-date)"
+        )
+    if variant.chat and checkpoint.think_end and not variant.chat_args:
+        texts["template_thinks"] = (
+            f"the chat template of {checkpoint.name} knows a thinking part ({checkpoint.think_end})"
+            "; it is asked as it is by default (--chat-template-args)"
+        )
+    where = f"task {task.name}, prompt {variant.name}"
+    return [
+        Finding("note", code, f"{where}: {text}", 0, task=task.name) for code, text in texts.items()
+    ]
 
 
 def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> EncodingSettings:

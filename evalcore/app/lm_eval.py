@@ -19,6 +19,9 @@ from evalcore.identity import (
     cell_key,
     data_fingerprint,
     load_tokenizer,
+    parse_template_args,
+    parse_template_date,
+    template_values,
     text_fingerprint,
 )
 from evalcore.metrics import needs_unconditional
@@ -107,7 +110,7 @@ def add_cells(
             if options.chat:
                 chat = checkpoint.tokenizer_fingerprint + checkpoint.template_fingerprint
             if chat not in texts:
-                texts[chat] = _built(task, options, checkpoint.path, grid)
+                texts[chat] = _built(task, options, checkpoint.tokenizer, grid)
             built, baseline = texts[chat]
             length = encoding_settings(checkpoint, options.max_length).max_length
             settings = EncodingSettings(max_length=length, overflow="truncate_left")
@@ -138,11 +141,16 @@ def _built(
     task: LoadedTask, options: GridOptions, checkpoint: str, grid: Grid
 ) -> tuple[Built, float]:
     """(the task's documents, its trivial baseline); what the data's checks find is noted."""
+    args = parse_template_args(options.chat_template_args)
+    date = parse_template_date(options.template_date)
+    tokenizer = load_tokenizer(checkpoint) if options.chat else None
     asked = Asked(
         num_fewshot=options.num_fewshot,
         seed=options.seed,
         system=options.system,
-        chat=chat_renderer(load_tokenizer(checkpoint)) if options.chat else None,
+        chat=chat_renderer(tokenizer, template_values(args, date)) if options.chat else None,
+        chat_args=args,
+        chat_date=date,
         multiturn=options.multiturn,
         limit=options.limit,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import EvalcoreError, InputError
+from evalcore.identity import template_values
 from evalcore.prompting import (
     Border,
     Example,
@@ -101,7 +102,7 @@ def _of_lm_eval(
     asked = Asked(
         num_fewshot=int(options["shots"]) if "shots" in options else None,
         seed=int(options["seed"]) if "seed" in options else None,
-        chat=chat_renderer(tokenizer) if options.get("chat") else None,
+        chat=chat_renderer(tokenizer, template_values()) if options.get("chat") else None,
         limit=index + 1,
     )
     loaded = load(split_selection(name)[1], include_path, data_root=data_root)

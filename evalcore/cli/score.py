@@ -39,6 +39,14 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
 @click.option("--apply_chat_template", is_flag=True, help="Use the tokenizer's chat template.")
 @click.option("--system_instruction", help="System text of the chat.")
 @click.option(
+    "--chat-template-args", metavar="JSON",
+    help="Arguments of the chat template, as '{\"enable_thinking\": false}'.",
+)  # fmt: skip
+@click.option(
+    "--template-date", metavar="YYYY-MM-DD",
+    help="Day that chat templates which write the date are given (default: 2024-07-26).",
+)  # fmt: skip
+@click.option(
     "--fewshot_as_multiturn", type=bool, default=True, show_default=True,
     help="Shots of lm-eval's tasks as turns of the chat.",
 )  # fmt: skip

@@ -34,9 +34,14 @@ from evalcore.identity.provenance import (
 from evalcore.identity.resolve import Resolved, resolve_subjects
 from evalcore.identity.search import Problem, find_adapters, find_tuned
 from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
+from evalcore.identity.templates import (
+    chat_template,
+    parse_template_args,
+    parse_template_date,
+    template_values,
+)
 from evalcore.identity.tokenizer import (
     TokenizerFacts,
-    chat_template,
     end_token_ids,
     load_tokenizer,
     tokenizer_facts,
@@ -78,11 +83,14 @@ __all__ = [
     "numeric_adapter_config",
     "numeric_config",
     "open_checkpoint",
+    "parse_template_args",
+    "parse_template_date",
     "read_header",
     "read_provenance",
     "resolve_subjects",
     "rows_fingerprint",
     "step_of",
+    "template_values",
     "text_fingerprint",
     "tokenizer_facts",
     "tokenizer_fingerprint",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from evalcore.identity.hashing import text_fingerprint
-from evalcore.types import EncodingSettings, Subject, Task, Variant, generation_of
+from evalcore.types import TEMPLATE_DATE, EncodingSettings, Subject, Task, Variant, generation_of
 
 CELL_KEY_VERSION = 3
 """Raised when the same question to the same model would get another key (docs/identity.md)."""
@@ -126,6 +126,8 @@ def cell_key(
         parts["encoding"] = special
     if variant.chat:
         parts["template"] = checkpoint.template_fingerprint
+        if checkpoint.template_dated and variant.chat_date != TEMPLATE_DATE:
+            parts["date"] = variant.chat_date
     settings = generation_of(task, variant)
     if settings is not None:
         parts["generation"] = differences(settings)

@@ -23,6 +23,7 @@ from typing import Any
 from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
+from evalcore.identity.templates import chat_template, writes_the_date
 from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
 from evalcore.types import Checkpoint
 
@@ -345,21 +346,11 @@ def _facts(directory: Path, state: str) -> TokenizerFacts:
     return TokenizerFacts(
         fingerprint=_fingerprint(tokenizer),
         template=text_fingerprint(["template", template]) if template else "",
-        dated="strftime_now" in template,
+        dated=writes_the_date(template),
         think_end=THINK_END if THINK_END in template else "",
         ends=end_token_ids(directory, tokenizer),
         note=note,
     )
-
-
-def chat_template(tokenizer: Any) -> str:
-    """The chat template that is used when none is named; empty if there is none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return ""
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError:  # several, none of them called default
-        return ""
 
 
 def _fingerprint(tokenizer: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.identity import template_values
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.types import Variant
 
@@ -36,10 +37,10 @@ def chat_text(
         messages.append({"role": "assistant", "content": answered})
     messages.append({"role": "user", "content": question})
     try:
-        text = str(_apply(tokenizer, messages))
+        text = str(_apply(tokenizer, messages, variant))
     except Exception as error:  # raised by the template: unknown roles, order of turns
         reason = " ".join(str(error).split()) or type(error).__name__
-        if variant.system and _accepts(tokenizer, messages[1:]):
+        if variant.system and _accepts(tokenizer, messages[1:], variant):
             raise PromptError(
                 PromptFault.SYSTEM_REFUSED,
                 f"{where}: the chat template takes no system text ({reason}); leave it out, or "
@@ -57,13 +58,18 @@ def chat_text(
     return text
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+def _apply(tokenizer: Any, messages: list[dict[str, str]], variant: Variant) -> Any:
+    return tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=True,
+        **template_values(variant.chat_args, variant.chat_date),
+    )
 
 
-def _accepts(tokenizer: Any, messages: list[dict[str, str]]) -> bool:
+def _accepts(tokenizer: Any, messages: list[dict[str, str]], variant: Variant) -> bool:
     try:
-        _apply(tokenizer, messages)
+        _apply(tokenizer, messages, variant)
     except Exception:  # the same open set of errors as above
         return False
     return True

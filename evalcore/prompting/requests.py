@@ -141,6 +141,7 @@ def cached_requests(
             "pool": [doc.id for doc in shots_pool] if variant.shots else [],
             "tokenizer": facts.fingerprint,
             "template": facts.template if variant.chat else "",
+            "date": variant.chat_date if variant.chat and facts.dated else "",
             "settings": [settings.max_length, settings.add_bos, settings.overflow],
         }
     )

@@ -20,7 +20,7 @@ from evalcore.prompting.model import RESERVED_NAMES, PromptDefinition, TemplateI
 from evalcore.prompting.selection import Options, parse_selection
 from evalcore.prompting.shots import count_orders
 from evalcore.tasks import definition_error, once_per_state, read_yaml, validation_line
-from evalcore.types import AnswerWay, Variant
+from evalcore.types import TEMPLATE_DATE, AnswerWay, Variant
 
 # Raise it when the same template and document would give other text than before.
 RENDERER_VERSION = 1
@@ -132,6 +132,8 @@ def load_variants(
     shots_seed: int | None = None,
     chat: bool | None = None,
     system: str | None = None,
+    chat_args: str = "",
+    chat_date: str = TEMPLATE_DATE,
     search: Sequence[Path] = (),
 ) -> list[Variant]:
     """Variants of a selection ``NAME[:key=value[,key=value]]`` joined by commas.
@@ -151,6 +153,8 @@ def load_variants(
         shots_seed: Seed that draws the shots.
         chat: Whether to apply the chat template.
         system: System text of the chat, instead of the file's.
+        chat_args: Arguments of the chat template, canonical JSON.
+        chat_date: Day the chat template may write.
         search: More folders with ``<group>/<name>.yaml``.
 
     Raises:
@@ -174,6 +178,8 @@ def load_variants(
             "chat": use_chat,
             "chat_shots": options.get("chat_shots", "turns"),
             "system": system,
+            "chat_args": chat_args,
+            "chat_date": chat_date,
             "space": options.get("space"),
             "answer": options.get("answer"),
         }
@@ -230,6 +236,8 @@ def with_options(
     chat: bool = False,
     chat_shots: Literal["turns", "text"] = "turns",
     system: str | None = None,
+    chat_args: str = "",
+    chat_date: str = TEMPLATE_DATE,
     space: int | None = None,
     answer: AnswerWay | None = None,
 ) -> Variant:
@@ -247,6 +255,8 @@ def with_options(
         chat: Whether the chat template is applied.
         chat_shots: Shots as turns, or as text in the one question.
         system: System text of the chat, instead of the file's.
+        chat_args: Arguments of the chat template, canonical JSON.
+        chat_date: Day the chat template may write.
         space: 1: a space before the answer, 0: nothing, None: the file's delimiter.
         answer: How a choice is made; None: the file's way.
 
@@ -277,6 +287,8 @@ def with_options(
         chat=chat,
         chat_shots=chat_shots if chat and shots else "turns",
         system=(system if system is not None else base.system) if chat else None,
+        chat_args=chat_args if chat else "",
+        chat_date=chat_date if chat else TEMPLATE_DATE,
         answer=answer or base.answer,
     )
     variant = replace(variant, name=_canonical_name(base, variant, system))
@@ -303,15 +315,21 @@ def _canonical_name(base: Variant, variant: Variant, system: str | None) -> str:
     if variant.answer != base.answer:
         options.append(f"answer={variant.answer}")
     if variant.chat and system is not None and system != base.system:
-        mark = hashlib.blake2b(system.encode(), digest_size=4).hexdigest()
-        options.append(f"system={mark}")
+        options.append(f"system={_mark(system)}")
+    if variant.chat_args:
+        options.append(f"args={_mark(variant.chat_args)}")
     return own + (":" + ",".join(options) if options else "")
+
+
+def _mark(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def variant_fingerprint(variant: Variant) -> str:
     """32 hex digits over everything that decides text and answer, but the name.
 
-    What is at its default, or has no effect, does not count: a new way to vary prompts leaves the
+    The date a chat template may write is for the cell's key: it counts where one does. What is at
+    its default, or has no effect, does not count: a new way to vary prompts leaves the
     fingerprints of all earlier variants as they are.
     """
     effective = replace(
@@ -322,6 +340,7 @@ def variant_fingerprint(variant: Variant) -> str:
         shots_balance=variant.shots_balance and variant.shots > 0,
         chat_shots=variant.chat_shots if variant.chat and variant.shots else "turns",
         system=variant.system if variant.chat else None,
+        chat_args=variant.chat_args if variant.chat else "",
     )
-    content = differences(effective, leave_out=("name", "fingerprint"))
+    content = differences(effective, leave_out=("name", "fingerprint", "chat_date"))
     return text_fingerprint({"variant": RENDERER_VERSION, **content})

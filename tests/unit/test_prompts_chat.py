@@ -10,17 +10,26 @@ from typing import Any
 import pytest
 
 from evalcore.errors import InputError
+from evalcore.identity import (
+    NumericsClass,
+    cell_key,
+    parse_template_args,
+    parse_template_date,
+    tokenizer_facts,
+)
 from evalcore.prompting import (
     PromptError,
     PromptFault,
+    cached_requests,
     encode_task,
     example,
     load_tokenizer,
     load_variants,
     render,
+    with_options,
 )
 from evalcore.tasks import load_documents, load_task
-from evalcore.types import EncodingSettings
+from evalcore.types import Checkpoint, Document, EncodingSettings, Subject, Task, Variant
 
 # Written for these tests: what common families of templates do, not their text.
 LIKE_CHATML = (
@@ -154,3 +163,72 @@ def test_a_chat_needs_a_template(make: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="chat=1 needs a tokenizer with a chat template"):
         render(TASK, chat(), DOCUMENTS[0], [], tokenizer)
+
+
+# --- what a template is given beside the messages -------------------------------------------------
+
+DATED = "Today is {{ strftime_now('%d %b %Y') }}. {{ messages[0].content }}"
+THINKS = (
+    "{{ messages[0].content }}<assistant>"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>"
+    "{% else %}<think>{% endif %}"
+)
+
+
+def chat_with(**options: Any) -> Any:
+    return load_variants(TASK.group, "default:chat=1", **options)[0]
+
+
+def shown(tokenizer: Any, variant: Any) -> str:
+    return str(render(TASK, variant, DOCUMENTS[0], (), tokenizer).context)
+
+
+def test_the_date_of_a_template_is_pinned(make: Any) -> None:
+    tokenizer = make(DATED)
+    plain, later = chat_with(), chat_with(chat_date="2030-01-31")
+    assert shown(tokenizer, plain).startswith("Today is 26 Jul 2024.")
+    assert shown(tokenizer, later).startswith("Today is 31 Jan 2030.")
+    assert plain.fingerprint == later.fingerprint  # it counts in the key, where a template asks
+
+
+def test_the_date_counts_where_a_template_writes_it(tmp_path: Path, make: Any) -> None:
+    document = Document("0" * 32, 0, {"text": "a"}, ("yes", "no"), 0)
+    task = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
+    numerics = NumericsClass("hf", "float32", "float32", "cpu")
+    for template, counts in ((DATED, True), (LIKE_CHATML, False)):
+        folder = make(template).name_or_path
+        facts = tokenizer_facts(folder)
+        checkpoint = Checkpoint("c", folder, "0" * 32, facts.fingerprint,
+                                template_fingerprint=facts.template,
+                                template_dated=facts.dated)  # fmt: skip
+        files, keys = [], []
+        for date in ("2024-07-26", "2024-07-27"):
+            variant = with_options(Variant("v", "g", "{{ text }}"), chat=True, chat_date=date)
+            files.append(
+                cached_requests(tmp_path, task, variant, [document], [], folder, EncodingSettings())
+            )
+            keys.append(cell_key(Subject(checkpoint), task, variant, EncodingSettings(), numerics))
+        assert (len(set(files)), len(set(keys))) == ((2, 2) if counts else (1, 1))
+
+
+def test_arguments_of_a_template_are_part_of_the_variant(make: Any) -> None:
+    tokenizer = make(THINKS)
+    plain = chat_with()
+    off = chat_with(chat_args=parse_template_args('{"enable_thinking": false}'))
+    assert shown(tokenizer, plain).endswith("<assistant><think>")
+    assert shown(tokenizer, off).endswith("<assistant><think></think>")
+    assert plain.fingerprint != off.fingerprint
+    assert off.name.startswith("default:chat=1,args=")
+    bare = load_variants(TASK.group, "default", chat_args=off.chat_args)[0]
+    assert bare == load_variants(TASK.group, "default")[0]  # no chat: no effect
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "is not JSON"), ("[1]", "should be a JSON object"), ('{"messages": []}', "not for you")],
+)
+def test_wrong_arguments_are_one_line(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_template_args(text)
+    with pytest.raises(InputError, match="expected YYYY-MM-DD"):
+        parse_template_date("31.1.2030")

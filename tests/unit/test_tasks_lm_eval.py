@@ -339,7 +339,7 @@ def test_a_chat_without_a_template_is_refused(make: Make) -> None:
 
     task = load(["mine"], [make(**CHOICE)]).tasks["mine"]
     with pytest.raises(InputError, match="no chat template"):
-        build(task, Asked(chat=chat_renderer(Bare())))
+        build(task, Asked(chat=chat_renderer(Bare(), {})))
 
 
 def test_lm_eval_is_only_imported_when_asked_for() -> None:

@@ -13,7 +13,15 @@ from evalcore.identity import document_id, text_fingerprint
 from evalcore.identity.hashing import canonical_json
 from evalcore.tasks.lm_eval import harness
 from evalcore.tasks.lm_eval.loading import PREFIX, LoadedTask
-from evalcore.types import Document, GenerationSettings, OutputType, Prebuilt, Task, Variant
+from evalcore.types import (
+    TEMPLATE_DATE,
+    Document,
+    GenerationSettings,
+    OutputType,
+    Prebuilt,
+    Task,
+    Variant,
+)
 
 GROUP = "lm-eval"
 _BUILD_VERSION = 1
@@ -60,6 +68,8 @@ class Asked:
         seed: Seed of the shots; None: lm-eval's own.
         system: System instruction, with or without a chat.
         chat: Writes a chat's messages as text, if a chat template is applied.
+        chat_args: Arguments of the chat template, canonical JSON.
+        chat_date: Day the chat template may write.
         multiturn: Whether shots are turns of the chat.
         limit: The first so many documents.
     """
@@ -68,6 +78,8 @@ class Asked:
     seed: int | None = None
     system: str | None = None
     chat: Callable[..., str] | None = None
+    chat_args: str = ""
+    chat_date: str = TEMPLATE_DATE
     multiturn: bool = True
     limit: int | None = None
 
@@ -286,6 +298,8 @@ def _variant(shots: int, seed: int, asked: Asked) -> Variant:
     name += ",turns=0" if chat and shots and not multiturn else ""
     if asked.system:
         name += f",system={hashlib.blake2b(asked.system.encode(), digest_size=4).hexdigest()}"
+    if chat and asked.chat_args:
+        name += f",args={hashlib.blake2b(asked.chat_args.encode(), digest_size=4).hexdigest()}"
     content = {
         "lm_eval": harness.VERSION,
         "build": _BUILD_VERSION,
@@ -295,6 +309,8 @@ def _variant(shots: int, seed: int, asked: Asked) -> Variant:
         "multiturn": multiturn,
         "system": asked.system,
     }
+    if chat and asked.chat_args:
+        content["chat_args"] = asked.chat_args
     return Variant(
         name=name,
         group=GROUP,
@@ -305,6 +321,8 @@ def _variant(shots: int, seed: int, asked: Asked) -> Variant:
         chat=chat,
         chat_shots="turns" if multiturn else "text",
         system=asked.system,
+        chat_args=asked.chat_args if chat else "",
+        chat_date=asked.chat_date if chat else TEMPLATE_DATE,
         fingerprint=text_fingerprint(content),
     )
 

@@ -201,8 +201,12 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
-def chat_renderer(tokenizer: Any) -> Callable[..., str]:
+def chat_renderer(tokenizer: Any, values: Mapping[str, Any]) -> Callable[..., str]:
     """How lm-eval's hf backend writes a chat with this tokenizer; without a system if it must.
+
+    Args:
+        tokenizer: Has the chat template.
+        values: What the template is given beside the messages.
 
     Raises:
         InputError: When called, if the tokenizer has no chat template.
@@ -220,6 +224,7 @@ def chat_renderer(tokenizer: Any) -> Callable[..., str]:
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=not add_generation_prompt,
+                    **values,
                 )
             )
 
