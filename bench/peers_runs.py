@@ -16,6 +16,7 @@ from typing import Any
 from bench.peers_grid import GridSize, GridSubject, selection, task_name, tokens_of
 from evalcore.prompting import read_requests
 from evalcore.store import ResultStore
+from evalcore.store.schema import NO_ADAPTER
 
 TOLERANCE = 1e-4
 _VLLM_CPU = {
@@ -109,12 +110,16 @@ def _request_tables(results: Path) -> list[Any]:
     return [read_requests(path) for path in sorted((results / "cache").glob("requests-*.arrow"))]
 
 
+def _adapter(name: str) -> str | None:
+    return None if name == NO_ADAPTER else name
+
+
 def _accuracies(store: ResultStore, names: dict[str, tuple[str, str]]) -> dict[str, Any]:
     peer_names = {task: name for name, task in names.items()}
     hits: dict[tuple[str, str, str, str], list[int]] = {}
     columns = ["checkpoint", "adapter", "task", "variant", "prediction", "gold"]
     for row in store.read().select(columns).to_pylist():
-        key = (row["checkpoint"], row["adapter"] or "", row["task"], row["variant"])
+        key = (row["checkpoint"], _adapter(row["adapter"]) or "", row["task"], row["variant"])
         hits.setdefault(key, []).append(row["prediction"] == row["gold"])
     found: dict[str, dict[str, float]] = {}
     for (checkpoint, adapter, task, variant), own in hits.items():
@@ -201,7 +206,9 @@ def check_agreement(setting: Setting, backends: Sequence[str], docs: int) -> lis
     run = run_evalcore(setting, docs, results, part)
     columns = ["adapter", "task", "variant", "doc_index", "choice_logprobs"]
     ours = {
-        (row["adapter"], row["task"], row["variant"], row["doc_index"]): row["choice_logprobs"]
+        (_adapter(row["adapter"]), row["task"], row["variant"], row["doc_index"]): row[
+            "choice_logprobs"
+        ]
         for row in ResultStore(results).read().select(columns).to_pylist()
     }
     work = {name: run[name] for name in ("requests", "tokens", "fingerprint")}

@@ -17,6 +17,7 @@ from evalcore.errors import IncompatibleError, InputError, UnknownNameError
 from evalcore.metrics import document_metric, example_values, is_scored
 from evalcore.metrics.arrays import column, integers
 from evalcore.metrics.cells import iterate_cells, modal_share
+from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 
 CELL_COLUMNS = (
     "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
@@ -256,10 +257,15 @@ def _keep(table: pa.Table, name: str, wanted: str | Sequence[str] | None) -> pa.
 def _subject(about: dict[str, Any]) -> SubjectInfo:
     return SubjectInfo(
         id=about["subject"], checkpoint=about["checkpoint"], step=about["step"],
-        base=about["base"], adapter=about["adapter"], tuning=about["tuning"],
+        base=about["base"], adapter=_adapter(about["adapter"]), tuning=about["tuning"],
         control=about["control"], seed=about["seed"], untrained=bool(about["untrained"]),
         tuned_on=about["tuned_on"] or about["tuning"], method=about["method"],
     )  # fmt: skip
+
+
+def _adapter(name: str | None) -> str | None:
+    """An adapter's name; None for the names that subjects without one have in the store."""
+    return None if name in (NO_ADAPTER, FULLY_TUNED) else name
 
 
 def _task(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.files import write_atomically
 from evalcore.report.pictures import MARKERS, PALETTE, legend, panel, save
-from evalcore.store.files import write_atomically
 
 Row = Mapping[str, Any]
 AXES = ("contexts", "context_tokens", "choices", "continuation_tokens", "shots", "adapters")

@@ -32,6 +32,7 @@ from evalcore.prompting import (
     request_costs,
     shots_fingerprint,
 )
+from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 from evalcore.tasks import (
     Finding,
     check_counts,
@@ -136,7 +137,10 @@ def build_grid(
                 known.add(key)
                 cell = Cell(key, subject, task, variant)
                 grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-                row = cell_row(cell, settings, numerics, work.baseline, work.documents, versions)
+                row = cell_row(
+                    cell, settings, numerics, work.baseline, work.documents, versions,
+                    data=work.data, requests=file.path,
+                )  # fmt: skip
                 row["findings"] = [f.message for f in (*work.findings, *file.findings)]
                 grid.cell_rows.append(row)
     theirs = [name for tasks, _ in options.grid for name in split_selection(tasks)[1]]
@@ -313,6 +317,9 @@ def cell_row(
     baseline: float,
     documents: Sequence[Document],
     versions: str,
+    *,
+    data: str,
+    requests: Path,
 ) -> dict:
     """One row of ``store.CELL_SCHEMA``."""
     subject, task, variant = cell.subject, cell.task, cell.variant
@@ -325,7 +332,7 @@ def cell_row(
         "checkpoint_fingerprint": checkpoint.fingerprint,
         "checkpoint_source": checkpoint.source,
         "revision": checkpoint.revision,
-        "adapter": adapter.name if adapter else None,
+        "adapter": adapter_name(subject),
         "adapter_fingerprint": adapter.fingerprint if adapter else None,
         "tuning": subject.tuning,
         "tuned_on": subject.tuned_on,
@@ -365,7 +372,18 @@ def cell_row(
         "numerics": numerics.label,
         "evalcore_version": __version__,
         "versions": versions,
+        "data": data,
+        "template": variant.template,
+        "target": variant.target,
+        "requests": requests.name,
     }
+
+
+def adapter_name(subject: Subject) -> str:
+    """What the results call a subject's adapter; also one without has a name there."""
+    if subject.adapter is not None:
+        return subject.adapter.name
+    return NO_ADAPTER if subject.base_id is None else FULLY_TUNED
 
 
 def require_documents(findings: Sequence[Finding]) -> None:

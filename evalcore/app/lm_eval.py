@@ -12,8 +12,16 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.app.grid import Grid, GridOptions, RequestFile, cell_row, encoding_settings
+from evalcore.app.grid import (
+    Grid,
+    GridOptions,
+    RequestFile,
+    adapter_name,
+    cell_row,
+    encoding_settings,
+)
 from evalcore.errors import EvalcoreError, InputError
+from evalcore.files import write_atomically
 from evalcore.identity import (
     NumericsClass,
     cell_key,
@@ -27,7 +35,6 @@ from evalcore.identity import (
 from evalcore.metrics import needs_unconditional
 from evalcore.planning import PlannedCell
 from evalcore.store import ResultStore
-from evalcore.store.files import write_atomically
 from evalcore.tasks import Finding, check_documents, trivial_baseline
 from evalcore.tasks.lm_eval import (
     COLUMNS,
@@ -119,10 +126,11 @@ def add_cells(
                 files[at] = RequestFile.of(
                     cache, built.task, built.variant, built.documents, (), checkpoint, settings
                 )
+            # lm-eval's definition is code: its words and the rows it made of them.
+            data = data_fingerprint(built.task)
             key = cell_key(
                 subject, built.task, built.variant, settings, numerics,
-                # lm-eval's definition is code: its words and the rows it made of them.
-                data=data_fingerprint(built.task), unconditional=needs_unconditional(built.task),
+                data=data, unconditional=needs_unconditional(built.task),
             )  # fmt: skip
             if key in known:  # the same weights, asked differently, but not here
                 continue
@@ -131,8 +139,11 @@ def add_cells(
             file = files[at]
             grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
             grid.cell_rows.append(
-                cell_row(cell, settings, numerics, baseline, built.documents, versions)
-            )
+                cell_row(
+                    cell, settings, numerics, baseline, built.documents, versions,
+                    data=data, requests=file.path,
+                )
+            )  # fmt: skip
             work.cells.append(LmEvalCell(cell, built))
     return work
 
@@ -230,13 +241,13 @@ def read_values(results: Path) -> pa.Table:
 
 def _write(results: Path, one: LmEvalCell, outcome: Outcome) -> None:
     cell = one.cell
-    checkpoint, adapter = cell.subject.checkpoint, cell.subject.adapter
+    checkpoint = cell.subject.checkpoint
     record = {
         "cell": cell.key,
         "task": cell.task.name,
         "variant": cell.variant.name,
         "checkpoint": checkpoint.name,
-        "adapter": adapter.name if adapter else None,
+        "adapter": adapter_name(cell.subject),
         "subject": cell.subject.id,
         "lm_eval": VERSION,
         "metrics": outcome.metrics,

@@ -9,7 +9,6 @@ for one key the winner stays who it was.
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from evalcore.store.files import fsync_folder
-from evalcore.store.reading import KEY_COLUMNS, first_rows
-from evalcore.store.segments import SEGMENT_SUFFIX, SegmentInfo, read_rows, write_segment
+from evalcore.errors import DataError
+from evalcore.files import fsync_folder
+from evalcore.store.coverage import Coverage, codes_of
+from evalcore.store.reading import distinct_rows
+from evalcore.store.schema import EXAMPLE_SCHEMA
+from evalcore.store.segments import (
+    SegmentInfo,
+    SegmentRows,
+    merged_name,
+    write_segment,
+)
 
 TARGET_BYTES = 256 * 1024 * 1024
 
@@ -37,7 +44,7 @@ class CompactReport:
 def compact_segments(
     folder: Path, infos: Sequence[SegmentInfo], *, target_bytes: int = TARGET_BYTES
 ) -> CompactReport:
-    """Merges neighbouring segments up to ``target_bytes`` of file size each.
+    """Merges neighbouring segments up to ``target_bytes`` of file size each; rows lie by cell.
 
     Args:
         folder: The segments folder.
@@ -46,25 +53,24 @@ def compact_segments(
 
     Raises:
         DataError: A segment's rows are damaged; nothing of its group was changed.
-        InputError: The folder cannot be written.
+        ResultsError: The folder cannot be written.
     """
-    keep = _winners(infos)
     after = rows = doubles = 0
+    seen = Coverage()
     for start, stop in _groups([info.num_bytes for info in infos], target_bytes):
-        masks = keep[start:stop]
-        lost = int(sum(np.count_nonzero(~mask) for mask in masks))
-        kept = int(sum(np.count_nonzero(mask) for mask in masks))
-        rows, doubles = rows + kept, doubles + lost
-        after += 1 if kept else 0
-        if stop - start == 1 and not lost:
-            continue
         group = infos[start:stop]
+        total = sum(info.num_rows for info in group)
+        if len(group) == 1 and _stays(group[0], seen):
+            seen.add(group[0].coverage)
+            after, rows = after + 1, rows + total
+            continue
+        parts = [
+            table for _, table in distinct_rows(group, EXAMPLE_SCHEMA.names, None, _refuse, seen)
+        ]
+        kept = sum(part.num_rows for part in parts)
+        rows, doubles, after = rows + kept, doubles + total - kept, after + bool(kept)
         if kept:
-            parts = [
-                read_rows(info.path).filter(pa.array(mask))
-                for info, mask in zip(group, masks, strict=True)
-            ]
-            write_segment(folder / _merged_name(group[0].path), pa.concat_tables(parts))
+            write_segment(folder / merged_name(group[0].path), _by_cell(pa.concat_tables(parts)))
         for info in group:
             with contextlib.suppress(FileNotFoundError):  # another compaction was faster
                 info.path.unlink()
@@ -72,14 +78,26 @@ def compact_segments(
     return CompactReport(len(infos), after, rows, doubles)
 
 
-def _winners(infos: Sequence[SegmentInfo]) -> list[np.ndarray]:
-    """For each segment, which of its rows a reader would keep; list of bool [rows]."""
-    if not infos:
-        return []
-    keys = [read_rows(info.path, KEY_COLUMNS) for info in infos]
-    table = pa.concat_tables(keys)
-    keep = first_rows(table.column("cell"), table.column("doc_id"))
-    return np.split(keep, np.cumsum([part.num_rows for part in keys])[:-1])
+def _stays(info: SegmentInfo, seen: Coverage) -> bool:
+    """Whether a segment alone in its group is as it should be, by its footer."""
+    doubled = info.coverage.num_pairs != info.num_rows or seen.overlaps(info.coverage)
+    return info.checked and not doubled
+
+
+def _by_cell(table: pa.Table) -> pa.Table:
+    """Rows of a cell lie together, so that reading a cell touches few batches."""
+    _, codes = codes_of(table.column("cell"))
+    order = np.argsort(codes, kind="stable")
+    if np.array_equal(order, np.arange(len(order))):
+        return table
+    return table.unify_dictionaries().combine_chunks().take(pa.array(order))
+
+
+def _refuse(info: SegmentInfo, rows: SegmentRows) -> None:
+    raise DataError(
+        f"{info.path}: {rows.num_lost} rows are damaged ({rows.reason}); `evalcore verify` sets "
+        "them aside, then compact again"
+    )
 
 
 def _groups(sizes: Sequence[int], target: int) -> list[tuple[int, int]]:
@@ -94,9 +112,3 @@ def _groups(sizes: Sequence[int], target: int) -> list[tuple[int, int]]:
     if len(sizes) > start:
         groups.append((start, len(sizes)))
     return groups
-
-
-def _merged_name(oldest: Path) -> str:
-    """``<time>+<random>``: "+" sorts before the "-" that follows the time in writers' names."""
-    stamp = oldest.name.split("Z", 1)[0]
-    return f"{stamp}Z+{secrets.token_hex(6)}{SEGMENT_SUFFIX}"

@@ -55,6 +55,11 @@ class SegmentCoverage:
         names = tuple(cell_names[code] for code in present)
         return cls(names, tuple(cell_sets), tuple(sets), tuple(doc_names))
 
+    @property
+    def num_pairs(self) -> int:
+        """Number of distinct (cell, document) pairs."""
+        return sum(len(self.sets[number]) for number in self.cell_sets)
+
     def encode(self) -> bytes:
         """Compact ASCII: base64 of zstd of (JSON header, document ids, set members).
 
@@ -133,6 +138,18 @@ class Coverage(Mapping[str, frozenset[str]]):
         for cell, number in zip(segment.cells, segment.cell_sets, strict=True):
             self._cells.setdefault(cell, []).append(sets[number])
         self.num_segments += 1
+
+    def overlaps(self, segment: SegmentCoverage) -> bool:
+        """Whether the segment holds a (cell, document) pair that is here already."""
+        shared = [
+            (cell, number)
+            for cell, number in zip(segment.cells, segment.cell_sets, strict=True)
+            if cell in self._cells
+        ]
+        if not shared:
+            return False
+        codes = self.encode(segment.doc_ids)
+        return any(self.mask(cell, codes[segment.sets[number]]).any() for cell, number in shared)
 
     def __getitem__(self, cell: str) -> frozenset[str]:
         return frozenset(self._ids[code] for code in self._members(cell))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.errors import InputError
-from evalcore.store.files import write_atomically
+from evalcore.files import write_atomically
 from evalcore.store.results import ResultStore
 
 _ROWS_PER_SLICE = 65_536
@@ -82,7 +82,7 @@ def json_lists(column: pa.Array) -> pa.Array:
         Strings; null where the list is null.
     """
     values = column.flatten()
-    if pa.types.is_string(values.type):
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         encoded = values.dictionary_encode()
         quoted = [json.dumps(value) for value in encoded.dictionary.to_pylist()]
         texts = pa.array(quoted, type=pa.string()).take(encoded.indices)

@@ -1,9 +1,12 @@
-"""Reading segments as one table: the first row of each (cell, document) wins, vectorised."""
+"""Reading segments: the first row of each (cell, document) wins, segment by segment.
+
+What earlier segments hold is known from their footers, so doubles are settled with one segment in
+memory, and most segments need no look at their rows at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,30 +14,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.errors import InputError, UnknownNameError
-from evalcore.store.coverage import codes_of
+from evalcore.store.coverage import Coverage, SegmentCoverage, codes_of
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, joined_name
-from evalcore.store.segments import read_rows
+from evalcore.store.segments import SegmentInfo, SegmentRows, read_rows
 
 KEY_COLUMNS = ("cell", "doc_id")
+OnDamage = Callable[[SegmentInfo, SegmentRows], None]
+"""Told of a segment of which rows are damaged; they are left out."""
 
 
-def read_examples(
-    paths: Sequence[Path],
+def iterate_examples(
+    infos: Sequence[SegmentInfo],
     columns: Sequence[str] | None = None,
     filter: pc.Expression | None = None,
-    cells: Collection[str] | None = None,
-) -> pa.Table:
-    """Rows of all segments without doubles.
+    cells: Callable[[str], bool] | None = None,
+    on_damage: OnDamage | None = None,
+) -> Iterator[pa.Table]:
+    """Rows without doubles, one table per segment that has any.
 
     Args:
-        paths: Segments in the order in which the first of equal rows wins.
+        infos: Segments in the order in which the first of equal rows wins.
         columns: Columns wanted, in this order; None for all.
         filter: Arrow expression on example columns, applied after doubles are gone.
-        cells: Only rows of these cells; None for all.
+        cells: Whether rows of a cell are wanted; None for all. Segments without any are not opened.
+        on_damage: Told of damaged rows.
 
     Raises:
         UnknownNameError: A column that does not exist.
-        DataError: A segment's rows are damaged.
+        InputError: The filter does not fit.
+        FileNotFoundError: A compaction took a segment away.
     """
     wanted = EXAMPLE_SCHEMA.names if columns is None else list(columns)
     for name in wanted:
@@ -47,22 +55,55 @@ def read_examples(
         for name in EXAMPLE_SCHEMA.names
         if name in wanted or name in KEY_COLUMNS or (text and name in text)
     ]
-    tables = [read_rows(path, needed) for path in paths]
-    if cells is not None:
-        tables = [_of_cells(table, cells) for table in tables]
-    schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in needed])
-    table = pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries()
-    keep = first_rows(table.column("cell"), table.column("doc_id"))
-    if not keep.all():
-        table = table.filter(pa.array(keep))
-    if filter is not None:
-        try:
-            table = table.filter(filter)
-        except pa.ArrowException as error:
-            raise InputError(
-                f"filter {text!r} does not fit the example columns: {error}"
-            ) from error
-    return table.select(wanted)
+    for _, table in distinct_rows(infos, needed, cells, on_damage):
+        yield _filtered(table, filter).select(wanted)
+    if filter is not None:  # a filter that does not fit is an error also where there are no rows
+        _filtered(pa.schema([EXAMPLE_SCHEMA.field(name) for name in needed]).empty_table(), filter)
+
+
+def distinct_rows(
+    infos: Sequence[SegmentInfo],
+    columns: Sequence[str],
+    cells: Callable[[str], bool] | None = None,
+    on_damage: OnDamage | None = None,
+    seen: Coverage | None = None,
+) -> Iterator[tuple[SegmentInfo, pa.Table]]:
+    """Each segment with those of its rows that no earlier one (and no earlier row) has.
+
+    ``columns`` must include :data:`KEY_COLUMNS`. ``seen``: what is taken already; it grows.
+    """
+    seen = Coverage() if seen is None else seen
+    for info in infos:
+        if cells is not None and not any(map(cells, info.coverage.cells)):
+            continue
+        part = read_rows(info, columns)
+        table, coverage = part.table, info.coverage
+        if part.reason is not None:
+            if on_damage is not None:
+                on_damage(info, part)
+            coverage = SegmentCoverage.of_rows(table.column("cell"), table.column("doc_id"))
+        doubled = table.num_rows != coverage.num_pairs or seen.overlaps(coverage)
+        if doubled:
+            table = table.filter(pa.array(_new_rows(table, seen)))
+        seen.add(coverage)
+        if cells is not None:
+            table = _of_cells(table, cells)
+        if table.num_rows:
+            yield info, table
+
+
+def read_examples(
+    infos: Sequence[SegmentInfo],
+    columns: Sequence[str] | None = None,
+    filter: pc.Expression | None = None,
+    cells: Callable[[str], bool] | None = None,
+    on_damage: OnDamage | None = None,
+) -> pa.Table:
+    """All of :func:`iterate_examples` as one table."""
+    tables = list(iterate_examples(infos, columns, filter, cells, on_damage))
+    wanted = EXAMPLE_SCHEMA.names if columns is None else list(columns)
+    schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in wanted])
+    return pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries()
 
 
 def first_rows(cells: pa.ChunkedArray, doc_ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -72,6 +113,20 @@ def first_rows(cells: pa.ChunkedArray, doc_ids: pa.ChunkedArray) -> npt.NDArray[
     keep = np.zeros(len(cell_codes), dtype=np.bool_)
     _, first = np.unique(cell_codes * max(len(doc_names), 1) + doc_codes, return_index=True)
     keep[first] = True
+    return keep
+
+
+def _new_rows(table: pa.Table, seen: Coverage) -> npt.NDArray[np.bool_]:
+    """First row of each (cell, document) that ``seen`` does not have; bool [rows]."""
+    cells, doc_ids = table.column("cell"), table.column("doc_id")
+    keep = first_rows(cells, doc_ids)
+    cell_names, cell_codes = codes_of(cells)
+    doc_names, doc_codes = codes_of(doc_ids)
+    known = seen.encode(doc_names)
+    for code in np.unique(cell_codes):
+        if (name := cell_names[code]) in seen:
+            rows = np.flatnonzero(cell_codes == code)
+            keep[rows] &= ~seen.mask(name, known[doc_codes[rows]])
     return keep
 
 
@@ -101,8 +156,22 @@ def join_cells(examples: pa.Table, cells: pa.Table) -> pa.Table:
     return examples
 
 
-def _of_cells(table: pa.Table, cells: Collection[str]) -> pa.Table:
+def _filtered(table: pa.Table, filter: pc.Expression | None) -> pa.Table:
+    if filter is None:
+        return table
+    try:
+        return table.filter(filter)
+    except pa.ArrowException as error:
+        raise InputError(f"filter {filter} does not fit the example columns: {error}") from error
+
+
+def _of_cells(table: pa.Table, wanted: Callable[[str], bool]) -> pa.Table:
     names, codes = codes_of(table.column("cell"))
-    wanted = np.array([name in cells for name in names], dtype=np.bool_)
-    mask = wanted[codes] if len(codes) else np.zeros(0, dtype=np.bool_)
+    chosen = np.array([wanted(name) for name in names], dtype=np.bool_)
+    mask = chosen[codes] if len(codes) else np.zeros(0, dtype=np.bool_)
     return table if mask.all() else table.filter(pa.array(mask))
+
+
+def in_cells(cells: Collection[str]) -> Callable[[str], bool]:
+    """Whether a cell is one of these."""
+    return frozenset(cells).__contains__

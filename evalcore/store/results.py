@@ -2,51 +2,55 @@
 
 Layout::
 
-    RESULTS/store.json         format and schema version
-    RESULTS/cells/*.arrow      per-cell constants, named by content
-    RESULTS/segments/*.arrow   examples; each footer states its coverage
-    RESULTS/runs/*.json        one record per run
-    RESULTS/cache/             encoded requests; may be deleted
+    RESULTS/store.json           format and schema version
+    RESULTS/cells/*.arrow        records of cells; of several the newest counts; marks (JSON)
+    RESULTS/segments/*.arrow     examples; each footer states its coverage
+    RESULTS/makers/*.json        environments that made rows, by the id in ``made_by``
+    RESULTS/documents/*/*.arrow  questions, choices and golds, once per (task, data)
+    RESULTS/runs/*.json          one record per run
+    RESULTS/damaged/             what failed its checksum, set aside
+    RESULTS/cache/               encoded requests; may be deleted
 
-Any number of processes may write to one folder at once; nothing is ever changed in place.
+Any number of processes may write to one folder at once; nothing is ever changed in place. Every
+file has checksums that are checked before a parser sees its bytes (see ``evalcore.checked``); files
+of schema 2 have none and are read unchecked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc as ipc
 
-from evalcore.errors import IncompatibleError, InputError
+from evalcore.errors import InputError, ResultsError
+from evalcore.files import remove_stale_temporaries
+from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
 from evalcore.store.coverage import Coverage
-from evalcore.store.files import remove_stale_temporaries, utc_stamp, write_atomically
-from evalcore.store.reading import join_cells, read_examples
+from evalcore.store.reading import in_cells, iterate_examples, join_cells, read_examples
+from evalcore.store.records import Documents, Makers
 from evalcore.store.runs import RunLog
-from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION, conform, joined_name
+from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, MAKER_COLUMN, joined_name
 from evalcore.store.segments import (
-    SEGMENT_SUFFIX,
     SegmentInfo,
+    SegmentRows,
     SegmentWriter,
     UnreadableSegment,
     list_segments,
     read_info,
 )
+from evalcore.store.settings import open_settings
+from evalcore.store.verify import VerifyReport, verify_folder
 
 log = logging.getLogger("evalcore")
 
-FORMAT_NAME = "evalcore-results"
-_WRITTEN_KEY = b"evalcore.written"
 _ATTEMPTS = 5
 _T = TypeVar("_T")
 
@@ -56,11 +60,12 @@ class ResultStore:
 
     Args:
         path: The folder.
-        read_only: Create and check nothing; the folder must be one already.
+        read_only: Create and change nothing; the folder must be one already.
 
     Raises:
-        InputError: The folder cannot be written (or, read only, holds no results).
-        IncompatibleError: Its results are of another schema version.
+        ResultsError: The folder cannot be written.
+        InputError: Read only, and it holds no results.
+        IncompatibleError: Its results are of a newer schema, or its store.json is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
@@ -70,7 +75,12 @@ class ResultStore:
         self.segments_folder = self.path / "segments"
         self.cache_folder = self.path / "cache"
         self.runs = RunLog(self.path / "runs")
+        self.damage: dict[str, str] = {}
+        """What of the files read so far is damaged and was left out: file -> one line."""
         self._warned: set[str] = set()
+        self._cells = CellTables(self.cells_folder, self._warn_damaged)
+        self._makers = Makers(self.path / "makers", self._warn_damaged)
+        self._documents = Documents(self.path / "documents", self._warn_damaged)
         if read_only:
             if not (self.path / "store.json").is_file():
                 raise InputError(
@@ -79,7 +89,7 @@ class ResultStore:
                 )
         else:
             self._create()
-        self._check_version()
+        open_settings(self.path, read_only=read_only)
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -91,74 +101,129 @@ class ResultStore:
         return SegmentWriter(self.segments_folder, worker_name, **limits)
 
     def write_cells(self, rows: Sequence[dict[str, Any]]) -> Path | None:
-        """Records the constants of cells; the same rows a second time write nothing.
+        """Records what describes cells: those that are new, described otherwise, or superseded.
+
+        A row without ``recorded`` says that a run asks for the cell now, which makes it the current
+        definition; a row that has it (a corrected record as :meth:`cells` gave it) changes nothing
+        but the description.
 
         Returns:
-            The file that holds them; None for no rows.
+            The file that holds what was new; None if nothing was.
 
         Raises:
             IncompatibleError: A row does not fit :data:`CELL_SCHEMA`.
-            InputError: The folder cannot be written.
+            ResultsError: The folder cannot be written.
         """
-        if not rows:
-            return None
-        table = conform(list(rows), CELL_SCHEMA, "rows for the cells table").sort_by("cell")
-        content = json.dumps([SCHEMA_VERSION, table.to_pylist()], sort_keys=True)
-        name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        path = self.cells_folder / f"{name}{SEGMENT_SUFFIX}"
-        if path.exists():
-            return path
+        return self._cells.write(rows) if rows else None
 
-        def write(sink: IO[bytes]) -> None:
-            options = ipc.IpcWriteOptions(compression="zstd")
-            metadata = {_WRITTEN_KEY: utc_stamp().encode()}
-            with ipc.new_file(sink, CELL_SCHEMA, options=options, metadata=metadata) as writer:
-                writer.write_table(table)
+    def drop_cells(self, cells: Iterable[str], *, restore: bool = False) -> int:
+        """Leaves cells out of every view from now on, or takes them in again; deletes nothing.
 
-        try:
-            write_atomically(path, write)
-        except OSError as error:
-            raise _not_writable(self.path, error) from error
-        return path
+        Returns:
+            How many were not dropped (or restored) already.
+
+        Raises:
+            UnknownNameError: A cell that is not recorded.
+            ResultsError: The folder cannot be written.
+        """
+        return self._cells.mark(cells, dropped=not restore)
+
+    def write_maker(self, record: Mapping[str, Any]) -> str:
+        """Records what makes rows (versions, hardware, strategy ...), once.
+
+        Args:
+            record: JSON values; what differs makes another id.
+
+        Returns:
+            The id for column ``made_by``, 16 hex digits of the content.
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        return self._makers.write(record)
+
+    def write_documents(
+        self, task: str, data: str, rows: Iterable[Mapping[str, Any]]
+    ) -> Path | None:
+        """Keeps questions, choices and golds; documents that are there are not written again.
+
+        Args:
+            task: Task name.
+            data: What decides the task's documents (the cells' column ``data``).
+            rows: Rows of :data:`~evalcore.store.schema.DOCUMENT_SCHEMA` without task and data.
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        return self._documents.write(task, data, rows)
 
     def compact(self, **options: Any) -> CompactReport:
         """Merges small segments into few and drops doubled rows; safe to kill, safe beside writers.
 
-        ``options``: see :func:`evalcore.store.compaction.compact_segments`.
+        Segments of an earlier schema are written anew, with checksums. Damaged rows are set aside
+        first. ``options``: see :func:`evalcore.store.compaction.compact_segments`.
         """
+        self.verify()
         return self._retried(
             lambda: compact_segments(self.segments_folder, self._infos(), **options)
         )
 
+    def verify(self, *, set_aside: bool = True) -> VerifyReport:
+        """Checks every byte of the folder.
+
+        Args:
+            set_aside: Move damaged files to ``damaged/``; sound rows of a damaged segment are kept
+                in a new one. What is lost is scored again by the next run.
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        return verify_folder(self.path, set_aside=set_aside and not self.read_only)
+
     # Reading ---------------------------------------------------------------------------------
 
     def coverage(self) -> Coverage:
-        """What is committed: cell -> document ids, from footers only."""
+        """What is committed, superseded cells too: cell -> document ids, from footers only."""
         return Coverage(info.coverage for info in self._retried(self._infos))
 
-    def cells(self) -> pa.Table:
+    def cells(self, *, every: bool = False) -> pa.Table:
         """The cells table (:data:`CELL_SCHEMA`), one row per cell, ordered by cell.
 
-        Where a cell was recorded more than once (by other versions), the first record wins.
+        Where a cell was recorded more than once, the newest record counts.
+
+        Args:
+            every: Superseded and dropped cells too.
         """
-        tables = []
-        for path in sorted(self.cells_folder.glob(f"[!.]*{SEGMENT_SUFFIX}")):
-            try:
-                with pa.OSFile(str(path)) as source:
-                    reader = ipc.open_file(source)
-                    written = (reader.metadata or {}).get(_WRITTEN_KEY)
-                    if written is None or reader.schema != CELL_SCHEMA:
-                        raise pa.ArrowInvalid("not a cells table of evalcore")
-                    tables.append((written, path.name, reader.read_all()))
-            except (pa.ArrowException, OSError) as error:
-                self._warn_once(path, str(error).split("\n")[0])
-        ordered = [table for _, _, table in sorted(tables, key=lambda entry: entry[:2])]
-        table = pa.concat_tables([CELL_SCHEMA.empty_table(), *ordered])
-        first: dict[str, int] = {}
-        for row, cell in enumerate(table.column("cell").to_pylist()):
-            first.setdefault(cell, row)
-        rows = [first[cell] for cell in sorted(first)]
-        return table.take(pa.array(rows, type=pa.int64())).combine_chunks()
+        records = self._cells.read()
+        return self._cells_table(records, None if every else self._states(records))
+
+    def cell_states(self) -> dict[str, CellState]:
+        """Whether each recorded cell is ``current``, ``superseded`` or ``dropped``."""
+        return self._states(self._cells.read())
+
+    def left_out(self) -> list[str]:
+        """What readers leave out, one line each: superseded and dropped cells, damaged files."""
+        states = list(self.cell_states().values())
+        texts = {
+            "superseded": "cells are superseded: their prompt, task or settings were changed and "
+            "scored again under the same name",
+            "dropped": "cells were dropped",
+        }
+        lines = [
+            f"{count:,} {text}; not used (`evalcore cells {self.path} list`)"
+            for state, text in texts.items()
+            if (count := sum(found == state for found in states))
+        ]
+        return lines + [f"{name}: {text}" for name, text in sorted(self.damage.items())]
+
+    def makers(self) -> dict[str, dict[str, Any]]:
+        """Environments that made rows, by the id in ``made_by``."""
+        return self._makers.read()
+
+    def documents(self, task: str | None = None, data: str | None = None) -> pa.Table:
+        """Documents of a task (None: of all tasks), as
+        :data:`~evalcore.store.schema.DOCUMENT_SCHEMA`."""
+        return self._documents.read(task, data)
 
     def examples(
         self,
@@ -167,28 +232,22 @@ class ResultStore:
         *,
         cells: Collection[str] | None = None,
     ) -> pa.Table:
-        """Examples without doubles: the first by (cell, document, segment name).
+        """Examples of current cells without doubles: the first by (cell, document, segment name).
+
+        Damaged rows are left out, with a warning and a line in ``damage``.
 
         Args:
             columns: Columns wanted, in this order; None for all of :data:`EXAMPLE_SCHEMA`.
             filter: Arrow expression on example columns.
-            cells: Only these cells; segments without any of them are not opened.
+            cells: Only these cells, current or not; segments without any of them are not opened.
 
         Raises:
             UnknownNameError: A column that does not exist.
-            DataError: A segment's rows are damaged.
         """
-        chosen = None if cells is None else frozenset(cells)
-
-        def read() -> pa.Table:
-            paths = [
-                info.path
-                for info in self._infos()
-                if chosen is None or not chosen.isdisjoint(info.coverage.cells)
-            ]
-            return read_examples(paths, columns, filter, chosen)
-
-        return self._retried(read)
+        wanted = self._wanted(cells)
+        return self._retried(
+            lambda: read_examples(self._infos(note=True), columns, filter, wanted, self._on_damage)
+        )
 
     def read(
         self,
@@ -197,50 +256,118 @@ class ResultStore:
         *,
         cells: Collection[str] | None = None,
     ) -> pa.Table:
-        """Examples joined with the constants of their cells.
+        """Examples of current cells joined with what is recorded of their cells and makers.
 
         A name both tables have (``shots``) is the example's; the cell's is ``cell_shots``. Text
-        columns of cells are dictionary-encoded.
+        columns of cells are dictionary-encoded. ``maker`` is the record of ``made_by`` as text.
 
         Args:
             columns: Columns of the joined table wanted; None for all.
             filter: Arrow expression on columns of the joined table.
-            cells: Only these cells.
+            cells: Only these cells, current or not.
         """
-        constants = self.cells()
-        from_cells = {joined_name(name) for name in CELL_SCHEMA.names} - {"cell"}
-        text = str(filter) if filter is not None else ""
-        own = None
-        if columns is not None:
-            own = [
-                name
-                for name in dict.fromkeys([*columns, *EXAMPLE_SCHEMA.names])
-                if name not in from_cells and (name in columns or name == "cell" or name in text)
-            ]
-        examples = self.examples(own, cells=cells)
+        own = _example_columns(columns, filter)
+        return self._joined(self.examples(own, cells=cells), columns, filter)
+
+    def iterate(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
+        *,
+        cells: Collection[str] | None = None,
+    ) -> Iterator[pa.Table]:
+        """Like :meth:`read`, one segment at a time: memory for the largest segment is enough."""
+        own, wanted = _example_columns(columns, filter), self._wanted(cells)
+        records = self._cells.read()
+        about = self._cells_table(records, None)
+        # Segments that a compaction takes away meanwhile cannot be looked for again: rows that were
+        # given already would come twice.
+        infos = self._retried(lambda: self._infos(note=True))
+        try:
+            for part in iterate_examples(infos, own, None, wanted, self._on_damage):
+                yield self._joined(part, columns, filter, about)
+        except FileNotFoundError as error:
+            raise ResultsError(
+                f"{self.path} was compacted while it was read ({error.filename} is gone); once more"
+            ) from error
+
+    # Parts -----------------------------------------------------------------------------------
+
+    def _joined(
+        self,
+        examples: pa.Table,
+        columns: Sequence[str] | None,
+        filter: pc.Expression | None,
+        about: pa.Table | None = None,
+    ) -> pa.Table:
+        about = self.cells(every=True) if about is None else about
         missing = set(pc.unique(examples.column("cell")).to_pylist())
-        missing -= set(constants.column("cell").to_pylist())
+        missing -= set(about.column("cell").to_pylist())
         if missing:
             self._warn_once(
                 self.cells_folder, f"no constants of {len(missing)} cells, e.g. {min(missing)}"
             )
-        table = join_cells(examples, constants)
+        table = join_cells(examples, about)
+        if "made_by" in examples.column_names:
+            table = table.append_column(MAKER_COLUMN, self._maker_texts(examples["made_by"]))
         if filter is not None:
             try:
                 table = table.filter(filter)
             except pa.ArrowException as error:
-                raise InputError(f"filter {text!r} does not fit the results: {error}") from error
+                raise InputError(f"filter {filter} does not fit the results: {error}") from error
         return table if columns is None else table.select(list(columns))
 
-    # Parts -----------------------------------------------------------------------------------
+    def _maker_texts(self, made_by: pa.ChunkedArray) -> pa.ChunkedArray:
+        texts = self._makers.texts()
+        chunks = []
+        for chunk in made_by.chunks:
+            names = [texts.get(id_, id_) for id_ in chunk.dictionary.to_pylist()]
+            named = pa.array(names, pa.string())
+            chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, named))
+        return pa.chunked_array(chunks, made_by.type)
 
-    def _infos(self) -> list[SegmentInfo]:
+    def _wanted(self, cells: Collection[str] | None) -> Callable[[str], bool] | None:
+        if cells is not None:
+            return in_cells(cells)
+        left_out = {cell for cell, state in self.cell_states().items() if state != "current"}
+        if not left_out:
+            return None
+        self._warn_once(self.cells_folder / "states", "; ".join(self.left_out()), ignored=False)
+        return lambda cell: cell not in left_out
+
+    def _states(self, records: CellRecords) -> dict[str, CellState]:
+        found: set[str] = set()
+
+        def with_rows() -> set[str]:
+            if not found:
+                infos = self._retried(self._infos)
+                found.update(cell for info in infos for cell in info.coverage.cells)
+            return found
+
+        return records.states(with_rows)
+
+    def _cells_table(
+        self, records: CellRecords, states: Mapping[str, CellState] | None
+    ) -> pa.Table:
+        rows = [
+            row for cell, row in records.rows.items() if states is None or states[cell] == "current"
+        ]
+        return pa.Table.from_pylist(rows, schema=CELL_SCHEMA)
+
+    def _infos(self, note: bool = False) -> list[SegmentInfo]:
         infos = []
         for path in list_segments(self.segments_folder):
             try:
                 infos.append(read_info(path))
             except UnreadableSegment as error:
-                self._warn_once(path, str(error))
+                self._warn_damaged(path, str(error))
+        unchecked = sum(not info.checked for info in infos)
+        if note and unchecked:
+            text = (
+                f"{unchecked} of {len(infos)} segments are from before there were checksums and "
+                f"are read unchecked; `evalcore compact {self.path}` writes them anew"
+            )
+            self._warn_once(self.segments_folder, text, ignored=False)
         return infos
 
     def _retried(self, action: Callable[[], _T]) -> _T:
@@ -254,10 +381,21 @@ class ResultStore:
                 time.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _warn_once(self, path: Path, reason: str) -> None:
+    def _on_damage(self, info: SegmentInfo, rows: SegmentRows) -> None:
+        text = (
+            f"{rows.num_lost} of {info.num_rows} rows are damaged and not used ({rows.reason}); "
+            f"`evalcore verify {self.path}` sets them aside, then run again"
+        )
+        self._warn_damaged(info.path, text)
+
+    def _warn_damaged(self, path: Path, reason: str) -> None:
+        self.damage[str(path.relative_to(self.path))] = reason
+        self._warn_once(path, reason)
+
+    def _warn_once(self, path: Path, reason: str, *, ignored: bool = True) -> None:
         if str(path) not in self._warned:
             self._warned.add(str(path))
-            log.warning("ignored %s: %s", path, reason)
+            log.warning("%s: %s", path if ignored else self.path, reason)
 
     def _create(self) -> None:
         folders = (self.segments_folder, self.cells_folder, self.runs.folder, self.cache_folder)
@@ -269,35 +407,24 @@ class ResultStore:
                 with tempfile.TemporaryFile(dir=folder):
                     pass
                 remove_stale_temporaries(folder)
-            settings = self.path / "store.json"
-            if not settings.exists():
-                # Two processes may both come here: they write the same.
-                content = {"format": FORMAT_NAME, "schema_version": SCHEMA_VERSION}
-                text = json.dumps(content, indent=1) + "\n"
-                write_atomically(settings, lambda sink: sink.write(text.encode()))
         except OSError as error:
-            raise _not_writable(self.path, error) from error
-
-    def _check_version(self) -> None:
-        path = self.path / "store.json"
-        try:
-            content = json.loads(path.read_bytes())
-            name, version = content["format"], content["schema_version"]
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise IncompatibleError(
-                f"{path} is not evalcore's (it must name format and schema_version); give another "
-                "results folder"
-            ) from error
-        if name != FORMAT_NAME or version != SCHEMA_VERSION:
-            raise IncompatibleError(
-                f"{self.path} holds results of format {name!r}, schema {version}; this evalcore "
-                f"reads {FORMAT_NAME!r}, schema {SCHEMA_VERSION}: give another results folder, or "
-                "use the evalcore that wrote these"
-            )
+            raise not_writable(self.path, error) from error
 
 
-def _not_writable(path: Path, error: OSError) -> InputError:
-    reason = error.strerror or str(error)
-    return InputError(f"results folder {path} cannot be written ({reason}); give another with -o")
+def _example_columns(
+    columns: Sequence[str] | None, filter: pc.Expression | None
+) -> list[str] | None:
+    """Columns of the examples that a view of the joined table takes; None for all."""
+    if columns is None:
+        return None
+    from_cells = {joined_name(name) for name in CELL_SCHEMA.names} - {"cell"}
+    text = str(filter) if filter is not None else ""
+    names = dict.fromkeys([*columns, *EXAMPLE_SCHEMA.names])
+    own = [
+        name
+        for name in names
+        if name not in from_cells | {MAKER_COLUMN}
+        and (name in columns or name == "cell" or name in text)
+    ]
+    asks_maker = MAKER_COLUMN in columns or MAKER_COLUMN in text
+    return [*own, "made_by"] if asks_maker and "made_by" not in own else own

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from pathlib import Path
 from typing import Any
 
-from evalcore.errors import InputError
-from evalcore.store.files import utc_stamp, write_atomically
+from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
+from evalcore.errors import ResultsError
+from evalcore.files import utc_stamp
 
 log = logging.getLogger("evalcore")
 
@@ -24,16 +24,15 @@ class RunLog:
         """Writes one record; ``written`` (UTC) is added.
 
         Raises:
-            InputError: The folder cannot be written.
+            ResultsError: The folder cannot be written.
         """
         stamp = utc_stamp()
-        path = self.folder / f"{stamp}-{secrets.token_hex(4)}.json"
-        text = json.dumps({"written": stamp, **record}, indent=1, default=str) + "\n"
+        path = self.folder / f"{stamp}-{secrets.token_hex(4)}{JSON_SUFFIX}"
         try:
-            write_atomically(path, lambda sink: sink.write(text.encode()))
+            write_json(path, {"written": stamp, **record})
         except OSError as error:
             reason = error.strerror or error
-            raise InputError(f"cannot write the run record {path}: {reason}") from error
+            raise ResultsError(f"cannot write the run record {path}: {reason}") from error
         return path
 
     def list(self) -> list[dict[str, Any]]:
@@ -41,7 +40,7 @@ class RunLog:
         records = []
         for path in sorted(self.folder.glob("[!.]*.json")):
             try:
-                records.append(json.loads(path.read_bytes()))
-            except (OSError, ValueError) as error:
+                records.append(read_json(path))
+            except (OSError, DamagedFile) as error:
                 log.warning("ignored %s: %s", path, error)
         return records

@@ -1,6 +1,7 @@
-"""The two tables of a results folder; the only place where their columns are named.
+"""The tables of a results folder; the only place where their columns are named.
 
-Raise :data:`SCHEMA_VERSION` whenever a column changes its name, type or meaning.
+Raise :data:`SCHEMA_VERSION` whenever a column is added or changes its name, type or meaning, and
+say in :data:`evalcore.store.migration.MIGRATIONS` how rows of the version before become such rows.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ import pyarrow as pa
 
 from evalcore.errors import IncompatibleError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+NO_ADAPTER = "(base)"
+"""``adapter`` of an untuned checkpoint: a name, for a null is dropped by pandas' ``groupby``."""
+MAKER_COLUMN = "maker"
+"""In joined tables: the record behind ``made_by`` as one line of text."""
+FULLY_TUNED = "(full)"
+"""``adapter`` of a checkpoint that was tuned in all its parameters."""
 
 EXAMPLE_SCHEMA: pa.Schema = pa.schema(
     [
         pa.field("cell", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("doc_id", pa.large_string(), nullable=False),
         pa.field("doc_index", pa.int32()),
         pa.field("gold", pa.int32()),
         pa.field("golds", pa.list_(pa.int32())),
@@ -25,9 +33,9 @@ EXAMPLE_SCHEMA: pa.Schema = pa.schema(
         pa.field("choice_chars", pa.list_(pa.int32())),
         pa.field("is_greedy", pa.list_(pa.bool_())),
         pa.field("unconditional_logprobs", pa.list_(pa.float64())),
-        pa.field("text", pa.string()),
-        pa.field("raw_text", pa.string()),
-        pa.field("references", pa.list_(pa.string())),
+        pa.field("text", pa.large_string()),
+        pa.field("raw_text", pa.large_string()),
+        pa.field("references", pa.list_(pa.large_string())),
         pa.field("gen_tokens", pa.int32()),
         pa.field("finish_reason", pa.string()),
         pa.field("prompt_tokens", pa.int32()),
@@ -37,9 +45,12 @@ EXAMPLE_SCHEMA: pa.Schema = pa.schema(
         pa.field("shots_dropped", pa.int32()),
         pa.field("truncated_tokens", pa.int32()),
         pa.field("flags", pa.list_(pa.string())),
+        pa.field("made_by", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""One row per (cell, document); what an engine said, nothing derived from it but the prediction."""
+"""One row per (cell, document); what an engine said, nothing derived from it but the prediction.
+
+Text that there may be much of has 64-bit offsets: all rows of a column may pass 2 GiB."""
 
 CELL_SCHEMA: pa.Schema = pa.schema(
     [
@@ -90,9 +101,32 @@ CELL_SCHEMA: pa.Schema = pa.schema(
         pa.field("findings", pa.list_(pa.string())),
         pa.field("evalcore_version", pa.string()),
         pa.field("versions", pa.string()),
+        pa.field("data", pa.string()),
+        pa.field("template", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field("requests", pa.string()),
+        pa.field("recorded", pa.string()),
     ]
 )
-"""One row per cell: everything that is the same for all its documents."""
+"""One row per cell: everything that is the same for all its documents.
+
+``recorded``: when a run last asked for this definition (UTC, as in file names). ``data`` names the
+task's documents, ``requests`` the file of encoded prompts, both for the store's own tables."""
+
+DOCUMENT_SCHEMA: pa.Schema = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("data", pa.string()),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("doc_index", pa.int32()),
+        pa.field("fields", pa.large_string()),
+        pa.field("choices", pa.list_(pa.large_string())),
+        pa.field("gold", pa.int32()),
+        pa.field("golds", pa.list_(pa.int32())),
+        pa.field("references", pa.list_(pa.large_string())),
+    ]
+)
+"""One row per document of a task; ``fields`` is JSON: what templates may use."""
 
 
 def joined_name(column: str) -> str:

@@ -1,8 +1,9 @@
 """Segments: the files in which examples are committed.
 
-A segment is an Arrow IPC *file* (zstd, one schema, dictionaries unified) that may span cells. Its
-footer states its coverage, so a resume reads footers only. It appears under its final name whole
-or not at all, hence a segment that is listed is committed, and there is no second ledger.
+A segment is an Arrow IPC *file* (zstd, one schema, dictionaries unified) that may span cells, with
+checksums (see ``evalcore.checked``). Its footer states its coverage, so a resume reads footers
+only. It appears under its final name whole or not at all, hence a segment that is listed is
+committed, and there is no second ledger.
 """
 
 from __future__ import annotations
@@ -14,14 +15,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from evalcore.errors import DataError, IncompatibleError, ResultsError
+from evalcore.checked import (
+    ARROW_SUFFIX,
+    CheckedArrow,
+    DamagedFile,
+    is_checked,
+    parse_whole,
+    read_end,
+    write_table,
+)
+from evalcore.errors import IncompatibleError, ResultsError
+from evalcore.files import utc_stamp
 from evalcore.store.coverage import SegmentCoverage
-from evalcore.store.files import utc_stamp, write_atomically
+from evalcore.store.migration import check_version
 from evalcore.store.schema import EXAMPLE_SCHEMA, SCHEMA_VERSION, conform
 
 log = logging.getLogger("evalcore")
@@ -29,7 +39,6 @@ log = logging.getLogger("evalcore")
 SEGMENT_SUFFIX = ".arrow"
 FLUSH_BYTES = 64 * 1024 * 1024
 FLUSH_AGE_S = 60.0
-_ROWS_PER_BATCH = 65_536
 _VERSION_KEY = b"evalcore.schema_version"
 _ROWS_KEY = b"evalcore.rows"
 _COVERAGE_KEY = b"evalcore.coverage"
@@ -37,12 +46,36 @@ _COVERAGE_KEY = b"evalcore.coverage"
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """What a segment's footer says."""
+    """What a segment's footer says.
+
+    Attributes:
+        checked: Whether it has checksums (segments of schema 2 have none).
+    """
 
     path: Path
     num_rows: int
     num_bytes: int
     coverage: SegmentCoverage
+    checked: bool = True
+
+
+@dataclass(frozen=True)
+class SegmentRows:
+    """What could be read of a segment.
+
+    Attributes:
+        table: Its sound rows.
+        lost: [start, stop) of rows that are damaged.
+        reason: Why, if any are.
+    """
+
+    table: pa.Table
+    lost: tuple[tuple[int, int], ...] = ()
+    reason: str | None = None
+
+    @property
+    def num_lost(self) -> int:
+        return sum(stop - start for start, stop in self.lost)
 
 
 class UnreadableSegment(Exception):
@@ -116,7 +149,7 @@ class SegmentWriter:
             return None
         # A clock that steps back must not reorder the segments of one writer.
         self._last_ns = max(time.time_ns(), self._last_ns + 1000)
-        name = f"{utc_stamp(self._last_ns)}-{self._worker}-{secrets.token_hex(6)}{SEGMENT_SUFFIX}"
+        name = f"{utc_stamp(self._last_ns)}-{self._worker}-{secrets.token_hex(6)}{ARROW_SUFFIX}"
         path = write_segment(self._folder / name, pa.concat_tables(self._tables))
         self._tables, self._num_bytes = [], 0
         return path
@@ -146,20 +179,23 @@ def write_segment(path: Path, table: pa.Table) -> Path:
         _ROWS_KEY: str(table.num_rows).encode(),
         _COVERAGE_KEY: coverage.encode(),
     }
-
-    def write(sink: IO[bytes]) -> None:
-        options = ipc.IpcWriteOptions(compression="zstd")
-        with ipc.new_file(sink, table.schema, options=options, metadata=metadata) as writer:
-            writer.write_table(table, max_chunksize=_ROWS_PER_BATCH)
-
     try:
-        write_atomically(path, write)
+        write_table(path, table, metadata=metadata)
     except OSError as error:
         raise ResultsError(
             f"cannot write results to {path.parent}: {error.strerror or error}; "
             "make room or give another folder, then run again: committed rows are kept"
         ) from error
     return path
+
+
+def merged_name(oldest: Path) -> str:
+    """Name of a segment that takes another's place: it sorts where the other did.
+
+    ``<time>+<random>``: "+" sorts before the "-" that follows the time in writers' names.
+    """
+    stamp = oldest.name.split("Z", 1)[0]
+    return f"{stamp}Z+{secrets.token_hex(6)}{ARROW_SUFFIX}"
 
 
 def list_segments(folder: Path) -> list[Path]:
@@ -170,63 +206,100 @@ def list_segments(folder: Path) -> list[Path]:
 
 
 def read_info(path: Path) -> SegmentInfo:
-    """Reads a segment's footer, and nothing else of the file.
+    """Reads and checks a segment's footer, and nothing else of the file.
 
     Raises:
-        UnreadableSegment: Torn, or not written by evalcore.
-        IncompatibleError: Of another schema version.
+        UnreadableSegment: Damaged, torn, or not written by evalcore.
+        IncompatibleError: Of a newer schema.
         FileNotFoundError: Gone (a compaction replaced it).
     """
     try:
-        with pa.OSFile(str(path)) as source:
-            num_bytes = source.size()
-            metadata = ipc.open_file(source).metadata or {}
+        num_bytes = path.stat().st_size
+        if is_checked(path):
+            metadata = read_end(path).metadata
+        else:
+            with pa.OSFile(str(path)) as source:
+                metadata = ipc.open_file(source).metadata or {}
     except FileNotFoundError:
         raise
+    except DamagedFile as error:
+        raise UnreadableSegment(f"damaged: {error}") from error
     except (pa.ArrowException, OSError) as error:
         raise UnreadableSegment(f"not a whole Arrow file ({_first_line(error)})") from error
-    version = metadata.get(_VERSION_KEY)
-    if version is None or _COVERAGE_KEY not in metadata:
+    if _VERSION_KEY not in metadata or _COVERAGE_KEY not in metadata:
         raise UnreadableSegment("not written by evalcore (its footer states no coverage)")
-    if version != str(SCHEMA_VERSION).encode():
-        raise IncompatibleError(
-            f"{path}: segment of schema {version.decode(errors='replace')}, this evalcore reads "
-            f"schema {SCHEMA_VERSION}; use the evalcore that wrote it or another results folder"
-        )
     try:
+        version = int(metadata[_VERSION_KEY])
+        check_version(version, str(path))
         coverage = SegmentCoverage.decode(metadata[_COVERAGE_KEY])
         num_rows = int(metadata[_ROWS_KEY])
-    except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
+    except IncompatibleError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, pa.ArrowException,
+            OSError, MemoryError) as error:  # fmt: skip
         raise UnreadableSegment(f"its coverage is damaged ({_first_line(error)})") from error
-    return SegmentInfo(path, num_rows, num_bytes, coverage)
+    return SegmentInfo(path, num_rows, num_bytes, coverage, is_checked(path))
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads a segment's rows.
+def read_rows(info: SegmentInfo, columns: Sequence[str] | None = None) -> SegmentRows:
+    """Reads a segment's rows, each byte checked before it is parsed.
 
     Args:
-        path: A segment that :func:`read_info` accepted.
+        info: The segment.
         columns: Columns wanted, in this order; None for all.
 
+    Returns:
+        The sound rows; where some are not, which and why.
+
     Raises:
-        DataError: The footer is whole but the rows are damaged.
         FileNotFoundError: Gone (a compaction replaced it).
     """
     names = EXAMPLE_SCHEMA.names if columns is None else list(columns)
-    fields = sorted(EXAMPLE_SCHEMA.get_field_index(name) for name in names)
+    schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in names])
     try:
-        # Not a memory map: buffers are decompressed anyway, and a map of a file that vanishes on
-        # a network file system kills the process instead of raising.
-        with pa.OSFile(str(path)) as source:
-            options = ipc.IpcReadOptions(included_fields=fields)
-            return ipc.open_file(source, options=options).read_all().select(names)
+        data = info.path.read_bytes()
+        lost: list[tuple[int, int]] = []
+        sound = None
+        if info.checked:
+            end = parse_whole(data)
+            sound, lost = _sound_batches(end, end.damaged(data))
+        table = _parse(data, names, sound)
+        table = conform(table, schema, str(info.path))
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(
-            f"{path}: segment is damaged ({_first_line(error)}); remove the file and run the same "
-            "command again: its rows are then scored anew"
-        ) from error
+    except DamagedFile as error:
+        return SegmentRows(schema.empty_table(), ((0, info.num_rows),), str(error))
+    except (pa.ArrowException, OSError, KeyError, ValueError, IncompatibleError) as error:
+        return SegmentRows(schema.empty_table(), ((0, info.num_rows),), _first_line(error))
+    return SegmentRows(table, tuple(lost), "they fail their checksum" if lost else None)
+
+
+def _sound_batches(
+    end: CheckedArrow, damaged: Sequence[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """(numbers of the batches that can be read, [start, stop) of the rows of the others)."""
+    bad = set(damaged)
+    sound, lost, row = [], [], 0
+    for number, part in enumerate(end.parts[: end.num_batches]):
+        # The first part holds the dictionaries of all.
+        if number in bad or 0 in bad:
+            lost.append((row, row + part.rows))
+        else:
+            sound.append(number)
+        row += part.rows
+    return sound, lost
+
+
+def _parse(data: bytes, names: Sequence[str], batches: Sequence[int] | None) -> pa.Table:
+    """The named columns there are, of the given batches (None: of all)."""
+    source = pa.BufferReader(data)
+    if batches is not None and not batches:
+        return pa.table({})
+    schema = ipc.open_file(source).schema
+    fields = sorted(i for name in names if (i := schema.get_field_index(name)) >= 0)
+    reader = ipc.open_file(source, options=ipc.IpcReadOptions(included_fields=fields))
+    numbers = range(reader.num_record_batches) if batches is None else batches
+    return pa.Table.from_batches([reader.get_batch(i) for i in numbers], reader.schema)
 
 
 def _file_name_part(text: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from evalcore.app.lm_eval import read_outcomes
 from evalcore.metrics import METRICS, cell_scores
 from evalcore.store import EXAMPLE_SCHEMA, ResultStore
+from evalcore.store.schema import NO_ADAPTER
 
 LOGPROB_TOLERANCE = 1e-4
 FLOAT32_SUM = 2.0**-22
@@ -83,15 +84,19 @@ class Scored:
     outcomes: Mapping[tuple[str, str], Mapping[str, Any]]
 
 
+def _model(row: Mapping[str, Any]) -> str:
+    return row["checkpoint"] if row["adapter"] == NO_ADAPTER else row["adapter"]
+
+
 def read_scored(results: Path) -> Scored:
     """By (model, task): model is the checkpoint's name, or the adapter's."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in ResultStore(results, read_only=True).read().to_pylist():
-        cells.setdefault((row["adapter"] or row["checkpoint"], row["task"]), []).append(row)
+        cells.setdefault((_model(row), row["task"]), []).append(row)
     for rows in cells.values():
         rows.sort(key=lambda row: row["doc_index"])
     outcomes = {
-        (record["adapter"] or record["checkpoint"], record["task"]): record
+        (_model(record), record["task"]): record
         for record in read_outcomes(results)
         if "task" in record
     }

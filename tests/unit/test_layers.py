@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "types", "reading", "identity", "tasks", "prompting", "store", "planning", "cluster",
-    "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
+    "errors", "types", "reading", "files", "checked", "identity", "tasks", "prompting", "store",
+    "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {"errors", "types", "reading", "identity", "tasks", "prompting", "cluster"}
 HEAVY = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -13,6 +14,8 @@ from typing import IO, Any
 
 STALE_TEMPORARY_S = 24 * 3600
 _TEMPORARY_SUFFIX = ".tmp"
+# What file systems answer that know no fsync of this kind (FUSE, CIFS, object stores).
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -33,7 +36,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with open(temporary, "xb") as sink:
             write(sink)
             sink.flush()
-            os.fsync(sink.fileno())
+            _fsync(sink.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -43,12 +46,28 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes names created, renamed or removed in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Makes names created, renamed or removed in ``folder`` survive a power cut.
+
+    Where the file system knows no such thing, nothing is done: the names are there all the same.
+    """
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _NO_FSYNC:
+            return
+        raise
+    try:
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
 
 
 def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY_S) -> int:

@@ -1,0 +1,140 @@
+"""Small content-addressed records of a results folder: what made rows, documents, prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from evalcore.checked import (
+    ARROW_SUFFIX,
+    JSON_SUFFIX,
+    DamagedFile,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from evalcore.store.cells import not_writable
+from evalcore.store.schema import DOCUMENT_SCHEMA
+
+log = logging.getLogger("evalcore")
+Warn = Callable[[Path, str], None]
+
+
+class Makers:
+    """The ``makers`` folder: one record of an environment per file, named by its content."""
+
+    def __init__(self, folder: Path, warn: Warn) -> None:
+        self.folder = folder
+        self._warn = warn
+
+    def write(self, record: Mapping[str, Any]) -> str:
+        """See ``ResultStore.write_maker``."""
+        plain = json.loads(json.dumps(dict(record), sort_keys=True, default=str))
+        text = json.dumps(plain, sort_keys=True)
+        name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        path = self.folder / f"{name}{JSON_SUFFIX}"
+        try:
+            if _sound_json(path):
+                return name
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"maker": name, **plain})
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+        return name
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Id -> record."""
+        found = {}
+        for path in sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}")):
+            try:
+                record = read_json(path)
+                found[str(record.pop("maker"))] = record
+            except (DamagedFile, OSError, KeyError) as error:
+                self._warn(path, str(error))
+        return found
+
+    def texts(self) -> dict[str, str]:
+        """Id -> the record as one line: ``engine=vllm, strategy=packed, vllm=0.32.0 ...``."""
+        return {name: _one_line(record) for name, record in self.read().items()}
+
+
+class Documents:
+    """The ``documents`` folder: questions, choices and golds of each (task, data), once."""
+
+    def __init__(self, folder: Path, warn: Warn) -> None:
+        self.folder = folder
+        self._warn = warn
+
+    def write(self, task: str, data: str, rows: Iterable[Mapping[str, Any]]) -> Path | None:
+        """See ``ResultStore.write_documents``."""
+        folder = self.folder / _folder_name(task, data)
+        known = set(self._read(folder)["doc_id"].to_pylist()) if folder.is_dir() else set()
+        new: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["doc_id"] not in known:
+                new.setdefault(row["doc_id"], {**row, "task": task, "data": data})
+        if not new:
+            return None
+        digest = hashlib.blake2b("\n".join(sorted(new)).encode(), digest_size=8).hexdigest()
+        path = folder / f"{digest}{ARROW_SUFFIX}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_table(path, pa.Table.from_pylist(list(new.values()), DOCUMENT_SCHEMA))
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+        return path
+
+    def read(self, task: str | None = None, data: str | None = None) -> pa.Table:
+        """Documents of a task (None: of all), each once."""
+        folders = [f for f in sorted(self.folder.glob("[!.]*")) if f.is_dir()]
+        table = pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *map(self._read, folders)])
+        for name, value in (("task", task), ("data", data)):
+            if value is not None:
+                table = table.filter(pa.compute.equal(table[name], value))
+        return table
+
+    def _read(self, folder: Path) -> pa.Table:
+        tables = [DOCUMENT_SCHEMA.empty_table()]
+        seen: set[str] = set()
+        for path in sorted(folder.glob(f"[!.]*{ARROW_SUFFIX}")):
+            try:
+                table = read_table(path)
+            except (DamagedFile, OSError) as error:
+                self._warn(path, str(error))
+                continue
+            ids = table["doc_id"].to_pylist()
+            keep = [doc_id not in seen for doc_id in ids]  # two runs may have written some twice
+            seen.update(ids)
+            tables.append(table.filter(pa.array(keep, pa.bool_())))
+        return pa.concat_tables(tables)
+
+
+def _sound_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except (DamagedFile, FileNotFoundError):
+        return False
+    return True
+
+
+def _one_line(record: Mapping[str, Any]) -> str:
+    parts: Sequence[str] = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in sorted(record.items())
+        if value is not None
+    ]
+    return ", ".join(parts)
+
+
+def _folder_name(task: str, data: str) -> str:
+    """A readable name; the digest tells apart what the file system may not."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in task)[:64]
+    digest = hashlib.blake2b(f"{task}\n{data}".encode(), digest_size=6).hexdigest()
+    return f"{safe.lstrip('.') or 'task'}-{digest}"
