@@ -55,7 +55,10 @@ def test_full_and_lora_are_compared_with_their_base(
     assert done.status == 0, done.err
     cells = ResultStore(alone).cells().to_pylist()
     found = {(cell["checkpoint"], cell["tuning"], cell["base"], cell["adapter"]) for cell in cells}
-    assert found == {("step-00005", None, None, None), ("full", "pocket_nli", parent, None)}
+    assert found == {
+        ("step-00005", None, None, "(base)"),
+        ("full", "pocket_nli", parent, "(full)"),
+    }
     (gain,) = analyse(ResultStore(alone).read()).gains
     assert gain.subject.tuning == "pocket_nli"
     assert gain.subject.base == parent
