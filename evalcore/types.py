@@ -114,10 +114,18 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is scored: a checkpoint, optionally with an adapter."""
+    """What is scored: a checkpoint, optionally with an adapter.
+
+    Attributes:
+        checkpoint: Weights, and how they are asked.
+        adapter: Beside or in the weights.
+        own: The checkpoint as the adapter's own tokenizer asks it, where that is another: a cell
+            is asked so if it changes the cell's token ids or where its text ends.
+    """
 
     checkpoint: Checkpoint
     adapter: Adapter | None = None
+    own: Checkpoint | None = None
 
     @property
     def id(self) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evalcore import __version__
+from evalcore.app.asking import asked_of
 from evalcore.errors import DataError, InputError
 from evalcore.identity import (
     NumericsClass,
@@ -118,16 +119,14 @@ def build_grid(
         work = _TaskWork.load(task, variants, options)
         grid.findings += work.findings
         for variant in variants:
-            files: dict[tuple[str, str, int], RequestFile] = {}
-            for subject in subjects:
-                settings = encoding_settings(subject.checkpoint, options.max_length)
-                checkpoint = subject.checkpoint
-                template = checkpoint.template_fingerprint if variant.chat else ""
-                at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)
-                if at not in files:
-                    files[at] = work.requests(cache, variant, subject.checkpoint, settings)
-                    grid.findings += files[at].findings
-                file = files[at]
+            files = _Files(work, variant, options, cache)
+            for subject in asked_of(
+                subjects,
+                chat=variant.chat,
+                generates=generation_of(task, variant) is not None,
+                encode=files.path,
+            ):
+                settings, file = files.of(subject.checkpoint)
                 key = cell_key(
                     subject, task, variant, settings, numerics, data=work.data, shots=file.shots,
                     unconditional=needs_unconditional(task),
@@ -143,6 +142,7 @@ def build_grid(
                 )  # fmt: skip
                 row["findings"] = [f.message for f in (*work.findings, *file.findings)]
                 grid.cell_rows.append(row)
+            grid.findings += files.findings
     theirs = [name for tasks, _ in options.grid for name in split_selection(tasks)[1]]
     if theirs:
         from evalcore.app.lm_eval import add_cells  # it builds on this module
@@ -221,6 +221,32 @@ class _TaskWork:
         return RequestFile.of(cache, task, variant, documents, pool, checkpoint, settings, drawn)
 
 
+@dataclass
+class _Files:
+    """Request files of a (task, variant), one for each way the subjects are asked."""
+
+    work: _TaskWork
+    variant: Variant
+    options: GridOptions
+    cache: Path
+    findings: list[Finding] = field(default_factory=list)
+    known: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
+
+    def path(self, checkpoint: Checkpoint) -> Path:
+        """The file of requests for a checkpoint."""
+        return self.of(checkpoint)[1].path
+
+    def of(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, RequestFile]:
+        """Settings and requests for a checkpoint, encoded once for each tokenizer."""
+        settings = encoding_settings(checkpoint, self.options.max_length)
+        template = checkpoint.template_fingerprint if self.variant.chat else ""
+        at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)
+        if at not in self.known:
+            self.known[at] = self.work.requests(self.cache, self.variant, checkpoint, settings)
+            self.findings += self.known[at].findings
+        return settings, self.known[at]
+
+
 @dataclass(frozen=True)
 class RequestFile:
     """Requests of a (task, variant, tokenizer) on disk.
@@ -257,7 +283,7 @@ class RequestFile:
             pool: What worked examples are drawn from.
             drawn: The worked examples, where the variant shows any.
         """
-        tokenizer = Path(checkpoint.path)
+        tokenizer = Path(checkpoint.tokenizer)
         path = cached_requests(
             cache, task, variant, documents, pool, tokenizer, settings, drawn=drawn,
             unconditional=needs_unconditional(task),

@@ -12,6 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalcore.app.asking import asked_of
 from evalcore.app.grid import (
     Grid,
     GridOptions,
@@ -50,7 +51,7 @@ from evalcore.tasks.lm_eval import (
     evaluate,
     load,
 )
-from evalcore.types import Cell, EncodingSettings, Subject
+from evalcore.types import Cell, Checkpoint, EncodingSettings, Subject
 
 FOLDER = "outside"
 SHOWN_CELLS = 24
@@ -108,24 +109,14 @@ def add_cells(
     known: set[str] = set()
     versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
     for task in loaded.tasks.values():
-        texts: dict[str, tuple[Built, float]] = {}
-        files: dict[tuple[str, str, int], RequestFile] = {}
-        for subject in subjects:
-            checkpoint = subject.checkpoint
-            # Only a chat's text depends on the model: on its tokenizer.
-            chat = ""
-            if options.chat:
-                chat = checkpoint.tokenizer_fingerprint + checkpoint.template_fingerprint
-            if chat not in texts:
-                texts[chat] = _built(task, options, checkpoint.tokenizer, grid)
-            built, baseline = texts[chat]
-            length = encoding_settings(checkpoint, options.max_length).max_length
-            settings = EncodingSettings(max_length=length, overflow="truncate_left")
-            at = (checkpoint.tokenizer_fingerprint, chat, length)
-            if at not in files:
-                files[at] = RequestFile.of(
-                    cache, built.task, built.variant, built.documents, (), checkpoint, settings
-                )
+        files = _Files(task, options, grid, cache)
+        for subject in asked_of(
+            subjects,
+            chat=options.chat,
+            generates=str(task.own.OUTPUT_TYPE) == "generate_until",
+            encode=files.path,
+        ):
+            settings, built, baseline, file = files.of(subject.checkpoint)
             # lm-eval's definition is code: its words and the rows it made of them.
             data = data_fingerprint(built.task)
             key = cell_key(
@@ -136,7 +127,6 @@ def add_cells(
                 continue
             known.add(key)
             cell = Cell(key, subject, built.task, built.variant)
-            file = files[at]
             grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
             grid.cell_rows.append(
                 cell_row(
@@ -146,6 +136,40 @@ def add_cells(
             )  # fmt: skip
             work.cells.append(LmEvalCell(cell, built))
     return work
+
+
+@dataclass
+class _Files:
+    """A task's texts and request files, one for each way the subjects are asked."""
+
+    task: LoadedTask
+    options: GridOptions
+    grid: Grid
+    cache: Path
+    texts: dict[str, tuple[Built, float]] = field(default_factory=dict)
+    files: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
+
+    def path(self, checkpoint: Checkpoint) -> Path:
+        """The file of requests for a checkpoint."""
+        return self.of(checkpoint)[3].path
+
+    def of(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, Built, float, RequestFile]:
+        """(settings, the task as built, its trivial baseline, requests) for a checkpoint."""
+        # Only a chat's text depends on the model: on its tokenizer.
+        chat = ""
+        if self.options.chat:
+            chat = checkpoint.tokenizer_fingerprint + checkpoint.template_fingerprint
+        if chat not in self.texts:
+            self.texts[chat] = _built(self.task, self.options, checkpoint.tokenizer, self.grid)
+        built, baseline = self.texts[chat]
+        length = encoding_settings(checkpoint, self.options.max_length).max_length
+        settings = EncodingSettings(max_length=length, overflow="truncate_left")
+        at = (checkpoint.tokenizer_fingerprint, chat, length)
+        if at not in self.files:
+            self.files[at] = RequestFile.of(
+                self.cache, built.task, built.variant, built.documents, (), checkpoint, settings
+            )
+        return settings, built, baseline, self.files[at]
 
 
 def _built(

@@ -51,6 +51,8 @@ class ScoreOptions(GridOptions):
         output: Results folder.
         adapters: Folders searched for adapters.
         checkpoints: Checkpoints scored by themselves (PATH or REPO@REV).
+        tokenizer: Whose tokenizer, chat template and end tokens ask: ``adapter`` (an adapter's own
+            where they change what is asked), ``base`` (never), or a directory for everything.
         shard: (i, n): do part i of n.
         time_limit: Seconds after which to stop, committed, with status 75.
         unit_examples: Examples handed to a worker at once, at most.
@@ -65,6 +67,7 @@ class ScoreOptions(GridOptions):
     base_map: tuple[str, ...] = ()
     assume_base: str | None = None
     include_bases: bool = True
+    tokenizer: str = "adapter"
     shard: tuple[int, int] | None = None
     time_limit: float | None = None
     unit_examples: int = 4096
@@ -216,6 +219,7 @@ def _subjects(
         base_map=options.base_map,
         assume_base=options.assume_base,
         include_bases=options.include_bases,
+        tokenizer=options.tokenizer,
     )
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     if not resolved.subjects:

@@ -75,6 +75,11 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
     help="Base of the adapters whose path or name matches (repeatable).",
 )  # fmt: skip
 @click.option("--assume-base", metavar="PATH|REPO@REV", help="Base of adapters that name none.")
+@click.option(
+    "--tokenizer", default="adapter", show_default=True, metavar="adapter|base|PATH",
+    help="Whose tokenizer, chat template and end tokens ask: an adapter's own where they change "
+    "what is asked (the base is then asked so too), the base's, or those of one folder.",
+)  # fmt: skip
 @click.option("--no-bases", is_flag=True, help="Do not score the adapters' bases by themselves.")
 @click.option("--shard", metavar="I/N", callback=parse_shard, help="Do part I (from 0) of N.")
 @click.option(

@@ -25,11 +25,11 @@ from evalcore.identity.provenance import (
     Provenance,
     read_provenance,
 )
+from evalcore.identity.readings import adapter_reading, differing, reading_of
 from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import open_checkpoint
-from evalcore.identity.tokenizer import differing, reading_of
 from evalcore.identity.weights import weight_layout
-from evalcore.reading import MAX_TABLE_BYTES, printable, read_json
+from evalcore.reading import printable
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")
@@ -60,6 +60,7 @@ def resolve_subjects(
     assume_base: str | None = None,
     *,
     include_bases: bool = True,
+    tokenizer: str = "adapter",
 ) -> Resolved:
     """Finds adapters and the checkpoint each was trained on, and fully tuned checkpoints.
 
@@ -74,6 +75,9 @@ def resolve_subjects(
         assume_base: Base of adapters whose own record leaves it open.
         include_bases: Whether each adapter's base, and the parent of each fully tuned checkpoint,
             is scored alone too.
+        tokenizer: ``adapter``: an adapter's own tokenizer, chat template and end token are used
+            where they change what is asked; ``base``: never; else the directory of one tokenizer
+            for everything.
 
     Raises:
         InputError: If nothing is found, or a checkpoint given by name is missing.
@@ -84,7 +88,7 @@ def resolve_subjects(
         raise InputError(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
-    bases = _Bases(checkpoints, base_map, assume_base)
+    bases = _Bases(checkpoints, base_map, assume_base, tokenizer)
     found = search(adapter_paths)
     if adapter_paths and not (found.adapters or found.tuned):
         raise nothing_found(adapter_paths)
@@ -104,7 +108,9 @@ def resolve_subjects(
             faults.append((path, error))
             problems.append(_problem(path, error))
         else:
-            copies = tuned.setdefault(base.id, {}).setdefault(adapter.fingerprint, [])
+            own = bases.readings.get(adapter.path)
+            known = adapter.fingerprint + (own.reading if own is not None else "")
+            copies = tuned.setdefault(base.id, {}).setdefault(known, [])
             copies.append(adapter)
     alone = set(bases.given) | bases.open_tuned(found.tuned, problems)
     if not (tuned or alone):
@@ -123,7 +129,9 @@ def resolve_subjects(
         for copy in adapter.copies
     ]
     return Resolved(
-        _subjects(bases.known, alone, groups), tuple(problems), tuple(notes + bases.notes)
+        _subjects(bases.known, alone, groups, bases.readings),
+        tuple(problems),
+        tuple(notes + bases.notes),
     )
 
 
@@ -135,7 +143,7 @@ def _adapter_and_base(path: Path, bases: _Bases) -> tuple[Adapter, Checkpoint]:
         adapter = _describe_adapter(path, record)
         base = bases.of(path, record)
         check_adapter_fits(path, bases.layout(base), base.source)
-        _check_tokens(path, base)
+        bases.read_by(path, base)
     except UnicodeError:
         raise InputError(
             f"adapter {printable(str(path))}: its path is not UTF-8, which tables of results are; "
@@ -183,8 +191,14 @@ class _Bases:
     """Checkpoints opened so far, by source and by fingerprint."""
 
     def __init__(
-        self, checkpoints: Sequence[str], base_map: Sequence[str], assume_base: str | None
+        self,
+        checkpoints: Sequence[str],
+        base_map: Sequence[str],
+        assume_base: str | None,
+        tokenizer: str,
     ) -> None:
+        self._tokenizer = tokenizer
+        self.readings: dict[str, Checkpoint] = {}  # adapter's path -> its base as it is asked
         self.known: dict[str, Checkpoint] = {}
         self.notes: list[str] = []
         self._by_source: dict[str, Checkpoint] = {}
@@ -202,12 +216,34 @@ class _Bases:
 
     def _open(self, source: str, what: str) -> Checkpoint:
         if source not in self._by_source:
-            checkpoint = self._apart(open_checkpoint(source, what=what))
+            checkpoint = self._apart(
+                open_checkpoint(source, what=what, tokenizer=self._given_tokenizer)
+            )
             if checkpoint.tokenizer_note and checkpoint.id not in self.known:
                 self.notes.append(f"checkpoint {checkpoint.path}: {checkpoint.tokenizer_note}")
             # The same under two names is one checkpoint: the first name stays.
             self._by_source[source] = self.known.setdefault(checkpoint.id, checkpoint)
         return self._by_source[source]
+
+    @property
+    def _given_tokenizer(self) -> str | None:
+        return None if self._tokenizer in ("adapter", "base") else self._tokenizer
+
+    def read_by(self, path: Path, base: Checkpoint) -> None:
+        """Notes an adapter's own tokenizer, where it is another than its base's."""
+        if self._tokenizer != "adapter":
+            return
+        try:
+            own, note = adapter_reading(path, base)
+        except InputError as error:
+            raise InputError(
+                f"adapter {path}: its own tokenizer cannot be used ({error}); mend it, or ignore "
+                "it with --tokenizer base"
+            ) from None
+        if note:
+            self.notes.append(note)
+        if own is not None:
+            self.readings[str(path.resolve())] = own
 
     def _apart(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint, marked where its weights are known but asked otherwise there."""
@@ -404,27 +440,11 @@ def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
     )
 
 
-def _check_tokens(path: Path, base: Checkpoint) -> None:
-    """An adapter that brings tokens its base does not know cannot be scored with base's ids."""
-    own, theirs = path / "tokenizer.json", Path(base.path) / "tokenizer.json"
-    if not (own.is_file() and theirs.is_file()):
-        return
-
-    def added(file: Path) -> set[str]:
-        tokens = read_json(file, "tokenizer", MAX_TABLE_BYTES).get("added_tokens")
-        known = tokens if isinstance(tokens, list) else []
-        return {str(token.get("content")) for token in known if isinstance(token, dict)}
-
-    new = added(own) - added(theirs)
-    if new:
-        raise InputError(
-            f"adapter {path} brings {len(new)} tokens its base does not have "
-            f"({', '.join(sorted(new)[:3])}); added tokens are not supported"
-        )
-
-
 def _subjects(
-    known: dict[str, Checkpoint], alone: set[str], tuned: dict[str, list[Adapter]]
+    known: dict[str, Checkpoint],
+    alone: set[str],
+    tuned: dict[str, list[Adapter]],
+    readings: dict[str, Checkpoint],
 ) -> tuple[Subject, ...]:
     wanted = [known[key] for key in known if key in alone or key in tuned]
     wanted.sort(key=lambda c: (c.step is None, c.step or 0, c.name, c.path))
@@ -437,10 +457,19 @@ def _subjects(
         group = sorted(tuned.get(checkpoint.id, []), key=lambda a: (a.name, a.path))
         own = _unique([a.name for a in group], [a.path for a in group])
         subjects += [
-            Subject(checkpoint, replace(adapter, name=unique))
+            Subject(
+                checkpoint, replace(adapter, name=unique), _named(readings, adapter, checkpoint)
+            )
             for adapter, unique in zip(group, own, strict=True)
         ]
     return tuple(subjects)
+
+
+def _named(
+    readings: dict[str, Checkpoint], adapter: Adapter, checkpoint: Checkpoint
+) -> Checkpoint | None:
+    own = readings.get(adapter.path)
+    return own and replace(own, name=f"{checkpoint.name}~{own.reading}")
 
 
 def _unique(names: Sequence[str], paths: Sequence[str]) -> list[str]:

@@ -10,7 +10,8 @@ from evalcore.errors import InputError
 from evalcore.identity.checkpoint import checkpoint_fingerprint
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
-from evalcore.identity.tokenizer import tokenizer_facts, with_tokenizer
+from evalcore.identity.readings import read_through, with_tokenizer
+from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
@@ -42,13 +43,16 @@ def step_of(name: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def open_checkpoint(source: str, *, what: str = "checkpoint") -> Checkpoint:
+def open_checkpoint(
+    source: str, *, what: str = "checkpoint", tokenizer: str | None = None
+) -> Checkpoint:
     """Resolves a path or ``REPO@REV`` and fingerprints it.
 
     Args:
         source: A local directory, or a hub repository at a revision. With HF_HUB_OFFLINE=1 the
             hub's local cache is used alone.
         what: Names the source in messages (``--checkpoint``, ``--base-map``).
+        tokenizer: Directory of another tokenizer than its own.
 
     Raises:
         InputError: If it is missing, has no safetensors weights or no tokenizer.
@@ -61,10 +65,10 @@ def open_checkpoint(source: str, *, what: str = "checkpoint") -> Checkpoint:
             if _REPO.match(source) and source.count("/") <= 1 and not source.startswith("."):
                 hint = f" (a model on the hub needs a revision: {source}@REVISION)"
             raise InputError(f"{what}: base missing on disk: {source}{hint}")
-        return describe_checkpoint(path, source=source)
+        return describe_checkpoint(path, source=source, tokenizer=tokenizer)
     path, commit = fetch_snapshot(repo, revision, what=what)
     name = f"{repo.split('/')[-1]}@{revision[:12] if is_commit(revision) else revision}"
-    return describe_checkpoint(path, source=source, name=name, revision=commit)
+    return describe_checkpoint(path, source=source, name=name, revision=commit, tokenizer=tokenizer)
 
 
 def fetch_snapshot(repo: str, revision: str, *, what: str) -> tuple[Path, str]:
@@ -84,7 +88,12 @@ def fetch_snapshot(repo: str, revision: str, *, what: str) -> tuple[Path, str]:
 
 
 def describe_checkpoint(
-    path: Path, *, source: str = "", name: str | None = None, revision: str | None = None
+    path: Path,
+    *,
+    source: str = "",
+    name: str | None = None,
+    revision: str | None = None,
+    tokenizer: str | None = None,
 ) -> Checkpoint:
     """Fingerprints a local checkpoint directory; step and parent from its records or its name.
 
@@ -115,12 +124,11 @@ def describe_checkpoint(
             f"checkpoint {path} has the weights of its parent {tuned.base.name}: tuning changed "
             f"nothing; score the parent"
         )
-    facts = tokenizer_facts(path)
     checkpoint = Checkpoint(
         name=name,
         path=str(path.resolve()),
         fingerprint=fingerprint,
-        tokenizer_fingerprint=facts.fingerprint,
+        tokenizer_fingerprint="",
         step=step if step is not None else step_of(name),
         source=source or str(path),
         revision=revision,
@@ -130,4 +138,6 @@ def describe_checkpoint(
         control=tuned.tuning.control if tuned else None,
         seed=tuned.tuning.seed if tuned else None,
     )
-    return with_tokenizer(checkpoint, checkpoint.path, facts)
+    if tokenizer is not None:
+        return read_through(checkpoint, Path(tokenizer).expanduser().resolve())
+    return with_tokenizer(checkpoint, checkpoint.path, tokenizer_facts(path))

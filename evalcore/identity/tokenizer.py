@@ -14,7 +14,7 @@ import gc
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,6 @@ from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.templates import chat_template, writes_the_date
 from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
-from evalcore.types import Checkpoint
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3
@@ -87,6 +86,11 @@ def tokenizer_facts(path: str | Path) -> TokenizerFacts:
     return TokenizerFacts(**{**found, "ends": tuple(found["ends"])})
 
 
+def has_vocabulary(path: str | Path) -> bool:
+    """Whether a directory holds a tokenizer (settings and templates alone are none)."""
+    return any((Path(path) / name).is_file() for name in ("tokenizer.json", *_VOCABULARY_FILES))
+
+
 def tokenizer_fingerprint(path: str | Path) -> str:
     """32 hex digits over what decides token ids and the text of ids.
 
@@ -106,41 +110,6 @@ def load_tokenizer(path: str | Path) -> Any:
         InputError: If there is none, or it cannot be read.
     """
     return _load(str(path), _state(Path(path)))[0]
-
-
-def with_tokenizer(checkpoint: Checkpoint, path: str | Path, facts: TokenizerFacts) -> Checkpoint:
-    """A checkpoint asked through the tokenizer in a directory, with what that decides."""
-    return replace(
-        checkpoint,
-        tokenizer_path="" if str(path) == checkpoint.path else str(path),
-        tokenizer_fingerprint=facts.fingerprint,
-        template_fingerprint=facts.template,
-        template_dated=facts.dated,
-        think_end=facts.think_end,
-        end_tokens=facts.ends,
-        tokenizer_note=facts.note,
-    )
-
-
-def reading_of(checkpoint: Checkpoint) -> str:
-    """8 hex digits over how weights are asked: tokenizer, chat template, end tokens."""
-    return text_fingerprint(
-        [
-            checkpoint.tokenizer_fingerprint,
-            checkpoint.template_fingerprint,
-            sorted(checkpoint.end_tokens or ()),
-        ]
-    )[:8]
-
-
-def differing(one: Checkpoint, other: Checkpoint) -> list[str]:
-    """In which ways two checkpoints are asked differently, in words."""
-    found = {
-        "tokenizer": one.tokenizer_fingerprint != other.tokenizer_fingerprint,
-        "chat template": one.template_fingerprint != other.template_fingerprint,
-        "end tokens": set(one.end_tokens or ()) != set(other.end_tokens or ()),
-    }
-    return [what for what, differs in found.items() if differs]
 
 
 def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
@@ -170,7 +139,7 @@ def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
 def _state(directory: Path) -> str:
     """Fingerprint of the bytes of everything that decides what is loaded, library included."""
     files = [directory / name for name in _FILES]
-    if not any((directory / n).is_file() for n in ("tokenizer.json", *_VOCABULARY_FILES)):
+    if not has_vocabulary(directory):
         raise InputError(f"{directory} has no tokenizer.json (nor tokenizer.model, vocab.json)")
     files += sorted((directory / "additional_chat_templates").glob("*.jinja"))
     parts = {

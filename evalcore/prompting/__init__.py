@@ -24,6 +24,7 @@ from evalcore.prompting.requests import (
     encode_task,
     read_requests,
     request_costs,
+    same_requests,
 )
 from evalcore.prompting.selection import parse_selection
 from evalcore.prompting.shots import draw_shots, shots_fingerprint
@@ -76,6 +77,7 @@ __all__ = [
     "render_question",
     "render_targets",
     "request_costs",
+    "same_requests",
     "shots_fingerprint",
     "shown_role",
     "training_pair",

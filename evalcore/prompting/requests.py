@@ -173,6 +173,11 @@ def read_requests(path: str | Path) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
+def same_requests(one: str | Path, other: str | Path) -> bool:
+    """Whether two request files ask for the same token ids of the same documents."""
+    return read_requests(one).equals(read_requests(other))
+
+
 def request_costs(table: pa.Table) -> npt.NDArray[np.int64]:
     """int64 [rows]: prompt tokens of each document, every piece counted once."""
     total = np.zeros(len(table), dtype=np.int64)

@@ -1,0 +1,195 @@
+"""Whose tokenizer, chat template and end tokens ask: cells of real checkpoints and adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalcore.app.grid import Grid, GridOptions, build_grid
+from evalcore.errors import InputError
+from evalcore.identity import NumericsClass, resolve_subjects
+
+Make = Callable[..., Path]
+OTHER = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}[reply]"
+NUMERICS = NumericsClass("hf", "float32", "float32", "cpu")
+TASKS = """
+name: {name}
+version: 1
+group: mini
+description: made for this test
+output_type: {kind}
+source: {{path: rows}}
+splits: {{score: test}}
+fields: {{q: q}}
+{rest}
+metrics: [{metric}]
+primary: {metric}
+"""
+CHOICE = "choices: {labels: ['yes', 'no']}\ngold: {column: gold}"
+TEXT = "references: {column: a}\ngeneration: {max_tokens: 4}"
+
+
+@pytest.fixture
+def house(tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make) -> Path:
+    """A base, an adapter with a copy of its tokenizer, and two small tasks."""
+    base = Path(shutil.copytree(tiny_checkpoint, tmp_path / "step-1"))
+    adapter = make_adapter(tmp_path / "runs" / "a1", base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "pick.yaml").write_text(
+        TASKS.format(name="pick", kind="multiple_choice", rest=CHOICE, metric="acc")
+    )
+    (tmp_path / "tasks" / "tell.yaml").write_text(
+        TASKS.format(name="tell", kind="generate_until", rest=TEXT, metric="rouge_l")
+    )
+    (tmp_path / "prompts" / "mini").mkdir(parents=True)
+    (tmp_path / "prompts" / "mini" / "default.yaml").write_text(
+        'name: default\ngroup: mini\ntemplate: "{{ q }}"\n'
+    )
+    (tmp_path / "data" / "rows").mkdir(parents=True)
+    rows = [{"q": f"is {i} the old mill?", "gold": i % 2, "a": "the mill"} for i in range(4)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "data" / "rows" / "test.jsonl").write_text(lines)
+    return tmp_path
+
+
+def edit(file: Path, **changes: Any) -> None:
+    data = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**data, **changes}))
+
+
+def grid_of(house: Path, prompts: str, tokenizer: str = "adapter", *more: str) -> Grid:
+    subjects = resolve_subjects([house / "runs"], more, tokenizer=tokenizer).subjects
+    options = GridOptions(
+        (("pick,tell", prompts),), data_root=house / "data", task_path=(house / "tasks",),
+        prompt_path=(house / "prompts",),
+    )  # fmt: skip
+    return build_grid(subjects, options, NUMERICS, house / "cache")
+
+
+def named(grid: Grid) -> set[tuple[str, bool, str, str]]:
+    """(task, chat, checkpoint's name without its mark, adapter) of each cell; marks as ~."""
+    found = set()
+    for planned in grid.cells:
+        cell = planned.cell
+        checkpoint, mark, _ = cell.subject.checkpoint.name.partition("~")
+        adapter = cell.subject.adapter.name if cell.subject.adapter else "-"
+        found.add((cell.task.name, cell.variant.chat, checkpoint + mark, adapter))
+    assert len(found) == len(grid.cells)
+    keys = [planned.cell.key for planned in grid.cells]
+    assert len(set(keys)) == len(keys)
+    return found
+
+
+def usual(chat: bool, *tasks: str) -> set[tuple[str, bool, str, str]]:
+    return {(task, chat, "step-1", who) for task in tasks for who in ("-", "a1")}
+
+
+def test_a_copy_of_the_tokenizer_changes_nothing(house: Path) -> None:
+    resolved = resolve_subjects([house / "runs"])
+    assert all(subject.own is None for subject in resolved.subjects)
+    assert not any("tokenizer" in note for note in resolved.notes)
+    edit(house / "runs" / "a1" / "tokenizer_config.json", padding_side="left", pad_token="</s>")
+    assert named(grid_of(house, "default")) == usual(False, "pick", "tell")
+
+
+def test_another_template_asks_chats_alone_and_the_base_too(house: Path) -> None:
+    edit(house / "runs" / "a1" / "tokenizer_config.json", chat_template=OTHER)
+    notes = resolve_subjects([house / "runs"]).notes
+    assert any("brings another chat template" in note for note in notes)
+    grid = grid_of(house, "default,default:chat=1")
+    own = {(task, True, "step-1~", who) for task in ("pick", "tell") for who in ("-", "a1")}
+    bare = {(task, True, "step-1", "-") for task in ("pick", "tell")}
+    assert named(grid) == usual(False, "pick", "tell") | own | bare
+    for planned, row in zip(grid.cells, grid.cell_rows, strict=True):
+        if planned.cell.subject.adapter is None:
+            continue
+        partner = [
+            other
+            for other in grid.cell_rows
+            if other["subject"] == row["base"]
+            and (other["task"], other["variant"]) == (row["task"], row["variant"])
+        ]
+        assert len(partner) == 1
+    kept = usual(False, "pick", "tell") | usual(True, "pick", "tell")
+    assert named(grid_of(house, "default,default:chat=1", "base")) == kept
+
+
+def test_another_end_asks_what_is_generated_alone(house: Path) -> None:
+    edit(house / "runs" / "a1" / "tokenizer_config.json", eos_token="<unk>")
+    grid = grid_of(house, "default")
+    own = {("tell", False, "step-1~", who) for who in ("-", "a1")}
+    assert named(grid) == usual(False, "pick") | own | {("tell", False, "step-1", "-")}
+    ends = {p.cell.subject.checkpoint.end_tokens for p in grid.cells if p.cell.task.name == "tell"}
+    assert ends == {(1,), (1, 2)}
+
+
+def test_a_padding_token_changes_nothing(house: Path) -> None:
+    file = house / "runs" / "a1" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    token = {**data["added_tokens"][0], "content": "<|PAD_TOKEN|>", "id": 400}
+    edit(file, added_tokens=[*data["added_tokens"], token])
+    edit(house / "runs" / "a1" / "tokenizer_config.json", pad_token="<|PAD_TOKEN|>")
+    prompts = "default,default:chat=1"
+    both = usual(False, "pick", "tell") | usual(True, "pick", "tell")
+    assert named(grid_of(house, prompts)) == both
+
+
+def test_tokens_without_weights_are_refused(house: Path) -> None:
+    file = house / "runs" / "a1" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    token = {**data["added_tokens"][0], "content": "<|turn|>", "id": 400}
+    edit(file, added_tokens=[*data["added_tokens"], token])
+    config = house / "runs" / "a1" / "tokenizer_config.json"
+    edit(config, chat_template="<|turn|>{{ messages[0].content }}")
+    found = resolve_subjects([house / "runs"], [str(house / "step-1")])
+    (problem,) = found.problems
+    assert "brings 1 tokens that there are no weights for: <|turn|>" in problem.message
+    assert "--tokenizer base" in problem.message
+    assert not resolve_subjects([house / "runs"], tokenizer="base").problems
+    edit(house / "runs" / "a1" / "adapter_config.json", modules_to_save=["embed_tokens"])
+    assert not resolve_subjects([house / "runs"]).problems  # brings the weights
+
+
+def test_a_base_without_a_template_is_asked_through_its_adapters(house: Path) -> None:
+    config = house / "step-1" / "tokenizer_config.json"
+    data = json.loads(config.read_text())
+    config.write_text(json.dumps({k: v for k, v in data.items() if k != "chat_template"}))
+    grid = grid_of(house, "default:chat=1")
+    own = {(task, True, "step-1~", who) for task in ("pick", "tell") for who in ("-", "a1")}
+    assert named(grid) == own
+    with pytest.raises(InputError, match="needs a tokenizer with a chat template"):
+        grid_of(house, "default:chat=1", "base")
+
+
+def test_a_template_without_a_vocabulary_is_said(house: Path) -> None:
+    (house / "runs" / "a1" / "tokenizer.json").unlink()
+    notes = resolve_subjects([house / "runs"]).notes
+    assert any("but no vocabulary: its base's tokenizer is used" in note for note in notes)
+
+
+def test_one_tokenizer_for_all(house: Path, make_tokenizer: Make) -> None:
+    edit(house / "runs" / "a1" / "tokenizer_config.json", chat_template=OTHER)
+    before = {p.cell.key for p in grid_of(house, "default:chat=1").cells}
+    folder = make_tokenizer(house / "given")
+    edit(folder / "tokenizer_config.json", chat_template="{{ messages[0].content }}:")
+    grid = grid_of(house, "default:chat=1", str(folder))
+    assert named(grid) == usual(True, "pick", "tell")
+    assert not before & {planned.cell.key for planned in grid.cells}
+    assert {p.cell.subject.checkpoint.tokenizer for p in grid.cells} == {str(folder)}
+
+
+def test_checkpoints_that_differ_in_their_template_share_what_is_no_chat(house: Path) -> None:
+    other = Path(shutil.copytree(house / "step-1", house / "step-1-chat"))
+    edit(other / "tokenizer_config.json", chat_template=OTHER)
+    grid = grid_of(house, "default,default:chat=1", "base", str(other))
+    chats = {("pick", True, "step-1-chat", "-"), ("tell", True, "step-1-chat", "-")}
+    cells = named(grid)
+    assert {cell for cell in cells if cell[1]} == usual(True, "pick", "tell") | chats
+    assert len({cell for cell in cells if not cell[1]}) == 4
