@@ -24,7 +24,7 @@ CELL_COLUMNS = (
     "control", "seed", "untrained", "task", "task_fingerprint", "group", "tuned_by", "domain",
     "output_type", "primary_metric", "baseline", "variant", "variant_fingerprint", "shots_seed",
     "shots_order", "shots_balance", "chat", "listing", "answer", "max_length", "numerics",
-    "findings",
+    "findings", "recorded",
 )  # fmt: skip
 
 
@@ -341,8 +341,9 @@ def _settle_doubled(
 ) -> dict[tuple[str, str], dict[str, CellValues]]:
     """One cell per (subject, task, variant): several are flagged, never averaged.
 
-    Where they differ in numerics class alone, the class most cells have is taken; otherwise
-    nobody can say which is meant, and the key is left out.
+    Of one numerics class the definition that was asked for last is taken (a store's readers leave
+    the others out already); of several classes, the one most cells have. Where that leaves
+    several, nobody can say which is meant, and the key is left out.
     """
     popular = Counter(v.numerics for entries in found.values() for _, v in entries)
     cells: dict[tuple[str, str], dict[str, CellValues]] = defaultdict(dict)
@@ -350,9 +351,17 @@ def _settle_doubled(
         if len(entries) == 1:
             cells[key[:2]][key[2]] = entries[0][1]
             continue
+        number = len(entries)
+        last: dict[str, str] = {}
+        for about, values in entries:
+            last[values.numerics] = max(last.get(values.numerics, ""), about["recorded"] or "")
+        entries = [e for e in entries if (e[0]["recorded"] or "") == last[e[1].numerics]]
         classes = [v.numerics for _, v in entries]
         where = f"{subjects[key[0]].label}, {key[1]}, {key[2]}"
-        if len(set(classes)) == len(classes):
+        if len(entries) == 1:
+            cells[key[:2]][key[2]] = entries[0][1]
+            text = f"{number} definitions of it were scored; the newest is used"
+        elif len(set(classes)) == len(classes):
             chosen = min(entries, key=lambda e: (-popular[e[1].numerics], e[1].numerics))[1]
             cells[key[:2]][key[2]] = chosen
             text = f"scored in {len(entries)} numerics classes; {chosen.numerics} is used"
@@ -362,7 +371,7 @@ def _settle_doubled(
                 f"{len(entries)} entries for one key (they differ in {', '.join(differ)}); "
                 "none is used"
             )
-        flags.append(Flag("doubled", where, text, len(entries)))
+        flags.append(Flag("doubled", where, text, number))
     return dict(cells)
 
 

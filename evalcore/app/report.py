@@ -13,7 +13,11 @@ from evalcore.store import ResultStore, to_csv, to_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from evalcore.analysis import Flag
     from evalcore.analysis.scores import By, ScoreRow
+
+# Of what made a row: these belong to its subject, not to the machine.
+MAY_DIFFER = {"adapter", "proven_share", "compared"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ def report(
         InputError: There are no results, or the output cannot be written.
         IncompatibleError: Results of different engines or dtypes would be compared.
     """
-    from evalcore.analysis import analyse
+    from evalcore.analysis import Flag, analyse
     from evalcore.report import report_table, write_report
 
     store = open_results(results)
     table = store.read()
     analysis = analyse(table, allow_mixed=allow_mixed)
+    analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
+    analysis.flags.extend(_maker_flags(store, table))
     page = write_report(
         table,
         output,
@@ -55,6 +61,25 @@ def report(
         losses=losses,
     )
     return MadeReport(report_table(analysis), page)
+
+
+def _maker_flags(store: ResultStore, table: pa.Table) -> list[Flag]:
+    """Whether all rows were made alike: by the same versions, device, strategy ..."""
+    from evalcore.analysis import Flag
+
+    used = table["made_by"].unique().to_pylist()
+    records = [record for id_, record in store.makers().items() if id_ in used]
+    keys = sorted({key for record in records for key in record} - MAY_DIFFER)
+    texts = {key: sorted({str(record.get(key)) for record in records}) for key in keys}
+    differ = [f"{key} ({' | '.join(values)})" for key, values in texts.items() if len(values) > 1]
+    flags = []
+    if differ:
+        text = f"rows were made by different {'; '.join(differ)}; see column maker"
+        flags.append(Flag("made by", "results", text, len(records)))
+    if None in used and len(used) > 1:
+        text = "what made some of the rows was not recorded"
+        flags.append(Flag("made by", "results", text, table["made_by"].null_count))
+    return flags
 
 
 def scores(

@@ -41,6 +41,9 @@ from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score
 from evalcore.store import ResultStore
 from evalcore.types import Subject, generation_of
 
+CHECKED_AT_START_BYTES = 4 << 30
+"""Results up to this size are read and checked from end to end when a run starts."""
+
 
 @dataclass(frozen=True)
 class ScoreOptions(GridOptions):
@@ -163,6 +166,8 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     """
     store = ResultStore(options.output)
     subjects, problems, notes = _subjects(options)
+    if not options.dry_run:
+        notes += _set_aside(store)
     spec = _engine_spec(options, subjects)
     spec, grid, beside = _grid(options, spec, subjects, store)
     if beside:
@@ -207,6 +212,17 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         outcome.lm_eval, unmeasured = write_outcomes(store, grid.lm_eval)
         outcome.problems += unmeasured
     return outcome
+
+
+def _set_aside(store: ResultStore) -> list[str]:
+    """What of the results is damaged is scored again: lines about it.
+
+    Large results are not read from end to end by every run: `evalcore verify` does that.
+    """
+    if store.num_bytes > CHECKED_AT_START_BYTES:
+        return []
+    report = store.verify()
+    return [] if report.sound else report.lines()
 
 
 def _subjects(

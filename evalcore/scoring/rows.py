@@ -44,6 +44,13 @@ def first_argmax(values: FloatArray, offsets: OffsetArray) -> np.ndarray:
     return out
 
 
+def _constant(value: str | None, n: int) -> pa.Array:
+    """The same text in every row."""
+    if value is None:
+        return pa.nulls(n, pa.dictionary(pa.int32(), pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([value]))
+
+
 def example_rows(
     cell: str,
     table: pa.Table,
@@ -53,6 +60,7 @@ def example_rows(
     *,
     answer: AnswerWay | None = None,
     generated: tuple[GenerateRequests, GenerateResult] | None = None,
+    made_by: str | None = None,
 ) -> pa.Table:
     """Rows of one cell.
 
@@ -64,6 +72,7 @@ def example_rows(
         first: Where the slice starts among the unit's examples.
         answer: How a choice is made (multiple choice); None where there is none to make.
         generated: Requests of this slice alone and their answer, where something is generated.
+        made_by: Id of the record of what gave the numbers (``ResultStore.write_maker``).
 
     Returns:
         Table of n rows with exactly ``EXAMPLE_SCHEMA``.
@@ -76,7 +85,8 @@ def example_rows(
     computed, cached, prompt = _token_counts(table, scored, answers, first)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {name: table[name] for name in _CARRIED}
     columns |= {
-        "cell": pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([cell])),
+        "cell": _constant(cell, n),
+        "made_by": _constant(made_by, n),
         "choice_logprobs": _lists(offsets, pa.array(logprobs)),
         "choice_tokens": _lists(offsets, pa.array(lengths.astype(np.int32))),
         "is_greedy": _lists(offsets, pa.array(answers.is_greedy[slots])),

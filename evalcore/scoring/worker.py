@@ -8,6 +8,7 @@ the reply of that very call names the units: what was reported is what is on dis
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,8 +146,8 @@ class _Share:
         )
         return cls(job.unit.subjects[member], slices, works, *_batched(asked))
 
-    def rows(self, answer: Answer) -> list[pa.Table]:
-        """``store.EXAMPLE_SCHEMA`` rows of each slice."""
+    def rows(self, answer: Answer, made_by: str) -> list[pa.Table]:
+        """``store.EXAMPLE_SCHEMA`` rows of each slice, all with the same maker."""
         answers, made = answer
         results = iter(made)
         first, rows = 0, []
@@ -162,6 +163,7 @@ class _Share:
                     first,
                     answer=work.answer,
                     generated=None if requests is None else (requests, next(results)),
+                    made_by=made_by,
                 )
             )
             first += len(table)
@@ -183,7 +185,9 @@ class ScoringWorker:
 
     def __init__(self, config: WorkerConfig, worker_index: int = 0) -> None:
         self._config = config
-        self._writer = ResultStore(config.results).open_writer(
+        self._store = ResultStore(config.results)
+        self._makers: dict[str, str] = {}
+        self._writer = self._store.open_writer(
             f"w{worker_index:03d}", flush_age_s=config.commit_every_s
         )
         self._engine: Engine | None = None
@@ -200,9 +204,9 @@ class ScoringWorker:
         begin = time.perf_counter()
         wait_s = begin - self._ended_at if self._ended_at is not None else 0.0
         shares = [_Share.of(job, member) for member in job.unit.members]
-        loads = self._load([share.subject for share in shares])
+        loads, makers = self._load([share.subject for share in shares])
         stands_s = time.perf_counter() - begin
-        counts, rows = self._score(job, shares)
+        counts, rows = self._score(job, shares, makers)
         spent_s = time.perf_counter() - begin
         # One call, so that a unit is in the buffer as a whole or not at all.
         self._writer.add(rows, age_s=spent_s)
@@ -250,13 +254,30 @@ class ScoringWorker:
         done, self._pending = tuple(self._pending), []
         return done
 
-    def _load(self, subjects: Sequence[Subject]) -> list[LoadReport]:
-        """Loads each subject: the last one is in place, the others beside the weights with it."""
+    def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[str]]:
+        """Loads each subject: the last one is in place, the others beside the weights with it.
+
+        Returns:
+            What each load was, and the id of what makes the subject's rows from then on.
+        """
         if self._engine is None:
             self._engine = create_engine(self._config.spec, subjects[0])
-        return [self._engine.load(subject) for subject in subjects]
+        loads, makers = [], []
+        for subject in subjects:
+            loads.append(self._engine.load(subject))
+            makers.append(self._maker(self._engine.made_by()))
+        return loads, makers
 
-    def _score(self, job: UnitJob, shares: Sequence[_Share]) -> tuple[dict, pa.Table]:
+    def _maker(self, record: dict) -> str:
+        """Id of a maker's record, which is written once."""
+        key = json.dumps(record, sort_keys=True, default=str)
+        if key not in self._makers:
+            self._makers[key] = self._store.write_maker(record)
+        return self._makers[key]
+
+    def _score(
+        self, job: UnitJob, shares: Sequence[_Share], makers: Sequence[str]
+    ) -> tuple[dict, pa.Table]:
         """Everything a unit asks for: the counts of its report, and its rows."""
         assert self._engine is not None
         items = [
@@ -269,7 +290,10 @@ class ScoringWorker:
         else:
             answers = score_and_generate_many(self._engine, items)
         engine_s = time.perf_counter() - begin
-        rows = [share.rows(answer) for share, answer in zip(shares, answers, strict=True)]
+        rows = [
+            share.rows(answer, maker)
+            for share, answer, maker in zip(shares, answers, makers, strict=True)
+        ]
         begin = time.perf_counter()
         rescored = self._certify(job, shares, rows) if job.sample else None
         certify_s = time.perf_counter() - begin if job.sample else 0.0

@@ -1,22 +1,30 @@
 """Results on disk: Arrow segments, coverage, resume, reading, compaction, export."""
 
+from evalcore.store.cells import CellState
 from evalcore.store.compaction import CompactReport
 from evalcore.store.coverage import Coverage
 from evalcore.store.export import to_csv, to_parquet
+from evalcore.store.merge import MergeReport, merge
 from evalcore.store.results import ResultStore
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION
 from evalcore.store.segments import SegmentWriter
+from evalcore.store.verify import VerifyReport, verify_folder
 
 __all__ = [
     "CELL_SCHEMA",
     "EXAMPLE_SCHEMA",
     "SCHEMA_VERSION",
+    "CellState",
     "CompactReport",
     "Coverage",
+    "MergeReport",
     "ResultStore",
     "RunLog",
     "SegmentWriter",
+    "VerifyReport",
+    "merge",
     "to_csv",
     "to_parquet",
+    "verify_folder",
 ]

@@ -57,9 +57,7 @@ class CellRecords:
         """Cells that are definitions of one thing, oldest first; those that stand alone too."""
         found: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for cell, row in self.rows.items():
-            # Without a subject nobody can tell what it belongs to: it stands alone.
-            key = tuple(row[name] for name in GROUP) if row["subject"] else (cell,)
-            found[key].append(cell)
+            found[_group(row)].append(cell)
         return [
             sorted(cells, key=lambda cell: (self.rows[cell]["recorded"], cell))
             for cells in found.values()
@@ -132,13 +130,17 @@ class CellTables:
         table = conform(list(rows), CELL_SCHEMA, "rows for the cells table").sort_by("cell")
         known = self.read()
         latest = {cell for cells in known.groups() for cell in known.newest(cells)}
-        wanted = []
-        for row in table.to_pylist():
+        wanted, asked = [], table.to_pylist()
+        for row in asked:
             old = known.rows.get(row["cell"])
             given = row["recorded"] is not None  # a correction keeps when it was asked for
             same = old is not None and _text(old | {"recorded": row["recorded"]}) == _text(row)
             if not same or (row["cell"] not in latest and not given):
                 wanted.append(row)
+        # What one run asks for together stays together: all of it is current.
+        fresh = {_group(row) for row in wanted if row["recorded"] is None}
+        keys = {row["cell"] for row in wanted}
+        wanted += [row for row in asked if row["cell"] not in keys and _group(row) in fresh]
         again = known.dropped & {row["cell"] for row in rows}
         if again:
             log.warning(
@@ -223,6 +225,11 @@ def read_cells_file(path: Path) -> tuple[str, pa.Table]:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DamagedFile(str(error).split("\n")[0][:200]) from error
     return metadata[_WRITTEN_KEY].decode(), upgrade_cells(table, version, str(path))
+
+
+def _group(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What its definitions share; without a subject nobody can tell, and a cell stands alone."""
+    return tuple(row[name] for name in GROUP) if row["subject"] else (row["cell"],)
 
 
 def _text(row: dict[str, Any]) -> str:

@@ -168,6 +168,11 @@ class ResultStore:
             lambda: compact_segments(self.segments_folder, self._infos(), **options)
         )
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all segments."""
+        return sum(path.stat().st_size for path in list_segments(self.segments_folder))
+
     def verify(self, *, set_aside: bool = True) -> VerifyReport:
         """Checks every byte of the folder.
 
