@@ -35,7 +35,7 @@ from evalcore.engines.protocol import (
     resolve_device,
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
-from evalcore.identity import numeric_config, resolve_subjects
+from evalcore.identity import Applied, numeric_config, resolve_subjects
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
@@ -236,12 +236,22 @@ def _subjects(
         assume_base=options.assume_base,
         include_bases=options.include_bases,
         tokenizer=options.tokenizer,
+        applied=_applied(options),
     )
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     if not resolved.subjects:
         first = f": {problems[0][1]}" if problems else ""
         raise InputError(f"no subject can be scored{first}")
     return list(resolved.subjects), problems, list(resolved.notes)
+
+
+def _applied(options: ScoreOptions) -> Applied:
+    """What the engine does with adapters, in so far as it decides which it can apply."""
+    if options.engine == "hf":
+        return "unmerged"
+    if options.adapter_way == "auto":
+        return "batched" if gpu_count() else "merged"
+    return options.adapter_way
 
 
 def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:

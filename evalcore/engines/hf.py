@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.engines.hf_loading import build
 from evalcore.engines.protocol import (
     EngineSpec,
     LoadKind,
@@ -21,7 +22,7 @@ from evalcore.engines.protocol import (
     resolve_device,
 )
 from evalcore.engines.text import finish, tokenizer_and_ends
-from evalcore.errors import EngineError, IncompatibleError
+from evalcore.errors import EngineError, SubjectError
 from evalcore.identity import NumericsClass
 from evalcore.types import (
     FloatArray,
@@ -98,34 +99,7 @@ class HFEngine(OneByOne):
         return self._report
 
     def _build(self, subject: Subject) -> Any:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        path = subject.checkpoint.path
-        dtype = getattr(torch, self._spec.dtype)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                trust_remote_code=self._spec.trust_remote_code,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-        except (OSError, ValueError) as error:
-            raise IncompatibleError(
-                f"checkpoint {path} cannot be loaded: {_line(error)}"
-            ) from error
-        if subject.adapter is not None:
-            from peft import PeftModel
-
-            try:
-                model = PeftModel.from_pretrained(
-                    model, subject.adapter.path, use_safetensors=True, local_files_only=True
-                )
-            except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-                raise IncompatibleError(
-                    f"adapter {subject.adapter.path} does not fit {path}: {_line(error)}"
-                ) from error
+        model = build(subject, self._spec.dtype, trust_remote_code=self._spec.trust_remote_code)
         return model.to(self._device).eval()
 
     def score(self, batch: ScoreBatch) -> ScoreResult:
@@ -184,6 +158,7 @@ class HFEngine(OneByOne):
                     greedy[start:stop] = (part.argmax(-1) == target).cpu().numpy()
                     top = part.topk(2, dim=-1).values
                     margins[start:stop] = (top[:, 0] - top[:, 1]).cpu().numpy()
+        self._require_finite(values)
         return values, greedy, margins
 
     def generate(self, batch: GenerateBatch) -> GenerateResult:
@@ -240,7 +215,7 @@ class HFEngine(OneByOne):
                 ]
                 return torch.tensor(done, device=input_ids.device)
 
-        # A fresh configuration: nothing is taken from the checkpoint's own.
+        # A fresh configuration; what it leaves open comes from the model's, which is blank.
         config = GenerationConfig(
             max_new_tokens=batch.settings.max_tokens,
             do_sample=False,
@@ -261,6 +236,17 @@ class HFEngine(OneByOne):
         if self._model is None:
             raise EngineError("engine hf: load a subject before asking for scores")
         return self._model
+
+    def _require_finite(self, values: FloatArray) -> None:
+        if np.isfinite(values).all():
+            return
+        assert self._subject is not None
+        what = "NaN" if np.isnan(values).any() else "infinite"
+        raise SubjectError(
+            f"{self._subject.label}: {int((~np.isfinite(values)).sum())} of {len(values)} "
+            f"log-probabilities are {what}; its weights are broken or overflow in "
+            f"{self._spec.dtype} (try --dtype float32)"
+        )
 
     def forget(self) -> None:
         """Nothing is kept between calls."""
@@ -286,7 +272,3 @@ def _by_length(rows: list[npt.NDArray[np.int32]]) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

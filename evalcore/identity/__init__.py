@@ -5,9 +5,9 @@ from evalcore.identity.adapter import (
     adapter_fingerprint,
     adapter_is_zero,
     adapter_rank,
-    check_adapter_fits,
     numeric_adapter_config,
 )
+from evalcore.identity.applying import Applied, check_adapter
 from evalcore.identity.cache import cache_dir
 from evalcore.identity.cells import (
     NumericsClass,
@@ -24,6 +24,13 @@ from evalcore.identity.checkpoint import (
 from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
 from evalcore.identity.header import read_header
 from evalcore.identity.hub import HubError, HubRepository, Snapshot, is_commit, is_offline
+from evalcore.identity.lora import (
+    Layout,
+    LoraAdapter,
+    ModuleDelta,
+    read_lora,
+    shares_embeddings,
+)
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     UNFINISHED_FILE,
@@ -52,8 +59,12 @@ from evalcore.identity.weights import weight_files, weight_layout
 __all__ = [
     "PROVENANCE_FILE",
     "UNFINISHED_FILE",
+    "Applied",
     "HubError",
     "HubRepository",
+    "Layout",
+    "LoraAdapter",
+    "ModuleDelta",
     "NumericsClass",
     "Problem",
     "Provenance",
@@ -68,7 +79,7 @@ __all__ = [
     "canonical_json",
     "cell_key",
     "chat_template",
-    "check_adapter_fits",
+    "check_adapter",
     "checkpoint_fingerprint",
     "data_fingerprint",
     "describe_checkpoint",
@@ -86,9 +97,11 @@ __all__ = [
     "parse_template_args",
     "parse_template_date",
     "read_header",
+    "read_lora",
     "read_provenance",
     "resolve_subjects",
     "rows_fingerprint",
+    "shares_embeddings",
     "step_of",
     "template_values",
     "text_fingerprint",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evalcore.errors import IncompatibleError, InputError
-from evalcore.identity.adapter_schema import check_adapter_config, check_layers, check_tensors
+from evalcore.errors import InputError
+from evalcore.identity.adapter_schema import check_adapter_config, check_tensors
 from evalcore.identity.cache import cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.header import read_header
-from evalcore.identity.weights import tensor_bits, tensor_digests
+from evalcore.identity.weights import nonfinite_tensor, tensor_bits, tensor_digests
 from evalcore.reading import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,8 +32,6 @@ _NUMERIC: dict[str, Any] = {
 # tensors mean, so they count.
 _PLAIN_INIT = (True, False, None, "gaussian", "default", "orthogonal", "eva")
 _UNORDERED = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
-_PREFIX = "base_model.model."
-_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def adapter_config(path: str | Path) -> dict[str, Any]:
@@ -67,7 +64,12 @@ def numeric_adapter_config(path: str | Path) -> dict[str, Any]:
     return numeric
 
 
-def _weights(path: str | Path) -> Path:
+def adapter_file(path: str | Path) -> Path:
+    """The file of an adapter's tensors.
+
+    Raises:
+        InputError: If there is none that evalcore reads.
+    """
     file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
         other = Path(path) / "adapter_model.bin"
@@ -83,13 +85,14 @@ def adapter_fingerprint(path: str | Path) -> str:
         InputError: If a file is missing or broken.
     """
     config = numeric_adapter_config(path)
-    check_tensors(read_header(_weights(path))[0], _weights(path))
-    return text_fingerprint(["adapter", 1, config, tensor_digests(_weights(path))])
+    file = adapter_file(path)
+    check_tensors(read_header(file)[0], file)
+    return text_fingerprint(["adapter", 1, config, tensor_digests(file)])
 
 
 def adapter_rank(path: str | Path) -> int:
     """Largest rank of an adapter's modules, from its tensors' shapes."""
-    tensors, _ = read_header(_weights(path))
+    tensors, _ = read_header(adapter_file(path))
     ranks = [
         info.shape[1] if "lora_embedding_A" not in name and "lora_B" in name else info.shape[0]
         for name, info in tensors.items()
@@ -105,8 +108,27 @@ def adapter_is_zero(path: str | Path) -> bool:
     nonzero row of A. Tensors other than those pairs (saved modules, biases, DoRA magnitudes)
     count as trained when they hold anything but zeros.
     """
-    zero: bool = cached_file_fact(_weights(path), "adapter-zero-1", _is_zero)
-    return zero
+    zero: bool = cached_file_fact(adapter_file(path), "adapter-zero-1", _is_zero)
+    return zero or _is_switched_off(path)
+
+
+def _is_switched_off(path: str | Path) -> bool:
+    """Whether lora_alpha is 0 and there is nothing else that could change a score."""
+    config = adapter_config(path)
+    alphas = [config.get("lora_alpha", 8), *(config.get("alpha_pattern") or {}).values()]
+    names = read_header(adapter_file(path))[0]
+    pairs = all(re.search(r"\.lora_(embedding_)?[AB](\.|$)", name) for name in names)
+    return pairs and all(alpha == 0 for alpha in alphas)
+
+
+def check_finite(path: str | Path) -> None:
+    """Raises InputError if a number of an adapter is NaN or infinite, naming its tensor."""
+    found = cached_file_fact(adapter_file(path), "adapter-finite-1", nonfinite_tensor)
+    if found is not None:
+        raise InputError(
+            f"adapter {path}: tensor {found[0]} holds {found[1]}; its training diverged, it cannot "
+            f"be scored"
+        )
 
 
 def _is_zero(file: Path) -> bool:
@@ -125,85 +147,3 @@ def _is_zero(file: Path) -> bool:
         else:  # [out, r]
             columns[module] = np.asarray(cube.any(axis=(0, 2)))
     return not any((rows[module] & columns[module]).any() for module in rows if module in columns)
-
-
-def check_adapter_fits(
-    path: str | Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], base: str
-) -> None:
-    """Checks that each adapted module exists in the base with a fitting shape.
-
-    Args:
-        path: Adapter directory.
-        layout: :func:`~evalcore.identity.weights.weight_layout` of the base.
-        base: How to name the base in the message.
-
-    Raises:
-        IncompatibleError: If a module is not in the base, or has another shape.
-    """
-    config = adapter_config(path)
-    check_layers(config, _layer_count(layout), Path(path) / ADAPTER_CONFIG)
-    if config.get("layer_replication"):
-        return  # modules are copies of the base's layers; PEFT checks those
-    by_suffix = _by_suffix(layout)
-    tensors, _ = read_header(_weights(path))
-    for name, info in tensors.items():
-        side = re.search(r"\.lora_(A|B)\.", name)
-        if side is None or len(info.shape) != 2:
-            continue
-        module = name[: side.start()].removeprefix(_PREFIX)
-        shape = _module_shape(module, layout, by_suffix)
-        if shape is None:
-            # Expert weights are stored fused or split; tied heads are not stored at all.
-            if "expert" in module or module.rsplit(".", 1)[-1] in ("lm_head", "embed_out"):
-                continue
-            raise IncompatibleError(
-                f"adapter {path} does not fit base {base}: the base has no module {module}"
-            )
-        width = info.shape[1] if side[1] == "A" else info.shape[0]
-        expected = (
-            {shape[0], shape[-1]}
-            if config.get("fan_in_fan_out")
-            else ({shape[-1]} if side[1] == "A" else {shape[0]})
-        )
-        if len(shape) == 2 and width not in expected:
-            raise IncompatibleError(
-                f"adapter {path} does not fit base {base}: {module} is "
-                f"{'x'.join(map(str, shape))} there, lora_{side[1]} is "
-                f"{'x'.join(map(str, info.shape))}"
-            )
-
-
-def _layer_count(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
-    numbers = [int(match[1]) for match in map(_LAYER.search, layout) if match]
-    return max(numbers, default=-1) + 1
-
-
-def _by_suffix(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
-    """Weights without their first name part: bases saved with or without a model prefix."""
-    short = {}
-    for name, (_, shape) in layout.items():
-        match = _LAYER.search(f".{name}")
-        if match and name.endswith(".weight"):
-            # From the layer's list name on ("layers.0.self_attn.q_proj.weight").
-            head = name[: match.start() - 1 if match.start() else 0]
-            start = head.rfind(".") + 1
-            short[name[start:]] = shape
-    return short
-
-
-def _module_shape(
-    module: str,
-    layout: Mapping[str, tuple[str, tuple[int, ...]]],
-    by_suffix: Mapping[str, tuple[int, ...]],
-) -> tuple[int, ...] | None:
-    weight = f"{module}.weight"
-    if weight in layout:
-        return layout[weight][1]
-    parts = weight.split(".")
-    for start in range(1, len(parts) - 1):
-        name = ".".join(parts[start:])
-        if name in layout:
-            return layout[name][1]
-        if name in by_suffix:
-            return by_suffix[name]
-    return None

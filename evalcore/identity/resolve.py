@@ -18,8 +18,10 @@ from evalcore.identity.adapter import (
     adapter_fingerprint,
     adapter_is_zero,
     adapter_rank,
-    check_adapter_fits,
 )
+from evalcore.identity.applying import Applied, check_adapter
+from evalcore.identity.checkpoint import numeric_config
+from evalcore.identity.lora import shares_embeddings
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -61,6 +63,7 @@ def resolve_subjects(
     *,
     include_bases: bool = True,
     tokenizer: str = "adapter",
+    applied: Applied = "unmerged",
 ) -> Resolved:
     """Finds adapters and the checkpoint each was trained on, and fully tuned checkpoints.
 
@@ -78,6 +81,8 @@ def resolve_subjects(
         tokenizer: ``adapter``: an adapter's own tokenizer, chat template and end token are used
             where they change what is asked; ``base``: never; else the directory of one tokenizer
             for everything.
+        applied: What the engine of the run does with adapters; those it cannot apply exactly
+            become problems.
 
     Raises:
         InputError: If nothing is found, or a checkpoint given by name is missing.
@@ -101,7 +106,7 @@ def resolve_subjects(
             problems.append(problem)
             continue
         try:
-            adapter, base = _adapter_and_base(path, bases)
+            adapter, base = _adapter_and_base(path, bases, applied)
         except _GivenBaseError as error:
             raise InputError(str(error)) from None
         except InputError as error:
@@ -112,6 +117,8 @@ def resolve_subjects(
             known = adapter.fingerprint + (own.reading if own is not None else "")
             copies = tuned.setdefault(base.id, {}).setdefault(known, [])
             copies.append(adapter)
+            if adapter_config(path).get("lora_alpha", 8) == 0:
+                bases.notes.append(f"adapter {path}: lora_alpha is 0: it scores as its base does")
     alone = set(bases.given) | bases.open_tuned(found.tuned, problems)
     if not (tuned or alone):
         _raise_if_nothing_fits(faults)
@@ -135,14 +142,15 @@ def resolve_subjects(
     )
 
 
-def _adapter_and_base(path: Path, bases: _Bases) -> tuple[Adapter, Checkpoint]:
+def _adapter_and_base(path: Path, bases: _Bases, applied: Applied) -> tuple[Adapter, Checkpoint]:
     """An adapter and its certain base; whatever is wrong with it is an InputError."""
     try:
         str(path.resolve()).encode()
         record = read_provenance(path)
         adapter = _describe_adapter(path, record)
         base = bases.of(path, record)
-        check_adapter_fits(path, bases.layout(base), base.source)
+        layout, tied = bases.layout(base), bases.tied(base)
+        check_adapter(path, layout, base.source, applied, tied=tied)
         bases.read_by(path, base)
     except UnicodeError:
         raise InputError(
@@ -310,6 +318,9 @@ class _Bases:
         if base.fingerprint not in self._layouts:
             self._layouts[base.fingerprint] = weight_layout(base.path)
         return self._layouts[base.fingerprint]
+
+    def tied(self, base: Checkpoint) -> bool:
+        return shares_embeddings(numeric_config(base.path), self.layout(base))
 
     def of(self, path: Path, record: Provenance | None) -> Checkpoint:
         """The base of the adapter at ``path``."""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from evalcore.errors import InputError
+from evalcore.identity.adapter import ADAPTER_CONFIG
 from evalcore.identity.checkpoint import checkpoint_fingerprint
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
@@ -104,6 +105,12 @@ def describe_checkpoint(
         inside = sorted(item.parent.name for item in path.glob("*/config.json"))
         hint = f"; it holds {len(inside)} checkpoints: {', '.join(inside[:4])}" if inside else ""
         raise InputError(f"base missing on disk: {path} has no config.json{hint}")
+    if (path / ADAPTER_CONFIG).is_file():
+        # transformers would apply it once more, vLLM would read it as weights (peft #1381).
+        raise InputError(
+            f"checkpoint {path} holds a whole model and an adapter ({ADAPTER_CONFIG}), which may "
+            f"be merged into it already or not; move one of them to another folder"
+        )
     name = name or path.resolve().name
     record_file = path / "checkpoint.json"
     record = read_json(record_file, "checkpoint") if record_file.is_file() else {}

@@ -38,6 +38,12 @@ def weight_files(path: Path) -> list[Path]:
                 f"{index} is broken: key weight_map should map tensor names to files beside it"
             )
         files = [path / name for name in names]
+        if (path / _SINGLE).is_file() and path / _SINGLE not in files:
+            # transformers reads the first, vLLM the second.
+            raise InputError(
+                f"{path} holds two sets of weights, {_SINGLE} and the {len(files)} files of "
+                f"{_INDEX}; remove one of them"
+            )
     elif (path / _SINGLE).is_file():
         files = [path / _SINGLE]
     else:
@@ -132,3 +138,37 @@ def tensor_bits(path: Path) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]
             count = int(np.prod(info.shape, dtype=np.int64))
             parts = np.frombuffer(raw, "u1").reshape(count, -1)
             yield name, info.shape, np.asarray(parts.any(axis=1))
+
+
+def nonfinite_tensor(path: Path) -> tuple[str, str] | None:
+    """(name, "NaN" or "infinity") of the first tensor of a file with such a number, or None.
+
+    From the raw bits: all ones in the exponent. Types without such numbers count as finite.
+    """
+    words = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
+    signs = {"<u2": 0x7FFF, "<u4": 0x7FFFFFFF}
+    tensors, data_start = read_header(path)
+    for name, info in tensors.items():
+        if info.dtype not in words:
+            continue
+        word, exponent = words[info.dtype]
+        with open(path, "rb") as file:
+            file.seek(data_start + info.start)
+            bits = np.frombuffer(file.read(info.stop - info.start), word)
+        odd = bits[(bits & exponent) == exponent]
+        if len(odd):
+            return name, "NaN" if bool(((odd & signs[word]) > exponent).any()) else "infinity"
+    return None
+
+
+def same_bytes(path: Path, one: str, other: str) -> bool:
+    """Whether two tensors of a file have the same type, shape and bytes."""
+    tensors, data_start = read_header(path)
+    a, b = tensors[one], tensors[other]
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with open(path, "rb") as file:
+        file.seek(data_start + a.start)
+        first = file.read(a.stop - a.start)
+        file.seek(data_start + b.start)
+        return first == file.read(b.stop - b.start)

@@ -17,12 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity import (
+    Layout,
     NumericsClass,
     adapter_fingerprint,
     adapter_is_zero,
     adapter_rank,
     cell_key,
-    check_adapter_fits,
+    check_adapter,
     checkpoint_fingerprint,
     differences,
     document_id,
@@ -31,6 +32,8 @@ from evalcore.identity import (
     text_fingerprint,
     weight_layout,
 )
+from evalcore.identity.adapter_names import AdapterName, parse_name
+from evalcore.identity.weights import nonfinite_tensor
 from evalcore.types import Adapter, Checkpoint, EncodingSettings, Subject, Task, Variant
 
 Make = Callable[..., Path]
@@ -289,16 +292,52 @@ def test_an_adapter_of_other_shapes_is_refused(
     tmp_path: Path, tiny_checkpoint: Path, tiny_adapter: Path, make_adapter: Make
 ) -> None:
     layout = weight_layout(tiny_checkpoint)
-    check_adapter_fits(tiny_adapter, layout, "base")
+
+    def check(adapter: Path, own: Layout) -> None:
+        check_adapter(adapter, own, "base", "merged", tied=False)
+
+    check(tiny_adapter, layout)
     # A base saved without the model's prefix is the same base.
-    bare = {name.removeprefix("model."): info for name, info in layout.items()}
-    check_adapter_fits(tiny_adapter, bare, "base")
+    check(tiny_adapter, {name.removeprefix("model."): info for name, info in layout.items()})
     deep = make_adapter(tmp_path / "deep", "b", layers=3)
-    with pytest.raises(IncompatibleError, match=r"no module model\.layers\.2"):
-        check_adapter_fits(deep, layout, "base")
+    with pytest.raises(IncompatibleError, match=r"not fit base base: .* model\.layers\.2"):
+        check(deep, layout)
     wide = {
         name: (dtype, (64, 64)) if "q_proj" in name else (dtype, shape)
         for name, (dtype, shape) in layout.items()
     }
-    with pytest.raises(IncompatibleError, match=r"q_proj is 64x64 there"):
-        check_adapter_fits(tiny_adapter, wide, "base")
+    with pytest.raises(IncompatibleError, match=r"does not fit model.*q_proj.weight \[64, 64\]"):
+        check(tiny_adapter, wide)
+
+
+def test_names_of_adapter_tensors_are_read_through_wrappers() -> None:
+    module, weight = "model.layers.0.mlp.up_proj", "lora_A.weight"
+    for name in (
+        f"base_model.model.{module}.{weight}",
+        f"base_model.model.{module}.lora_A.default.weight",
+        f"base_model.model.base_model.model.{module}.{weight}",
+        f"module.base_model.model.{module}.{weight}",
+        f"base_model.model._orig_mod.{module}.{weight}",
+        f"base_model.model.model.layers.0._fsdp_wrapped_module.mlp.up_proj.{weight}",
+        f"{module}.{weight}",
+    ):
+        assert parse_name(name) == AdapterName(module, "lora_A", "weight"), name
+    for before in ("model.language_model.", "language_model.model.", "transformer.", ""):
+        assert parse_name(f"{before}layers.0.mlp.up_proj.{weight}").core == "layers.0.mlp.up_proj"
+    assert parse_name("vision_tower.layers.0.q.lora_A.weight").core == "vision_tower.layers.0.q"
+    for name in ("lm_head.weight", "lm_head.modules_to_save.default.weight"):
+        assert parse_name(f"base_model.model.{name}") == AdapterName("lm_head", "saved", "weight")
+    assert parse_name("m.lm_head.original_module.weight").part == "original"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file as save
+
+    file = tmp_path / "a.safetensors"
+    for value, word in ((1.0, None), (float("nan"), "NaN"), (float("-inf"), "infinity")):
+        bad = torch.ones(7, dtype=getattr(torch, dtype))
+        bad[3] = value
+        save({"a": torch.full((5,), torch.finfo(bad.dtype).max, dtype=bad.dtype), "b": bad}, file)
+        assert nonfinite_tensor(file) == (None if word is None else ("b", word))

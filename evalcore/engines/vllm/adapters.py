@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evalcore.engines.vllm.lora import LoraAdapter, open_adapter
 from evalcore.errors import EvalcoreError
-from evalcore.identity import adapter_config, weight_layout
+from evalcore.identity import LoraAdapter, adapter_config, read_header, read_lora
+from evalcore.identity.adapter import adapter_file
 from evalcore.types import Adapter
 
 # Ranks vLLM has slots for.
@@ -58,26 +57,41 @@ def reason_to_merge(
         ask_vllm: Whether to import vLLM where its version decides (rank and alpha patterns).
     """
     config = adapter_config(adapter.path)
-    opened: LoraAdapter = open_adapter(adapter.path, layout, tied=False)
+    opened = read_lora(adapter.path, layout, tied=False)
+    opened.require_applicable()
     if opened.replacements:
         return f"it replaces {sorted(opened.replacements)[0]}"
     head = sorted(filter(_is_head, opened.deltas))
     if head:
         return f"it changes {head[0]}"
-    if config.get("use_dora") or any(
-        "lora_magnitude_vector" in delta.parts for delta in opened.deltas.values()
-    ):
+    if opened.biases or opened.rows:
+        return f"it changes {sorted({*opened.biases, *opened.rows})[0]}"
+    if any("lora_magnitude_vector" in delta.parts for delta in opened.deltas.values()):
         return "DoRA"
     if opened.transposed:
-        return "fan_in_fan_out"
+        return "weights stored [in, out]"
+    odd = next(_own_names(opened), None)
+    if odd is not None:
+        return f"{odd} is not named as vLLM expects"
     patterns = config.get("rank_pattern") or config.get("alpha_pattern")
     if patterns and ask_vllm and not _knows_patterns():
         return "rank or alpha patterns"
-    shapes = weight_layout(Path(adapter.path) / "adapter_model.safetensors")
-    rank = max(shapes[delta.parts["lora_A"]][1][0] for delta in opened.deltas.values())
-    if max(rank, int(config.get("r", rank))) > most_rank:
-        return f"rank {rank}"
+    tensors = read_header(adapter_file(adapter.path))[0]
+    ranks = [tensors[delta.parts["lora_A"]].shape[0] for delta in opened.deltas.values()]
+    if max([*ranks, int(config.get("r") or 0)]) > most_rank:
+        return f"rank {max(ranks, default=0)}"
     return None
+
+
+def _own_names(opened: LoraAdapter) -> Iterator[str]:
+    """Tensors vLLM would not find: it goes by PEFT's names and applies nothing else, silently."""
+    for target, delta in opened.deltas.items():
+        module = target.removesuffix(".weight")
+        for part, name in delta.parts.items():
+            own = name.removeprefix("base_model.model.").removesuffix(f".{part}.weight")
+            if name.startswith("base_model.model.") and own in (module, f"model.{module}"):
+                continue
+            yield name
 
 
 def _knows_patterns() -> bool:

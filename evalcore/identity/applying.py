@@ -1,0 +1,53 @@
+"""Whether an engine can apply an adapter, told from its configuration, header and numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config, check_finite
+from evalcore.identity.adapter_schema import check_layers
+from evalcore.identity.lora import Layout, layer_of, read_lora
+
+Applied = Literal["unmerged", "merged", "batched"]
+"""How adapters are applied: by PEFT on top (engine hf), into the weights, or beside them (vllm)."""
+
+
+def check_adapter(
+    path: str | Path, layout: Layout, base: str, applied: Applied, *, tied: bool
+) -> None:
+    """Everything that can be wrong with an adapter before an engine is started.
+
+    Args:
+        path: PEFT directory.
+        layout: Tensor name -> (dtype, shape) of its base.
+        base: How to name the base in the message.
+        applied: What the engine of the run does with adapters.
+        tied: Whether the base shares one tensor between embeddings and head.
+
+    Raises:
+        IncompatibleError: It does not fit the base.
+        InputError: It is broken, or this engine cannot apply it exactly.
+    """
+    check_layers(adapter_config(path), _layer_count(layout), Path(path) / ADAPTER_CONFIG)
+    try:
+        adapter = read_lora(path, layout, tied=tied)
+    except IncompatibleError as error:
+        reason = str(error).removeprefix(f"adapter {path}: ")
+        raise IncompatibleError(f"adapter {path} does not fit base {base}: {reason}") from None
+    check_finite(path)
+    if applied == "unmerged":
+        return
+    try:
+        if applied == "batched":
+            adapter.require_applicable()
+        else:
+            adapter.require_mergeable()
+    except IncompatibleError as error:
+        raise InputError(f"{error}; engine hf scores it (--engine hf)") from None
+
+
+def _layer_count(layout: Layout) -> int:
+    numbers = [layer for name in layout if (layer := layer_of(name)) is not None]
+    return max(numbers, default=-1) + 1

@@ -1,0 +1,416 @@
+"""What a LoRA adapter does to each tensor of its checkpoint, from configuration and header.
+
+The same reading serves the check before planning, merging, and the loading of ``engines.hf``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity.adapter import ADAPTER_WEIGHTS, adapter_config, adapter_file
+from evalcore.identity.adapter_names import (
+    TOKEN_ROWS,
+    AdapterName,
+    by_core,
+    one_of,
+    parse_name,
+    pattern_value,
+)
+from evalcore.identity.adapter_schema import check_tensors
+from evalcore.identity.header import read_header
+from evalcore.identity.weights import same_bytes
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+
+# Weights these modules have in GPT-2's family are stored [in, out] (transformers' Conv1D).
+_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
+_MERGED_TYPES = ("F32", "BF16", "F16")
+# What stands for a weight in GPTQ, AWQ and compressed-tensors.
+_QUANTISED = (".qweight", ".weight_packed")
+# Initialisations that take from the base what the adapter starts with. PEFT makes them again from
+# the base when it loads these two; the others need the data they were made with.
+_INIT_FROM_BASE = ("pissa", "olora")
+_INIT_FROM_DATA = ("corda", "loftq", "lora_ga", "loraga", "lorga")
+_ONLY_PEFT = (  # PEFT itself applies them, or says that it cannot
+
+    "layer_replication", "target_parameters", "use_qalora", "use_bdlora",
+    "alora_invocation_tokens", "arrow_config", "monteclora_config", "velora_config",
+)  # fmt: skip
+
+
+@dataclass
+class ModuleDelta:
+    """What an adapter does to one weight: tensor names in its file, and the scaling of B A.
+
+    Attributes:
+        scaling: Of the product.
+        parts: ``lora_A`` ... -> tensor in the adapter's file.
+        transposed: Whether the checkpoint stores this weight [in, out].
+    """
+
+    scaling: float
+    parts: dict[str, str] = field(default_factory=dict)
+    transposed: bool = False
+
+
+@dataclass
+class LoraAdapter:
+    """An adapter resolved against a checkpoint's tensors.
+
+    Attributes:
+        path: Its directory.
+        deltas: Checkpoint tensor name -> low-rank change.
+        replacements: Checkpoint tensor name -> tensor in the adapter's file that replaces it.
+        biases: Checkpoint tensor name -> (tensor in the file added to it, its scaling).
+        rows: Checkpoint tensor name -> (tensor in the file, rows of the checkpoint's it replaces).
+        resized: Checkpoint tensor name -> rows its replacement has, where they are more.
+        obstacles: Why vLLM cannot apply it exactly, one clause each; PEFT itself may.
+        quantised: A tensor of the checkpoint that it changes and that cannot be merged into.
+    """
+
+    path: str
+    deltas: dict[str, ModuleDelta] = field(default_factory=dict)
+    replacements: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, tuple[str, float]] = field(default_factory=dict)
+    rows: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    resized: dict[str, int] = field(default_factory=dict)
+    obstacles: list[str] = field(default_factory=list)
+    quantised: str | None = None
+
+    @property
+    def touched(self) -> set[str]:
+        return {*self.deltas, *self.replacements, *self.biases, *self.rows}
+
+    @property
+    def transposed(self) -> bool:
+        return any(delta.transposed for delta in self.deltas.values())
+
+    def require_mergeable(self) -> None:
+        """Raises IncompatibleError where merging would not give what PEFT computes."""
+        self.require_applicable()
+        if self.quantised is not None:
+            raise IncompatibleError(
+                f"adapter {self.path}: {self.quantised} of its base is quantised: nothing can be "
+                f"merged into it"
+            )
+
+    def require_applicable(self) -> None:
+        """Raises IncompatibleError where vLLM can neither merge it nor apply it beside."""
+        if self.obstacles:
+            raise IncompatibleError(f"adapter {self.path}: {self.obstacles[0]}")
+
+
+def read_lora(path: str | Path, layout: Layout, *, tied: bool) -> LoraAdapter:
+    """Reads an adapter's configuration and header and matches every tensor with a checkpoint's.
+
+    Args:
+        path: PEFT directory.
+        layout: Tensor name -> (dtype, shape) of the checkpoint.
+        tied: Whether input embeddings and output head share one tensor.
+
+    Raises:
+        IncompatibleError: The adapter does not fit the checkpoint.
+        InputError: A file is missing or broken, or holds what nobody can score.
+    """
+    return _Reader(str(path), layout, tied).read()
+
+
+class _Reader:
+    """One adapter against one checkpoint."""
+
+    def __init__(self, path: str, layout: Layout, tied: bool) -> None:
+        self._path, self._layout, self._tied = path, layout, tied
+        self._config = adapter_config(path)
+        self._file = adapter_file(path)
+        self._tensors = read_header(self._file)[0]
+        self._known = by_core(layout)
+        self._made = LoraAdapter(path)
+        self._saved: set[str] = set()  # modules that come whole
+
+    def read(self) -> LoraAdapter:
+        self._look_at_config()
+        check_tensors(self._tensors, self._file)
+        seen: dict[tuple[str, str, str], str] = {}
+        for name in self._tensors:
+            parsed = parse_name(name)
+            twin = seen.setdefault((parsed.core, parsed.part, parsed.leaf), name)
+            if twin != name:
+                # PEFT saves resized embeddings twice, as saved module and as embeddings.
+                if parsed.part == "saved" and same_bytes(self._file, twin, name):
+                    continue
+                raise self._no(f"{twin} and {name} are the same tensor twice")
+            self._place(name, parsed)
+            if parsed.part == "saved":
+                self._saved.add(parsed.module)
+        self._check_complete()
+        for target in self._made.deltas:
+            self._check_delta(target)
+        self._check_magnitudes()
+        self._check_merging()
+        return self._made
+
+    def _no(self, reason: str) -> IncompatibleError:
+        return IncompatibleError(f"adapter {self._path}: {reason}")
+
+    def _look_at_config(self) -> None:
+        init = self._config.get("init_lora_weights")
+        if isinstance(init, str) and init.lower().startswith(_INIT_FROM_DATA):
+            raise InputError(
+                f"adapter {self._path}: init_lora_weights={init!r} changed its base, and only its "
+                f"training knows how; convert it to a plain LoRA there (PEFT: save_pretrained with "
+                f"path_initial_model_for_weight_conversion)"
+            )
+        if isinstance(init, str) and init.lower().startswith(_INIT_FROM_BASE):
+            self._made.obstacles.append(
+                f"init_lora_weights={init!r} changed its base; convert it to a plain LoRA (PEFT: "
+                f"path_initial_model_for_weight_conversion)"
+            )
+        self._made.obstacles += [
+            f"{key} cannot be merged" for key in _ONLY_PEFT if self._config.get(key)
+        ]
+
+    def _place(self, name: str, parsed: AdapterName) -> None:
+        """Finds out which tensor of the checkpoint one of the adapter belongs to."""
+        if parsed.part == "original":
+            return
+        target = self._target(name, f"{parsed.module}.{parsed.leaf}")
+        if target is None:
+            return
+        made = self._made
+        if parsed.part == "saved":
+            made.replacements[target] = name
+            shape, own = self._tensors[name].shape, self._layout[target][1]
+            if shape != own:
+                self._reshaped(name, target, shape, own)
+        elif parsed.part == TOKEN_ROWS:
+            made.rows[target] = (name, self._rows(parsed))
+        elif parsed.leaf == "bias":
+            made.biases[target] = (name, self._scaling(parsed, target))
+        else:
+            delta = made.deltas.setdefault(
+                target, ModuleDelta(1.0, transposed=stored_transposed(target, self._layout))
+            )
+            delta.parts[parsed.part] = name
+            if parsed.part in ("lora_A", "lora_embedding_A"):
+                delta.scaling = self._scaling(parsed, target)
+                rank, shape = self._rank(parsed, target), self._tensors[name].shape
+                if shape[0] != rank:
+                    raise self._no(f"{name} has shape {list(shape)}, its rank should be {rank}")
+
+    def _target(self, name: str, wanted: str) -> str | None:
+        """The checkpoint's tensor; None where only PEFT can tell (then merging has an obstacle)."""
+        try:
+            target = one_of(wanted, self._known)
+        except IncompatibleError as error:
+            raise self._no(f"{name}: {error}") from None
+        if target is not None:
+            return target
+        module = wanted.rpartition(".")[0]
+        last = module.rsplit(".", 1)[-1]
+        packed = next(
+            (
+                own
+                for own in self._layout
+                if own.endswith(_QUANTISED) and f".{module}." in f".{own}"
+            ),
+            None,
+        )
+        if packed is not None:
+            self._made.quantised = packed
+            return None
+        if self._tied and last in ("lm_head", "embed_out"):
+            self._made.obstacles.append(
+                f"it changes {wanted}, which the checkpoint shares between input embeddings and "
+                f"output head; such an adapter cannot be merged"
+            )
+            return None
+        if "expert" in module:  # fused on disk or in the adapter, not in both
+            self._made.obstacles.append(f"the checkpoint has no tensor {wanted}: experts are fused")
+            return None
+        if wanted.endswith(".bias"):
+            self._made.obstacles.append(f"the checkpoint has no bias {wanted} to add it to")
+            return None
+        if self._config.get("layer_replication"):
+            return None  # the modules are copies of the base's layers; PEFT makes them
+        raise self._no(f"the checkpoint has no tensor {wanted} (for {name})")
+
+    def _reshaped(
+        self, name: str, target: str, shape: tuple[int, ...], own: tuple[int, ...]
+    ) -> None:
+        rows = len(shape) == len(own) == 2 and shape[1] == own[1] and _is_vocabulary(target)
+        if not rows or shape[0] < own[0]:
+            raise self._no(
+                f"saved module {name} has shape {list(shape)}, the checkpoint's {target} has "
+                f"{list(own)}"
+            )
+        self._made.resized[target] = shape[0]
+        self._made.obstacles.append(
+            f"{name} has {shape[0]} rows, the checkpoint's {target} {own[0]}: a resized vocabulary "
+            f"cannot be merged into a running engine"
+        )
+
+    def _rows(self, parsed: AdapterName) -> tuple[int, ...]:
+        given = self._config.get("trainable_token_indices")
+        if isinstance(given, dict):
+            given = next((v for k, v in given.items() if parsed.module.endswith(k)), None)
+        if not isinstance(given, list) or not all(isinstance(row, int) for row in given):
+            raise self._no(f"trainable_token_indices does not say which rows {parsed.module} has")
+        return tuple(given)
+
+    def _scaling(self, parsed: AdapterName, target: str) -> float:
+        """lora_alpha / r, or / sqrt(r) for rsLoRA; alpha_pattern keys match as in PEFT."""
+        config = self._config
+        alpha: Any = pattern_value(config.get("alpha_pattern"), _names(parsed, target))
+        alpha = config.get("lora_alpha", 8) if alpha is None else alpha
+        rank = self._rank(parsed, target)
+        try:
+            scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+            scaling = math.nan
+        if not math.isfinite(scaling) or abs(scaling) > 1e30:
+            raise InputError(
+                f"adapter {self._path}: lora_alpha {alpha!r} over rank {rank!r} of "
+                f"{parsed.module} is not a finite number"
+            )
+        return scaling
+
+    def _rank(self, parsed: AdapterName, target: str) -> Any:
+        rank = pattern_value(self._config.get("rank_pattern"), _names(parsed, target))
+        return self._config.get("r", 8) if rank is None else rank
+
+    def _check_delta(self, target: str) -> None:
+        delta, shapes = self._made.deltas[target], self._tensors
+        embedding = any(part.startswith("lora_embedding") for part in delta.parts)
+        a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+        if a not in delta.parts or b not in delta.parts:
+            raise self._no(f"{target} has only one of {a} and {b}")
+        shape_a, shape_b = shapes[delta.parts[a]].shape, shapes[delta.parts[b]].shape
+        dtype, own = self._layout[target]
+        if dtype not in _MERGED_TYPES:
+            self._made.quantised = target
+            return
+        if target in self._made.resized:
+            own = (self._made.resized[target], *own[1:])
+        turned = embedding or delta.transposed
+        if len(own) != 2 or len(shape_a) != 2 or len(shape_b) != 2:
+            self._made.obstacles.append(f"{target} is not a matrix: it cannot be merged")
+            return
+        expected = (shape_a[1], shape_b[0]) if turned else (shape_b[0], shape_a[1])
+        if shape_b[1] != shape_a[0] or own != expected:
+            raise self._no(
+                f"{b} {list(shape_b)} x {a} {list(shape_a)} does not fit {target} {list(own)}"
+            )
+
+    def _check_complete(self) -> None:
+        """What the configuration names, the file has: PEFT would leave the rest as it began."""
+        config, made = self._config, self._made
+        wanted = config.get("target_modules")
+        if isinstance(wanted, list) and not (
+            config.get("exclude_modules") or config.get("layers_pattern")
+        ):
+            layers = config.get("layers_to_transform")
+            layers = [layers] if isinstance(layers, int) else layers
+            for name, (_, shape) in self._layout.items():
+                module = name.removesuffix(".weight")
+                # Fused experts are parameters of one module, which these names do not mean.
+                if module == name or len(shape) != 2 or "expert" in name or name in made.deltas:
+                    continue
+                if _is_meant(module, wanted) and (not layers or layer_of(module) in layers):
+                    raise self._lacks(f"LoRA of {module}")
+        saved = config.get("modules_to_save")
+        for own in saved if isinstance(saved, list) else ():
+            there = any(_is_meant(name.rpartition(".")[0], [own]) for name in self._layout)
+            if there and not any(_is_meant(module, [own]) for module in self._saved):
+                raise self._lacks(f"saved module {own}")
+        if config.get("lora_bias") and not any(n.endswith("lora_B.bias") for n in self._tensors):
+            raise self._lacks("biases of lora_B")
+        if config.get("trainable_token_indices") and not any(
+            TOKEN_ROWS in name for name in self._tensors
+        ):
+            raise self._lacks("rows of trainable_token_indices")
+
+    def _lacks(self, what: str) -> InputError:
+        return InputError(
+            f"adapter {self._path}: {ADAPTER_WEIGHTS} lacks the {what}, which its configuration "
+            f"names; save it whole"
+        )
+
+    def _check_magnitudes(self) -> None:
+        """DoRA needs a magnitude for each module that can have one, and nothing else has one."""
+        for target, delta in self._made.deltas.items():
+            has = "lora_magnitude_vector" in delta.parts
+            if has != bool(self._config.get("use_dora")):
+                what = "no lora_magnitude_vector" if not has else "a lora_magnitude_vector"
+                raise InputError(
+                    f"adapter {self._path}: use_dora is {bool(self._config.get('use_dora'))} but "
+                    f"{target} has {what}; the file and {ADAPTER_WEIGHTS} do not belong together"
+                )
+            if has and (delta.transposed or "lora_embedding_A" in delta.parts):
+                self._made.obstacles.append(f"DoRA on {target} cannot be merged exactly")
+
+    def _check_merging(self) -> None:
+        made = self._made
+        for target in sorted(made.touched):
+            if self._layout[target][0] not in _MERGED_TYPES:
+                made.quantised = target
+            if self._tied and _is_vocabulary(target) and target not in made.rows:
+                # PEFT changes only one of the two uses; merged, it would change both.
+                made.obstacles.append(
+                    f"it changes {target}, which the checkpoint shares between input embeddings "
+                    f"and output head; such an adapter cannot be merged"
+                )
+
+
+def stored_transposed(target: str, layout: Layout) -> bool:
+    """Whether a weight is a Conv1D's, stored [in, out].
+
+    PEFT goes by the module's type and corrects ``fan_in_fan_out`` with a warning, so what the
+    configuration says does not count. The layers of GPT-2's family that widen their input tell
+    which of the two the file has: c_attn and c_fc are [d, 3 d] and [d, 4 d] as Conv1D.
+    """
+    words = target.split(".")
+    if len(words) < 2 or words[-2] not in _CONV1D:
+        return False
+    for name, (_, shape) in layout.items():
+        wide = name.endswith((".c_attn.weight", ".c_fc.weight"))
+        if wide and len(shape) == 2 and shape[0] != shape[1]:
+            return shape[0] < shape[1]
+    return False
+
+
+def _is_meant(module: str, names: list[Any]) -> bool:
+    """Whether a module is one of those named, as PEFT matches lists."""
+    return any(f".model.{module}".endswith(f".{name}") for name in names)
+
+
+def layer_of(module: str) -> int | None:
+    """The first number in a module's name."""
+    return next((int(word) for word in module.split(".") if word.isdigit()), None)
+
+
+def _names(parsed: AdapterName, target: str) -> tuple[str, ...]:
+    """A module as adapter, checkpoint and model may name it: patterns match one of them."""
+    return parsed.module, target.rpartition(".")[0], f"model.{parsed.core}", parsed.core
+
+
+def shares_embeddings(config: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a checkpoint's output head is its input embeddings.
+
+    Args:
+        config: Its config.json; families that tie by default may not say so there.
+        layout: Its tensors.
+    """
+    text = config.get("text_config")
+    for own in (config, text if isinstance(text, dict) else {}):
+        if isinstance(own.get("tie_word_embeddings"), bool):
+            return bool(own["tie_word_embeddings"])
+    return not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in layout)
+
+
+def _is_vocabulary(target: str) -> bool:
+    return any(word in target for word in ("embed", "lm_head", ".wte.", "wte.weight"))

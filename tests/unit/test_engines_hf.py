@@ -1,0 +1,120 @@
+"""The oracle's loading: whatever transformers or PEFT would pass over in silence is an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from evalcore.engines.protocol import EngineSpec, create_engine
+from evalcore.errors import IncompatibleError, InputError, SubjectError
+from evalcore.identity import open_checkpoint, weight_files
+from evalcore.types import (
+    Checkpoint,
+    GenerateBatch,
+    GenerationSettings,
+    ScoreBatch,
+    Subject,
+    flatten,
+)
+
+ROWS = ScoreBatch.from_lists([([1, 5, 9], [[7, 8], [30]])])
+
+
+def copy_of(checkpoint: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, folder))
+
+
+def scores(folder: Path) -> np.ndarray:
+    engine = create_engine(EngineSpec(kind="hf", device="cpu"))
+    engine.load(Subject(Checkpoint("c", str(folder), str(folder), "tokenizer")))
+    return engine.score(ROWS).token_logprobs
+
+
+def change(folder: Path, **tensors: np.ndarray | None) -> Path:
+    """Puts tensors (``__`` for a dot) into a checkpoint's file, or takes them out (None)."""
+    file = folder / "model.safetensors"
+    held = load_file(file)
+    for name, tensor in tensors.items():
+        held.pop(name.replace("__", "."), None)
+        if tensor is not None:
+            held[name.replace("__", ".")] = tensor
+    save_file(held, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"model__norm__weight": None}, r"lacks 1 tensors .*model\.norm\.weight"),
+        ({"model__extra__weight": np.ones(3, np.float32)}, r"has 1 tensors .*model\.extra"),
+        ({"model__norm__weight": np.ones(3, np.float32)}, r"shape|size"),
+    ],
+)
+def test_a_checkpoint_is_loaded_whole_or_refused(
+    tiny_checkpoint: Path, tmp_path: Path, tensors: dict[str, np.ndarray | None], message: str
+) -> None:
+    folder = change(copy_of(tiny_checkpoint, tmp_path / "c"), **tensors)
+    with pytest.raises(IncompatibleError, match=message) as caught:
+        scores(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_computed_buffers_of_old_files_are_no_extra_tensors(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    name = "model__layers__0__self_attn__rotary_emb__inv_freq"
+    folder = change(copy_of(tiny_checkpoint, tmp_path / "c"), **{name: np.ones(8, np.float32)})
+    np.testing.assert_array_equal(scores(folder), scores(tiny_checkpoint))
+
+
+def test_scores_that_are_not_finite_are_nobodys(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    norm = np.full(32, np.nan, np.float32)
+    folder = change(copy_of(tiny_checkpoint, tmp_path / "c"), model__norm__weight=norm)
+    with pytest.raises(SubjectError, match="are NaN"):
+        scores(folder)
+
+
+def test_a_model_with_an_adapter_in_its_folder_is_ambiguous(
+    tiny_checkpoint: Path, tmp_path: Path, make_adapter: Callable[..., Path]
+) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path / "c")
+    make_adapter(folder, tiny_checkpoint)
+    with pytest.raises(InputError, match="whole model and an adapter"):
+        open_checkpoint(str(folder))
+    with pytest.raises(IncompatibleError, match="holds an adapter too"):
+        scores(folder)
+
+
+def test_two_sets_of_weights_are_ambiguous(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path / "c")
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    names = load_file(folder / "model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    assert weight_files(folder) == [folder / "model.safetensors"]
+    shard = "model-00001-of-00001.safetensors"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, shard)}))
+    with pytest.raises(InputError, match="two sets of weights"):
+        weight_files(folder)
+
+
+def test_nothing_of_generation_config_changes_greedy_texts(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """transformers fills what a GenerationConfig leaves open from the model's own."""
+    folder = copy_of(tiny_checkpoint, tmp_path / "c")
+    leak = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": [5]}
+    (folder / "generation_config.json").write_text(json.dumps(leak))
+    batch = GenerateBatch(*flatten([[1, 5, 9], [40, 41]]), GenerationSettings(12))
+    texts = []
+    for path in (tiny_checkpoint, folder):
+        engine = create_engine(EngineSpec(kind="hf", device="cpu"))
+        engine.load(Subject(Checkpoint("c", str(path), str(path), "tokenizer")))
+        texts.append(engine.generate(batch).texts)
+    assert texts[0] == texts[1]
