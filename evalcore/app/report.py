@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalcore.errors import InputError
-from evalcore.store import ResultStore, to_csv, to_parquet
+from evalcore.store import ResultStore, text_columns, to_csv, to_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +121,7 @@ def write_scores_csv(rows: Sequence[ScoreRow], by: By, path: Path) -> None:
     from evalcore.analysis import scores_table
 
     try:
-        csv.write_csv(scores_table(rows, by), path)
+        csv.write_csv(text_columns(scores_table(rows, by)), path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -164,6 +164,7 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     Raises:
         InputError: Something given is wrong; nothing was scored.
     """
+    _check_gpus(options)
     store = ResultStore(options.output)
     subjects, problems, notes = _subjects(options)
     if not options.dry_run:
@@ -223,6 +224,16 @@ def _set_aside(store: ResultStore) -> list[str]:
         return []
     report = store.verify()
     return [] if report.sound else report.lines()
+
+
+def _check_gpus(options: ScoreOptions) -> None:
+    """An engine over more GPUs than this machine has would fail in its start; Ray knows its own."""
+    there = gpu_count()
+    if options.cluster == "local" and options.tensor_parallel > max(1, there):
+        raise InputError(
+            f"--tensor-parallel {options.tensor_parallel}: this machine shows {there} GPUs; give "
+            f"at most that many, or --cluster ray"
+        )
 
 
 def _subjects(

@@ -9,6 +9,7 @@ import sys
 import click
 
 from evalcore import __version__
+from evalcore.cli.output import ShownFormatter, echo
 from evalcore.errors import EvalcoreError
 
 # command name -> module that defines it; imported only when asked for, so that --help is quick
@@ -68,7 +69,9 @@ def cli(ctx: click.Context, debug: bool) -> None:
     """
     ctx.ensure_object(dict)["debug"] = debug
     level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(ShownFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("evalcore").setLevel(level)
 
 
@@ -81,12 +84,12 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         sys.exit(130)
     except EvalcoreError as error:
         if debug:
             raise
-        click.echo(f"evalcore: {error}", err=True)
+        echo(f"evalcore: {error}", err=True)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         sys.exit(141)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
+from evalcore.cli.options import MAX_GPUS, MAX_THREADS, SEED, Finite
+from evalcore.cli.output import echo
+
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     pieces = [piece.strip() for piece in value.split(",")]
-    if not all(piece.isdigit() for piece in pieces):
-        raise click.BadParameter(f"{value!r} is not numbers joined by commas, for example 1,4,16")
+    if not all(re.fullmatch(r"[0-9]{1,7}", piece) for piece in pieces):
+        raise click.BadParameter(
+            f"{value!r} is not numbers up to 9999999 joined by commas, for example 1,4,16"
+        )
     return tuple(dict.fromkeys(int(piece) for piece in pieces))
 
 
@@ -62,12 +68,14 @@ def _swept(name: str, default: str, text: str) -> Any:
     "--strategies", default="auto", show_default=True, callback=_names, metavar="NAME[,NAME...]",
     help="Scoring strategies, joined by commas (as --strategy of score).",
 )  # fmt: skip
-@click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="LoRA rank.")
 @click.option(
-    "--repeats", type=click.IntRange(1), default=5, show_default=True,
+    "--rank", type=click.IntRange(1, 65536), default=16, show_default=True, help="LoRA rank."
+)
+@click.option(
+    "--repeats", type=click.IntRange(1, 100_000), default=5, show_default=True,
     help="Measured repetitions of each point, after one to warm up.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and tokens.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights and tokens.")
 @click.option(
     "--engine", type=click.Choice(["vllm", "hf"]), default="vllm", show_default=True,
     help="vllm is fast; hf (transformers and peft) is slow and plain, the reference.",
@@ -76,19 +84,21 @@ def _swept(name: str, default: str, text: str) -> Any:
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
     show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: one a core).")
 @click.option(
-    "--tensor-parallel", type=click.IntRange(1), default=1, show_default=True,
+    "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads (default: one a core)."
+)
+@click.option(
+    "--tensor-parallel", type=click.IntRange(1, MAX_GPUS), default=1, show_default=True,
     help="GPUs of one engine.",
 )  # fmt: skip
 @click.option(
-    "--max-batch-tokens", type=click.IntRange(0), default=0, help="Tokens of a forward pass."
+    "--max-batch-tokens", type=click.IntRange(0, 2**24), default=0, help="Tokens of a forward pass."
 )
 @click.option(
-    "--max-num-seqs", type=click.IntRange(0), default=0, help="Sequences of a forward pass."
+    "--max-num-seqs", type=click.IntRange(0, 2**20), default=0, help="Sequences of a forward pass."
 )
 @click.option(
-    "--peak-tflops", type=click.FloatRange(0, min_open=True),
+    "--peak-tflops", type=Finite(0, 1e6, min_open=True),
     help="Peak of the device for MFU, where the built-in table does not know it.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the points and measure nothing.")
@@ -112,14 +122,14 @@ def bench(**values: Any) -> int:
     def told(row: dict[str, Any]) -> None:
         rate = row["examples_per_s"]
         done = f"{rate:,.0f} examples/s" if rate is not None else row["status"]
-        click.echo(f"{row['label']}: {done}", err=True)
+        echo(f"{row['label']}: {done}", err=True)
 
     outcome = measure(BenchOptions(**values), told)
     if values["dry_run"]:
         for point in outcome.points:
-            click.echo(point.label)
-        click.echo(f"{len(outcome.points)} points, {values['repeats']} repetitions each")
+            echo(point.label)
+        echo(f"{len(outcome.points)} points, {values['repeats']} repetitions each")
         return 0
-    click.echo(plain(*table(outcome.rows)))
-    click.echo("written: " + ", ".join(str(path) for path in outcome.files))
+    echo(plain(*table(outcome.rows)))
+    echo("written: " + ", ".join(str(path) for path in outcome.files))
     return outcome.exit_status

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from evalcore.reading import printable
+
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "bad": ("BAD ", "red")}
 
 
@@ -18,5 +20,6 @@ def doctor() -> int:
     checks = examine()
     for check in checks:
         mark, colour = _MARKS[check.status]
-        click.echo(f"{click.style(mark, fg=colour)} {check.name:<18} {check.detail}")
+        detail = printable(f"{check.name:<18} {check.detail}")
+        click.echo(f"{click.style(mark, fg=colour)} {detail}")
     return 1 if any(check.status == "bad" for check in checks) else 0

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalcore.cli.output import echo, echo_line
+
 if TYPE_CHECKING:
     from evalcore.app import ScoreOptions, ScoreOutcome
 
+
+class Finite(click.FloatRange):
+    """A number in a range; ``nan`` and ``inf`` are in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+_LONGEST_DURATION, _MAX_SECONDS = 40, 10 * 366 * 86400
+MAX_WORKERS, MAX_THREADS, MAX_GPUS = 4096, 1024, 64
+SEED = click.IntRange(0, 2**32 - 1)  # what every random generator takes
 _ENGINE_OPTIONS = [
     click.option(
         "--engine", type=click.Choice(["vllm", "hf"]), default="vllm", show_default=True,
@@ -29,7 +49,9 @@ _ENGINE_OPTIONS = [
         help="merged: into the weights, one adapter at a time; batched: beside them, several "
         "together; auto: merged on CPUs, on GPUs by a rule (docs/engines.md).",
     ),
-    click.option("--max_length", type=click.IntRange(8), help="Tokens of prompt and answer."),
+    click.option(
+        "--max_length", type=click.IntRange(8, 2**24), help="Tokens of prompt and answer."
+    ),
     click.option(
         "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
         help="Workers as child processes of this one, or as Ray actors.",
@@ -38,17 +60,19 @@ _ENGINE_OPTIONS = [
         "--ray-address", metavar="ADDRESS", help="Ray cluster to join (auto: the running one)."
     ),
     click.option(
-        "--workers", type=click.IntRange(1), help="Engines at a time (default: one per GPU, or 1)."
+        "--workers", type=click.IntRange(1, MAX_WORKERS),
+        help="Engines at a time (default: one per GPU, or 1)."
     ),
     click.option(
-        "--tensor-parallel", type=click.IntRange(1), default=1, show_default=True,
+        "--tensor-parallel", type=click.IntRange(1, MAX_GPUS), default=1, show_default=True,
         help="GPUs of one engine.",
     ),
     click.option(
-        "--threads", type=click.IntRange(1), help="CPU threads of one engine (default: fair share)."
+        "--threads", type=click.IntRange(1, MAX_THREADS),
+        help="CPU threads of one engine (default: fair share)."
     ),
     click.option(
-        "--peak-tflops", type=click.FloatRange(0, min_open=True),
+        "--peak-tflops", type=Finite(0, 1e6, min_open=True),
         help="Peak of one device in TFLOP/s, for the MFU (default: a table of known GPUs).",
     ),
     click.option(
@@ -70,8 +94,9 @@ def parse_shard(
     if value is None:
         return None
     index, _, count = value.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise click.BadParameter(f"{value!r} is not I/N with 0 <= I < N, for example 0/4")
+    plain = all(re.fullmatch(r"[0-9]{1,7}", number) for number in (index, count))
+    if not (plain and int(index) < int(count)):
+        raise click.BadParameter(f"{value[:40]!r} is not I/N with 0 <= I < N, for example 0/4")
     return int(index), int(count)
 
 
@@ -80,7 +105,10 @@ def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | No
         return None
     from evalcore.cluster import parse_duration
 
-    return parse_duration(value)
+    seconds = parse_duration(value[:_LONGEST_DURATION])
+    if len(value) > _LONGEST_DURATION or seconds > _MAX_SECONDS:
+        raise click.BadParameter(f"{value[:_LONGEST_DURATION]!r} is more than ten years")
+    return seconds
 
 
 def score_options(options: dict[str, Any]) -> ScoreOptions:
@@ -102,7 +130,7 @@ def score_options(options: dict[str, Any]) -> ScoreOptions:
 def echo_summary(outcome: ScoreOutcome, *, scores: bool = True) -> int:
     """Prints what came of a run and what it did; returns its exit status."""
     for line in outcome.lines(scores=scores):
-        click.echo(line)
+        echo(line)
     for line in outcome.problem_lines():
-        click.echo(line, err=True)
+        echo_line(line, err=True)
     return outcome.exit_status

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import click
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from evalcore.cli.output import echo
+from evalcore.reading import printable
 from evalcore.scoring import RunSummary
 
 if TYPE_CHECKING:
@@ -61,6 +63,11 @@ def figures(
         f"{spent.fallbacks:,} fall-backs",
     ]
     return ", ".join(parts)
+
+
+def _shown(label: str | None) -> str:
+    """A label with its brackets and control characters shown, not obeyed."""
+    return escape(printable(label or ""))
 
 
 class _Bar(Progress):
@@ -132,7 +139,7 @@ class ScoreProgress:
         rate = f"{self._done / elapsed:,.0f} examples/s" if self._done else "none committed yet"
         self._bar.note = figures(self._spent, elapsed, self._asked_share(), self._limits)
         if self._task is not None:
-            self._bar.update(self._task, completed=self._done, description=label, rate=rate)
+            self._bar.update(self._task, completed=self._done, description=_shown(label), rate=rate)
         if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
             left_s = max(self._total - self._done, 0) * elapsed / max(self._done, 1)
@@ -150,9 +157,9 @@ class ScoreProgress:
 
     def _say(self, line: str) -> None:
         if sys.stderr.isatty():
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(printable(line), highlight=False, markup=False)
         else:
-            click.echo(line, err=True)
+            echo(line, err=True)
 
 
 class StudyProgress(ScoreProgress):
@@ -171,8 +178,10 @@ class StudyProgress(ScoreProgress):
 
     def step(self, what: str, done: int, total: int, note: str) -> None:
         if self._task is None:
-            self._task = self._bar.add_task(what, total=total, rate="")
-        self._bar.update(self._task, completed=done, total=total, description=what, rate=note)
+            self._task = self._bar.add_task(_shown(what), total=total, rate="")
+        self._bar.update(
+            self._task, completed=done, total=total, description=_shown(what), rate=note
+        )
         if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
             self._say(f"{what}: {done:,}/{total:,} {note}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalcore.cli.output import echo
 from evalcore.cli.tasks import DATA_ROOT, TASK_PATH
 
 _PROMPT_PATH = click.option(
@@ -30,7 +31,7 @@ def list_prompts(
     from evalcore.app.show import list_lines
 
     for line in list_lines(selection, task_path, prompt_path):
-        click.echo(line)
+        echo(line)
 
 
 @prompts.command("show")
@@ -64,7 +65,7 @@ def show_prompt(
     for line in prompt_lines(
         task, variant, checkpoint, index, task_path, data_root, prompt_path, include_path
     ):
-        click.echo(line)
+        echo(line)
 
 
 @prompts.command("check")
@@ -82,5 +83,5 @@ def check_prompts(
 
     lines, wrong = check_lines(files, task_path, data_root)
     for line in lines:
-        click.echo(line)
+        echo(line)
     return 2 if wrong else 0

@@ -7,6 +7,8 @@ from typing import Literal
 
 import click
 
+from evalcore.cli.output import echo
+
 
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
@@ -30,10 +32,10 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
     rows = score_rows(open_results(results), by)
     if output is not None:
         write_scores_csv(rows, by, output)
-        click.echo(f"{len(rows):,} rows in {output}")
+        echo(f"{len(rows):,} rows in {output}")
         return 0
     for line in scores_text(rows) or [f"no scores in {results} yet"]:
-        click.echo(line)
+        echo(line)
     return 0
 
 
@@ -52,8 +54,8 @@ def report(results: Path, output: Path | None, title: str, allow_mixed: bool) ->
     from evalcore.app import report as make
 
     made = make(results, output or results / "report", title=title, allow_mixed=allow_mixed)
-    click.echo(made.table)
-    click.echo(f"report: {made.page}")
+    echo(made.table)
+    echo(f"report: {made.page}")
     return 0
 
 
@@ -71,5 +73,5 @@ def export(results: Path, kind: str, output: Path) -> int:
     from evalcore.app import export as write
 
     rows = write(results, output, kind)
-    click.echo(f"{rows:,} rows in {output}")
+    echo(f"{rows:,} rows in {output}")
     return 0

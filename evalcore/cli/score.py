@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from evalcore.cli.options import echo_summary, engine_options, parse_shard, parse_time_limit
+from evalcore.cli.options import (
+    SEED,
+    Finite,
+    echo_summary,
+    engine_options,
+    parse_shard,
+    parse_time_limit,
+)
 
 
 @click.command()
@@ -31,10 +38,12 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RESULTS",
     help="Results folder; what it already covers is not scored again.",
 )  # fmt: skip
-@click.option("--num_fewshot", type=click.IntRange(0), help="Shots of every variant named with -p.")
+@click.option(
+    "--num_fewshot", type=click.IntRange(0, 10_000), help="Shots of every variant named with -p."
+)
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many documents a task.")
 @click.option(
-    "--seed", type=int, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
+    "--seed", type=SEED, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
 )
 @click.option("--apply_chat_template", is_flag=True, help="Use the tokenizer's chat template.")
 @click.option("--system_instruction", help="System text of the chat.")
@@ -87,11 +96,11 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
     help="After this long (90m, 1:30:00) finish the units at hand, commit and exit 75.",
 )  # fmt: skip
 @click.option(
-    "--unit-examples", type=click.IntRange(1), default=4096, show_default=True,
+    "--unit-examples", type=click.IntRange(1, 10_000_000), default=4096, show_default=True,
     help="Examples handed to an engine at once, at most.",
 )  # fmt: skip
 @click.option(
-    "--commit-every", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
+    "--commit-every", type=Finite(0, 86400), default=60.0, show_default=True, metavar="SECONDS",
     help="Most work a crash may cost; committing more often makes more files.",
 )  # fmt: skip
 @click.option(
@@ -99,7 +108,7 @@ from evalcore.cli.options import echo_summary, engine_options, parse_shard, pars
     help="Score a sample a second time, cold, in another order and batch size; report differences.",
 )  # fmt: skip
 @click.option(
-    "--certify-share", type=click.FloatRange(0, 1, min_open=True), default=0.02, show_default=True,
+    "--certify-share", type=Finite(0, 1, min_open=True), default=0.02, show_default=True,
     help="Share of each cell's examples in that sample.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and score nothing.")

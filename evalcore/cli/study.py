@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalcore.cli.options import echo_summary, engine_options
+from evalcore.cli.options import MAX_WORKERS, Finite, echo_summary, engine_options
+from evalcore.cli.output import echo
 
 if TYPE_CHECKING:
     from evalcore.app import StudyOptions
@@ -25,9 +26,11 @@ _TUNING_OPTIONS = [
         "--data-root", type=click.Path(path_type=Path), metavar="DIR",
         help="Folder of local task data (default: the study file's data_root).",
     ),
-    click.option("--tune-workers", type=click.IntRange(1), help="Models tuned at a time."),
     click.option(
-        "--jobs-per-gpu", type=click.IntRange(1),
+        "--tune-workers", type=click.IntRange(1, MAX_WORKERS), help="Models tuned at a time."
+    ),
+    click.option(
+        "--jobs-per-gpu", type=click.IntRange(1, 64),
         help="Tunings that share a GPU (default: as many as are estimated to fit).",
     ),
     click.option(
@@ -86,11 +89,11 @@ def run(study_file: Path, output: Path | None, **options: Any) -> int:
 @_OUTPUT
 @click.option("--dry-run", is_flag=True, help="List what would be tuned and its cost; tune none.")
 @click.option(
-    "--peak-tflops", type=click.FloatRange(0, min_open=True), default=312.0, show_default=True,
+    "--peak-tflops", type=Finite(0, 1e6, min_open=True), default=312.0, show_default=True,
     help="Peak of a GPU (bfloat16), for the estimate of --dry-run.",
 )  # fmt: skip
 @click.option(
-    "--mfu", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True,
+    "--mfu", type=Finite(0, 1, min_open=True), default=0.3, show_default=True,
     help="Share of that peak that training reaches.",
 )  # fmt: skip
 @click.option(
@@ -119,7 +122,7 @@ def finetune(
     with StudyProgress() as progress:
         lines, status = run_finetune(chosen, progress, dry_run=dry_run)
     for line in lines:
-        click.echo(line)
+        echo(line)
     return status
 
 
@@ -131,14 +134,14 @@ def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -
         outcome = action(_study_options(study_file, output, options), progress)
     if outcome.tuned is not None:
         for line in tuned_lines(outcome.tuned):
-            click.echo(line)
+            echo(line)
     if outcome.scored is not None:
         echo_summary(outcome.scored, scores=False)  # the study's table follows
-        click.echo(f"results: {outcome.scored.output}")
+        echo(f"results: {outcome.scored.output}")
     if outcome.made is not None:
-        click.echo()
-        click.echo(outcome.made.table)
-        click.echo(f"report: {outcome.made.page}")
+        echo()
+        echo(outcome.made.table)
+        echo(f"report: {outcome.made.page}")
     return outcome.exit_status
 
 

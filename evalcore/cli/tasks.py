@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from evalcore.cli.output import echo
+
 if TYPE_CHECKING:
     from evalcore.tasks import Finding
     from evalcore.types import Task
@@ -41,11 +43,11 @@ def list_tasks(task_path: tuple[Path, ...]) -> None:
         if heading != (task.tuned_by or ""):
             heading = task.tuned_by or ""
             title = f"tuned on {heading}" if heading else "in no tuning's group"
-            click.echo(click.style(title, bold=True))
+            echo(title, bold=True)
         domain = {"in": "in-domain", "out": "out-of-domain", "none": ""}[task.domain]
         if not is_scorable(task):
             domain = "tuning only"
-        click.echo(
+        echo(
             f"  {task.name:<{width}}  {task.group:<{prompts}}  {task.output_type:<16}  "
             f"{task.primary:<8}  {domain}".rstrip()
         )
@@ -63,21 +65,21 @@ def show_task(name: str, task_path: tuple[Path, ...], data_root: Path | None) ->
     from evalcore.tasks import is_scorable, load_documents, load_task
 
     task = load_task(name, search=task_path)
-    click.echo(yaml.safe_dump(dict(task.spec), sort_keys=False, allow_unicode=True).rstrip())
-    click.echo(f"fingerprint: {task.fingerprint}")
+    echo(yaml.safe_dump(dict(task.spec), sort_keys=False, allow_unicode=True).rstrip())
+    echo(f"fingerprint: {task.fingerprint}")
     if data_root is None and not task.spec.get("source", {}).get("generator"):
         return
     try:
         role: Literal["score", "train"] = "score" if is_scorable(task) else "train"
         document = load_documents(task, role, limit=1, data_root=data_root)[0]
     except DataError as error:
-        click.echo(f"no document: {error}")
+        echo(f"no document: {error}")
         return
-    click.echo(f"first document: {dict(document.fields)}")
+    echo(f"first document: {dict(document.fields)}")
     if document.choices:
-        click.echo(f"choices: {list(document.choices)} gold: {document.gold}")
+        echo(f"choices: {list(document.choices)} gold: {document.gold}")
     if document.references:
-        click.echo(f"references: {list(document.references)}")
+        echo(f"references: {list(document.references)}")
 
 
 @tasks.command("check")
@@ -108,14 +110,14 @@ def check_tasks(
             found, line = _check_task(task, limit, data_root)
         except DataError as error:
             missing += 1
-            click.echo(f"evalcore: {error}", err=True)
+            echo(f"evalcore: {error}", err=True)
             continue
         findings += found
-        click.echo(line)
+        echo(line)
         for finding in found:
-            click.echo(f"  {finding.level}: {finding.message} [{finding.code}]")
+            echo(f"  {finding.level}: {finding.message} [{finding.code}]")
     for finding in check_selection(selected):
-        click.echo(f"{finding.level}: {finding.message} [{finding.code}]")
+        echo(f"{finding.level}: {finding.message} [{finding.code}]")
     if missing:
         return 2
     stopping = {"error", "warning"} if strict else {"error"}

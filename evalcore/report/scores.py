@@ -10,6 +10,7 @@ from evalcore.analysis import Analysis
 from evalcore.analysis.scores import By, ScoreRow, score_rows, scores_table
 from evalcore.metrics import higher_is_better
 from evalcore.report.tables import fit, interval, labelled_rows, plain, signed, study_table
+from evalcore.store import text_columns
 
 SHOWN_LINES = 40
 """Lines of the table after a run; the rest is one command away."""
@@ -170,6 +171,6 @@ def write_scores(
     import pyarrow.csv as csv
 
     paths = [out / "scores.csv", out / "scores_by_prompt.csv"]
-    csv.write_csv(scores_table(by_task), paths[0])
-    csv.write_csv(scores_table(by_prompt, "prompt"), paths[1])
+    csv.write_csv(text_columns(scores_table(by_task)), paths[0])
+    csv.write_csv(text_columns(scores_table(by_prompt, "prompt")), paths[1])
     return paths

@@ -15,6 +15,7 @@ from evalcore.analysis import Analysis, Estimate, Gain, SpreadEstimate, SubjectI
 from evalcore.analysis.book import subject_order
 from evalcore.analysis.stats import EMPTY, mean_of_estimates
 from evalcore.analysis.study import is_own
+from evalcore.store import text_cell
 
 Row = dict[str, Any]
 
@@ -295,5 +296,6 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
         writer.writeheader()
         for row in rows:
             empty = {k: "" for k, v in row.items() if v is None or v != v}
-            writer.writerow({**row, **empty})
+            texts = {k: text_cell(v) for k, v in row.items() if isinstance(v, str)}
+            writer.writerow({**row, **texts, **empty})
     return path

@@ -9,6 +9,7 @@ from evalcore.store.results import ResultStore
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION
 from evalcore.store.segments import SegmentWriter
+from evalcore.store.spreadsheet import text_cell, text_columns
 from evalcore.store.verify import VerifyReport, verify_folder
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "SegmentWriter",
     "VerifyReport",
     "merge",
+    "text_cell",
+    "text_columns",
     "to_csv",
     "to_parquet",
     "verify_folder",

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from evalcore.errors import InputError
 from evalcore.files import write_atomically
 from evalcore.store.results import ResultStore
+from evalcore.store.spreadsheet import text_column
 
 _ROWS_PER_SLICE = 65_536
 
@@ -36,6 +37,8 @@ def to_parquet(store: ResultStore, path: str | Path) -> int:
 def to_csv(store: ResultStore, path: str | Path) -> int:
     """Writes the same table as CSV; lists become JSON text, nulls are empty.
 
+    Texts a spreadsheet would run as formulas get an apostrophe in front (``store.spreadsheet``).
+
     Returns:
         Number of rows.
 
@@ -54,7 +57,7 @@ def _write_csv(table: pa.Table, sink: IO[bytes]) -> None:
     with csv.CSVWriter(sink, plain) as writer:
         for start in range(0, table.num_rows, _ROWS_PER_SLICE):
             part = table.slice(start, _ROWS_PER_SLICE).combine_chunks()
-            columns = [_csv_column(column.combine_chunks()) for column in part.columns]
+            columns = [text_column(_csv_column(column.combine_chunks())) for column in part.columns]
             writer.write_table(pa.Table.from_arrays(columns, schema=plain))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from evalcore.cli import cli
 from evalcore.cli.options import parse_shard
+from evalcore.cli.output import ShownFormatter, echo, echo_line
+from evalcore.errors import EvalcoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +56,48 @@ def test_shard(text: str, value: tuple[int, int]) -> None:
 def test_wrong_shards_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="0/4"):
         parse_shard(None, None, text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--workers", "1000000"), ("--workers", "0"), ("--threads", "100000"), ("--limit", "-1"),
+        ("--tensor-parallel", "99"), ("--tensor-parallel", "8"), ("--commit-every", "nan"),
+        ("--commit-every", "inf"), ("--commit-every", "-1"), ("--certify-share", "nan"),
+        ("--peak-tflops", "nan"), ("--peak-tflops", "1e300"), ("--seed", str(2**70)),
+        ("--seed", "-1"), ("--num_fewshot", "99999999999"), ("--unit-examples", str(10**12)),
+        ("--max_length", str(10**12)), ("--shard", "²/3"), ("--shard", f"1/{'9' * 5000}"),
+        ("--time-limit", "9" * 5000), ("--time-limit", "9999999h"), ("--time-limit", "nan"),
+        ("--time-limit", "-5"),
+    ],
+)  # fmt: skip
+def test_absurd_arguments_are_one_line(words: tuple[str, str], tmp_path: Path) -> None:
+    command = ["score", "-m", str(tmp_path), "-t", "pocket_nli", "-o", str(tmp_path / "r"), *words]
+    with pytest.raises((click.UsageError, EvalcoreError)) as caught:
+        cli.main(command, standalone_mode=False)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    option = words[0].removeprefix("--")
+    shown = getattr(caught.value, "param_hint", None) or getattr(caught.value, "param", None)
+    assert option in f"{caught.value} {shown} {getattr(shown, 'opts', '')}".replace(
+        " limit", "-limit"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    echo("ok \x1b[2J\x1b]0;title\x07 \u202eback \udcff über 猫\n\tsecond")
+    assert capsys.readouterr().out == (
+        r"ok \x1b[2J\x1b]0;title\x07 \u202eback \udcff über 猫" + "\n\tsecond\n"
+    )
+    echo_line("one\nnot scored: forged\r", err=True)
+    assert capsys.readouterr().err == "one\\nnot scored: forged\\r\n"
+    record = logging.LogRecord("evalcore", 30, "", 0, "adapter %s", ("\x1b[31mred",), None)
+    assert ShownFormatter("%(message)s").format(record) == r"adapter \x1b[31mred"
+
+
+def test_nothing_is_printed_past_the_one_place() -> None:
+    """Every module of the command line prints through ``cli.output``."""
+    for path in (ROOT / "evalcore").rglob("*.py"):
+        if path.name not in ("output.py", "doctor.py"):
+            assert not re.search(r"\bclick\.echo\(|^\s*print\(", path.read_text(), re.M), path
