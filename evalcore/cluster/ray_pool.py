@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -162,6 +163,8 @@ class RayTransport:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with warnings.catch_warnings(), _handlers_kept():
             warnings.simplefilter("ignore")
+            if not _address(self._options):
+                _ask_for_token()
             import ray  # here: it takes a second, and only this backend needs it
 
             self._ray = ray
@@ -171,11 +174,17 @@ class RayTransport:
             _check_room(ray, self._workers, self._options, self._started_ray)
 
 
-def _initialise(ray: Any, workers: int, options: Mapping[str, Any]) -> None:
+def _address(options: Mapping[str, Any]) -> str | None:
+    """Of the cluster to join; None: one of our own is started."""
     address = options.get("address") or os.environ.get("RAY_ADDRESS")
+    return str(address) if address and address != "local" else None
+
+
+def _initialise(ray: Any, workers: int, options: Mapping[str, Any]) -> None:
+    address = _address(options)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address and address != "local":
+        if address:
             ray.init(address=address, **common)
             return
         # Workers may share cores: a small machine must not leave actors waiting for ever.
@@ -183,13 +192,60 @@ def _initialise(ray: Any, workers: int, options: Mapping[str, Any]) -> None:
         cpus = max(os.cpu_count() or 1, wanted)
         # What engines started goes when their actor does, also when it was killed.
         os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        with _on_loopback():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        _warn_if_open(ray)
     except (ConnectionError, RuntimeError, ValueError) as error:
         detail = " ".join(str(error).split())
         at = f"at {address}" if address else "on this machine"
         raise EngineError(
             f"Ray {at} cannot be used: {detail[:300]}; check the address, or use backend local"
         ) from error
+
+
+def _ask_for_token() -> None:
+    """Whoever reaches Ray's ports can run code: its own token mode (Ray 2.52) asks who it is.
+
+    A token given by the user's environment or kept in Ray's own place is used; otherwise this
+    process makes one for itself and its children, and writes it nowhere. The mode is read when Ray
+    is imported; a Ray that is there already turns it on by itself (2.60) or not at all.
+    """
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not given and not (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Lets a Ray that is started listen on this machine only, where it would on all interfaces.
+
+    Ray listens on the loopback address when its node's address is that, and takes a given loopback
+    address for a mistake (``services.resolve_ip_for_localhost``). Where clusters are switched off,
+    as they are by default on macOS and Windows (ray-project/ray#18730), it does as wanted.
+    """
+    from ray._private import ray_constants  # no public switch: the variable is read on import
+
+    name = "ENABLE_RAY_CLUSTER"
+    before = getattr(ray_constants, name, None)
+    setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, before)
+
+
+def _warn_if_open(ray: Any) -> None:
+    addresses = {str(node.get("NodeManagerAddress")) for node in ray.nodes()}
+    if not all(address.startswith("127.") or address == "::1" for address in addresses):
+        logger.warning(
+            "this version of Ray listens on %s: other machines may reach it; take a newer one, or "
+            "--cluster local",
+            ", ".join(sorted(addresses)),
+        )
 
 
 def _check_room(ray: Any, workers: int, options: Mapping[str, Any], own: bool) -> None:
