@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from evalcore.errors import InputError
-from evalcore.tasks.reading import DuplicateKeyError, UniqueKeyLoader
+from evalcore.reading import read_text
+from evalcore.tasks.reading import MAX_YAML_BYTES, DuplicateKeyError, load_yaml
 from finetune.faults import StudyError, StudyFault
 from finetune.grids import expand_grid
 from finetune.study import Study, TuningSpec
@@ -26,18 +26,13 @@ def load_study(path: str | Path) -> Study:
         StudyError: If it is not YAML or not what the schema says; one line per mistake.
     """
     file = Path(path)
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"study {file}: cannot be read ({reason})") from None
-    return parse_study(text, file)
+    return parse_study(read_text(file, "study", MAX_YAML_BYTES), file)
 
 
 def parse_study(text: str, file: Path) -> Study:
     """Checks the text of a study file; ``file`` is named in errors (see :func:`load_study`)."""
     try:
-        raw = yaml.load(text, Loader=UniqueKeyLoader)
+        raw = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""

@@ -18,19 +18,25 @@ _SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 def value_at(row: Row, column: str) -> Any:
-    """Value of a column; ``MISSING`` if there is none.
+    """Value of a column; ``MISSING`` if there is none; NaN, a missing number, is None.
 
     ``a.b`` looks into a nested column: a mapping, or every mapping of a list; ``a.0`` takes an
     entry of a list. A column whose own name has a dot comes first.
     """
     if column in row:
-        return row[column]
+        return _without_nan(row[column])
     value: Any = row
     for part in column.split("."):
         value = _step(value, part)
         if value is MISSING:
             return MISSING
-    return value
+    return _without_nan(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _step(value: Any, part: str) -> Any:

@@ -11,9 +11,14 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from evalcore.errors import InputError
+from evalcore.reading import read_bytes
 from evalcore.tasks.faults import FileFault, TaskError, TaskFault
 
 Read = TypeVar("Read")
+MAX_YAML_BYTES = 1_000_000
+MAX_NODES = 50_000
+"""Values a file may stand for (the largest definitions have some hundreds)."""
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _LONGEST_SHOWN = 60
 _UNION_TAGS = {"str", "int", "float", "FieldSource"}
@@ -23,8 +28,23 @@ class DuplicateKeyError(yaml.constructor.ConstructorError):
     """A mapping holds a key twice."""
 
 
+class BombError(yaml.constructor.ConstructorError):
+    """Aliases and merges that stand for more than a file should say."""
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice (YAML keeps the last one in silence)."""
+    """Safe loader that refuses a key given twice (YAML keeps the last one in silence).
+
+    A few lines of aliases of aliases can stand for more values than there is memory; what they
+    stand for is counted before anything is built of it.
+    """
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _check_expansion(node)
+        return self.construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -38,6 +58,39 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+def _check_expansion(root: yaml.Node) -> None:
+    """Counts the nodes a document stands for when each alias is written out.
+
+    Raises:
+        BombError: If there are too many, or an alias stands within what it names.
+    """
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+    todo = [(root, False)]
+    while todo:
+        node, left = todo.pop()
+        children = _children(node)
+        if left:
+            open_nodes.discard(id(node))
+            size = sizes[id(node)] = 1 + sum(sizes[id(child)] for child in children)
+            if size > MAX_NODES:
+                raise BombError(
+                    None, None, f"stands for more than {MAX_NODES:,} values", node.start_mark
+                )
+        elif id(node) in open_nodes:
+            raise BombError(None, None, "an alias stands within what it names", node.start_mark)
+        elif id(node) not in sizes:
+            open_nodes.add(id(node))
+            todo.append((node, True))
+            todo += [(child, False) for child in children]
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def once_per_state(most: int) -> Callable[[Callable[[Path], Read]], Callable[[Path], Read]]:
@@ -76,11 +129,9 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         TaskError: If the file is missing or is not one YAML mapping; one line with its place.
     """
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise TaskError(
-            FileFault.UNREADABLE, f"{what} {path}: cannot be read ({error.strerror})"
-        ) from None
+        text = read_bytes(path, what, MAX_YAML_BYTES).decode("utf-8")
+    except InputError as error:
+        raise TaskError(FileFault.UNREADABLE, str(error)) from None
     except UnicodeDecodeError:
         raise TaskError(
             FileFault.NOT_UTF8, f"{what} {path}: is not UTF-8 text; save it as UTF-8"
@@ -88,17 +139,27 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     return parse_yaml(text, path, what)
 
 
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML, of another kind than plain values, too deep or too much.
+    """
+    try:
+        return yaml.load(text, Loader=UniqueKeyLoader)
+    except RecursionError:
+        raise yaml.constructor.ConstructorError(None, None, "nested too deeply") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        # odd dates, unhashable keys: PyYAML lets these through as they are
+        raise yaml.constructor.ConstructorError(None, None, str(error)) from None
+
+
 def parse_yaml(text: str, path: Path, what: str) -> dict[str, Any]:
     """Like :func:`read_yaml`, for text already read; ``path`` is named in errors."""
     try:
-        data = yaml.load(text, Loader=UniqueKeyLoader)
+        data = load_yaml(text)
     except yaml.YAMLError as error:
         raise _yaml_error(error, path, what) from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        # odd dates, unhashable keys, deep nesting: PyYAML lets these through as they are
-        raise TaskError(
-            FileFault.BROKEN_YAML, f"{what} {path}: broken YAML ({error}); check its indentation"
-        ) from None
     if not isinstance(data, dict):
         raise TaskError(
             FileFault.NOT_A_MAPPING,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evalcore.errors import UnknownNameError
+from evalcore.errors import InputError, UnknownNameError
+from evalcore.reading import check_depth, regular_size
 from evalcore.tasks.columns import Row
 from evalcore.tasks.faults import DataFault, TaskDataError
 from evalcore.tasks.hub import hub_files
 from evalcore.tasks.model import split_range
 
+_MAX_LINE = 1 << 28
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
 
 
@@ -125,7 +131,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of one parquet, jsonl, json, csv or arrow file.
+    """Rows of one parquet, jsonl, json, csv or arrow file; cells of csv are text as written.
 
     Raises:
         TaskDataError: If the file is broken.
@@ -133,14 +139,18 @@ def read_rows(file: Path) -> list[Row]:
     import pyarrow as pa
 
     try:
+        regular_size(file, "data")
         if file.name.endswith((".jsonl", ".jsonl.gz", ".json")):
             return _read_json_rows(file)
         return _read_table(file).to_pylist()
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise TaskDataError(
-            DataFault.BROKEN_FILE,
-            f"data file {file} is broken: {(str(error) or type(error).__name__).splitlines()[0]}",
-        ) from None
+    except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except InputError as error:
+        reason = str(error)
+    except (RecursionError, MemoryError, OverflowError) as error:
+        # nested beyond what is read, or sizes no memory has; the library says so in its own ways
+        reason = f"it is nested too deeply or too large ({type(error).__name__})"
+    raise TaskDataError(DataFault.BROKEN_FILE, f"data file {file} is broken: {reason}")
 
 
 def _read_json_rows(file: Path) -> list[Row]:
@@ -152,30 +162,70 @@ def _read_json_rows(file: Path) -> list[Row]:
             rows = json.load(lines)
         else:
             rows = []
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(_MAX_LINE + 1), ""), 1):
                 if line.strip():
                     try:
-                        rows.append(json.loads(line))
+                        rows.append(_json_row(line))
                     except ValueError as error:
                         raise ValueError(f"line {number}: {error}") from None
     if not isinstance(rows, list) or any(not isinstance(row, dict) for row in rows):
         raise ValueError("expected one JSON object per row")
+    check_depth(rows, f"data: {file}")
     return rows
+
+
+def _json_row(line: str) -> Any:
+    if len(line) > _MAX_LINE:
+        raise ValueError(f"is longer than {_MAX_LINE:,} characters")
+    row = json.loads(line)
+    if "\\ud" in line or "\\uD" in line:  # half of a pair is text no tokenizer takes
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    return row
+
+
+def _read_csv(file: Path) -> Any:
+    """Every cell as text: a type guessed by column would turn 1.50 into 1.5 and 00701 into 701.
+
+    Only an empty cell without quotes is missing; NA, null and nan are text like any other.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        # The first record by a plain reader, bounded: names of columns are short.
+        head = "".join(itertools.islice(iter(lambda: lines.read(65_536), ""), 16))
+    names = next(csv.reader(io.StringIO(head, newline="")), [])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"column {twice[0]!r} is given twice")
+    return pyarrow.csv.read_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        ),
+    )
 
 
 def _read_table(file: Path) -> Any:
     import pyarrow as pa
-    import pyarrow.csv
     import pyarrow.parquet
 
     if file.suffix == ".parquet":
         return pyarrow.parquet.read_table(file)
     if file.suffix == ".csv":
-        options = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        return pyarrow.csv.read_csv(file, parse_options=options)
+        return _read_csv(file)
     with pa.memory_map(str(file)) as source:
         try:
-            return pa.ipc.open_file(source).read_all()
+            table = pa.ipc.open_file(source).read_all()
         except pa.ArrowInvalid:
             source.seek(0)
-            return pa.ipc.open_stream(source).read_all()
+            table = pa.ipc.open_stream(source).read_all()
+    table.validate(full=True)  # the format's reader believes lengths and offsets
+    return table
