@@ -14,6 +14,8 @@ MISSING: Any = object()
 _TITLE = re.compile(r"([.!?]?) \[title\]")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 _RUNS_OF_SPACES = re.compile(r" {2,}")
+_WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")  # a whole number as some tables write it
+_TRUTH = {"false": 0, "true": 1}
 _SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -139,7 +141,7 @@ def gold_index(
     if spec.get("above") is not None:
         index = _above(value, float(spec["above"]), where)
     elif spec.get("map"):
-        index = spec["map"].get(_key(value), -1)
+        index = _mapped(spec["map"], _key(value))
     elif spec.get("among"):
         keys = value_at(row, spec["among"])
         listed = [_key(k) for k in keys] if isinstance(keys, (list, tuple)) else []
@@ -153,7 +155,14 @@ def _key(value: Any) -> str:
     """``1``, ``1.0`` and ``" 1 "`` are one key: files of one data set differ in such things."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    text = str(value).strip()
+    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
+
+
+def _mapped(indices: Mapping[str, int], key: str) -> int:
+    """Truth values are written True by some tools and true by others."""
+    spellings = (key, key.lower(), key.capitalize()) if key.lower() in _TRUTH else (key,)
+    return next((indices[each] for each in spellings if each in indices), -1)
 
 
 def _above(value: Any, threshold: float, where: str) -> int:
@@ -178,7 +187,8 @@ def _direct(value: Any, choices: Sequence[str], where: str) -> int:
         for text in (value, value.strip()):
             if text in choices:
                 return list(choices).index(text)
-        return int(value) if value.strip().isdecimal() else -1
+        key = _key(value)
+        return int(key) if key.isdecimal() else _TRUTH.get(key.lower(), -1)
     raise TaskDataError(
         DataFault.GOLD_KIND, f"{where}: gold should be an index or a label, not {value!r}"
     )
