@@ -235,7 +235,7 @@ def test_not_a_mapping_and_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="expected keys") as caught:
         parse_study("- a\n", Path("s.yaml"))
     assert caught.value.codes == (StudyFault.NOT_A_MAPPING,)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is missing"):
         load_study(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
     with pytest.raises(InputError, match="not UTF-8"):
