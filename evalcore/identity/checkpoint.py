@@ -7,7 +7,8 @@ from typing import Any
 
 from evalcore.errors import InputError
 from evalcore.identity.hashing import text_fingerprint
-from evalcore.identity.weights import tensor_digests, weight_files
+from evalcore.identity.model_schema import check_model_config, check_sizes
+from evalcore.identity.weights import tensor_digests, weight_files, weight_layout
 from evalcore.reading import read_json
 
 # config.json keys that change no score: where it came from, which library wrote it, how it runs,
@@ -32,7 +33,9 @@ def numeric_config(path: str | Path) -> dict[str, Any]:
     directory = Path(path)
     if not directory.is_dir():
         raise InputError(f"base missing on disk: {directory} is not a directory")
-    config = read_json(directory / "config.json", "checkpoint")
+    file = directory / "config.json"
+    config = read_json(file, "checkpoint")
+    check_model_config(config, file)
     return {key: value for key, value in sorted(config.items()) if key not in _NOT_NUMERIC}
 
 
@@ -46,6 +49,7 @@ def checkpoint_fingerprint(path: str | Path) -> str:
         InputError: If the directory is missing, has no safetensors or a broken file.
     """
     config = numeric_config(path)
+    check_sizes(config, weight_layout(path), Path(path) / "config.json")
     return text_fingerprint(["checkpoint", 1, config, weight_digests(path)])
 
 
