@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from evalcore.cli.output import echo
+
 _RESULTS = click.argument("results", type=click.Path(path_type=Path))
 
 
@@ -21,7 +23,7 @@ def verify(results: Path, check_only: bool) -> int:
     from evalcore.app.results import verify as check
 
     report = check(results, check_only=check_only)
-    click.echo("\n".join(report.lines()))
+    echo("\n".join(report.lines()))
     return 0 if report.sound else 1
 
 
@@ -54,13 +56,13 @@ def cells(
     from evalcore.app import results as care
 
     if action == "list":
-        click.echo("\n".join(care.cell_lines(care.list_cells(results), every=every)))
+        echo("\n".join(care.cell_lines(care.list_cells(results), every=every)))
         return 0
     patterns = {"checkpoint": checkpoint, "adapter": adapter, "task": task, "variant": variant}
     chosen = care.select_cells(results, keys, patterns, superseded=superseded)
     changed = care.drop_cells(results, chosen, restore=action == "restore")
     word = "restored" if action == "restore" else "dropped"
-    click.echo(f"{changed:,} cells {word}" + (f", {len(chosen) - changed:,} were so already"
+    echo(f"{changed:,} cells {word}" + (f", {len(chosen) - changed:,} were so already"
                                               if changed < len(chosen) else ""))  # fmt: skip
     return 0
 
@@ -75,7 +77,7 @@ def compact(results: Path) -> int:
     from evalcore.app.results import compact as merge_segments
 
     done = merge_segments(results)
-    click.echo(
+    echo(
         f"{done.segments_before:,} segments -> {done.segments_after:,}; {done.rows:,} rows, "
         f"{done.doubles_removed:,} doubles removed"
     )
@@ -93,7 +95,7 @@ def merge(parts: tuple[Path, ...], output: Path) -> int:
     from evalcore.app.results import merge_results
 
     done = merge_results(parts, output)
-    click.echo(
+    echo(
         f"{done.files:,} files copied; {done.rows:,} rows in {output}, {done.doubled:,} were in "
         "several parts"
     )
