@@ -48,7 +48,7 @@ def check_model_config(config: Mapping[str, Any], file: Path) -> None:
     for prefix, part in _parts(config):
         for key in (*_WIDTHS, *_LAYERS, *_EXPERTS, *_POSITIONS):
             value = part.get(key)
-            if value is None or isinstance(value, list):
+            if value is None or (isinstance(value, list) and key not in _POSITIONS):
                 continue
             least = 1 if key in (*_WIDTHS, *_LAYERS) else -1 if key in _POSITIONS else 0
             most = MAX_POSITIONS if key in _POSITIONS else _LARGEST

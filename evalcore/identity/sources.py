@@ -8,11 +8,13 @@ from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG
-from evalcore.identity.checkpoint import checkpoint_fingerprint
+from evalcore.identity.checkpoint import checkpoint_fingerprint, numeric_config
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
+from evalcore.identity.model_schema import check_sizes
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.identity.readings import read_through, with_tokenizer
 from evalcore.identity.tokenizer import tokenizer_facts
+from evalcore.identity.weights import weight_layout
 from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
@@ -120,6 +122,7 @@ def describe_checkpoint(
         step = tuned.base.step
     if step is not None and not isinstance(step, int):
         raise InputError(f"{record_file}: key 'step' should be a whole number, not {step!r}")
+    check_sizes(numeric_config(path), weight_layout(path), path / "config.json")
     fingerprint = checkpoint_fingerprint(path)
     if tuned is not None and tuned.checkpoint_fingerprint not in (None, fingerprint):
         raise InputError(
