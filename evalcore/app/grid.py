@@ -22,12 +22,15 @@ from evalcore.identity import (
     parse_template_args,
     parse_template_date,
     rows_fingerprint,
+    tokenizer_facts,
 )
 from evalcore.metrics import check_metrics, needs_unconditional
 from evalcore.planning import PlannedCell
 from evalcore.prompting import (
     cached_requests,
+    control_pattern,
     draw_shots,
+    holds,
     load_variants,
     read_requests,
     request_costs,
@@ -36,6 +39,7 @@ from evalcore.prompting import (
 from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 from evalcore.tasks import (
     Finding,
+    check_control_tokens,
     check_counts,
     check_documents,
     check_requests,
@@ -117,7 +121,6 @@ def build_grid(
     grid.findings += check_selection(task for task, _ in selected)
     for task, variants in selected:
         work = _TaskWork.load(task, variants, options)
-        grid.findings += work.findings
         for variant in variants:
             files = _Files(work, variant, options, cache)
             for subject in asked_of(
@@ -143,6 +146,7 @@ def build_grid(
                 row["findings"] = [f.message for f in (*work.findings, *file.findings)]
                 grid.cell_rows.append(row)
             grid.findings += files.findings
+        grid.findings += work.findings
     theirs = [name for tasks, _ in options.grid for name in split_selection(tasks)[1]]
     if theirs:
         from evalcore.app.lm_eval import add_cells  # it builds on this module
@@ -193,6 +197,7 @@ class _TaskWork:
     baseline: float
     findings: list[Finding]
     data: str
+    looked_for: set[tuple[str, ...]] = field(default_factory=set)
 
     @classmethod
     def load(cls, task: Task, variants: Sequence[Variant], options: GridOptions) -> _TaskWork:
@@ -209,11 +214,22 @@ class _TaskWork:
         data = rows_fingerprint(document.id for document in everything)
         return cls(task, everything[: options.limit], pool, baseline, findings, data)
 
+    def _count_control_tokens(self, checkpoint: Checkpoint) -> None:
+        """Finds rows that name control tokens of a tokenizer, once for each."""
+        texts = tokenizer_facts(checkpoint.tokenizer).specials
+        if texts in self.looked_for:
+            return
+        self.looked_for.add(texts)
+        pattern = control_pattern(texts)
+        rows = [d.index for d in self.documents if pattern is not None and holds(d, pattern)]
+        self.findings.extend(check_control_tokens(self.task, rows, len(self.documents)))
+
     def requests(
         self, cache: Path, variant: Variant, checkpoint: Checkpoint, settings: EncodingSettings
     ) -> RequestFile:
         """The requests under a variant, for a checkpoint's tokenizer."""
         task, documents, pool = self.task, self.documents, self.pool
+        self._count_control_tokens(checkpoint)
         drawn = None
         if variant.shots:
             scored = {document.id for document in documents}

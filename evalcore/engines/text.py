@@ -5,12 +5,12 @@ An engine may stop early in its own way; what counts is this rule, applied to it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from evalcore.identity import end_token_ids, load_tokenizer
+from evalcore.identity import end_token_ids, load_tokenizer, special_tokens
 from evalcore.types import Checkpoint, GenerationSettings
 
 
@@ -93,17 +93,7 @@ class StopRule:
         return str(decode(ids[:before], skip_special_tokens=True) + begun)
 
 
-@lru_cache(maxsize=16)
-def _special_tokens(tokenizer: Any) -> Mapping[str, int]:
-    """Special tokens by their text: those that are not written where they are skipped."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    found = {str(token): int(i) for i, token in added.items() if token.special}
-    named = zip(
-        getattr(tokenizer, "all_special_tokens", ()),
-        getattr(tokenizer, "all_special_ids", ()),
-        strict=True,
-    )
-    return {**found, **{str(token): int(i) for token, i in named}}
+_special_tokens = lru_cache(maxsize=16)(special_tokens)
 
 
 def finish(

@@ -51,6 +51,7 @@ from evalcore.identity.tokenizer import (
     TokenizerFacts,
     end_token_ids,
     load_tokenizer,
+    special_tokens,
     tokenizer_facts,
     tokenizer_fingerprint,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "resolve_subjects",
     "rows_fingerprint",
     "shares_embeddings",
+    "special_tokens",
     "step_of",
     "template_values",
     "text_fingerprint",

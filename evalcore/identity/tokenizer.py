@@ -28,6 +28,7 @@ from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3
+_FACTS = 2  # raised when other facts are remembered
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model")
 _FILES = (
     "tokenizer.json", *_VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
@@ -63,6 +64,7 @@ class TokenizerFacts:
         dated: Whether the chat template writes the date.
         think_end: What closes a thinking part in the chat template; empty if it knows none.
         ends: Ids that end a generation, sorted.
+        specials: Texts of the control tokens, sorted.
         note: How the library would have changed the ids of ``tokenizer.json``; else empty.
     """
 
@@ -71,6 +73,7 @@ class TokenizerFacts:
     dated: bool
     think_end: str
     ends: tuple[int, ...]
+    specials: tuple[str, ...]
     note: str
 
 
@@ -82,8 +85,11 @@ def tokenizer_facts(path: str | Path) -> TokenizerFacts:
     """
     directory = Path(path)
     state = _state(directory)
-    found = cached_fact(f"tokenizer-{_VERSION}", state, lambda: asdict(_facts(directory, state)))
-    return TokenizerFacts(**{**found, "ends": tuple(found["ends"])})
+    found = cached_fact(
+        f"tokenizer-{_VERSION}.{_FACTS}", state, lambda: asdict(_facts(directory, state))
+    )
+    lists = {name: tuple(found[name]) for name in ("ends", "specials")}
+    return TokenizerFacts(**{**found, **lists})
 
 
 def has_vocabulary(path: str | Path) -> bool:
@@ -309,6 +315,15 @@ def _text(tokenizer: Any, text: str) -> str:
     return str(tokenizer.decode(_ids(tokenizer, text)))
 
 
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Control tokens by their text: those that are not written where special tokens are skipped."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {str(token): int(i) for i, token in added.items() if token.special}
+    texts = getattr(tokenizer, "all_special_tokens", ())
+    named = zip(texts, getattr(tokenizer, "all_special_ids", ()), strict=True)
+    return {**found, **{str(token): int(i) for token, i in named}}
+
+
 def _facts(directory: Path, state: str) -> TokenizerFacts:
     tokenizer, note = _load(str(directory), state)
     template = chat_template(tokenizer)
@@ -318,6 +333,7 @@ def _facts(directory: Path, state: str) -> TokenizerFacts:
         dated=writes_the_date(template),
         think_end=THINK_END if THINK_END in template else "",
         ends=end_token_ids(directory, tokenizer),
+        specials=tuple(sorted(special_tokens(tokenizer))),
         note=note,
     )
 

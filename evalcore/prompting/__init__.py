@@ -5,6 +5,7 @@ from evalcore.prompting.encoding import Encoder, encode_pair, encode_training
 from evalcore.prompting.example import Border, Example, document_example, example, shown_role
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.prompting.grammar import count_formats, formats
+from evalcore.prompting.guarding import control_pattern, holds
 from evalcore.prompting.model import PromptDefinition
 from evalcore.prompting.rendering import (
     Rendered,
@@ -56,6 +57,7 @@ __all__ = [
     "Rendered",
     "cached_requests",
     "check_variant",
+    "control_pattern",
     "count_formats",
     "document_example",
     "draw_shots",
@@ -65,6 +67,7 @@ __all__ = [
     "example",
     "formats",
     "gold_target",
+    "holds",
     "list_groups",
     "list_prompts",
     "load_tokenizer",

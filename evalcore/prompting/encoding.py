@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evalcore.errors import DataError, InputError
+from evalcore.prompting.guarding import MARK, GuardedTokenizer
 from evalcore.prompting.pieces import pieces_of, split_pieces
 from evalcore.types import EncodingSettings
 
@@ -253,12 +254,17 @@ def encode_training(
 ) -> Pair:
     """Ids to train on: (prompt ids, completion ids with the end token).
 
-    The same ids are scored for the same text; the end token (EOS) is where generation stops.
+    The same ids are scored for the same text, but for control tokens that data names: those are
+    learned as letters. The end token (EOS) is where generation stops.
 
     Raises:
         InputError: If the tokenizer has no EOS.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-text token to train")
-    prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, settings)
+    if MARK in prompt or MARK in completion:
+        encoder = Encoder(GuardedTokenizer(tokenizer), settings, by_pieces=False)
+        [[(prompt_ids, completion_ids)]] = encoder.encode_pairs([(prompt, [completion])])
+    else:
+        prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, settings)
     return prompt_ids, [*completion_ids, tokenizer.eos_token_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from evalcore.errors import InputError
 from evalcore.identity import load_tokenizer, text_fingerprint, tokenizer_facts
 from evalcore.prompting.encoding import Encoder
 from evalcore.prompting.fitting import Asked, RequestText, encode_texts, first_tokens, fit
+from evalcore.prompting.guarding import holds
 from evalcore.prompting.rendering import check_variant, render, shots_text
 from evalcore.prompting.shots import draw_shots
 from evalcore.types import (
@@ -220,6 +222,13 @@ class _Job:
     def rolling(self) -> bool:
         return self.task.output_type == "loglikelihood_rolling"
 
+    def names_bos(self, *documents: Document) -> bool:
+        """Whether the text of some document names the beginning-of-text token."""
+        if self.encoder.bos is None or not self.variant.chat:
+            return False
+        pattern = re.compile(re.escape(str(self.tokenizer.bos_token)))
+        return any(holds(document, pattern) for document in documents)
+
     def ready(self, document: Document) -> RequestText | None:
         """Text that needs no template: made elsewhere, or a whole text to be rolled over."""
         made = document.prebuilt
@@ -343,7 +352,8 @@ def _rows(
             if not asked.fits and kept > least:
                 too_long.append(i)
                 continue
-            if job.variant.chat and not asked.truncated:
+            named = job.names_bos(documents[i], *shots[:kept])  # then a second one is the data's
+            if job.variant.chat and not asked.truncated and not named:
                 begin = asked.pairs[0][0] if asked.pairs else asked.prompt
                 job.encoder.check_one_bos(begin or [], job.where)
             rows[i] = _row(job, documents[i], text, asked, len(shots) - kept)

@@ -3,6 +3,7 @@
 from evalcore.tasks.baseline import trivial_baseline
 from evalcore.tasks.checks import (
     Finding,
+    check_control_tokens,
     check_counts,
     check_documents,
     check_requests,
@@ -46,6 +47,7 @@ __all__ = [
     "TaskError",
     "TaskFault",
     "UniqueKeyLoader",
+    "check_control_tokens",
     "check_counts",
     "check_documents",
     "check_requests",

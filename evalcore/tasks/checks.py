@@ -211,6 +211,21 @@ def check_requests(
     return found
 
 
+def check_control_tokens(task: Task, rows: Sequence[int], total: int) -> list[Finding]:
+    """Says how many documents hold text that a tokenizer reads as a control token.
+
+    Args:
+        task: The task.
+        rows: Numbers of those documents.
+        total: Documents looked at.
+    """
+    return _if_any(
+        task, "warning", "special_tokens", list(rows),
+        f"{len(rows)} of {total} documents hold text that the tokenizer reads as control tokens",
+        "their prompts hold those tokens, as lm-evaluation-harness has it; training reads letters",
+    )  # fmt: skip
+
+
 def check_selection(tasks: Iterable[Task]) -> list[Finding]:
     """Looks for data that would count twice in the mean of one tuning's group.
 

@@ -153,8 +153,6 @@ def test_tokens_without_weights_are_refused(house: Path) -> None:
     assert "brings 1 tokens that there are no weights for: <|turn|>" in problem.message
     assert "--tokenizer base" in problem.message
     assert not resolve_subjects([house / "runs"], tokenizer="base").problems
-    edit(house / "runs" / "a1" / "adapter_config.json", modules_to_save=["embed_tokens"])
-    assert not resolve_subjects([house / "runs"]).problems  # brings the weights
 
 
 def test_a_base_without_a_template_is_asked_through_its_adapters(house: Path) -> None:
@@ -193,3 +191,12 @@ def test_checkpoints_that_differ_in_their_template_share_what_is_no_chat(house: 
     cells = named(grid)
     assert {cell for cell in cells if cell[1]} == usual(True, "pick", "tell") | chats
     assert len({cell for cell in cells if not cell[1]}) == 4
+
+
+def test_rows_that_name_control_tokens_are_counted_once(house: Path) -> None:
+    file = house / "data" / "rows" / "test.jsonl"
+    file.write_text(file.read_text().replace("is 2 the", "is </s> the"))
+    grid = grid_of(house, "default,default:chat=1")
+    found = [finding for finding in grid.findings if finding.code == "special_tokens"]
+    assert sorted(finding.task for finding in found) == ["pick", "tell"]
+    assert {(finding.count, finding.rows) for finding in found} == {(1, (2,))}
