@@ -97,12 +97,14 @@ class Grid:
         cell_rows: Rows of the store's cells table, aligned with ``cells``.
         findings: What the checks of the data found.
         lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
+        documents: By (task name, data as in ``cell_rows``).
     """
 
     cells: list[PlannedCell] = field(default_factory=list)
     cell_rows: list[dict] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     lm_eval: LmEvalWork | None = None
+    documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
 
 
 def build_grid(
@@ -121,6 +123,7 @@ def build_grid(
     grid.findings += check_selection(task for task, _ in selected)
     for task, variants in selected:
         work = _TaskWork.load(task, variants, options)
+        grid.documents[task.name, work.data] = work.documents
         for variant in variants:
             files = _Files(work, variant, options, cache)
             for subject in asked_of(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,8 +22,18 @@ from evalcore.app.grid import (
     cell_row,
     encoding_settings,
 )
+from evalcore.checked import (
+    ARROW_SUFFIX,
+    JSON_SUFFIX,
+    MARK,
+    DamagedFile,
+    is_checked,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 from evalcore.errors import EvalcoreError, InputError
-from evalcore.files import write_atomically
 from evalcore.identity import (
     NumericsClass,
     cell_key,
@@ -52,6 +63,8 @@ from evalcore.tasks.lm_eval import (
     load,
 )
 from evalcore.types import Cell, Checkpoint, EncodingSettings, Subject
+
+log = logging.getLogger("evalcore")
 
 FOLDER = "outside"
 SHOWN_CELLS = 24
@@ -119,6 +132,7 @@ def add_cells(
             settings, built, baseline, file = files.of(subject.checkpoint)
             # lm-eval's definition is code: its words and the rows it made of them.
             data = data_fingerprint(built.task)
+            grid.documents[built.task.name, data] = built.documents
             key = cell_key(
                 subject, built.task, built.variant, settings, numerics,
                 data=data, unconditional=needs_unconditional(built.task),
@@ -249,18 +263,39 @@ def write_outcomes(store: ResultStore, work: LmEvalWork) -> tuple[list[str], lis
 
 def read_outcomes(results: Path) -> list[dict[str, Any]]:
     """Every record of lm-eval's metrics in a results folder: cells, then groups, by file name."""
-    folder = Path(results) / FOLDER
-    files = sorted(folder.glob("*.json"), key=lambda f: (f.name.startswith("group-"), f.name))
-    return [json.loads(file.read_text("utf-8")) for file in files]
+    records = []
+    for file in _newest(results, ".json"):
+        try:
+            records.append(read_json(file))
+        except (DamagedFile, OSError) as error:
+            log.warning("ignored %s: %s; the next run makes it again", file, error)
+    return records
 
 
 def read_values(results: Path) -> pa.Table:
     """lm-eval's metrics of every document in a results folder (:data:`VALUES_SCHEMA`)."""
     tables = [VALUES_SCHEMA.empty_table()]
-    for file in sorted((Path(results) / FOLDER).glob("[!.]*.arrow")):
-        with pa.OSFile(str(file)) as source:
-            tables.append(pa.ipc.open_file(source).read_all())
+    for file in _newest(results, ".arrow"):
+        try:
+            tables.append(_read_values(file))
+        except (DamagedFile, OSError, pa.ArrowException) as error:
+            log.warning("ignored %s: %s; the next run makes it again", file, error)
     return pa.concat_tables(tables)
+
+
+def _read_values(file: Path) -> pa.Table:
+    if is_checked(file):
+        return read_table(file)
+    with pa.OSFile(str(file)) as source:  # from before there were checksums
+        return pa.ipc.open_file(source).read_all()
+
+
+def _newest(results: Path, suffix: str) -> list[Path]:
+    """Files of ``outside``, one of each name: cells, then groups; checked ones come first."""
+    files: dict[str, Path] = {}
+    for file in sorted((Path(results) / FOLDER).glob(f"[!.]*{suffix}"), key=is_checked):
+        files[file.name.removesuffix(suffix).removesuffix(MARK)] = file
+    return [files[name] for name in sorted(files, key=lambda n: (n.startswith("group-"), n))]
 
 
 def _write(results: Path, one: LmEvalCell, outcome: Outcome) -> None:
@@ -286,14 +321,9 @@ def _write(results: Path, one: LmEvalCell, outcome: Outcome) -> None:
         pa.array(c, kind.type) for c, kind in zip(columns, list(VALUES_SCHEMA)[1:], strict=True)
     ]
     table = pa.Table.from_arrays(arrays, schema=VALUES_SCHEMA)
-
-    def values(sink: IO[bytes]) -> None:
-        with pa.ipc.new_file(sink, VALUES_SCHEMA) as out:
-            out.write_table(table)
-
     folder = _folder(results)
-    write_atomically(folder / f"{cell.key}.arrow", values)
-    _write_json(folder / f"{cell.key}.json", record)
+    write_table(folder / f"{cell.key}{ARROW_SUFFIX}", table)
+    write_json(folder / f"{cell.key}{JSON_SUFFIX}", record)
 
 
 def _write_group(
@@ -310,7 +340,7 @@ def _write_group(
         "n": metrics["sample_len"],
     }
     key = text_fingerprint([name, *of])
-    _write_json(_folder(results) / f"group-{key}.json", record)
+    write_json(_folder(results) / f"group-{key}{JSON_SUFFIX}", record)
 
 
 def _folder(results: Path) -> Path:
@@ -320,11 +350,6 @@ def _folder(results: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
     return folder
-
-
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda sink: sink.write(text.encode("utf-8")))
 
 
 def _shown(outcome: Outcome) -> str:

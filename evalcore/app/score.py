@@ -21,6 +21,7 @@ from evalcore.app.grid import (
     installed_versions,
     require_documents,
 )
+from evalcore.app.inputs import keep_inputs
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
 from evalcore.cluster import StopSignals
@@ -59,6 +60,7 @@ class ScoreOptions(GridOptions):
         shard: (i, n): do part i of n.
         time_limit: Seconds after which to stop, committed, with status 75.
         unit_examples: Examples handed to a worker at once, at most.
+        documents: Keep documents and prompts beside the results.
         commit_every: Seconds that rows may wait to be committed together.
         adapter_way: How adapters are applied (see ``app.adapters``).
         certify: Share of the examples scored a second time; 0: none.
@@ -77,6 +79,7 @@ class ScoreOptions(GridOptions):
     commit_every: float = 60.0
     dry_run: bool = False
     strict: bool = False
+    documents: bool = True
     engine: EngineKind = "vllm"
     dtype: Dtype | Literal["auto"] = "auto"
     strategy: Strategy = "auto"
@@ -202,6 +205,8 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
         outcome.examples_per_s = _last_rate(store)
         return outcome
     store.write_cells(grid.cell_rows)
+    if options.documents:
+        keep_inputs(store, grid)
     if plan.units:
         outcome.summary = _run(options, spec, grid, plan, limits, progress or Silent())
         _count_flops(outcome, spec, subjects, options.peak_tflops)

@@ -122,6 +122,7 @@ def score_options(options: dict[str, Any]) -> ScoreOptions:
         "system": values.pop("system_instruction"),
         "multiturn": values.pop("fewshot_as_multiturn"),
         "include_bases": not values.pop("no_bases"),
+        "documents": not values.pop("no_documents"),
         "certify": values.pop("certify") * values.pop("certify_share"),
     }
     return ScoreOptions(grid=grid, **renamed, **values)

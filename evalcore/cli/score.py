@@ -112,6 +112,10 @@ from evalcore.cli.options import (
     help="Share of each cell's examples in that sample.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and score nothing.")
+@click.option(
+    "--no-documents", is_flag=True,
+    help="Keep no questions, choices, golds and prompts in the results.",
+)  # fmt: skip
 @click.option("--strict", is_flag=True, help="Findings about the data are errors.")
 @engine_options
 def score(**options: object) -> int:

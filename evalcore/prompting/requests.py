@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import logging
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.errors import InputError
+from evalcore.checked import ARROW_SUFFIX, DamagedFile, is_checked, map_table, write_batches
+from evalcore.errors import InputError, NodeError
 from evalcore.identity import load_tokenizer, text_fingerprint, tokenizer_facts
 from evalcore.prompting.encoding import Encoder
 from evalcore.prompting.fitting import Asked, RequestText, encode_texts, first_tokens, fit
@@ -31,6 +30,8 @@ from evalcore.types import (
     Variant,
     generation_of,
 )
+
+log = logging.getLogger("evalcore")
 
 REQUESTS_VERSION = 3
 FLAG_SHOTS_DROPPED = "shots_dropped"
@@ -147,32 +148,49 @@ def cached_requests(
             "settings": [settings.max_length, settings.add_bos, settings.overflow],
         }
     )
-    path = Path(cache_dir) / f"requests-{key}.arrow"
-    if path.is_file():
+    path = Path(cache_dir) / f"requests-{key}{ARROW_SUFFIX}"
+    if _is_sound(path):
         return path
     tokenizer = load_tokenizer(tokenizer_path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    batches = _batches(
+        task, variant, documents, shots_pool, tokenizer, settings, drawn,
+        unconditional=unconditional,
+    )  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, REQUEST_SCHEMA) as out:
-            for batch in _batches(
-                task, variant, documents, shots_pool, tokenizer, settings, drawn,
-                unconditional=unconditional,
-            ):  # fmt: skip
-                out.write_batch(batch)
-        os.replace(temporary, path)
+        write_batches(path, REQUEST_SCHEMA, batches, compression=None)
     except OSError as error:
         raise InputError(f"cannot write requests to {path.parent}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 
 def read_requests(path: str | Path) -> pa.Table:
-    """Memory-maps a request file."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+    """Memory-maps a request file; its bytes are checked first.
+
+    Raises:
+        NodeError: This machine sees other bytes than were written.
+    """
+    path = Path(path)
+    try:
+        if is_checked(path):
+            return map_table(path)
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (DamagedFile, OSError, pa.ArrowException) as error:
+        reason = str(error).split("\n")[0]
+        raise NodeError(f"requests {path} cannot be read here: {reason}; run again") from error
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether the file is there as it was written."""
+    try:
+        map_table(path)
+    except FileNotFoundError:
+        return False
+    except (DamagedFile, OSError, pa.ArrowException) as error:
+        log.warning("%s: %s; it is made again", path, error)
+        return False
+    return True
 
 
 def same_requests(one: str | Path, other: str | Path) -> bool:

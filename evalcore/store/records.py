@@ -20,6 +20,7 @@ from evalcore.checked import (
     write_json,
     write_table,
 )
+from evalcore.errors import DataError, InputError
 from evalcore.store.cells import not_writable
 from evalcore.store.schema import DOCUMENT_SCHEMA
 
@@ -114,6 +115,40 @@ class Documents:
             seen.update(ids)
             tables.append(table.filter(pa.array(keep, pa.bool_())))
         return pa.concat_tables(tables)
+
+
+class Requests:
+    """The ``requests`` folder: prompts as token ids, by the name cells have for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        """Where prompts of that name lie."""
+        return self.folder / f"{Path(name).name.split('.')[0]}{ARROW_SUFFIX}"
+
+    def write(self, name: str, table: pa.Table) -> Path:
+        """See ``ResultStore.write_requests``."""
+        path = self.path(name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_table(path, table)
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+        return path
+
+    def read(self, name: str) -> pa.Table:
+        """See ``ResultStore.requests``."""
+        path = self.path(name)
+        try:
+            return read_table(path)
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: these prompts were not kept (--no-documents, or an earlier evalcore); "
+                "run the same command again to keep them"
+            ) from None
+        except (DamagedFile, OSError) as error:
+            raise DataError(f"{path}: {error}; `evalcore verify` sets it aside") from error
 
 
 def _sound_json(path: Path) -> bool:

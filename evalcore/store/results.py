@@ -7,6 +7,7 @@ Layout::
     RESULTS/segments/*.arrow     examples; each footer states its coverage
     RESULTS/makers/*.json        environments that made rows, by the id in ``made_by``
     RESULTS/documents/*/*.arrow  questions, choices and golds, once per (task, data)
+    RESULTS/requests/*.arrow     prompts as token ids, once per (task, variant, tokenizer)
     RESULTS/runs/*.json          one record per run
     RESULTS/damaged/             what failed its checksum, set aside
     RESULTS/cache/               encoded requests; may be deleted
@@ -29,13 +30,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.errors import InputError, ResultsError
+from evalcore.errors import InputError, ResultsError, UnknownNameError
 from evalcore.files import remove_stale_temporaries
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
 from evalcore.store.coverage import Coverage
 from evalcore.store.reading import in_cells, iterate_examples, join_cells, read_examples
-from evalcore.store.records import Documents, Makers
+from evalcore.store.records import Documents, Makers, Requests
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, MAKER_COLUMN, joined_name
 from evalcore.store.segments import (
@@ -81,6 +82,7 @@ class ResultStore:
         self._cells = CellTables(self.cells_folder, self._warn_damaged)
         self._makers = Makers(self.path / "makers", self._warn_damaged)
         self._documents = Documents(self.path / "documents", self._warn_damaged)
+        self._requests = Requests(self.path / "requests")
         if read_only:
             if not (self.path / "store.json").is_file():
                 raise InputError(
@@ -157,6 +159,22 @@ class ResultStore:
         """
         return self._documents.write(task, data, rows)
 
+    def write_requests(self, name: str, table: pa.Table) -> Path:
+        """Keeps the prompts of a (task, variant, tokenizer) as token ids.
+
+        Args:
+            name: The cells' column ``requests``.
+            table: One row per document, with ``doc_id`` (``prompting.REQUEST_SCHEMA``).
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        return self._requests.write(name, table)
+
+    def has_requests(self, name: str) -> bool:
+        """Whether these prompts are kept already."""
+        return self._requests.path(name).is_file()
+
     def compact(self, **options: Any) -> CompactReport:
         """Merges small segments into few and drops doubled rows; safe to kill, safe beside writers.
 
@@ -229,6 +247,20 @@ class ResultStore:
         """Documents of a task (None: of all tasks), as
         :data:`~evalcore.store.schema.DOCUMENT_SCHEMA`."""
         return self._documents.read(task, data)
+
+    def requests(self, cell: str) -> pa.Table:
+        """Prompts of a cell as token ids of its checkpoint's tokenizer, one row per document.
+
+        Columns: ``prompting.REQUEST_SCHEMA`` (``contexts``, ``continuations``, ``prompt`` ...).
+
+        Raises:
+            UnknownNameError: The cell is not recorded.
+            InputError: Its prompts were not kept, or are damaged.
+        """
+        rows = self._cells.read().rows
+        if cell not in rows:
+            raise UnknownNameError("cell", cell, rows)
+        return self._requests.read(str(rows[cell]["requests"]))
 
     def examples(
         self,

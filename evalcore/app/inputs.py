@@ -1,0 +1,41 @@
+"""What was asked, kept beside what was answered: documents, and prompts as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalcore.prompting import read_requests
+from evalcore.store import ResultStore
+from evalcore.types import Document
+
+if TYPE_CHECKING:
+    from evalcore.app.grid import Grid
+
+
+def keep_inputs(store: ResultStore, grid: Grid) -> None:
+    """Writes the grid's documents once per (task, data) and its prompts once per request file.
+
+    Raises:
+        ResultsError: The folder cannot be written.
+    """
+    for (task, data), documents in grid.documents.items():
+        store.write_documents(task, data, _rows(documents))
+    for path in sorted({cell.requests_path for cell in grid.cells}):
+        if not store.has_requests(Path(path).name):
+            store.write_requests(Path(path).name, read_requests(path))
+
+
+def _rows(documents: Sequence[Document]) -> Iterator[Mapping[str, Any]]:
+    for document in documents:
+        yield {
+            "doc_id": document.id,
+            "doc_index": document.index,
+            "fields": json.dumps(dict(document.fields), ensure_ascii=True, default=str),
+            "choices": list(document.choices),
+            "gold": document.gold,
+            "golds": list(document.golds),
+            "references": list(document.references),
+        }

@@ -1,0 +1,68 @@
+"""What was asked is kept beside the answers: documents, and prompts that can be read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evalcore.app.grid import Grid
+from evalcore.app.inputs import keep_inputs
+from evalcore.errors import InputError, NodeError
+from evalcore.planning import PlannedCell
+from evalcore.prompting import cached_requests, load_tokenizer, read_requests
+from evalcore.store import ResultStore
+from evalcore.types import Cell, Checkpoint, Document, EncodingSettings, Subject, Task, Variant
+
+TASK = Task("toy", 1, "toy", "multiple_choice", ("acc",), "acc")
+VARIANT = Variant("default", "toy", "Question: {{ text }} Answer:", fingerprint="f")
+DOCUMENTS = [
+    Document(f"{i:032x}", i, {"text": f"number {i}", "label": i % 2}, ("yes", "no"), gold=i % 2)
+    for i in range(5)
+]
+
+
+def asked(cache: Path, tokenizer: Path) -> Path:
+    return cached_requests(cache, TASK, VARIANT, DOCUMENTS, [], tokenizer, EncodingSettings())
+
+
+def test_documents_and_prompts_are_kept_once(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    store = ResultStore(tmp_path / "results")
+    path = asked(store.cache_folder, tiny_tokenizer_dir)
+    cell = Cell("c", Subject(Checkpoint("c", "/c", "c", "t")), TASK, VARIANT)
+    planned = PlannedCell(cell, str(path), [d.id for d in DOCUMENTS], [1] * len(DOCUMENTS))
+    grid = Grid(cells=[planned], documents={("toy", "data"): DOCUMENTS})
+    store.write_cells([{"cell": "c", "requests": path.name}, {"cell": "gone", "requests": "x"}])
+    keep_inputs(store, grid)
+    before = sorted(file for file in store.path.rglob("*") if file.is_file())
+    keep_inputs(store, grid)
+    assert sorted(file for file in store.path.rglob("*") if file.is_file()) == before
+    rows = store.documents("toy").to_pylist()
+    assert [row["doc_id"] for row in rows] == [d.id for d in DOCUMENTS]
+    assert json.loads(rows[3]["fields"]) == {"text": "number 3", "label": 1}
+    assert rows[3]["choices"] == ["yes", "no"]
+    assert rows[3]["gold"] == 1
+
+    path.unlink()  # the cache may go
+    kept = store.requests("c").to_pylist()
+    text = load_tokenizer(tiny_tokenizer_dir).decode(kept[3]["contexts"][0])
+    assert "Question: number 3 Answer:" in text
+    with pytest.raises(InputError, match="were not kept"):
+        store.requests("gone")
+
+
+def test_a_damaged_request_file_is_made_again(
+    tmp_path: Path, tiny_tokenizer_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = asked(tmp_path, tiny_tokenizer_dir)
+    data = path.read_bytes()
+    broken = bytearray(data)
+    broken[len(data) // 2] ^= 1
+    for content in (bytes(broken), data[:-1], b""):
+        path.write_bytes(content)
+        with pytest.raises(NodeError, match="cannot be read here"):
+            read_requests(path)
+        assert asked(tmp_path, tiny_tokenizer_dir) == path
+        assert path.read_bytes() == data
+    assert caplog.text.count("it is made again") == 3
