@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -255,10 +255,32 @@ def _subjects(
         applied=_applied(options),
     )
     problems = [(problem.path, problem.message) for problem in resolved.problems]
-    if not resolved.subjects:
+    subjects = _supported(options, resolved.subjects, problems)
+    if not subjects:
         first = f": {problems[0][1]}" if problems else ""
         raise InputError(f"no subject can be scored{first}")
-    return list(resolved.subjects), problems, list(resolved.notes)
+    return subjects, problems, list(resolved.notes)
+
+
+def _supported(
+    options: ScoreOptions, subjects: Sequence[Subject], problems: list[tuple[str, str]]
+) -> list[Subject]:
+    """The subjects whose checkpoint the engine can run; the others become problems."""
+    if options.engine != "vllm":
+        return list(subjects)
+    from evalcore.engines.vllm.bases import unsupported
+
+    device: Device = "cuda" if gpu_count() else "cpu"
+    reasons = {
+        path: unsupported(path, numeric_config(path), device)
+        for path in {subject.checkpoint.path for subject in subjects}
+    }
+    problems += [
+        (path, f"checkpoint {path}: {reason}; engine hf may score it (--engine hf)")
+        for path, reason in sorted(reasons.items())
+        if reason is not None
+    ]
+    return [subject for subject in subjects if reasons[subject.checkpoint.path] is None]
 
 
 def _applied(options: ScoreOptions) -> Applied:

@@ -8,6 +8,7 @@ from evalcore.identity.adapter import (
     numeric_adapter_config,
 )
 from evalcore.identity.applying import Applied, check_adapter
+from evalcore.identity.bases import check_base, quantisation
 from evalcore.identity.cache import cache_dir
 from evalcore.identity.cells import (
     NumericsClass,
@@ -81,6 +82,7 @@ __all__ = [
     "cell_key",
     "chat_template",
     "check_adapter",
+    "check_base",
     "checkpoint_fingerprint",
     "data_fingerprint",
     "describe_checkpoint",
@@ -97,6 +99,7 @@ __all__ = [
     "open_checkpoint",
     "parse_template_args",
     "parse_template_date",
+    "quantisation",
     "read_header",
     "read_lora",
     "read_provenance",

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config, check_finite
 from evalcore.identity.adapter_schema import check_layers
-from evalcore.identity.lora import Layout, layer_of, read_lora
+from evalcore.identity.bases import quantisation
+from evalcore.identity.lora import Layout, layer_of, read_lora, shares_embeddings
 
 Applied = Literal["unmerged", "merged", "batched"]
 """How adapters are applied: by PEFT on top (engine hf), into the weights, or beside them (vllm)."""
 
 
 def check_adapter(
-    path: str | Path, layout: Layout, base: str, applied: Applied, *, tied: bool
+    path: str | Path, layout: Layout, config: Mapping[str, Any], base: str, applied: Applied
 ) -> None:
     """Everything that can be wrong with an adapter before an engine is started.
 
     Args:
         path: PEFT directory.
         layout: Tensor name -> (dtype, shape) of its base.
+        config: The base's config.json.
         base: How to name the base in the message.
         applied: What the engine of the run does with adapters.
-        tied: Whether the base shares one tensor between embeddings and head.
 
     Raises:
         IncompatibleError: It does not fit the base.
@@ -32,13 +34,19 @@ def check_adapter(
     """
     check_layers(adapter_config(path), _layer_count(layout), Path(path) / ADAPTER_CONFIG)
     try:
-        adapter = read_lora(path, layout, tied=tied)
+        adapter = read_lora(path, layout, tied=shares_embeddings(config, layout))
     except IncompatibleError as error:
         reason = str(error).removeprefix(f"adapter {path}: ")
         raise IncompatibleError(f"adapter {path} does not fit base {base}: {reason}") from None
     check_finite(path)
     if applied == "unmerged":
         return
+    quantised = quantisation(config, layout)
+    if applied == "merged" and quantised is not None:
+        raise InputError(
+            f"adapter {path}: its base {base} is quantised ({quantised}): nothing can be merged "
+            f"into it; --adapters batched or --engine hf may apply it"
+        )
     try:
         if applied == "batched":
             adapter.require_applicable()

@@ -21,7 +21,6 @@ from evalcore.identity.adapter import (
 )
 from evalcore.identity.applying import Applied, check_adapter
 from evalcore.identity.checkpoint import numeric_config
-from evalcore.identity.lora import shares_embeddings
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -149,8 +148,8 @@ def _adapter_and_base(path: Path, bases: _Bases, applied: Applied) -> tuple[Adap
         record = read_provenance(path)
         adapter = _describe_adapter(path, record)
         base = bases.of(path, record)
-        layout, tied = bases.layout(base), bases.tied(base)
-        check_adapter(path, layout, base.source, applied, tied=tied)
+        config = numeric_config(base.path)
+        check_adapter(path, bases.layout(base), config, base.source, applied)
         bases.read_by(path, base)
     except UnicodeError:
         raise InputError(
@@ -318,9 +317,6 @@ class _Bases:
         if base.fingerprint not in self._layouts:
             self._layouts[base.fingerprint] = weight_layout(base.path)
         return self._layouts[base.fingerprint]
-
-    def tied(self, base: Checkpoint) -> bool:
-        return shares_embeddings(numeric_config(base.path), self.layout(base))
 
     def of(self, path: Path, record: Provenance | None) -> Checkpoint:
         """The base of the adapter at ``path``."""

@@ -16,7 +16,7 @@ import pytest
 
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
-from evalcore.identity import Applied, check_adapter, numeric_config, shares_embeddings
+from evalcore.identity import Applied, check_adapter, numeric_config
 from evalcore.identity.weights import weight_layout
 from tests.agreement.engine_processes import Child, import_peft, import_vllm, running
 from tests.agreement.wild_cases import CASES, batch, paths, who
@@ -54,11 +54,10 @@ def visit(folder: Path, applied: Applied, names: list[str]) -> dict[str, np.ndar
     for name in sorted(names, key=lambda name: CASES[name].base):
         base, adapter = paths(folder, name)
         layout = weight_layout(base)
-        tied = shares_embeddings(numeric_config(base), layout)
         subject = who(folder, name)
         assert subject.adapter is not None
         try:
-            check_adapter(adapter, layout, str(base), applied, tied=tied)
+            check_adapter(adapter, layout, numeric_config(base), str(base), applied)
             still = dataclasses.replace(subject.adapter, untrained=name == "alpha0")
             engine.load(dataclasses.replace(subject, adapter=still))
             found[name] = engine.score(batch()).token_logprobs

@@ -294,7 +294,7 @@ def test_an_adapter_of_other_shapes_is_refused(
     layout = weight_layout(tiny_checkpoint)
 
     def check(adapter: Path, own: Layout) -> None:
-        check_adapter(adapter, own, "base", "merged", tied=False)
+        check_adapter(adapter, own, {}, "base", "merged")
 
     check(tiny_adapter, layout)
     # A base saved without the model's prefix is the same base.

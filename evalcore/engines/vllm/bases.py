@@ -1,0 +1,61 @@
+"""What vLLM cannot run on a kind of device, told from config.json before an engine is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evalcore.engines.protocol import Device
+from evalcore.identity import weight_files
+
+# vLLM 0.32 (v1/attention/backends/cpu_attn.py).
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+# State-space layers: their scan has no kernel for CPUs in vLLM 0.32.
+_STATE_SPACE = {
+    "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2",
+    "nemotron_h", "plamo2",
+}  # fmt: skip
+
+
+def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | None:
+    """Why vLLM cannot run a checkpoint, on one line; None if nothing speaks against it.
+
+    Args:
+        path: Its directory.
+        config: Its config.json.
+        device: Where it would run.
+    """
+    wanted = {file.name for file in weight_files(Path(path))}
+    stray = sorted(
+        file.name for file in Path(path).glob("*.safetensors") if file.name not in wanted
+    )
+    if stray and not (Path(path) / "model.safetensors.index.json").is_file():
+        # With an index vLLM reads the files it names, without one every file.
+        return (
+            f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
+            f"it to another folder"
+        )
+    if device != "cpu":
+        return None
+    kind = config.get("model_type")
+    if kind in _STATE_SPACE:
+        return f"vLLM has no state-space kernel for CPUs ({kind})"
+    size = _head_size(config)
+    if size is not None and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        return f"heads of {size} numbers are not among those vLLM runs on CPUs ({sizes})"
+    return None
+
+
+def _head_size(config: Mapping[str, Any]) -> int | None:
+    """Numbers of an attention head; None where the family counts otherwise (MLA, parts)."""
+    if "text_config" in config or config.get("kv_lora_rank"):
+        return None
+    if isinstance(config.get("head_dim"), int):
+        return int(config["head_dim"])
+    width = next((config[k] for k in ("hidden_size", "n_embd") if k in config), None)
+    heads = next((config[k] for k in ("num_attention_heads", "n_head") if k in config), None)
+    if not (isinstance(width, int) and isinstance(heads, int) and heads):
+        return None
+    return width // heads
