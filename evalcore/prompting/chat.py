@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from evalcore.deadline import MAX_TEMPLATE_MB, MAX_TEMPLATE_S, bounded
 from evalcore.errors import InputError
 from evalcore.identity import template_values
 from evalcore.prompting.faults import PromptError, PromptFault
@@ -59,12 +60,12 @@ def chat_text(
 
 
 def _apply(tokenizer: Any, messages: list[dict[str, str]], variant: Variant) -> Any:
-    return tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=True,
-        **template_values(variant.chat_args, variant.chat_date),
-    )
+    values = template_values(variant.chat_args, variant.chat_date)
+    # Loops within loops have no bound of their own in the library's sandbox.
+    with bounded(MAX_TEMPLATE_S, MAX_TEMPLATE_MB):
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **values
+        )
 
 
 def _accepts(tokenizer: Any, messages: list[dict[str, str]], variant: Variant) -> bool:

@@ -13,10 +13,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "types", "reading", "files", "checked", "identity", "tasks", "prompting", "store",
+    "errors", "types", "deadline", "reading", "files", "checked", "identity", "tasks", "prompting", "store",
     "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
 ]  # fmt: skip
-FINETUNE_MAY_IMPORT = {"errors", "types", "reading", "identity", "tasks", "prompting", "cluster"}
+FINETUNE_MAY_IMPORT = {
+    "errors",
+    "types",
+    "deadline",
+    "reading",
+    "identity",
+    "tasks",
+    "prompting",
+    "cluster",
+}
 HEAVY = {
     "torch", "transformers", "vllm", "ray", "datasets", "peft", "scipy", "matplotlib", "pandas",
     "trl",

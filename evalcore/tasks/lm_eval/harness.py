@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from evalcore.deadline import MAX_TEMPLATE_MB, MAX_TEMPLATE_S, bounded
 from evalcore.errors import DataError, DefinitionError, EvalcoreError, InputError
 from evalcore.tasks.lm_eval.trust import Known
 from evalcore.tasks.sources import split_files
@@ -218,18 +219,21 @@ def chat_renderer(tokenizer: Any, values: Mapping[str, Any]) -> Callable[..., st
             raise InputError("--apply_chat_template: the tokenizer has no chat template")
 
         def write(history: Sequence[Mapping[str, str]]) -> str:
-            return str(
-                tokenizer.apply_chat_template(
-                    list(history),
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                    **values,
+            with bounded(MAX_TEMPLATE_S, MAX_TEMPLATE_MB):
+                return str(
+                    tokenizer.apply_chat_template(
+                        list(history),
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=not add_generation_prompt,
+                        **values,
+                    )
                 )
-            )
 
         try:
             return write(messages)
+        except TimeoutError as error:
+            raise InputError(f"--apply_chat_template: the chat template {error}") from None
         except jinja2.exceptions.TemplateError:
             return write([message for message in messages if message["role"] != "system"])
 
