@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "types", "deadline", "reading", "files", "checked", "identity", "tasks", "prompting", "store",
-    "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
+    "errors", "types", "deadline", "reading", "files", "checked", "identity", "tasks", "prompting",
+    "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "errors",
