@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
     "errors", "types", "deadline", "reading", "files", "checked", "identity", "tasks", "prompting",
-    "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app", "cli",
+    "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app",
+    "cli",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "errors",
