@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from evalcore.engines.protocol import (
     AdapterWay,
@@ -13,6 +14,7 @@ from evalcore.engines.protocol import (
     merge_reason,
     numerics_class,
 )
+from evalcore.engines.rounding import MOST_LOST, lost_in
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.identity import adapter_config
 from evalcore.planning import PlannedCell
@@ -24,6 +26,8 @@ BATCH_BELOW_TOKENS = 50_000
 weights. Measured on an H100 with a model of 1B (docs/benchmarks.md): merging took 0.6 s; then
 230,000 prompt tokens a second were scored packed, but 56,000 by the strategy beside adapters
 (choices of several tokens, part of the contexts cached): T / 56,000 = 0.6 + T / 230,000."""
+MAX_RANK = 512
+"""The largest adapter vLLM has slots for."""
 BATCH_FROM_ADAPTERS = 2
 """Adapters of a checkpoint, in the mean, from which there is anything to batch."""
 
@@ -37,12 +41,17 @@ class AdapterPlan:
         beside: Ids of the subjects whose adapters are applied beside the weights.
         together: Most of them that one checkpoint has.
         rank: The highest rank among them.
+        refused: Subject id -> why its adapter cannot be applied as the others are, where that is
+            part of what a score is (16-bit).
+        notes: What is worth telling.
     """
 
     way: AdapterWay
     beside: frozenset[str] = frozenset()
     together: int = 1
     rank: int = 1
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def fitted(self, spec: EngineSpec) -> EngineSpec:
         """A spec with the way settled, and slots no more and no larger than needed."""
@@ -52,7 +61,7 @@ class AdapterPlan:
             spec,
             adapters="batched",
             max_loras=min(spec.max_loras, self.together),
-            max_lora_rank=min(spec.max_lora_rank, self.rank),
+            max_lora_rank=self.rank,
         )
 
 
@@ -76,22 +85,18 @@ def check_way(spec: EngineSpec) -> None:
         )
 
 
-def can_stand_beside(spec: EngineSpec, subjects: Sequence[Subject]) -> frozenset[str]:
-    """Ids of the subjects whose adapters vLLM can apply beside the weights.
+def reasons_to_merge(spec: EngineSpec, tuned: Sequence[Subject]) -> dict[str, str | None]:
+    """Subject id -> why vLLM cannot apply its adapter beside the weights; None where it can.
 
-    One that fits its checkpoint in no way is not among them either: it fails alone, in the worker.
+    One that fits its checkpoint in no way has a reason, too: it fails alone, in the worker.
     """
-    found = set()
-    for subject in subjects:
-        if subject.adapter is None:
-            continue
+    found: dict[str, str | None] = {}
+    for subject in tuned:
         try:
-            reason = merge_reason(spec, subject)
+            found[subject.id] = merge_reason(spec, subject)
         except EvalcoreError as error:
-            reason = str(error)
-        if reason is None:
-            found.add(subject.id)
-    return frozenset(found)
+            found[subject.id] = str(error)
+    return found
 
 
 def choose_way(device: Device, adapters_each: float, tokens_each: float) -> AdapterWay:
@@ -126,29 +131,72 @@ def plan_adapters(
 ) -> AdapterPlan:
     """Settles how the adapters of a grid are applied.
 
+    In 16-bit all of them are applied in one way, as scores of different ways are not compared: what
+    cannot be batched is merged with the whole grid (``auto``) or refused (``batched``). ``auto``
+    batches where merging would lose more than ``MOST_LOST`` of an adapter's change.
+
     Args:
         spec: With ``adapters`` as asked for, and with a device.
         store: The results folder.
         cells: The whole grid, whatever is scored already: a run that goes on decides the same.
     """
+    subjects = {cell.cell.subject.id: cell.cell.subject for cell in cells}
+    tuned = [subject for subject in subjects.values() if subject.adapter is not None]
     device: Device = "cuda" if spec.device == "cuda" else "cpu"
     may = device == "cuda" and spec.kind == "vllm" and spec.strategy != "packed"
+    lost = _lost(spec, tuned)
     if spec.adapters == "merged" or (spec.adapters == "auto" and not may):
-        return AdapterPlan("merged")
-    subjects = {cell.cell.subject.id: cell.cell.subject for cell in cells}
-    beside = can_stand_beside(spec, list(subjects.values()))
+        return AdapterPlan("merged", notes=_flagged(spec, lost))
+    one_way = spec.dtype != "float32"
+    # Where all have to go one way, slots are as large as the largest adapter.
+    slots = replace(spec, max_lora_rank=MAX_RANK) if one_way else spec
+    reasons = reasons_to_merge(slots, tuned)
+    beside = frozenset(own for own, reason in reasons.items() if reason is None)
     way: AdapterWay | None = "batched"
     if spec.adapters == "auto":
         way = stored_way(store, spec)
     homes = Counter(subjects[i].checkpoint.fingerprint for i in beside)
+    if way is None and one_way and len(beside) < len(tuned):
+        way = "merged"
+    if way is None and lost is not None and lost[0] > MOST_LOST:
+        way = "batched"
     if way is None:
         tokens = sum(int(c.costs.sum()) for c in cells if c.cell.subject.id in beside)
         way = choose_way(device, len(beside) / max(len(homes), 1), tokens / max(len(beside), 1))
     if way == "merged":
-        return AdapterPlan("merged")
+        return AdapterPlan("merged", notes=_flagged(spec, lost))
     ranks = [
         max(adapter.rank, int(adapter_config(adapter.path).get("r") or 0))
         for i in beside
         if (adapter := subjects[i].adapter) is not None
     ]
-    return AdapterPlan("batched", beside, max(homes.values(), default=1), max(ranks, default=1))
+    refused = {
+        own: f"in {spec.dtype} it cannot be batched as the others are ({reason}); score it merged "
+        f"(--adapters merged)"
+        for own, reason in reasons.items()
+        if reason is not None and one_way
+    }
+    return AdapterPlan(
+        "batched", beside, max(homes.values(), default=1), max(ranks, default=1), refused
+    )
+
+
+def _lost(spec: EngineSpec, tuned: Sequence[Subject]) -> tuple[float, str] | None:
+    """(largest share of an adapter's change that merging would lose, whose); None in float32."""
+    if spec.kind != "vllm" or spec.dtype == "float32":
+        return None
+    found = []
+    for subject in tuned:
+        assert subject.adapter is not None
+        with contextlib.suppress(EvalcoreError):  # it fails alone, in the worker
+            found.append((lost_in(subject.adapter, subject.checkpoint, spec.dtype), subject.label))
+    return max(found, default=None)
+
+
+def _flagged(spec: EngineSpec, lost: tuple[float, str] | None) -> tuple[str, ...]:
+    if lost is None or lost[0] <= MOST_LOST:
+        return ()
+    return (
+        f"merged into {spec.dtype}, adapters lose up to {lost[0]:.0%} of their change to rounding "
+        f"(most: {lost[1]}); --adapters batched or --dtype float32 keeps it",
+    )

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from evalcore.app.adapters import check_way, plan_adapters
+from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
 from evalcore.app.devices import gpu_count, gpu_name, visible_gpus
 from evalcore.app.flops import peak_flops, run_flops
 from evalcore.app.grid import (
@@ -173,7 +173,11 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     if not options.dry_run:
         notes += _set_aside(store)
     spec = _engine_spec(options, subjects)
-    spec, grid, beside = _grid(options, spec, subjects, store)
+    spec, grid, adapters = _grid(options, spec, subjects, store)
+    beside = adapters.beside
+    notes += adapters.notes
+    named = {subject.id: subject for subject in subjects}
+    problems += [(named[own].label, reason) for own, reason in adapters.refused.items()]
     if beside:
         notes.append(
             f"{len(beside):,} adapters are applied beside the weights, up to {spec.max_loras} of a "
@@ -312,8 +316,8 @@ def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
 
 def _grid(
     options: ScoreOptions, spec: EngineSpec, subjects: list[Subject], store: ResultStore
-) -> tuple[EngineSpec, Grid, frozenset[str]]:
-    """(spec with the way of adapters settled, the grid, subjects whose adapters are batched)."""
+) -> tuple[EngineSpec, Grid, AdapterPlan]:
+    """(spec with the way of adapters settled, the grid, how adapters are applied)."""
     check_way(spec)
     numerics, cache = numerics_class(spec), store.path / "cache"
     grid = build_grid(subjects, options, numerics, cache)
@@ -323,7 +327,8 @@ def _grid(
     if numerics_class(spec).label != numerics.label:
         # In 16-bit the way is part of every cell's key, and the rule needs the grid: once more.
         grid = build_grid(subjects, options, numerics_class(spec), cache)
-    return spec, grid, adapters.beside
+    grid.cells = [c for c in grid.cells if c.cell.subject.id not in adapters.refused]
+    return spec, grid, adapters
 
 
 def _last_rate(store: ResultStore) -> float | None:

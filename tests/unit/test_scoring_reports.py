@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_planning import make_grid, ranked
 
 from evalcore.app.adapters import AdapterPlan, check_way, choose_way, plan_adapters, stored_way
@@ -17,6 +20,7 @@ from evalcore.app.score import _count_flops
 from evalcore.app.words import adapter_lines
 from evalcore.cli.progress import ScoreProgress, figures
 from evalcore.engines.protocol import EngineSpec, numerics_class
+from evalcore.engines.rounding import lost_in
 from evalcore.errors import InputError
 from evalcore.identity import numeric_config, resolve_subjects
 from evalcore.planning import PlanCounts, PlannedCell, plan_units
@@ -85,16 +89,73 @@ def cells_of(subjects: list[Subject], tokens: int) -> list[PlannedCell]:
 def test_auto_on_a_gpu_batches_little_work_and_fits_the_slots(
     subjects: list[Subject], tmp_path: Path
 ) -> None:
-    store = ResultStore(tmp_path)
-    plan = plan_adapters(GPU_SPEC, store, cells_of(subjects, 1_000))
+    store, spec = ResultStore(tmp_path), replace(GPU_SPEC, dtype="float32")
+    plan = plan_adapters(spec, store, cells_of(subjects, 1_000))
     names = {s.adapter.name for s in subjects if s.adapter and s.id in plan.beside}
     assert plan.way == "batched"
     assert names == {"one", "two"}
-    fitted = plan.fitted(GPU_SPEC)
+    fitted = plan.fitted(spec)
     assert (fitted.adapters, fitted.max_loras, fitted.max_lora_rank) == ("batched", 2, 8)
-    assert plan_adapters(GPU_SPEC, store, cells_of(subjects, 10**7)) == AdapterPlan("merged")
+    assert plan_adapters(spec, store, cells_of(subjects, 10**7)) == AdapterPlan("merged")
     cpu = EngineSpec(device="cpu")
     assert plan_adapters(cpu, store, cells_of(subjects, 1)) == AdapterPlan("merged")
+
+
+def test_in_16_bit_all_adapters_go_one_way(
+    subjects: list[Subject], tiny_checkpoint: Path, make_adapter: Any, tmp_path: Path
+) -> None:
+    """What merging would round away decides for all; what cannot be batched is never among it."""
+    store = ResultStore(tmp_path / "results")
+    plan = plan_adapters(GPU_SPEC, store, cells_of(subjects, 1_000))
+    assert plan.way == "batched"
+    assert len(plan.beside) == 3
+    assert plan.fitted(GPU_SPEC).max_lora_rank == 128
+    small = make_adapter(tmp_path / "a/small", tiny_checkpoint, seed=4, lora_alpha=0.01)
+    (tuned,) = resolve_subjects([small], include_bases=False).subjects
+    assert plan_adapters(GPU_SPEC, store, cells_of([tuned], 10**7)).way == "batched"
+    merged = plan_adapters(replace(GPU_SPEC, adapters="merged"), store, cells_of([tuned], 1))
+    assert "bfloat16, adapters lose up to" in merged.notes[0]
+    renamed = make_adapter(tmp_path / "a/renamed", tiny_checkpoint, seed=5)
+    file = renamed / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name.replace("base_model.model.", ""): t for name, t in tensors.items()}, file)
+    (odd,) = resolve_subjects([renamed], include_bases=False).subjects
+    both = cells_of([tuned, odd], 1_000)
+    assert plan_adapters(GPU_SPEC, store, both).way == "merged"
+    forced = plan_adapters(replace(GPU_SPEC, adapters="batched"), store, both)
+    assert forced.beside == {tuned.id}
+    assert "not named as vLLM expects" in forced.refused[odd.id]
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(1e-4, 0.5, 9.0), (0.02, 0.0, 0.5)])
+def test_what_rounding_takes_of_an_adapter(
+    tiny_checkpoint: Path, make_adapter: Any, tmp_path: Path, size: float, least: float, most: float
+) -> None:
+    """Against all rows of all modules, in plain numpy and torch."""
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, rank=4, lora_alpha=4 * size)
+    (subject,) = resolve_subjects([adapter], include_bases=False).subjects
+    assert subject.adapter is not None
+    found = lost_in(subject.adapter, subject.checkpoint, "bfloat16")
+    base = load_file(tiny_checkpoint / "model.safetensors")
+    own = load_file(adapter / "adapter_model.safetensors")
+    gaps, changes = 0.0, 0.0
+    for name in own:
+        if "lora_A" not in name:
+            continue
+        weight = base[name.removeprefix("base_model.model.").replace("lora_A.", "")]
+        change = own[name.replace("lora_A", "lora_B")] @ own[name] * size
+        left = bf16(weight + change) - bf16(weight)
+        gaps += float(((left - change) ** 2).sum())
+        changes += float((change**2).sum())
+    assert found == pytest.approx((gaps / changes) ** 0.5, rel=1e-3)
+    assert least < found < most
+    assert lost_in(subject.adapter, subject.checkpoint, "float32") == 0.0
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    import torch
+
+    return torch.from_numpy(values).bfloat16().float().numpy()
 
 
 def test_a_folder_keeps_to_its_way(tmp_path: Path) -> None:
