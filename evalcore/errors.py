@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 EXIT_CELLS_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_RESULTS = 74  # EX_IOERR: the results folder cannot be written; make room, run again
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal or a time limit, run again to go on
 
 
@@ -70,6 +71,8 @@ class NodeError(EvalcoreError):
 
 class ResultsError(InputError):
     """The results folder cannot be written or read: nobody's unit is at fault, the run ends."""
+
+    exit_status = EXIT_RESULTS
 
 
 class EngineError(EvalcoreError):

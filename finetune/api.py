@@ -107,6 +107,10 @@ class AffinitySource:
         job = left[key].pop(0)
         return Job(job.id, job)
 
+    def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]:
+        """Nothing: a training job is done as a whole."""
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class Devices:

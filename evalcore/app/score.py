@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +25,7 @@ from evalcore.app.grid import (
 from evalcore.app.inputs import keep_inputs
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
-from evalcore.cluster import StopSignals
+from evalcore.cluster import GRACE_S, Patience, StopSignals
 from evalcore.engines.protocol import (
     BLOCK_SIZES,
     Device,
@@ -35,7 +36,8 @@ from evalcore.engines.protocol import (
     numerics_class,
     resolve_device,
 )
-from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
+from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError, ResultsError
+from evalcore.files import utc_stamp
 from evalcore.identity import Applied, numeric_config, resolve_subjects
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
@@ -59,6 +61,7 @@ class ScoreOptions(GridOptions):
             where they change what is asked), ``base`` (never), or a directory for everything.
         shard: (i, n): do part i of n.
         time_limit: Seconds after which to stop, committed, with status 75.
+        stop_grace: Seconds units at hand get to end after a wish to stop, before they are killed.
         unit_examples: Examples handed to a worker at once, at most.
         documents: Keep documents and prompts beside the results.
         commit_every: Seconds that rows may wait to be committed together.
@@ -77,6 +80,7 @@ class ScoreOptions(GridOptions):
     time_limit: float | None = None
     unit_examples: int = 4096
     commit_every: float = 60.0
+    stop_grace: float = GRACE_S
     dry_run: bool = False
     strict: bool = False
     documents: bool = True
@@ -125,6 +129,8 @@ class ScoreOutcome:
 
     @property
     def exit_status(self) -> int:
+        if self.summary.error is not None:
+            return self.summary.error.exit_status
         if self.summary.stopped:
             return EXIT_STOPPED
         return EXIT_CELLS_FAILED if self.problems or self.summary.failed_cells else 0
@@ -144,7 +150,11 @@ class ScoreOutcome:
         certificate = self.summary.certificate
         if certificate is not None and not certificate.holds:
             lines.append(certificate.lines()[-1])
-        return lines + [f"not scored: {what}: {message}" for what, message in self.problems]
+        lines += [f"{who} got no more work: {why}" for who, why in self.summary.given_up.items()]
+        lines += [f"not scored: {what}: {message}" for what, message in self.problems]
+        if self.summary.error is not None:
+            lines.append(f"evalcore: {self.summary.error}")
+        return lines
 
 
 class Silent:
@@ -161,12 +171,42 @@ class Silent:
     def failure(self, label: str, message: str) -> None: ...
 
 
-def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutcome:
+def score(
+    options: ScoreOptions, progress: Progress | None = None, signals: StopSignals | None = None
+) -> ScoreOutcome:
     """Scores what is missing of a grid and commits it to the results folder.
+
+    Args:
+        options: What, with what, where to.
+        progress: Told of what goes on.
+        signals: What may stop it, entered already; None: signals and the options' time limit.
 
     Raises:
         InputError: Something given is wrong; nothing was scored.
+        StoppedError: It was stopped before anything was scored.
     """
+    if signals is None:
+        with StopSignals(options.time_limit, options.stop_grace) as own:
+            return score(options, progress, own)
+    with signals.interrupting():
+        outcome, prepared = _prepare(options)
+    if prepared is not None:
+        _run(outcome, options, prepared, progress or Silent(), signals)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run needs beside its plan."""
+
+    store: ResultStore
+    spec: EngineSpec
+    grid: Grid
+    subjects: list[Subject]
+
+
+def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
+    """Everything before the first engine; None for a dry run, where nothing follows."""
     _check_gpus(options)
     store = ResultStore(options.output)
     subjects, problems, notes = _subjects(options)
@@ -207,21 +247,42 @@ def score(options: ScoreOptions, progress: Progress | None = None) -> ScoreOutco
     )
     if options.dry_run:
         outcome.examples_per_s = _last_rate(store)
-        return outcome
+        return outcome, None
     store.write_cells(grid.cell_rows)
     if options.documents:
         keep_inputs(store, grid)
-    if plan.units:
-        outcome.summary = _run(options, spec, grid, plan, limits, progress or Silent())
-        _count_flops(outcome, spec, subjects, options.peak_tflops)
-        _name_failures(outcome, grid)
-        store.runs.append(_run_record(outcome, spec))
-    if grid.lm_eval is not None:
+    return outcome, _Prepared(store, spec, grid, subjects)
+
+
+def _run(
+    outcome: ScoreOutcome,
+    options: ScoreOptions,
+    prepared: _Prepared,
+    progress: Progress,
+    signals: StopSignals,
+) -> None:
+    """Scores the plan; whatever ends that, the run is recorded."""
+    store, grid = prepared.store, prepared.grid
+    if outcome.plan.units:
+        try:
+            _score_plan(outcome, options, prepared, progress, signals)
+        finally:
+            _count_flops(outcome, prepared.spec, prepared.subjects, options.peak_tflops)
+            _name_failures(outcome, grid)
+            _record(outcome, prepared)
+    if grid.lm_eval is not None and outcome.summary.error is None:
         from evalcore.app.lm_eval import write_outcomes  # only where its tasks are asked for
 
         outcome.lm_eval, unmeasured = write_outcomes(store, grid.lm_eval)
         outcome.problems += unmeasured
-    return outcome
+
+
+def _record(outcome: ScoreOutcome, prepared: _Prepared) -> None:
+    try:
+        prepared.store.runs.append(_run_record(outcome, prepared.spec))
+    except InputError as error:
+        # The folder may be what ended the run: that is the error to show.
+        outcome.summary.error = outcome.summary.error or ResultsError(str(error))
 
 
 def _set_aside(store: ResultStore) -> list[str]:
@@ -345,38 +406,43 @@ def _workers(options: ScoreOptions) -> int:
     return options.workers or max(1, gpu_count() // options.tensor_parallel)
 
 
-def _run(
+def _score_plan(
+    outcome: ScoreOutcome,
     options: ScoreOptions,
-    spec: EngineSpec,
-    grid: Grid,
-    plan: Plan,
-    limits: Mapping[str, int],
+    prepared: _Prepared,
     progress: Progress,
-) -> RunSummary:
-    cells = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
+    signals: StopSignals,
+) -> None:
+    spec, summary = prepared.spec, outcome.summary
     local = options.cluster == "local"  # Ray gives its actors their own GPUs
-    with StopSignals(time_limit_s=options.time_limit) as signals:
-        summary = score_units(
-            plan,
-            cells,
-            WorkerConfig(str(options.output.resolve()), spec, options.commit_every),
-            progress,
-            signals,
-            certify=options.certify,
-            limits=limits,
-            workers=_workers(options),
-            backend=options.cluster,
-            env=partial(worker_env, spec, tuple(visible_gpus()) if local else ()),
-            log_dir=options.output / "logs",
-            ray_options={
-                "num_cpus": 1 if spec.device == "cuda" else spec.threads,
-                "num_gpus": options.tensor_parallel if spec.device == "cuda" else 0,
-                "address": options.ray_address,
-            },
-        )
-        if summary.stopped:
-            summary.stopped = signals.reason or summary.stopped
-        return summary
+    score_units(
+        outcome.plan,
+        {planned.cell.key: CellWork.of(planned.cell) for planned in prepared.grid.cells},
+        WorkerConfig(str(options.output.resolve()), spec, options.commit_every),
+        progress,
+        signals,
+        certify=options.certify,
+        limits=outcome.limits,
+        time_left_s=signals.left_s,
+        summary=summary,
+        workers=_workers(options),
+        backend=options.cluster,
+        patience=Patience(),
+        env=partial(worker_env, spec, tuple(visible_gpus()) if local else ()),
+        log_dir=_log_folder(options.output),
+        ray_options={
+            "num_cpus": 1 if spec.device == "cuda" else spec.threads,
+            "num_gpus": options.tensor_parallel if spec.device == "cuda" else 0,
+            "address": options.ray_address,
+        },
+    )
+    if summary.stopped:
+        summary.stopped = signals.reason or "time limit"
+
+
+def _log_folder(output: Path) -> Path:
+    """One of this run alone: shards of one grid write at the same time."""
+    return output / "logs" / f"{utc_stamp()}-{socket.gethostname()}-{os.getpid()}"
 
 
 def _count_flops(

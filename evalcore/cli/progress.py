@@ -65,9 +65,9 @@ def figures(
     return ", ".join(parts)
 
 
-def _shown(label: str | None) -> str:
+def _shown(label: str) -> str:
     """A label with its brackets and control characters shown, not obeyed."""
-    return escape(printable(label or ""))
+    return escape(printable(label))
 
 
 class _Bar(Progress):
@@ -139,7 +139,8 @@ class ScoreProgress:
         rate = f"{self._done / elapsed:,.0f} examples/s" if self._done else "none committed yet"
         self._bar.note = figures(self._spent, elapsed, self._asked_share(), self._limits)
         if self._task is not None:
-            self._bar.update(self._task, completed=self._done, description=_shown(label), rate=rate)
+            name = None if label is None else _shown(label)
+            self._bar.update(self._task, completed=self._done, description=name, rate=rate)
         if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
             left_s = max(self._total - self._done, 0) * elapsed / max(self._done, 1)

@@ -96,6 +96,11 @@ from evalcore.cli.options import (
     help="After this long (90m, 1:30:00) finish the units at hand, commit and exit 75.",
 )  # fmt: skip
 @click.option(
+    "--stop-grace", type=Finite(0), default=60.0, show_default=True, metavar="SECONDS",
+    help="After a signal to stop, units that have not ended in so long are killed (after the time "
+    "limit: 20 at most).",
+)  # fmt: skip
+@click.option(
     "--unit-examples", type=click.IntRange(1, 10_000_000), default=4096, show_default=True,
     help="Examples handed to an engine at once, at most.",
 )  # fmt: skip
@@ -131,10 +136,16 @@ def score(**options: object) -> int:
       evalcore score runs/ -t all -p 'default:shots=4,io' -o results --dry-run
       evalcore score -m allenai/OLMo-1B-hf@step1000-tokens4B -t pocket_facts -o results
     """
-    from evalcore.app import score as run_score
-    from evalcore.cli.options import score_options
-    from evalcore.cli.progress import ScoreProgress
+    from evalcore.cluster import StopSignals
 
-    with ScoreProgress() as progress:
-        outcome = run_score(score_options(options), progress)
+    # First of all: the time limit counts from here, and a signal must find its handler.
+    limit, grace = options["time_limit"], options["stop_grace"]
+    with StopSignals(limit, grace, last_resort=True) as signals:  # type: ignore[arg-type]
+        with signals.interrupting():
+            from evalcore.app import score as run_score
+            from evalcore.cli.options import score_options
+            from evalcore.cli.progress import ScoreProgress
+
+        with ScoreProgress() as progress:
+            outcome = run_score(score_options(options), progress, signals)
     return echo_summary(outcome)

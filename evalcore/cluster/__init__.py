@@ -5,6 +5,7 @@ Knows nothing of models and engines. ``JobPool("package.module:make_worker", con
 :class:`~evalcore.cluster.protocol.Worker`.
 """
 
+from evalcore.cluster.patience import Patience
 from evalcore.cluster.pool import JobPool
 from evalcore.cluster.protocol import (
     Job,
@@ -15,13 +16,15 @@ from evalcore.cluster.protocol import (
     WorkerReply,
     WorkerState,
 )
-from evalcore.cluster.signals import StopSignals, any_stop, parse_duration
+from evalcore.cluster.signals import GRACE_S, StopSignals, any_stop, parse_duration
 
 __all__ = [
+    "GRACE_S",
     "Job",
     "JobPool",
     "JobSource",
     "ListSource",
+    "Patience",
     "Stop",
     "StopSignals",
     "Worker",

@@ -14,15 +14,18 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from evalcore.cluster import pulse
 from evalcore.cluster.runner import (
     WorkerRunner,
     adopt_orphans,
     die_with_parent,
     leave_signals_to_driver,
+    pulse_of,
 )
 
 REAP_TIMEOUT_S = 15.0
@@ -65,9 +68,16 @@ def serve(connection_fd: int) -> None:
     status = 0
     connection = Connection(connection_fd)
     runner = WorkerRunner()
+    sending = threading.Lock()  # a message must not begin within another
+
+    def send(blob: bytes) -> None:
+        with sending:
+            connection.send_bytes(blob)
+
+    pulse.beat(lambda state: send(pulse_of(state)))
     try:
         while not runner.closed:
-            connection.send_bytes(runner.handle(connection.recv_bytes()))
+            send(runner.handle(connection.recv_bytes()))
     except (EOFError, OSError):  # the driver is gone
         status = 1
     except SystemExit as error:

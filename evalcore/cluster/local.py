@@ -87,6 +87,8 @@ class LocalTransport:
     read at import (OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES) take effect.
     """
 
+    waits_for_room = False
+
     def __init__(self, env: EnvOption = None, log_dir: Path | None = None) -> None:
         self._env = env
         self._log_dir = log_dir

@@ -1,7 +1,9 @@
 """The driver's loop over numbered workers, whichever backend carries the messages.
 
 What it promises: a job ends committed, or failed once with a typed error, or untouched by a stop;
-a job whose worker died before committing it is done again; nothing is retried for ever.
+a job whose worker died before committing it is done again; nothing is retried for ever; nothing is
+waited for without a limit, unless the pool was asked for none. Whose fault a failure is, see
+:mod:`evalcore.cluster.suspects`.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import logging
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 from typing import Any
 
+from evalcore.cluster.judge import Again, Failure, Judge
+from evalcore.cluster.patience import Pace, Patience
 from evalcore.cluster.protocol import (
     Answer,
     Command,
     ErrorInfo,
+    Hello,
     Job,
     JobSource,
     Lost,
@@ -27,12 +31,13 @@ from evalcore.cluster.protocol import (
     Transport,
     WorkerState,
 )
-from evalcore.errors import EvalcoreError, InputError, WorkerLostError
+from evalcore.cluster.slots import Slot, State
+from evalcore.errors import EvalcoreError, InputError, ResultsError, WorkerLostError
 
 logger = logging.getLogger("evalcore")
 
 POLL_S = 0.1
-FATAL_ATTEMPTS = 2  # a job that takes its worker down this often is given up
+FROZEN_S = 5.0  # a driver that did nothing for so long was stopped itself: that is nobody's silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class PoolEvents:
     """Callbacks of a run, all called in the driver's thread; an exception in one ends the run.
 
     A job may have more than one ``on_result`` (it is done again when its worker dies before a
-    flush), but exactly one ``on_committed`` or ``on_failure``: count by these.
+    flush), but exactly one ``on_committed`` or ``on_failure``, or none if it was narrowed, after
+    which its parts have: count by these.
     """
 
     on_result: Callable[[Job, Any], None] = lambda job, result: None
@@ -48,6 +54,7 @@ class PoolEvents:
     on_committed: Callable[[Job], None] = lambda job: None
     on_worker: Callable[[int, WorkerState], None] = lambda index, state: None
     on_flush: Callable[[int, Any], None] = lambda index, result: None
+    on_given_up: Callable[[int, str, str], None] = lambda index, node, why: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,47 +66,7 @@ class RunLimits:
     startup_deadline_s: float
     close_deadline_s: float
     max_given_up: int
-
-
-class _State(Enum):
-    DOWN = auto()  # no process; one is started when there is a job
-    STARTING = auto()
-    IDLE = auto()
-    RUNNING = auto()
-    FLUSHING = auto()
-    CLOSING = auto()
-    GIVEN_UP = auto()
-
-
-@dataclass
-class _Slot:
-    """One numbered worker: its process comes and goes, the slot stays."""
-
-    index: int
-    state: _State = _State.DOWN
-    job: Job | None = None  # held for a starting worker, or running
-    pending: dict[str, Job] = field(default_factory=dict)  # run, but not committed
-    dirty: bool = False  # something ran since the last flush
-    restarts: int = 0  # since the last finished job
-    ever_started: bool = False
-    deadline: float | None = None
-
-    @property
-    def at_rest(self) -> bool:
-        return self.state in (_State.DOWN, _State.GIVEN_UP)
-
-    @property
-    def nothing_to_do(self) -> bool:
-        idle = self.state is _State.IDLE and not self.dirty
-        return self.at_rest or idle or (self.state is _State.STARTING and self.job is None)
-
-
-@dataclass(frozen=True)
-class _Again:
-    """A job to be done again, preferably by ``owner``."""
-
-    job: Job
-    owner: int | None = None
+    patience: Patience | None
 
 
 class PoolRun:
@@ -113,43 +80,58 @@ class PoolRun:
         source: JobSource,
         events: PoolEvents,
         limits: RunLimits,
+        time_left_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.start_blob = start_blob
         self.transport = transport
         self.source = source
         self.events = events
         self.limits = limits
-        self.slots = [_Slot(i) for i in range(workers)]
-        self.again: list[_Again] = []
-        self.fatal: dict[str, list[int]] = {}  # job id -> workers that went down with it
-        self.given_up_in_a_row = 0
+        self.time_left_s = time_left_s
+        self.slots = [Slot(i) for i in range(workers)]
+        self.judge = Judge(self.slots, source, events.on_failure)
+        self.pace = Pace()
         self.ending: Outcome | None = None
+        self.stop_by: float | None = None
         self.last_error: EvalcoreError | None = None
+        self.results_error: ResultsError | None = None
 
     # The loop
 
     def loop(self, should_stop: Callable[[], Stop | bool]) -> Outcome:
+        turned = time.monotonic()
         while True:
             level = int(should_stop())
-            if level >= Stop.NOW:
-                for slot in self.slots:
-                    if not slot.at_rest:
-                        self._rest(slot)
-                return self.ending or "stopped"
             if level and self.ending is None:
                 self.ending = "stopped"
+            if level >= Stop.NOW or (self.stop_by is not None and time.monotonic() > self.stop_by):
+                self._kill_all()
             if self.ending is None:
+                self._park_some()
                 gave_out = self._assign()
                 quiet = all(slot.nothing_to_do for slot in self.slots)
-                if quiet and not gave_out:
+                if quiet and not gave_out and self.ending is None:
                     self.ending = self._ending_when_quiet()
             if self.ending is not None:
                 self._wind_down()
                 if all(slot.at_rest for slot in self.slots):
+                    if self.results_error is not None:
+                        raise self.results_error
                     return self.ending
             for index, news in self.transport.poll(POLL_S):
                 self._on_news(self.slots[index], news)
-            self._check_deadlines()
+            before, turned = turned, time.monotonic()
+            if turned - before > FROZEN_S:
+                self._excuse(turned - before)
+            self._check_silence()
+
+    def _kill_all(self) -> None:
+        for slot in self.slots:
+            if slot.job is not None and slot.state is State.RUNNING:
+                logger.warning("worker %d was killed in job %s", slot.index, slot.job.id)
+            if not slot.at_rest:
+                self._rest(slot)
+        self.ending = self.ending or "stopped"
 
     def _assign(self) -> bool:
         """Gives a job to every worker that could take one; an idle one without a job flushes.
@@ -159,108 +141,157 @@ class PoolRun:
         """
         gave_out = False
         for slot in self.slots:
-            if slot.state not in (_State.IDLE, _State.DOWN):
+            if slot.state not in (State.IDLE, State.DOWN) or self.ending is not None:
                 continue
-            slot.job = self._pick(slot)
-            gave_out = gave_out or slot.job is not None
-            if slot.job is not None and slot.state is _State.DOWN:
+            job = self._pick(slot)
+            gave_out = gave_out or job is not None
+            if job is not None and slot.state is State.DOWN:
+                slot.job = job
                 self._start(slot)
-            elif slot.job is not None:
+            elif job is not None:
+                slot.job = job
                 self._send_job(slot)
-            elif slot.state is _State.IDLE and slot.dirty:
-                self._send(slot, Command("flush"), _State.FLUSHING, self.limits.deadline_s)
+            elif slot.state is State.IDLE and slot.dirty:
+                self._flush(slot)
         return gave_out
 
-    def _pick(self, slot: _Slot) -> Job | None:
-        """Own lost jobs and other workers' suspects first, then new ones, then others' lost jobs.
+    def _pick(self, slot: Slot) -> Job | None:
+        """Own lost jobs and what failed elsewhere first, then new ones, then others' lost jobs.
 
         Others' lost jobs come late because their own worker, restarted, has to prepare for them
         only once. Last of all an idle worker takes what a starting one would have got.
         """
-
-        def take(wanted: Callable[[_Again], bool]) -> Job | None:
-            for i, item in enumerate(self.again):
-                if wanted(item) and self._may_take(slot, item.job):
-                    return self.again.pop(i).job
-            return None
-
-        job = take(lambda item: item.owner in (None, slot.index))
+        judge = self.judge
+        job = judge.next_again(lambda item: item.owner in (None, slot.index))
         if job is None:
-            job = self.source.next(slot.index)
-        if job is None:
-            job = take(lambda item: True)
-        if job is None and slot.state is _State.IDLE:
+            job = self._take_case(slot, eager=False)
+        if job is None and not judge.on_hold(slot):
+            job = judge.next_new(slot.index) or judge.next_again(lambda item: True)
+        if job is None and slot.state is State.IDLE:
             for other in self.slots:
-                held = other.job if other.state is _State.STARTING else None
-                if held is not None and self._may_take(slot, held):
-                    job, other.job = held, None
+                if other.state is State.STARTING and other.job is not None:
+                    job, other.job = other.job, None
                     break
-        return job
+        if job is not None:
+            return self._fitted(job)
+        return self._take_case(slot, eager=True)
 
-    def _may_take(self, slot: _Slot, job: Job) -> bool:
-        """A job that took a worker down goes to another one, if there is another."""
-        alone = sum(s.state is not _State.GIVEN_UP for s in self.slots) == 1
-        return alone or slot.index not in self.fatal.get(job.id, ())
+    def _take_case(self, slot: Slot, *, eager: bool) -> Job | None:
+        """A job somebody failed with, for a second opinion; by the same worker, a new process."""
+        case = self.judge.next_case(slot, eager=eager)
+        if case is None:
+            return None
+        if self.judge.suspects.needs_new_process(case, slot.witness):
+            if slot.state is State.IDLE and slot.dirty:
+                return None  # it flushes first
+            if slot.state is State.IDLE:
+                self._rest(slot)
+        case.out = True
+        return case.jobs.pop(0)
+
+    def _fitted(self, job: Job) -> Job | None:
+        """As much of a job as ends before the time limit; what does not fit is for the next run."""
+        left_s = self.time_left_s()
+        while left_s is not None and self.pace.expected_s(job.cost) > left_s:
+            parts = self.source.narrow(job, by_size=True) if left_s > 1.0 else []
+            if not parts:
+                self.ending = "stopped"
+                self.judge.again.insert(0, Again(job))
+                return None
+            job = parts[0]
+            self.judge.again[:0] = [Again(part) for part in parts[1:]]
+        return job
 
     def _ending_when_quiet(self) -> Outcome | None:
         """Nothing is under way: everything is done, or there is nobody left to do the rest."""
-        if any(slot.state is not _State.GIVEN_UP for slot in self.slots):
-            return None if self.again else "done"
-        left = self.again[0].job if self.again else self.source.next(0)
-        if left is None:
+        if any(slot.active for slot in self.slots):
+            return None if self.judge.waiting else "done"
+        if not self.judge.waiting and self.judge.next_new(0) is None:
             return "done"
         raise self.last_error or WorkerLostError("all workers are lost")
 
     def _wind_down(self) -> None:
         for slot in self.slots:
-            if slot.state is _State.STARTING:
+            if slot.state in (State.STARTING, State.PREPARING):
                 self._rest(slot)  # it has nothing yet
-            elif slot.state is _State.IDLE and slot.dirty:
-                self._send(slot, Command("flush"), _State.FLUSHING, self.limits.deadline_s)
-            elif slot.state is _State.IDLE:
-                self._send(slot, Command("close"), _State.CLOSING, self.limits.close_deadline_s)
+            elif slot.state is State.RUNNING and self.results_error is not None:
+                self._rest(slot)
+            elif slot.state is State.IDLE and slot.dirty:
+                self._flush(slot)
+            elif slot.state is State.IDLE:
+                self._send(slot, Command("close"), State.CLOSING)
+
+    def _park_some(self) -> None:
+        """Ends workers that fail with what others can do, once they have nothing under way."""
+        for index, why in list(self.judge.to_park.items()):
+            slot = self.slots[index]
+            if slot.state is State.IDLE and slot.dirty:
+                self._flush(slot)
+            elif slot.state in (State.IDLE, State.DOWN):
+                del self.judge.to_park[index]
+                self._rest(slot, State.GIVEN_UP)
+                self._given_up(slot, why)
+            elif slot.state is State.GIVEN_UP:
+                del self.judge.to_park[index]
+
+    def _given_up(self, slot: Slot, why: str) -> None:
+        slot.state, slot.why = State.GIVEN_UP, why
+        logger.warning("worker %d is given up: %s", slot.index, why)
+        self.events.on_given_up(slot.index, slot.node, why)
+        self._report(slot, "parked")
+        self.judge.review()
 
     # Towards the workers
 
-    def _start(self, slot: _Slot) -> None:
-        self._report(slot, "restarted" if slot.ever_started else "starting")
-        slot.ever_started = True
-        slot.state = _State.STARTING
-        slot.deadline = time.monotonic() + self.limits.startup_deadline_s
+    def _start(self, slot: Slot) -> None:
+        self._report(slot, "restarted" if slot.process else "starting")
+        slot.process += 1
+        slot.state, slot.ticks, slot.stage = State.STARTING, -1, "load"
+        slot.moved = time.monotonic()
+        # An actor may wait for a place for hours; what counts begins with its first sign of life.
+        slot.since = None if self.transport.waits_for_room else slot.moved
         self.transport.start(slot.index, self.start_blob(slot.index))
 
-    def _send_job(self, slot: _Slot) -> None:
+    def _send_job(self, slot: Slot) -> None:
         assert slot.job is not None
-        command = Command("run", slot.job.id, slot.job.payload)
-        self._send(slot, command, _State.RUNNING, self.limits.deadline_s)
+        if slot.prepares:
+            self._send(slot, Command("prepare", slot.job.id, slot.job.payload), State.PREPARING)
+        else:
+            self._send(slot, Command("run", slot.job.id, slot.job.payload), State.RUNNING)
 
-    def _send(self, slot: _Slot, command: Command, state: _State, limit_s: float | None) -> None:
+    def _flush(self, slot: Slot, doomed: str | None = None) -> None:
+        slot.doomed = doomed
+        self._send(slot, Command("flush"), State.FLUSHING)
+
+    def _send(self, slot: Slot, command: Command, state: State) -> None:
         try:
             blob = pickle.dumps(command, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             assert slot.job is not None  # only payloads come from outside
-            job, slot.job, slot.state = slot.job, None, _State.IDLE
+            job, slot.job, slot.state = slot.job, None, State.IDLE
             wrong = InputError(f"job {job.id}: its payload cannot be pickled: {error}")
             self.events.on_failure(job, wrong)
             return
         slot.state = state
-        slot.deadline = None if limit_s is None else time.monotonic() + limit_s
+        slot.since = slot.moved = time.monotonic()
         self.transport.send(slot.index, blob)
 
-    def _rest(self, slot: _Slot, state: _State = _State.DOWN) -> None:
+    def _rest(self, slot: Slot, state: State = State.DOWN) -> None:
         """Kills the process, if any, and forgets it."""
+        running = not slot.at_rest
         self.transport.kill(slot.index)
-        slot.state, slot.job, slot.deadline, slot.dirty = state, None, None, False
-        slot.pending.clear()
-        self._report(slot, "stopped")
+        slot.state = state
+        slot.forget_process()
+        if running:
+            self._report(slot, "stopped")
 
-    def _report(self, slot: _Slot, state: WorkerState) -> None:
+    def _report(self, slot: Slot, state: WorkerState) -> None:
         logger.debug("worker %d: %s", slot.index, state)
         self.events.on_worker(slot.index, state)
 
     # From the workers
 
-    def _on_news(self, slot: _Slot, news: bytes | Lost) -> None:
+    def _on_news(self, slot: Slot, news: bytes | Lost) -> None:
         if slot.at_rest:  # it was killed after this was read
             return
         if isinstance(news, bytes):
@@ -273,118 +304,174 @@ class PoolRun:
             else:
                 self._on_answer(slot, answer)
                 return
-        if slot.state is _State.CLOSING:  # everything of it is committed
+        if slot.state is State.CLOSING:  # everything of it is committed
             logger.warning("worker %d %s while closing", slot.index, news.reason)
             self._rest(slot)
             return
         self._on_fatal(slot, self._lost_error(slot, news))
 
-    def _on_answer(self, slot: _Slot, answer: Answer) -> None:
-        if answer.kind == "raised":
+    def _on_answer(self, slot: Slot, answer: Answer) -> None:
+        if answer.kind == "beat":
+            self._on_beat(slot, *answer.result)
+        elif answer.kind == "raised":
             assert answer.error is not None
             self._on_raised(slot, answer.error)
         elif answer.kind == "ready":
+            hello: Hello = answer.result
+            slot.node, slot.prepares = hello.node, hello.prepares
             self._report(slot, "ready")
             if slot.job is not None:
                 self._send_job(slot)
             else:  # another worker has taken it
                 self._idle(slot)
+        elif answer.kind == "prepared":
+            slot.prepares = False
+            self._send_job(slot)
         elif answer.kind == "ran":
-            job, slot.job = slot.job, None
-            assert job is not None
-            self._idle(slot)
-            slot.dirty, slot.restarts, self.given_up_in_a_row = True, 0, 0
-            slot.pending[job.id] = job
-            self.events.on_result(job, answer.result)
-            self._commit(slot, answer.committed)
+            self._on_ran(slot, answer)
         elif answer.kind == "flushed":
             self._idle(slot)
             slot.dirty = False
             self.events.on_flush(slot.index, answer.result)
             self._commit(slot, tuple(slot.pending))
+            if slot.doomed is not None:
+                self._end_process(slot)
         else:
             self._rest(slot)
 
-    def _on_raised(self, slot: _Slot, info: ErrorInfo) -> None:
+    def _on_beat(self, slot: Slot, ticks: int, stage: Any) -> None:
+        if ticks != slot.ticks:
+            slot.ticks, slot.stage, slot.moved = ticks, stage, time.monotonic()
+        if slot.since is None:
+            slot.since = slot.moved = time.monotonic()
+
+    def _on_ran(self, slot: Slot, answer: Answer) -> None:
+        job, slot.job = slot.job, None
+        assert job is not None
+        if slot.since is not None:
+            self.pace.done(job.cost, time.monotonic() - slot.since)
+        self._idle(slot)
+        slot.dirty = True
+        slot.pending[job.id] = job
+        self.judge.succeeded(slot, job)
+        self.events.on_result(job, answer.result)
+        self._commit(slot, answer.committed)
+        slot.dirty = bool(slot.pending) or not answer.committed
+
+    def _on_raised(self, slot: Slot, info: ErrorInfo) -> None:
         where = f"worker {slot.index}" + (f", job {slot.job.id}" if slot.job else "")
         error = info.to_error(where)
-        if slot.state is _State.CLOSING:
+        if isinstance(error, ResultsError):
+            self._on_results_error(slot, error)
+        elif slot.state is State.CLOSING:
             logger.warning("worker %d did not close cleanly: %s", slot.index, info.message)
             self._rest(slot)
-        elif slot.state is _State.RUNNING and info.worker_usable:
-            job, slot.job = slot.job, None
-            assert job is not None
-            self._idle(slot)
-            slot.dirty, slot.restarts = True, 0
-            self.events.on_failure(job, error)
-        elif slot.state is _State.STARTING and info.worker_usable:
+        elif slot.state in (State.RUNNING, State.PREPARING) and slot.job is not None:
+            self._on_failed_job(slot, info, error)
+        elif slot.state is State.STARTING and info.worker_usable:
             slot.restarts = self.limits.max_restarts  # bad input stays bad: no use in trying again
             self._on_fatal(slot, error)
         else:
             logger.warning("%s: %s; the worker is restarted", where, info.message)
             self._on_fatal(slot, error)
 
-    def _idle(self, slot: _Slot) -> None:
-        slot.state, slot.deadline = _State.IDLE, None
+    def _on_failed_job(self, slot: Slot, info: ErrorInfo, error: EvalcoreError) -> None:
+        """A living worker has failed with a job: what it has done before is committed first."""
+        job, slot.job = slot.job, None
+        assert job is not None
+        preparing = slot.state is State.PREPARING
+        self._idle(slot)
+        if self.ending is None:
+            of_group = info.of_group or preparing
+            failure = Failure(error, info.scope, of_group, alive=True)
+            if not info.worker_usable:
+                slot.restarts += 1
+            self.judge.failed(slot, job, failure)
+        if info.worker_usable:
+            slot.dirty = bool(slot.pending)
+            return
+        where = f"worker {slot.index}, job {job.id}"
+        logger.warning("%s: %s; the worker is restarted", where, info.message)
+        self.last_error = error
+        if slot.pending:
+            self._flush(slot, doomed=str(error))
+        else:
+            self._end_process(slot)
 
-    def _commit(self, slot: _Slot, job_ids: tuple[str, ...]) -> None:
+    def _end_process(self, slot: Slot) -> None:
+        """Ends a process that is not to be trusted; nothing of it is lost."""
+        self.transport.kill(slot.index)
+        self._report(slot, "lost")
+        slot.state = State.DOWN
+        slot.forget_process()
+        if self.ending is not None:
+            self._report(slot, "stopped")
+        else:
+            self._count_restarts(slot)
+
+    def _on_results_error(self, slot: Slot, error: ResultsError) -> None:
+        """Nobody can write there: no unit's fault, and no use in computing more."""
+        self.results_error = self.results_error or error
+        self.ending = "stopped"
+        self.stop_by = time.monotonic() + self.limits.close_deadline_s
+        self._rest(slot)
+
+    def _idle(self, slot: Slot) -> None:
+        slot.state, slot.since = State.IDLE, None
+
+    def _commit(self, slot: Slot, job_ids: tuple[str, ...]) -> None:
         for job_id in job_ids:
             job = slot.pending.pop(job_id, None)
             if job is not None:
-                self.fatal.pop(job_id, None)
+                self.judge.committed(job)
                 self.events.on_committed(job)
 
     # When a worker must go
 
-    def _on_fatal(self, slot: _Slot, error: EvalcoreError) -> None:
+    def _on_fatal(self, slot: Slot, error: EvalcoreError) -> None:
         """The worker is gone or not to be trusted: kills it, and sees to its jobs."""
         self.last_error = error
         self.transport.kill(slot.index)
         self._report(slot, "lost")
         state, job, pending = slot.state, slot.job, list(slot.pending.values())
-        slot.job, slot.deadline, slot.dirty = None, None, False
-        slot.pending.clear()
-        slot.state = _State.DOWN
+        slot.forget_process()
+        slot.state = State.DOWN
         slot.restarts += 1
         if self.ending is not None:  # not restarted; what was not committed is for the next run
             self._report(slot, "stopped")
             return
-        if job is not None and state is not _State.RUNNING:
-            self.again.append(_Again(job))
-        suspects = [job] if job is not None and state is _State.RUNNING else []
-        if state is _State.FLUSHING:  # any of those in the buffer may be the cause
-            suspects, pending = pending, []
-        for suspect in suspects:
-            self._blame(slot, suspect, error)
-        if slot.restarts > self.limits.max_restarts:
-            slot.state = _State.GIVEN_UP
-            logger.warning("worker %d is given up: %s", slot.index, error)
-            self._report(slot, "stopped")
-        owner = None if slot.state is _State.GIVEN_UP else slot.index
-        self.again.extend(_Again(earlier, owner=owner) for earlier in pending)
+        if state in (State.RUNNING, State.PREPARING) and job is not None:
+            failure = Failure(error, of_group=state is State.PREPARING)
+            self.judge.failed(slot, job, failure)
+        elif job is not None:
+            self.judge.again.append(Again(job))
+        if state is State.FLUSHING:  # any of those in the buffer may be the cause
+            for suspect in pending:
+                self.judge.failed(slot, suspect, Failure(error, writing=True))
+            pending = []
+        self._count_restarts(slot)
+        owner = slot.index if slot.active else None
+        self.judge.again.extend(Again(earlier, owner=owner) for earlier in pending)
 
-    def _blame(self, slot: _Slot, job: Job, error: EvalcoreError) -> None:
-        """Has a job tried once more, elsewhere if possible; gives it up the second time."""
-        workers = self.fatal.setdefault(job.id, [])
-        workers.append(slot.index)
-        if len(workers) < FATAL_ATTEMPTS:
-            self.again.append(_Again(job))
-            return
-        del self.fatal[job.id]
-        slot.restarts = 0  # it was the job, not the worker
-        self.given_up_in_a_row += 1
-        self.events.on_failure(job, error)
-        if self.given_up_in_a_row > self.limits.max_given_up:
-            raise WorkerLostError(
-                f"{self.given_up_in_a_row} jobs in a row took their workers down, none was "
-                f"finished; the last: {error}"
-            )
+    def _count_restarts(self, slot: Slot) -> None:
+        """Gives a worker up that loses process after process with nothing done in between.
 
-    def _lost_error(self, slot: _Slot, lost: Lost) -> WorkerLostError:
+        The last one there is has more chances if it has worked, or its engine has stood.
+        """
+        others = any(other.active for other in self.slots if other is not slot)
+        most = self.limits.max_restarts
+        if not others and slot.node:
+            most = max(most, self.limits.max_given_up)
+        if slot.restarts > most:
+            slot.state = State.GIVEN_UP
+            self._given_up(slot, str(self.last_error))
+
+    def _lost_error(self, slot: Slot, lost: Lost) -> WorkerLostError:
         doing = {
-            _State.STARTING: "while it started",
-            _State.RUNNING: f"in job {slot.job.id}" if slot.job else "in a job",
-            _State.FLUSHING: "while it wrote its results",
+            State.STARTING: "while it started",
+            State.PREPARING: f"while it prepared job {slot.job.id if slot.job else ''}",
+            State.RUNNING: f"in job {slot.job.id}" if slot.job else "in a job",
+            State.FLUSHING: "while it wrote its results",
         }.get(slot.state, "while it waited")
         last_line = lost.log_tail.splitlines()[-1].strip() if lost.log_tail else ""
         said = f"; its last output: {last_line[-300:]}" if last_line else ""
@@ -393,18 +480,51 @@ class PoolRun:
         error.log_tail = lost.log_tail  # type: ignore[attr-defined]
         return error
 
-    def _check_deadlines(self) -> None:
+    def _excuse(self, seconds: float) -> None:
+        """The driver itself stood still: no worker could be heard meanwhile."""
+        logger.warning("this process was stopped for %.0f s; deadlines are moved", seconds)
+        for slot in self.slots:
+            slot.moved += seconds
+            if slot.since is not None:
+                slot.since += seconds
+        if self.stop_by is not None:
+            self.stop_by += seconds
+
+    def _check_silence(self) -> None:
         now = time.monotonic()
         for slot in self.slots:
-            if slot.deadline is None or now < slot.deadline:
+            if slot.at_rest or slot.since is None:
                 continue
-            if slot.state is _State.CLOSING:
+            limit_s, since, what = self._limit(slot)
+            if limit_s is None or now - since < limit_s:
+                continue
+            if slot.state is State.CLOSING:
                 logger.warning("worker %d took too long to close and was killed", slot.index)
                 self._rest(slot)
                 continue
-            starting = slot.state is _State.STARTING
-            limit_s = self.limits.startup_deadline_s if starting else self.limits.deadline_s
             lost = dataclasses.replace(
-                self.transport.explain(slot.index), reason=f"missed its deadline of {limit_s:g} s"
+                self.transport.explain(slot.index), reason=f"{what} {limit_s:g} s"
             )
             self._on_fatal(slot, self._lost_error(slot, lost))
+
+    def _limit(self, slot: Slot) -> tuple[float | None, float, str]:
+        """(seconds, from when, as words) after which a worker is killed."""
+        limits, patience = self.limits, self.limits.patience
+        assert slot.since is not None
+        missed = "missed its deadline of"
+        if slot.state is State.CLOSING:
+            return limits.close_deadline_s, slot.since, missed
+        if slot.state is State.STARTING:
+            return limits.startup_deadline_s, slot.since, missed
+        whole = slot.state in (State.RUNNING, State.FLUSHING)
+        if whole and limits.deadline_s is not None:
+            return limits.deadline_s, slot.since, missed
+        if patience is None or slot.state is State.IDLE:
+            return None, slot.since, missed
+        silent = "made no progress for"
+        if slot.state is State.FLUSHING:
+            return patience.flush_s, slot.moved, silent
+        if slot.state is State.PREPARING or slot.stage == "load":
+            return patience.start_s, slot.moved, silent
+        cost = slot.job.cost if slot.job is not None else 0
+        return self.pace.silence_s(cost, patience), slot.moved, silent

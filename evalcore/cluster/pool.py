@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evalcore.cluster.loop import PoolEvents, PoolRun, RunLimits
+from evalcore.cluster.patience import Patience
 from evalcore.cluster.protocol import (
     Command,
     EnvOption,
@@ -33,11 +34,14 @@ class JobPool:
         env: Environment variables of the workers, set before their interpreters start (None:
             unset): one mapping, or a function from worker index to one.
         max_restarts: Restarts of one worker with no job finished in between; then it is given up.
-        deadline_s: Longest ``run`` (and ``flush``); then the worker is killed. None: no limit.
-        startup_deadline_s: Longest time from starting a process to its factory's return.
+        deadline_s: Longest ``run`` (and ``flush``), whatever progress it shows; then the worker is
+            killed. None: no limit.
+        patience: How long a worker may show no progress (see :mod:`evalcore.cluster.pulse`) before
+            it is killed. None: for ever.
+        startup_deadline_s: Longest time from starting a process to its factory's return; an actor
+            that waits for a place in a cluster is not starting yet.
         close_deadline_s: Longest ``close``.
-        max_given_up: Jobs in a row that may be given up for taking their workers down, with none
-            finished in between, before the run itself gives up.
+        max_given_up: As ``max_restarts``, for the last worker there is.
         log_dir: Folder for ``worker-<i>.log``, the workers' output.
         ray_options: For ``ray``: ``address``, and ``num_cpus``, ``num_gpus``, ``resources`` of one
             worker.
@@ -56,6 +60,7 @@ class JobPool:
         startup_deadline_s: float = 1200.0,
         close_deadline_s: float = 60.0,
         max_given_up: int = 20,
+        patience: Patience | None = None,
         log_dir: str | Path | None = None,
         ray_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -69,7 +74,12 @@ class JobPool:
         self.backend = backend
         self.env = env
         self.limits = RunLimits(
-            max_restarts, deadline_s, startup_deadline_s, close_deadline_s, max_given_up
+            max_restarts,
+            deadline_s,
+            startup_deadline_s,
+            close_deadline_s,
+            max_given_up,
+            patience,
         )
         self.log_dir = None if log_dir is None else Path(log_dir).resolve()
         self.ray_options = dict(ray_options or {})
@@ -84,18 +94,23 @@ class JobPool:
         on_committed: Callable[[Job], None] | None = None,
         on_worker: Callable[[int, WorkerState], None] | None = None,
         on_flush: Callable[[int, Any], None] | None = None,
+        on_given_up: Callable[[int, str, str], None] | None = None,
+        time_left_s: Callable[[], float | None] | None = None,
     ) -> Outcome:
         """Runs the source's jobs; returns when all are done or stopping was asked for.
 
         ``should_stop`` is polled: true (or :attr:`Stop.SOON`) lets running jobs end, flushes and
-        closes the workers; :attr:`Stop.NOW` kills them. See :class:`PoolEvents` for the callbacks.
+        closes the workers; :attr:`Stop.NOW` kills them. ``time_left_s`` says how long jobs may
+        still take, if that is known: none is begun that would take longer by what was measured.
+        See :class:`PoolEvents` for the callbacks.
 
         Returns:
             ``done`` (every job committed or failed) or ``stopped``.
 
         Raises:
             EvalcoreError: no worker could be started; the last worker's own typed error.
-            WorkerLostError: all workers are given up, or too many jobs in a row, with jobs left.
+            ResultsError: a worker could not write its results; nothing else was waited for.
+            WorkerLostError: all workers are given up, with jobs left.
         """
         given = {
             "on_result": on_result,
@@ -103,11 +118,20 @@ class JobPool:
             "on_committed": on_committed,
             "on_worker": on_worker,
             "on_flush": on_flush,
+            "on_given_up": on_given_up,
         }
         events = PoolEvents(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         transport = self._transport()
         try:
-            run = PoolRun(self.workers, self._start_blob, transport, source, events, self.limits)
+            run = PoolRun(
+                self.workers,
+                self._start_blob,
+                transport,
+                source,
+                events,
+                self.limits,
+                time_left_s or (lambda: None),
+            )
             return run.loop(should_stop or (lambda: Stop.NO))
         finally:
             transport.close()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from evalcore import errors
-from evalcore.errors import EngineError, EvalcoreError
+from evalcore.errors import EngineError, EvalcoreError, NodeError, ResultsError, SubjectError
 
-WorkerState = Literal["starting", "ready", "lost", "restarted", "stopped"]
+WorkerState = Literal["starting", "ready", "lost", "restarted", "stopped", "parked"]
 Outcome = Literal["done", "stopped"]
 
 
@@ -30,10 +30,25 @@ class Stop(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A piece of work: an id unique within a run, and a picklable payload for ``worker.run``."""
+    """A piece of work.
+
+    Attributes:
+        id: Unique within a run.
+        payload: Picklable, for ``worker.run``.
+        group: What it shares with other jobs (its subject): a failure that is the group's own is
+            not looked for again in each of them. Empty: shared with none.
+        kin: Where the group's input lies (a folder); groups of one kin that fail alike are taken
+            at their word once one of them was tried a second time.
+        composite: Whether it is several groups' work, which ``JobSource.narrow`` takes apart.
+        cost: How much work it is, in any unit.
+    """
 
     id: str
     payload: Any = None
+    group: str = ""
+    kin: str = ""
+    composite: bool = False
+    cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +70,11 @@ class Worker(Protocol):
     """What the factory makes, inside the worker process.
 
     ``run`` returns a :class:`WorkerReply`, or any other value, which says "done and durable".
-    ``flush`` makes everything run so far durable before it returns; it raises if it cannot.
-    ``close`` is called once, after a flush, before the process ends.
+    An exception of it with a true attribute ``of_group`` is about the job's whole group. A worker
+    may have ``prepare(payload)`` too, called once before its first ``run``, with the payload of
+    that: what takes long at the start belongs there. ``flush`` makes everything run so far durable
+    before it returns; it raises if it cannot. ``close`` is called once, after a flush, before the
+    process ends.
     """
 
     def run(self, payload: Any) -> Any: ...
@@ -71,10 +89,14 @@ class JobSource(Protocol):
 
     ``next`` gives the next job for a worker, or None when it has none for that worker at the
     moment. The run ends when no job is under way and every worker has been told None; until then
-    it is asked again, so a source may still make jobs from results.
+    it is asked again, so a source may still make jobs from results. ``narrow`` gives smaller jobs
+    that together are the one given, for finding out which part of it fails; none if it cannot be
+    divided. ``by_size``: it was too large for a worker's memory.
     """
 
     def next(self, worker_index: int) -> Job | None: ...
+
+    def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]: ...
 
 
 class ListSource:
@@ -85,6 +107,9 @@ class ListSource:
 
     def next(self, worker_index: int) -> Job | None:
         return next(self._jobs, None)
+
+    def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +132,10 @@ class Transport(Protocol):
 
     ``start`` and ``send`` do not wait. ``explain`` gives a live worker's latest output. After
     ``kill`` no news of that worker's old process is given. ``close`` kills what is left and may be
-    called twice.
+    called twice. ``waits_for_room``: a started worker may have to wait for a place before it lives.
     """
+
+    waits_for_room: bool
 
     def start(self, worker_index: int, blob: bytes) -> None: ...
 
@@ -123,6 +150,12 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+Scope = Literal["results", "subject", "node", "memory", "input", "engine"]
+"""Whose an error is: the results folder's (nobody can go on), the subject's (no engine could do
+it), the machine's, a batch's that was too large, the input's, or the engine's (not to be trusted
+now)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
     """An exception, fit to travel.
@@ -132,23 +165,42 @@ class ErrorInfo:
         message: ``str`` of it.
         traceback_text: The formatted traceback of the worker.
         evalcore_type: Name of its nearest class in :mod:`evalcore.errors`; None for other errors.
+        of_group: Whether it is about everything the job's group has.
     """
 
     type_name: str
     message: str
     traceback_text: str
     evalcore_type: str | None
+    of_group: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
         known = (c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
         text = "".join(traceback.format_exception(error))
-        return cls(type(error).__name__, str(error), text, next(known, None))
+        of_group = bool(getattr(error, "of_group", False))
+        return cls(type(error).__name__, str(error), text, next(known, None), of_group)
+
+    @property
+    def scope(self) -> Scope:
+        """Whose error it is, as far as its type tells."""
+        kind = self._class() if self.evalcore_type else None
+        known: dict[type[EvalcoreError], Scope] = {
+            ResultsError: "results", SubjectError: "subject", NodeError: "node",
+        }  # fmt: skip
+        for theirs, scope in known.items():
+            if kind is not None and issubclass(kind, theirs):
+                return scope
+        if kind is None or issubclass(kind, EngineError):
+            names = ("MemoryError", "OutOfMemoryError")  # Python's, torch's
+            spent = self.type_name in names or "out of memory" in self.message.lower()
+            return "memory" if spent else "engine"
+        return "input"
 
     @property
     def worker_usable(self) -> bool:
-        """Whether the worker can go on: an error about the input, not about the engine."""
-        return self.evalcore_type is not None and not issubclass(self._class(), EngineError)
+        """Whether the worker can go on: an error not about the engine."""
+        return self.scope != "engine"
 
     def _class(self) -> type[EvalcoreError]:
         found: type[EvalcoreError] = getattr(errors, self.evalcore_type or "EngineError")
@@ -167,8 +219,8 @@ class ErrorInfo:
         return error
 
 
-CommandKind = Literal["start", "run", "flush", "close"]
-AnswerKind = Literal["ready", "ran", "flushed", "closed", "raised"]
+CommandKind = Literal["start", "prepare", "run", "flush", "close"]
+AnswerKind = Literal["ready", "prepared", "ran", "flushed", "closed", "raised", "beat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +234,25 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Worker to driver; ``raised`` answers whichever command was under way."""
+    """Worker to driver; ``raised`` answers whichever command was under way.
+
+    ``ready`` has a :class:`Hello` as its result. ``beat`` answers no command: it says how far the
+    worker's counter of progress is (see :mod:`evalcore.cluster.pulse`).
+    """
 
     kind: AnswerKind
     job_id: str | None = None
     result: Any = None
     committed: tuple[str, ...] = ()
     error: ErrorInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker that stands: the machine it is on, and whether it wants to prepare."""
+
+    node: str
+    prepares: bool
 
 
 WorkerEnv = Mapping[str, str | None]

@@ -64,6 +64,8 @@ class RayTransport:
     started, and stopped at the end; a Ray that was already initialised is used and left as it is.
     """
 
+    waits_for_room = True
+
     def __init__(
         self, workers: int, env: EnvOption, log_dir: Path | None, options: Mapping[str, Any]
     ) -> None:

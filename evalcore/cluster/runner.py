@@ -7,12 +7,14 @@ import importlib
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from evalcore.cluster.protocol import Answer, Command, ErrorInfo, Worker, WorkerReply
+from evalcore.cluster import pulse
+from evalcore.cluster.protocol import Answer, Command, ErrorInfo, Hello, Worker, WorkerReply
 from evalcore.errors import EngineError, InputError
 
 PR_SET_PDEATHSIG = 1
@@ -48,9 +50,13 @@ class WorkerRunner:
             # the configuration's classes need.
             make = load_factory(factory)
             self._worker = make(pickle.loads(config_blob), worker_index)
-            return Answer("ready")
+            hello = Hello(socket.gethostname(), hasattr(self._worker, "prepare"))
+            return Answer("ready", result=hello)
         if self._worker is None:
             raise EngineError(f"the worker got {command.kind!r} before it was started")
+        if command.kind == "prepare":
+            self._worker.prepare(command.body)  # type: ignore[attr-defined]
+            return Answer("prepared", command.job_id)
         if command.kind == "run":
             value = self._worker.run(command.body)
             if not isinstance(value, WorkerReply):
@@ -63,6 +69,11 @@ class WorkerRunner:
         self.closed = True
         self._worker.close()
         return Answer("closed")
+
+
+def pulse_of(state: tuple[int, pulse.Stage]) -> bytes:
+    """The pickled answer that carries a worker's pulse."""
+    return pickle.dumps(Answer("beat", result=state), protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def load_factory(name: str) -> Callable[[Any, int], Worker]:

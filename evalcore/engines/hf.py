@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.cluster import pulse
 from evalcore.engines.hf_loading import build
 from evalcore.engines.protocol import (
     EngineSpec,
@@ -268,6 +269,7 @@ def _by_length(rows: list[npt.NDArray[np.int32]]) -> Iterator[list[int]]:
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if group and ((len(group) + 1) * len(rows[i]) > _BATCH_TOKENS or len(group) == _BATCH_ROWS):
             yield group
+            pulse.tick()
             group = []
         group.append(i)
     if group:

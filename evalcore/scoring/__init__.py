@@ -9,6 +9,7 @@ from evalcore.scoring.batching import (
 from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
 from evalcore.scoring.run import Progress, score_units
+from evalcore.scoring.source import UnitSource
 from evalcore.scoring.worker import CellWork, ScoringWorker, UnitJob, WorkerConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ScoringWorker",
     "UnitJob",
     "UnitReport",
+    "UnitSource",
     "WorkerConfig",
     "example_rows",
     "generate_requests",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from evalcore.engines.certify import Certificate, Rescored
+from evalcore.errors import EvalcoreError
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ class RunSummary:
         loads: Kind of load -> how often.
         adapters: Subject id -> how its adapter was applied (``batched``, ``merged``, or ``merged:``
             and why it could not be batched).
-        failed_cells: Cell key -> one line why.
+        failed_cells: Cell key -> one line why (all of it or some of its rows).
+        failed_examples: Rows of these that are not scored.
+        given_up: Worker and machine -> why it got no more work.
+        error: What left nobody to go on, if anything did.
         stopped: Reason if it was asked to stop before the end.
         certificate: What scoring a sample again showed, where that was asked for.
         wall_s: From the first worker asked for to the last commit.
@@ -120,6 +124,9 @@ class RunSummary:
     restarts: int = 0
     stopped: str | None = None
     failed_cells: dict[str, str] = field(default_factory=dict)
+    failed_examples: int = 0
+    given_up: dict[str, str] = field(default_factory=dict)
+    error: EvalcoreError | None = None
     certificate: Certificate | None = None
 
     def spent(self, report: UnitReport) -> None:
@@ -165,6 +172,7 @@ class RunSummary:
 
     def as_record(self) -> dict[str, Any]:
         """Plain values for the run record."""
-        record = asdict(self)
+        record = asdict(replace(self, error=None))  # an exception is copied by its constructor
+        record["error"] = None if self.error is None else str(self.error)
         record["adapters"] = dict(self.adapter_counts())
         return record | {"idle_s": self.idle_s, "idle_share": self.idle_share}

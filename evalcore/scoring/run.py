@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
 from evalcore.cluster import Job, JobPool, Stop, WorkerState
 from evalcore.engines.certify import Rescored, judge
-from evalcore.planning import Plan, PlanCounts, Unit, WorkQueue
+from evalcore.errors import EvalcoreError
+from evalcore.planning import Plan, PlanCounts, Unit
 from evalcore.scoring.certifying import choose_sample
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
-from evalcore.scoring.worker import CellWork, UnitJob, WorkerConfig
+from evalcore.scoring.source import UnitSource
+from evalcore.scoring.worker import CellWork, WorkerConfig
 
 
 class Progress(Protocol):
@@ -30,36 +30,55 @@ class Progress(Protocol):
     def committed(self, report: UnitReport) -> None:
         """The unit's rows are on disk; called once for each unit."""
 
-    def failure(self, label: str, message: str) -> None: ...
+    def failure(self, label: str, message: str) -> None:
+        """Something of a subject cannot be scored; said once for each reason."""
 
 
 log = logging.getLogger("evalcore")
 
 
-class _UnitSource:
-    """Feeds the pool from the work queue."""
+class _Book:
+    """Keeps the summary of a run from what the pool says."""
 
-    def __init__(
-        self, plan: Plan, cells: Mapping[str, CellWork], sample: Mapping[str, np.ndarray]
-    ) -> None:
-        self._queue, self._cells, self._sample = WorkQueue(plan), cells, sample
-        self._apart: list[Unit] = []
+    def __init__(self, summary: RunSummary, progress: Progress) -> None:
+        self.summary, self._progress = summary, progress
+        self.twice: list[Rescored] = []
+        self._reports: dict[str, UnitReport] = {}  # of units scored and not yet committed
+        self._told: set[tuple[str, str]] = set()
 
-    def next(self, worker_index: int) -> Job | None:
-        unit = self._apart.pop(0) if self._apart else self._queue.next(worker_index)
-        if unit is None:
-            return None
-        keys = {part.cell_key for part in unit.slices}
-        needed = {key: self._cells[key] for key in keys}
-        sample = {key: self._sample[key] for key in keys if key in self._sample}
-        return Job(unit.id, UnitJob(unit, needed, sample))
+    def on_result(self, job: Job, report: UnitReport) -> None:
+        self._reports[job.id] = report
+        self.summary.spent(report)
+        self._progress.unit(job.payload.unit.label, report)
 
-    def take_apart(self, unit: Unit) -> bool:
-        """Has the subjects of a failed unit tried one by one; False if there was only one."""
-        if len(unit.members) < 2:
-            return False
-        self._apart += unit.apart()
-        return True
+    def on_committed(self, job: Job) -> None:
+        report = self._reports.pop(job.id)
+        self.summary.committed(report)
+        if report.rescored is not None:
+            self.twice.append(report.rescored)
+        self._progress.committed(report)
+
+    def on_failure(self, job: Job, error: EvalcoreError) -> None:
+        unit: Unit = job.payload.unit
+        self._reports.pop(job.id, None)
+        message = str(error)
+        self.summary.failed_examples += unit.num_examples
+        for part in unit.slices:
+            self.summary.failed_cells[part.cell_key] = message
+        if (unit.label, message) not in self._told:
+            self._told.add((unit.label, message))
+            self._progress.failure(unit.label, message)
+
+    def on_flush(self, index: int, report: FlushReport) -> None:
+        self.summary.worker_s += report.wall_s
+
+    def on_worker(self, index: int, state: WorkerState) -> None:
+        self.summary.restarts += state == "restarted"
+        self._progress.worker(index, state)
+
+    def on_given_up(self, index: int, node: str, why: str) -> None:
+        where = f"worker {index}" + (f" on {node}" if node else "")
+        self.summary.given_up[where] = why
 
 
 def score_units(
@@ -71,9 +90,14 @@ def score_units(
     *,
     certify: float = 0.0,
     limits: Mapping[str, int] | None = None,
+    time_left_s: Callable[[], float | None] | None = None,
+    summary: RunSummary | None = None,
     **pool_options: Any,
 ) -> RunSummary:
     """Scores every unit of a plan on a pool of workers.
+
+    Whatever ends the run, what was done is in the summary: an error that left nobody to go on is
+    its ``error``.
 
     Args:
         plan: Units in order.
@@ -83,60 +107,38 @@ def score_units(
         should_stop: Polled; ends the run after the units at hand are committed.
         certify: Share of the examples that is scored a second time (see ``certifying``).
         limits: Least work of the plan, for what progress tells.
+        time_left_s: How long units may still take, if that is known.
+        summary: Is filled, and given back: whoever has it has it too where something unexpected
+            is raised.
         pool_options: For :class:`evalcore.cluster.JobPool` (workers, backend, env ...).
     """
-    summary = RunSummary(planned=plan.counts.examples_planned, covered=plan.counts.examples_covered)
+    summary = RunSummary() if summary is None else summary
+    summary.planned, summary.covered = plan.counts.examples_planned, plan.counts.examples_covered
     progress.begin(plan.counts, limits or {})
     if not plan.units:
         return summary
     sample = choose_sample(plan, certify) if certify else {}
-    source = _UnitSource(plan, cells, sample)
-    reports: dict[str, UnitReport] = {}  # of units that are scored and not yet committed
-    twice: list[Rescored] = []
-
-    def on_result(job: Job, report: UnitReport) -> None:
-        reports[job.id] = report
-        summary.spent(report)
-        progress.unit(job.payload.unit.label, report)
-
-    def on_committed(job: Job) -> None:
-        report = reports.pop(job.id)
-        summary.committed(report)
-        if report.rescored is not None:
-            twice.append(report.rescored)
-        progress.committed(report)
-
-    def on_failure(job: Job, error: Exception) -> None:
-        unit = job.payload.unit
-        reports.pop(job.id, None)
-        if source.take_apart(unit):
-            log.warning("%s: %s; each goes on alone", unit.label, error)
-            return
-        for part in unit.slices:
-            summary.failed_cells[part.cell_key] = str(error)
-        progress.failure(unit.subject.label, str(error))
-
-    def on_flush(index: int, report: FlushReport) -> None:
-        summary.worker_s += report.wall_s
-
-    def on_worker(index: int, state: WorkerState) -> None:
-        summary.restarts += state == "restarted"
-        progress.worker(index, state)
-
+    book = _Book(summary, progress)
     begin = time.perf_counter()
     pool = JobPool("evalcore.scoring.worker:ScoringWorker", config, **pool_options)
-    outcome = pool.run(
-        source,
-        on_result=on_result,
-        on_failure=on_failure,
-        on_committed=on_committed,
-        on_worker=on_worker,
-        on_flush=on_flush,
-        should_stop=should_stop,
-    )
-    summary.wall_s = time.perf_counter() - begin
+    try:
+        outcome = pool.run(
+            UnitSource(plan, cells, sample),
+            on_result=book.on_result,
+            on_failure=book.on_failure,
+            on_committed=book.on_committed,
+            on_worker=book.on_worker,
+            on_flush=book.on_flush,
+            on_given_up=book.on_given_up,
+            should_stop=should_stop,
+            time_left_s=time_left_s,
+        )
+    except EvalcoreError as error:
+        summary.error = error
+    else:
+        summary.stopped = "asked to stop" if outcome == "stopped" else None
+    finally:
+        summary.wall_s = time.perf_counter() - begin
     if certify:
-        summary.certificate = judge(Rescored.together(twice), config.spec.dtype)
-    if outcome == "stopped":
-        summary.stopped = "asked to stop"
+        summary.certificate = judge(Rescored.together(book.twice), config.spec.dtype)
     return summary

@@ -9,6 +9,8 @@ the reply of that very call names the units: what was reported is what is on dis
 from __future__ import annotations
 
 import json
+import socket
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +19,10 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from evalcore.cluster import WorkerReply
+from evalcore.cluster import WorkerReply, pulse
 from evalcore.engines.certify import Rescored
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_engine
+from evalcore.errors import InputError, NodeError
 from evalcore.planning import Unit, UnitSlice
 from evalcore.prompting import read_requests
 from evalcore.scoring.batching import (
@@ -180,12 +183,30 @@ class _Share:
         return found
 
 
+def _results_of(config: WorkerConfig) -> ResultStore:
+    """The results folder the driver has made, as it is seen from this machine.
+
+    Raises:
+        NodeError: It is not there, or cannot be written from here. (It is never created here: rows
+            would go where nobody looks.)
+    """
+    where = f"results folder {config.results} on {socket.gethostname()}"
+    try:
+        store = ResultStore(config.results, read_only=True)
+        with tempfile.TemporaryFile(dir=store.segments_folder):
+            return store
+    except OSError as error:
+        raise NodeError(f"{where} cannot be written: {error.strerror or error}") from error
+    except InputError as error:
+        raise NodeError(f"{where}: {error}; mount it there at the same path") from error
+
+
 class ScoringWorker:
     """Runs units on one engine; see the module's docstring."""
 
     def __init__(self, config: WorkerConfig, worker_index: int = 0) -> None:
         self._config = config
-        self._store = ResultStore(config.results)
+        self._store = _results_of(config)
         self._makers: dict[str, str] = {}
         self._writer = self._store.open_writer(
             f"w{worker_index:03d}", flush_age_s=config.commit_every_s
@@ -193,6 +214,19 @@ class ScoringWorker:
         self._engine: Engine | None = None
         self._pending: list[str] = []
         self._ended_at: float | None = None
+        self._prepared: list[LoadReport] = []
+        self._prepared_s = 0.0
+
+    def prepare(self, job: UnitJob) -> None:
+        """Starts the engine with what a unit needs; :meth:`run` of that unit then scores at once.
+
+        Raises:
+            EvalcoreError: The engine does not start, or not with this subject.
+        """
+        begin = time.perf_counter()
+        members = [job.unit.subjects[member] for member in job.unit.members]
+        self._prepared, _ = self._load(members)
+        self._prepared_s = time.perf_counter() - begin
 
     def run(self, job: UnitJob) -> WorkerReply:
         """Scores one unit and buffers its rows; commits when that is due.
@@ -205,6 +239,7 @@ class ScoringWorker:
         wait_s = begin - self._ended_at if self._ended_at is not None else 0.0
         shares = [_Share.of(job, member) for member in job.unit.members]
         loads, makers = self._load([share.subject for share in shares])
+        loads, begin = self._with_prepared(loads, begin)
         stands_s = time.perf_counter() - begin
         counts, rows = self._score(job, shares, makers)
         spent_s = time.perf_counter() - begin
@@ -257,16 +292,35 @@ class ScoringWorker:
     def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[str]]:
         """Loads each subject: the last one is in place, the others beside the weights with it.
 
+        What it raises is about the subjects as a whole, not about the unit at hand.
+
         Returns:
             What each load was, and the id of what makes the subject's rows from then on.
         """
-        if self._engine is None:
-            self._engine = create_engine(self._config.spec, subjects[0])
+        pulse.enter("load")
         loads, makers = [], []
-        for subject in subjects:
-            loads.append(self._engine.load(subject))
-            makers.append(self._maker(self._engine.made_by()))
+        try:
+            if self._engine is None:
+                self._engine = create_engine(self._config.spec, subjects[0])
+            for subject in subjects:
+                loads.append(self._engine.load(subject))
+                makers.append(self._maker(self._engine.made_by()))
+        except Exception as error:
+            error.of_group = True  # type: ignore[attr-defined]
+            raise
+        pulse.enter("work")
         return loads, makers
+
+    def _with_prepared(
+        self, loads: list[LoadReport], begin: float
+    ) -> tuple[list[LoadReport], float]:
+        """The first unit's report has what preparing for it cost: loads, and an earlier begin."""
+        before, self._prepared = self._prepared, []
+        spent_s, self._prepared_s = self._prepared_s, 0.0
+        if len(before) != len(loads):  # none, or another unit came first
+            return loads, begin - spent_s
+        first = [b if now.kind == "none" else now for b, now in zip(before, loads, strict=True)]
+        return first, begin - spent_s
 
     def _maker(self, record: dict) -> str:
         """Id of a maker's record, which is written once."""

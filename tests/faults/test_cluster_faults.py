@@ -142,8 +142,7 @@ def test_every_job_is_accounted_for_once(tmp_path: Path, seed: int) -> None:
         op = draw.choice(["double"] * 8 + ["kill", "raise"])
         what = draw.choice(["InputError", "ProofError", "ValueError"])
         jobs.append(job(f"j{i}", op, what=what, **once))
-        bad_input = op == "raise" and what == "InputError"  # fails without a second try
-        if bad_input or (op != "double" and not once):
+        if op != "double" and not once:  # whatever happens once only is good at the second try
             must_fail.add(f"j{i}")
     seen = Recorder()
     config = {"out": str(tmp_path), "flush_every": draw.randint(2, 9)}

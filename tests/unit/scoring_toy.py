@@ -14,12 +14,13 @@ import pyarrow as pa
 
 import evalcore.scoring.worker
 from evalcore import errors
-from evalcore.cluster import Job, JobPool, ListSource
+from evalcore.cluster import Job, JobPool, ListSource, pulse
 from evalcore.engines.protocol import EngineSpec, LoadReport, OneByOne
 from evalcore.planning import Unit, UnitSlice
 from evalcore.planning.unit import make_unit
 from evalcore.prompting import REQUEST_SCHEMA
 from evalcore.scoring import CellWork, ScoringWorker, UnitJob, WorkerConfig
+from evalcore.scoring.source import halves
 from evalcore.store import ResultStore
 from evalcore.types import (
     Checkpoint,
@@ -36,7 +37,9 @@ KINDS = {kind.__name__: kind for kind in (ValueError, RuntimeError, MemoryError)
 
 
 class StubEngine(OneByOne):
-    """A name ``DEED:MORE:anything`` has a deed done: see the methods ``do_...``; others score -1.
+    """A name ``DEED:MORE:anything`` has a deed done: ``load`` or ``score`` raise MORE, ``die``,
+    ``hang``, ``row`` raises MORE when token 666 is asked for, ``big`` when more than MORE contexts
+    are asked for at once, ``slow`` takes MORE seconds; all others score -1.
 
     The checkpoint's path, where it is not empty, is a mark that makes a deed happen only once.
     """
@@ -55,7 +58,7 @@ class StubEngine(OneByOne):
 
     def score(self, batch: ScoreBatch) -> ScoreResult:
         time.sleep(float(os.environ.get("TOY_UNIT_S", "0")))
-        self._do("score")
+        self._do("score", batch)
         n = batch.num_contexts
         return ScoreResult(
             np.full(len(batch.continuation_tokens), -1.0),
@@ -71,11 +74,24 @@ class StubEngine(OneByOne):
 
     def close(self) -> None: ...
 
-    def _do(self, when: str) -> None:
+    def _do(self, when: str, batch: ScoreBatch | None = None) -> None:
         assert self.subject is not None
         name, mark = self.subject.checkpoint.name, self.subject.checkpoint.path
         deed, *more = name.split(":")
-        if deed not in ("load", "score", "die", "hang") or (deed == "load") != (when == "load"):
+        deeds = ("load", "score", "die", "hang", "row", "big", "slow")
+        if deed not in deeds or (deed == "load") != (when == "load"):
+            return
+        if deed == "row" and (batch is None or 666 not in batch.context_tokens):
+            return
+        if deed == "slow":  # but it moves
+            ends = time.monotonic() + float(more[0])
+            while batch is not None and time.monotonic() < ends:
+                pulse.tick()
+                time.sleep(0.05)
+            return
+        if deed == "big":
+            if batch is not None and len(batch.continuation_tokens) > int(more[0]):
+                raise MemoryError("CUDA out of memory")
             return
         if mark:
             try:
@@ -95,12 +111,12 @@ def make(config: WorkerConfig, index: int) -> ScoringWorker:
     return ScoringWorker(config, index)
 
 
-def write_requests(path: Path, rows: int = 200) -> Path:
-    """A request file of two-choice questions."""
+def write_requests(path: Path, rows: int = 200, bad: tuple[int, ...] = ()) -> Path:
+    """A request file of two-choice questions; bad rows have token 666."""
     table = pa.Table.from_pylist(
         [
             {"doc_id": f"{i:032x}", "doc_index": i, "gold": 0, "golds": [0],
-             "contexts": [[1, i % 7]], "continuations": [[2], [3, 4]],
+             "contexts": [[666 if i in bad else 1, i % 7]], "continuations": [[2], [3, 4]],
              "unconditional_context": None, "unconditional": [], "prompt": None,
              "choice_chars": [1, 2], "choice_bytes": [1, 2], "choices": ["a", "bc"],
              "references": [], "shots": 0, "shots_dropped": 0, "truncated_tokens": 0, "flags": []}
@@ -118,7 +134,7 @@ def subject(name: str, once: Path | None = None) -> Subject:
     return Subject(Checkpoint(name, "" if once is None else str(once), digest, "1" * 32))
 
 
-def unit_job(requests: Path, name: str, i: int, once: Path | None = None) -> Job:
+def unit_job(requests: Path, name: str, i: int, once: Path | None = None, **more: Any) -> Job:
     """Unit ``i`` of a subject: a cell of its own, five documents."""
     first = i * ROWS_PER_UNIT % (200 - ROWS_PER_UNIT)
     rows = np.arange(first, first + ROWS_PER_UNIT, dtype=np.int32)
@@ -126,7 +142,18 @@ def unit_job(requests: Path, name: str, i: int, once: Path | None = None) -> Job
     unit: Unit = make_unit(
         (subject(name, once),), (UnitSlice(cell, str(requests), rows),), len(rows), 100
     )
-    return Job(unit.id, UnitJob(unit, {cell: CellWork("choices")}))
+    whose = unit.subject.id
+    return Job(unit.id, UnitJob(unit, {cell: CellWork("choices")}), group=whose, cost=100, **more)
+
+
+class Units(ListSource):
+    """Jobs in order, narrowed as a run narrows them."""
+
+    def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]:
+        return [
+            Job(part.id, UnitJob(part, job.payload.cells), job.group, cost=part.prompt_tokens)
+            for part in halves(job.payload.unit, by_size=by_size)
+        ]
 
 
 class Run:
@@ -142,16 +169,19 @@ class Run:
         self.committed: list[str] = []
         self.failures: dict[str, Exception] = {}
         self.states: list[tuple[int, str]] = []
+        self.given_up: dict[int, str] = {}
         self.outcome = ""
 
-    def __call__(self, jobs: list[Job], should_stop: Any = None) -> Run:
+    def __call__(self, jobs: list[Job], should_stop: Any = None, **more: Any) -> Run:
         self.outcome = self.pool.run(
-            ListSource(jobs),
+            Units(jobs),
             on_result=lambda job, result: self.runs.update([job.id]),
             on_failure=lambda job, error: self.failures.update({job.id: error}),
             on_committed=lambda job: self.committed.append(job.id),
             on_worker=lambda index, state: self.states.append((index, state)),
+            on_given_up=lambda index, node, why: self.given_up.update({index: why}),
             should_stop=should_stop,
+            **more,
         )
         return self
 

@@ -144,9 +144,14 @@ def test_factory_name(name: str) -> None:
         JobPool(name, max_restarts=0).run(ListSource([job("a")]))
 
 
-def test_too_many_poison_jobs_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(WorkerLostError, match="3 jobs in a row"):
-        run(pool(tmp_path, max_given_up=2), [job(f"p{i}", "kill") for i in range(9)])
+def test_a_worker_that_only_fails_is_given_up(tmp_path: Path) -> None:
+    """The last one has more chances than others, not endlessly many."""
+    seen = Recorder()
+    jobs = ListSource([job(f"p{i}", "kill") for i in range(9)])
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
+        pool(tmp_path, max_restarts=1, max_given_up=3).run(jobs, **seen.callbacks())
+    assert seen.count("lost") == 4
+    assert seen.count("parked") == 1
 
 
 def test_stop_lets_the_running_job_end(tmp_path: Path) -> None:

@@ -24,9 +24,8 @@ from evalcore.engines.rounding import lost_in
 from evalcore.errors import InputError
 from evalcore.identity import numeric_config, resolve_subjects
 from evalcore.planning import PlanCounts, PlannedCell, plan_units
-from evalcore.scoring import CellWork, Effort, RunSummary, UnitReport
+from evalcore.scoring import CellWork, Effort, RunSummary, UnitReport, UnitSource
 from evalcore.scoring.rows import first_argmax
-from evalcore.scoring.run import _UnitSource
 from evalcore.store import ResultStore
 from evalcore.types import Cell, Subject, Task, Variant
 
@@ -238,18 +237,17 @@ def test_the_bar_shows_the_figures_below_it() -> None:
     assert "computed ~1.00 x limit" in text
 
 
-def test_a_failed_unit_of_siblings_is_taken_apart_once() -> None:
+def test_a_failed_unit_of_siblings_is_taken_apart() -> None:
     grid = ranked(make_grid(1, 3, 1, 4))
     beside = {p.cell.subject.id for p in grid if p.cell.subject.adapter is not None}
     plan = plan_units(grid, {}, beside=beside, most_together=8)
-    source = _UnitSource(plan, {p.cell.key: CellWork() for p in grid}, {})
+    source = UnitSource(plan, {p.cell.key: CellWork() for p in grid}, {})
     base, together = source.next(0), source.next(0)
     assert base is not None
     assert together is not None
-    assert not source.take_apart(base.payload.unit)
-    assert source.take_apart(together.payload.unit)
-    alone = [job.payload for _ in range(3) if (job := source.next(0)) is not None]
-    assert {job.unit.subject.id for job in alone} == beside
-    assert all(set(job.cells) == {f"{job.unit.subject.id}/t0"} for job in alone)
-    assert not any(source.take_apart(job.unit) for job in alone)
+    assert (base.composite, together.composite) == (False, True)
+    alone = source.narrow(together)
+    assert {job.payload.unit.subject.id for job in alone} == beside == {job.group for job in alone}
+    assert all(set(job.payload.cells) == {f"{job.group}/t0"} for job in alone)
+    assert not any(job.composite for job in alone)
     assert source.next(0) is None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.cluster import pulse
 from evalcore.engines.vllm.growth import Growth
 from evalcore.engines.vllm.packing import Limits, Step, Steps, make_plan
 from evalcore.types import FloatArray, ScoreBatch
@@ -132,6 +133,7 @@ def run(runner: Any, batch: ScoreBatch, growth: Growth | None = None) -> dict[st
         for step in passes:
             _copy_blocks(runner, step.copies)
             found = _forward(runner, step)
+            pulse.tick()
             count += 1
             if growth is not None:  # the next step depends on it
                 read(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from evalcore.cluster import pulse
 from evalcore.errors import EngineError, InputError
 from evalcore.types import ScoreBatch
 
@@ -135,13 +137,33 @@ def answers_of(
 ) -> list[Any]:
     """Outputs of prompts, in their order; ``parameters`` are one for all or one for each."""
     adapters = loras if loras and any(lora is not None for lora in loras) else None
+    _count_steps(llm.llm_engine)
     try:
         outputs: list[Any] = llm.generate(
             prompts, parameters, use_tqdm=False, lora_request=adapters
         )
-    except ValueError as error:  # vLLM's word for a request it does not accept
+    except ValueError as error:
+        # vLLM's word for a request it does not accept, but only before the first step: after an
+        # error inside one it keeps what it had begun, and is not to be asked again.
+        steps = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if steps & {"_run_engine", "step"}:
+            raise EngineError(f"vllm failed while it computed: {first_line(error)}") from error
         raise InputError(f"vllm refused a request: {first_line(error)}") from error
     return outputs
+
+
+def _count_steps(engine: Any) -> None:
+    """Has every step of vLLM's engine show that the worker is alive."""
+    step = engine.step
+    if getattr(step, "counted", False):
+        return
+
+    def counted(*args: Any, **more: Any) -> Any:
+        pulse.tick()
+        return step(*args, **more)
+
+    counted.counted = True  # type: ignore[attr-defined]
+    engine.step = counted
 
 
 def reset_cache(llm: Any) -> None:

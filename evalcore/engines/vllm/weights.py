@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evalcore.cluster import pulse
 from evalcore.engines.vllm import derived
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.engines.vllm.proof import Products
@@ -41,6 +42,7 @@ def stream(path: str, device: Any) -> Iterator[tuple[str, Any]]:
         with safe_open(str(file), framework="pt", device=str(device)) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 yield name, tensors.get_tensor(name)
+                pulse.tick()
 
 
 def products_of(path: str, dtype: Any, device: Any) -> Products:
