@@ -95,7 +95,7 @@ def compare(given: argparse.Namespace, folder: Path) -> int:
         said[kind] = run_lm_eval(jobs, folder / f"said-{kind}.json", timeout_s=36_000)
     for tasks, extra in runs:
         run_score(
-            folder / "results", models, "-t", tasks, "--limit", given.limit,
+            folder / "results", models, "-t", tasks, "--limit", f"first:{given.limit}",
             "--engine", given.engine, *option, *extra, timeout_s=36_000,
         )  # fmt: skip
     print(

@@ -82,7 +82,7 @@ def run_evalcore(setting: Setting, docs: int, results: Path, part: GridSize) -> 
         sys.executable, "-m", "evalcore", "score", *map(str, own), "-o", str(results),
         "-t", ",".join(task_name(i) for i in range(part.tasks)), "-p", selection(part),
         "--task-path", str(setting.root / "tasks"), "--prompt-path", str(setting.root / "prompts"),
-        "--data-root", str(setting.root / "data"), "--limit", str(docs),
+        "--data-root", str(setting.root / "data"), "--limit", f"first:{docs}",
         "--threads", str(setting.threads), "--max_length", str(setting.max_length),
     ]  # fmt: skip
     for checkpoint in checkpoints:

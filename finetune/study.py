@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from evalcore.errors import InputError
+from evalcore.tasks import RowLimit
 from finetune.grids import Value, as_number, expand_grid, grid_keys
 from finetune.method import MethodSpec, Strict
 
@@ -213,13 +215,24 @@ class EvaluationSpec(Strict):
     tasks: list[str] = Field(min_length=1)
     prompts: str = "default,instruct,io"
     extra: list[ExtraEvaluation] = Field([])
-    limit: int | None = Field(None, ge=1)
+    limit: int | str | None = Field(
+        None, description="N: a random sample of every task that grows with N; first:N: the first"
+    )
     adapters: Literal["auto", "merged", "batched"] = Field(
         "auto", description="how adapters are applied, as evalcore score --adapters"
     )
     certify: float = Field(
         0.0, ge=0, le=1, description="share of the examples scored a second time; 0: none"
     )
+
+    @field_validator("limit")
+    @classmethod
+    def _a_limit(cls, value: int | str | None) -> int | str | None:
+        try:
+            RowLimit.of(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @property
     def blocks(self) -> list[tuple[str, str]]:

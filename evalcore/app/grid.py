@@ -39,10 +39,11 @@ from evalcore.prompting import (
 from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 from evalcore.tasks import (
     Finding,
+    RowLimit,
     check_control_tokens,
     check_counts,
-    check_documents,
     check_requests,
+    check_sample,
     check_selection,
     check_source,
     load_documents_counted,
@@ -72,7 +73,7 @@ class GridOptions:
     """What is asked of every subject; field names follow the command line."""
 
     grid: tuple[tuple[str, str], ...]
-    limit: int | None = None
+    limit: int | str | None = None
     num_fewshot: int | None = None
     seed: int | None = None
     chat: bool = False
@@ -190,7 +191,7 @@ class _TaskWork:
     Attributes:
         documents: Those to score.
         pool: Those worked examples are drawn from; empty if no variant shows any.
-        baseline: What a trivial answer scores on all documents, whatever the limit.
+        baseline: What a trivial answer scores on them.
         data: Fingerprint of the content of all documents, whatever the limit.
     """
 
@@ -212,10 +213,12 @@ class _TaskWork:
         if any(variant.shots for variant in variants):
             pool, counts = load_documents_counted(task, "shots", data_root=root, scored=everything)
             findings += check_counts(task, "shots", counts)
-        findings += check_documents(task, everything, pool)
-        baseline = trivial_baseline(task, everything)
+        limit = RowLimit.of(options.limit)
+        documents = limit.take(everything) if limit is not None else everything
+        findings += check_sample(task, documents, everything, pool)
+        baseline = trivial_baseline(task, documents)
         data = rows_fingerprint(document.id for document in everything)
-        return cls(task, everything[: options.limit], pool, baseline, findings, data)
+        return cls(task, documents, pool, baseline, findings, data)
 
     def _count_control_tokens(self, checkpoint: Checkpoint) -> None:
         """Finds rows that name control tokens of a tokenizer, once for each."""

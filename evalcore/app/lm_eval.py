@@ -47,7 +47,7 @@ from evalcore.identity import (
 from evalcore.metrics import needs_unconditional
 from evalcore.planning import PlannedCell
 from evalcore.store import ResultStore
-from evalcore.tasks import Finding, check_documents, trivial_baseline
+from evalcore.tasks import Finding, RowLimit, check_documents, trivial_baseline
 from evalcore.tasks.lm_eval import (
     COLUMNS,
     VERSION,
@@ -193,6 +193,7 @@ def _built(
     args = parse_template_args(options.chat_template_args)
     date = parse_template_date(options.template_date)
     tokenizer = load_tokenizer(checkpoint) if options.chat else None
+    limit = RowLimit.of(options.limit)  # a number is lm-eval's: its first documents
     asked = Asked(
         num_fewshot=options.num_fewshot,
         seed=options.seed,
@@ -201,7 +202,7 @@ def _built(
         chat_args=args,
         chat_date=date,
         multiturn=options.multiturn,
-        limit=options.limit,
+        limit=limit.count if limit is not None else None,
     )
     built = build(task, asked)
     grid.findings += [*check_documents(built.task, built.documents), *_outside(built)]

@@ -30,6 +30,26 @@ class Finite(click.FloatRange):
 _LONGEST_DURATION, _MAX_SECONDS = 40, 10 * 366 * 86400
 MAX_WORKERS, MAX_THREADS, MAX_GPUS = 4096, 1024, 64
 SEED = click.IntRange(0, 2**32 - 1)  # what every random generator takes
+
+
+class _Limit(click.ParamType):
+    """``20`` or ``first:20``."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        from evalcore.errors import InputError
+        from evalcore.tasks import RowLimit
+
+        try:
+            RowLimit.of(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+LIMIT = _Limit()
+
 _ENGINE_OPTIONS = [
     click.option(
         "--engine", type=click.Choice(["vllm", "hf"]), default="vllm", show_default=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from evalcore.cli.options import (
+    LIMIT,
     SEED,
     Finite,
     echo_summary,
@@ -41,7 +42,11 @@ from evalcore.cli.options import (
 @click.option(
     "--num_fewshot", type=click.IntRange(0, 10_000), help="Shots of every variant named with -p."
 )
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many documents a task.")
+@click.option(
+    "--limit", type=LIMIT, metavar="N|first:N",
+    help="At most N documents a task: a random sample, the same for every subject, that a larger N "
+    "contains; first:N takes the first ones (tasks of lm-eval: always the first).",
+)  # fmt: skip
 @click.option(
     "--seed", type=SEED, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from evalcore.cli.options import LIMIT
 from evalcore.cli.output import echo
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ def show_task(name: str, task_path: tuple[Path, ...], data_root: Path | None) ->
 
 @tasks.command("check")
 @click.argument("selection", default="all")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many documents.")
+@click.option("--limit", type=LIMIT, metavar="N|first:N", help="The sample that score takes.")
 @click.option("--strict", is_flag=True, help="Warnings count like errors.")
 @TASK_PATH
 @DATA_ROOT
 def check_tasks(
     selection: str,
-    limit: int | None,
+    limit: str | None,
     strict: bool,
     task_path: tuple[Path, ...],
     data_root: Path | None,
@@ -124,12 +125,20 @@ def check_tasks(
     return int(any(finding.level in stopping for finding in findings))
 
 
-def _check_task(task: Task, limit: int | None, data_root: Path | None) -> tuple[list[Finding], str]:
+def _check_task(task: Task, limit: str | None, data_root: Path | None) -> tuple[list[Finding], str]:
     from evalcore.errors import DataError
-    from evalcore.tasks import check_counts, check_documents, check_source, load_documents_counted
+    from evalcore.tasks import (
+        RowLimit,
+        check_counts,
+        check_sample,
+        check_source,
+        load_documents_counted,
+    )
 
     documents, counts = load_documents_counted(task, "score", data_root=data_root)
-    found = check_counts(task, "score", counts) + check_documents(task, documents[:limit])
+    cut = RowLimit.of(limit)
+    scored = cut.take(documents) if cut is not None else documents
+    found = check_counts(task, "score", counts) + check_sample(task, scored, documents)
     without, shots = "", 0
     if task.spec.get("splits", {}).get("shots"):
         try:
@@ -141,5 +150,5 @@ def _check_task(task: Task, limit: int | None, data_root: Path | None) -> tuple[
         except DataError as error:
             without = f"; no shots: {error}"
     found += check_source(task)
-    line = f"{task.name}: {len(documents[:limit]):,} documents, {shots:,} for shots, "
+    line = f"{task.name}: {len(scored):,} documents, {shots:,} for shots, "
     return found, f"{line}{len(found)} finding{'s' * (len(found) != 1)}{without}"

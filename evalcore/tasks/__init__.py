@@ -7,6 +7,7 @@ from evalcore.tasks.checks import (
     check_counts,
     check_documents,
     check_requests,
+    check_sample,
     check_selection,
     check_source,
 )
@@ -36,12 +37,14 @@ from evalcore.tasks.registry import (
     select_tasks,
     task_from_definition,
 )
+from evalcore.tasks.sample import RowLimit
 
 __all__ = [
     "DataFault",
     "FileFault",
     "Finding",
     "LoadCounts",
+    "RowLimit",
     "TaskDataError",
     "TaskDefinition",
     "TaskError",
@@ -51,6 +54,7 @@ __all__ = [
     "check_counts",
     "check_documents",
     "check_requests",
+    "check_sample",
     "check_selection",
     "check_source",
     "content_key",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
+from evalcore.tasks.sample import sample_rank
 from evalcore.types import Document, Task
 
 _ACCURACIES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info"}
 # metric -> name in rouge-score; the raw metrics are about the same references
 _ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
-_CANDIDATES, _SAMPLE = 32, 120
+_CANDIDATES, _CHOSEN_ON, _TESTED_ON = 32, 60, 240
 
 
 def trivial_baseline(task: Task, docs: Sequence[Document]) -> float:
@@ -21,9 +23,10 @@ def trivial_baseline(task: Task, docs: Sequence[Document]) -> float:
 
     - ``majority``: the share of the most frequent label (accuracies);
     - ``uniform``: the mean of 1 / choices (accuracies, gold probability);
-    - ``constant``: the best single reference as everybody's answer. Exact match: the share of the
-      most frequent reference. ROUGE (Porter stemmer, as the metric): the best of 32 candidates on
-      120 documents, the first ones in id order.
+    - ``constant``: a reference as everybody's answer, chosen on other documents than it is tested
+      on: documents are dealt into two halves by a hash of their ids, the best answer of one half is
+      scored on the other, both ways round. Exact match: the most frequent reference. ROUGE (Porter
+      stemmer, as the metric): the best of 32 candidates on 60 documents, tested on up to 240.
 
     NaN for ``none``, for metrics without a floor, and where the kind does not fit the metric.
     """
@@ -42,24 +45,61 @@ def trivial_baseline(task: Task, docs: Sequence[Document]) -> float:
     if kind not in ("auto", "constant"):
         return math.nan
     if primary in _ROUGE:
-        return _best_constant_rouge(_ROUGE[primary], docs)
+        return _across_halves(docs, _RougeFloor(_ROUGE[primary]))
     if primary == "exact_match":
-        counts = Counter(text for doc in docs for text in {r.strip() for r in doc.references})
-        return max(counts.values()) / len(docs)
+        return _across_halves(docs, _MatchFloor())
     return math.nan
 
 
-def _best_constant_rouge(kind: str, docs: Sequence[Document]) -> float:
-    from rouge_score import rouge_scorer  # brings nltk: only where ROUGE is asked for
+class _Floor(Protocol):
+    def choose(self, docs: Sequence[Document]) -> str: ...
 
-    sample = sorted(docs, key=lambda doc: doc.id)[:_SAMPLE]
-    candidates = list(dict.fromkeys(doc.references[0] for doc in sample))[:_CANDIDATES]
-    scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
-    return max(
-        sum(
-            max(scorer.score(reference, candidate)[kind].fmeasure for reference in doc.references)
-            for doc in sample
+    def score(self, answer: str, docs: Sequence[Document]) -> float: ...
+
+
+def _across_halves(docs: Sequence[Document], floor: _Floor) -> float:
+    """Mean over documents of the answer chosen without them; NaN where a half is empty.
+
+    An answer chosen among the references it is then compared with meets itself there, and the best
+    of many is best by luck as well.
+    """
+    ordered = sorted(docs, key=lambda doc: sample_rank(doc.id))
+    halves = ordered[::2], ordered[1::2]
+    if not halves[1]:
+        return math.nan
+    scores = [
+        (floor.score(floor.choose(other), own), len(own)) for own, other in (halves, halves[::-1])
+    ]
+    return sum(score * count for score, count in scores) / len(docs)
+
+
+class _MatchFloor:
+    def choose(self, docs: Sequence[Document]) -> str:
+        counts = Counter(text for doc in docs for text in {r.strip() for r in doc.references})
+        return max(sorted(counts), key=counts.__getitem__)
+
+    def score(self, answer: str, docs: Sequence[Document]) -> float:
+        return sum(answer in {r.strip() for r in doc.references} for doc in docs) / len(docs)
+
+
+class _RougeFloor:
+    def __init__(self, kind: str) -> None:
+        from rouge_score import rouge_scorer  # brings nltk: only where ROUGE is asked for
+
+        self._kind = kind
+        self._scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
+
+    def choose(self, docs: Sequence[Document]) -> str:
+        sample = docs[:_CHOSEN_ON]
+        candidates = list(dict.fromkeys(doc.references[0] for doc in sample))[:_CANDIDATES]
+        return max(candidates, key=lambda answer: self.score(answer, sample))
+
+    def score(self, answer: str, docs: Sequence[Document]) -> float:
+        tested = docs[:_TESTED_ON]
+        return sum(self._one(answer, doc) for doc in tested) / len(tested)
+
+    def _one(self, answer: str, doc: Document) -> float:
+        return max(
+            self._scorer.score(reference, answer)[self._kind].fmeasure
+            for reference in doc.references
         )
-        / len(sample)
-        for candidate in candidates
-    )

@@ -111,6 +111,28 @@ def check_documents(
     return found
 
 
+def check_sample(
+    task: Task,
+    scored: Sequence[Document],
+    everything: Sequence[Document],
+    shots: Sequence[Document] = (),
+) -> list[Finding]:
+    """The findings of the documents scored, and what only the whole split shows.
+
+    Args:
+        task: The task.
+        scored: Its documents within the limit.
+        everything: All its documents: a limit hides faults.
+        shots: The pool shots are drawn from.
+    """
+    found = check_documents(task, scored, shots)
+    if len(scored) == len(everything):
+        return found
+    codes = {finding.code for finding in found}
+    whole = check_documents(task, everything, shots)
+    return found + [finding for finding in whole if finding.code not in codes]
+
+
 def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
     total, found = len(docs), []
     outside = [doc.index for doc in docs if doc.gold < 0]

@@ -73,7 +73,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     said, in_chat = run_lm_eval(jobs, folder / "said.json")
     printed = run_score(
         folder / "results", models, "-t", f"{selection([*SAMPLE, 'pk_group'])},{','.join(OWN)}",
-        "--include_path", include, "--engine", "hf", "--limit", OWN_SAMPLE,
+        "--include_path", include, "--engine", "hf", "--limit", f"first:{OWN_SAMPLE}",
     )  # fmt: skip
     return Sample(said, in_chat, folder / "results", printed, own, models, include)
 
@@ -195,7 +195,7 @@ def test_a_model_that_learnt_something(tmp_path: Path) -> None:
         results = tmp_path / engine
         for tasks, options in (
             (selection(SAMPLE), ("--include_path", include)),
-            *((name, ("--limit", count)) for name, count in OWN.items()),
+            *((name, ("--limit", f"first:{count}")) for name, count in OWN.items()),
         ):
             run_score(results, models, "-t", tasks, "--engine", engine, *options)
         _check_all(compare_all(said, results, own), 2 * (len(SAMPLE) + len(own)))

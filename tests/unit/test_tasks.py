@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 
-from evalcore.errors import DataError, DefinitionError, UnknownNameError
+from evalcore.errors import DataError, DefinitionError, InputError, UnknownNameError
 from evalcore.tasks import (
+    RowLimit,
     check_documents,
+    check_sample,
     content_key,
     documents_from_rows,
     list_tasks,
@@ -29,7 +35,8 @@ from evalcore.tasks import (
     trivial_baseline,
 )
 from evalcore.tasks.published import TASK_SCHEMA_FILE, task_schema_text
-from evalcore.types import Task
+from evalcore.tasks.sample import sample_rank
+from evalcore.types import Document, Task
 
 BASE: dict[str, Any] = {
     "name": "toy",
@@ -377,15 +384,87 @@ def test_trivial_baselines(tmp_path: Path) -> None:
     ]
     assert trivial_baseline(own, documents_from_rows(own, rows, "rows")) == pytest.approx(0.375)
     writer = make_task(tmp_path, WRITER)
-    texts = ["a b c d", "a b c e", "a b c f", "x"]
+    texts = ["a b c d", "a b c e", "x", "x"] * 3
     documents = documents_from_rows(
         writer, [{"sentence": f"{i}", "summary": text} for i, text in enumerate(texts)], "rows"
     )
-    # Best constant: any of the first three (1 for itself, 3/4 for the other two, 0 for the last).
-    assert trivial_baseline(writer, documents) == pytest.approx((1 + 0.75 + 0.75) / 4)
     exact = make_task(tmp_path, WRITER, primary="exact_match")
-    assert trivial_baseline(exact, documents) == 0.25
+    for own_task, kind in ((writer, "rouge"), (exact, "match")):
+        assert trivial_baseline(own_task, documents) == pytest.approx(by_hand(documents, kind))
     assert math.isnan(trivial_baseline(exact, []))
+    assert math.isnan(trivial_baseline(exact, documents[:1]))  # nothing to choose on
+
+
+def by_hand(documents: list[Document], kind: str) -> float:
+    """Each half under the best answer of the other, one pair at a time."""
+
+    def score(answer: str, doc: Document) -> float:
+        if kind == "match":
+            return float(answer == doc.references[0])
+        shared = len(set(answer.split()) & set(doc.references[0].split()))
+        # of equally long texts with words that differ by place only, recall is precision
+        return shared / len(answer.split())
+
+    ordered = sorted(documents, key=lambda doc: sample_rank(doc.id))
+    found = []
+    for own, other in ((ordered[::2], ordered[1::2]), (ordered[1::2], ordered[::2])):
+        answers = [doc.references[0] for doc in other]
+        best = max(answers, key=lambda a: (sum(score(a, doc) for doc in other), -answers.index(a)))
+        if kind == "match":
+            counts = {a: answers.count(a) for a in sorted(answers)}
+            best = max(counts, key=counts.__getitem__)
+        found += [score(best, doc) for doc in own]
+    return sum(found) / len(found)
+
+
+def test_a_floor_does_not_profit_from_its_own_documents(tmp_path: Path) -> None:
+    """Texts without a common pattern: the best of many was as good as its luck."""
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(60)]
+    rows = [{"sentence": f"{i}", "summary": " ".join(rng.choices(words, k=8))} for i in range(400)]
+    writer = make_task(tmp_path, WRITER)
+    documents = documents_from_rows(writer, rows, "rows")
+    floor = trivial_baseline(writer, documents)
+    others = documents_from_rows(
+        writer,
+        [{"sentence": "o", "summary": " ".join(rng.choices(words, k=8))} for _ in range(400)],
+        "rows",
+    )
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    texts = [doc.references[0] for doc in others]
+    mean = sum(scorer.score(a, b)["rougeL"].fmeasure for a, b in itertools.pairwise(texts)) / (
+        len(texts) - 1
+    )
+    assert floor == pytest.approx(mean, abs=0.03)
+
+
+def test_a_limit_is_a_random_sample_that_grows(tmp_path: Path) -> None:
+    """A file ordered by label: its first rows are of one class."""
+    rows = [{"sentence": f"S {i}", "label": int(i >= 30)} for i in range(60)]
+    documents = documents_from_rows(make_task(tmp_path), rows, "rows")
+
+    def sample(limit: int | str) -> list[Document]:
+        found = RowLimit.of(limit)
+        assert found is not None
+        return found.take(documents)
+
+    small, large = sample(20), sample(40)
+    assert len(small) == 20
+    assert {doc.id for doc in small} < {doc.id for doc in large}
+    assert [doc.index for doc in small] == sorted(doc.index for doc in small)
+    assert {doc.gold for doc in small} == {0, 1}
+    assert sample(100) == documents
+    assert sample("first:20") == documents[:20]
+    task = make_task(tmp_path)
+    first = check_sample(task, sample("first:20"), documents)
+    assert [finding.code for finding in first] == ["one_class"]
+    assert trivial_baseline(task, sample("first:20")) == 1.0
+    assert check_sample(task, small, documents) == []
+    hidden = [*documents[:59], replace(documents[59], gold=-1)]
+    assert [f.code for f in check_sample(task, documents[:5], hidden)] == ["gold_outside"]
+    for wrong in ("0", "-1", "last:3", "first:", "1e3"):
+        with pytest.raises(InputError, match=r"a random sample\), or first:N"):
+            RowLimit.of(wrong)
 
 
 def test_the_published_schema_is_current() -> None:
