@@ -61,6 +61,8 @@ class DataFault(StrEnum):
     NOT_FETCHED = "not_fetched"
     NO_SUCH_SPLIT = "no_such_split"
     BROKEN_FILE = "broken_file"
+    AMBIGUOUS_FILES = "ambiguous_files"  # a split stands in the folder twice
+    INCOMPLETE_FILES = "incomplete_files"  # a shard is missing
     MISSING_COLUMN = "missing_column"
     GOLD_KIND = "gold_kind"
     NO_USABLE_ROW = "no_usable_row"

@@ -22,6 +22,7 @@ from evalcore.types import Task
 logger = logging.getLogger("evalcore")
 
 SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
+_ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SHARD = re.compile(r"^(?P<name>.+)-(?P<number>\d+)-of-(?P<of>\d+)\.")
 _CARD = "README.md"
@@ -96,9 +97,17 @@ def _fetched(
         patterns = _of_card(card, config, split) or _usual(config, split)
     folder = repository.fetch(commit, patterns)
     for one in patterns:
-        files = sorted(file for file in folder.glob(one) if file.is_file())
+        files = sorted(f for f in folder.glob(one) if f.is_file() and f.name.endswith(_ENDINGS))
         if files:
             check_complete(files)
+            kinds = sorted(
+                {ending for f in files for ending in _ENDINGS if f.name.endswith(ending)}
+            )
+            if len(kinds) > 1:
+                raise HubError(
+                    f"has {one} in several formats ({', '.join(kinds)}) at commit {commit}; name "
+                    f"one in source.hub.files"
+                )
             return tuple(files)
     raise HubError(
         f"has no files {' or '.join(patterns[:3])}{', ...' if len(patterns) > 3 else ''} at commit "

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evalcore.errors import InputError, UnknownNameError
-from evalcore.reading import check_depth, regular_size
+from evalcore.errors import UnknownNameError
+from evalcore.identity import HubError
 from evalcore.tasks.columns import Row
 from evalcore.tasks.faults import DataFault, TaskDataError
-from evalcore.tasks.hub import hub_files
+from evalcore.tasks.hub import check_complete, hub_files
 from evalcore.tasks.model import split_range
+from evalcore.tasks.rows import ListRows, RangeRows, Rows, open_files
 
-_MAX_LINE = 1 << 28
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
+_ABOUT = ("dataset_info.json", "state.json")
 
 
 def load_rows(source: Mapping[str, Any], split: str, data_root: Path | None = None) -> list[Row]:
-    """All rows of a split, in file order.
+    """All rows of a split, in file order; arguments and errors as of :func:`open_rows`."""
+    rows = open_rows(source, split, data_root)
+    return rows.take(range(len(rows)))
+
+
+def open_rows(source: Mapping[str, Any], split: str, data_root: Path | None = None) -> Rows:
+    """Rows of a split, to be taken by number.
 
     Args:
         source: The ``source`` part of a task definition.
@@ -37,16 +39,23 @@ def load_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
     """
     name, start, stop = split_range(split)
     if source.get("generator"):
-        return _generated(str(source["dataset"]), name)[start:stop]
+        rows: Rows = ListRows(_generated(str(source["dataset"]), name))
+    else:
+        rows = open_files(data_files(source, name, data_root))
+    return rows if (start, stop) == (0, None) else RangeRows(rows, start, stop)
+
+
+def data_files(source: Mapping[str, Any], name: str, data_root: Path | None) -> list[Path]:
+    """Files of a whole split, of a folder or the hub."""
     root = data_root if data_root is not None else _environment_root()
     if source.get("path"):
-        return _from_path(str(source["path"]), name, root)[start:stop]
+        return _from_path(str(source["path"]), name, root)
     hub = source["hub"]
     if root is not None:
         folder = root / hub["repo"] / (hub.get("config") or "")
         files = split_files(folder, name)
         if files:
-            return _rows_of(files)[start:stop]
+            return files
         there = _splits_in(folder)
         if there:
             raise TaskDataError(
@@ -54,7 +63,7 @@ def load_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
                 f"no rows of split {name!r} in {folder}: there are {', '.join(there)}; put "
                 f"{name}.parquet (or .jsonl, .csv, .arrow) of {hub['repo']} beside them",
             )
-    return _rows_of(hub_files(hub, name, root))[start:stop]
+    return hub_files(hub, name, root)
 
 
 def _environment_root() -> Path | None:
@@ -75,7 +84,7 @@ def _generated(dataset: str, split: str) -> list[Row]:
         ) from None
 
 
-def _from_path(path: str, split: str, root: Path | None) -> list[Row]:
+def _from_path(path: str, split: str, root: Path | None) -> list[Path]:
     folder = Path(path).expanduser()
     if not folder.is_absolute():
         if root is None:
@@ -91,11 +100,7 @@ def _from_path(path: str, split: str, root: Path | None) -> list[Row]:
             f"no rows of split {split!r}: looked for {folder}/{split}.{{{','.join(_SUFFIXES)}}}"
             + (f"; there are {', '.join(there)}" if there else "; the folder holds no data"),
         )
-    return _rows_of(files)
-
-
-def _rows_of(files: list[Path]) -> list[Row]:
-    return [row for file in files for row in read_rows(file)]
+    return files
 
 
 def _splits_in(folder: Path) -> list[str]:
@@ -111,121 +116,34 @@ def _splits_in(folder: Path) -> list[str]:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """Files of one split: ``<split>.*``, shards ``<split>-*-of-*.*``, or a folder ``<split>/``."""
+    """Files of one split: ``<split>.*``, shards ``<split>-*-of-*.*``, or a folder ``<split>/``.
+
+    Raises:
+        TaskDataError: If there are several of these, or shards are missing: which rows are meant
+            is then a guess.
+    """
+    found: dict[str, list[Path]] = {}
     for suffix in _SUFFIXES:
         single = folder / f"{split}.{suffix}"
         if single.is_file():
-            return [single]
+            found[single.name] = [single]
         shards = sorted(folder.glob(f"{split}-*-of-*.{suffix}"))
         if shards:
-            return shards
-    inside = folder / split
-    if inside.is_dir():
-        for suffix in _SUFFIXES:
-            files = sorted(inside.glob(f"*.{suffix}"))
-            if suffix == "json":  # dataset_info.json, state.json lie beside saved arrow files
-                files = [f for f in files if f.name not in ("dataset_info.json", "state.json")]
-            if files:
-                return files
-    return []
-
-
-def read_rows(file: Path) -> list[Row]:
-    """Rows of one parquet, jsonl, json, csv or arrow file; cells of csv are text as written.
-
-    Raises:
-        TaskDataError: If the file is broken.
-    """
-    import pyarrow as pa
-
+            found[f"{split}-*-of-*.{suffix}"] = shards
+        # dataset_info.json, state.json lie beside saved arrow files
+        inside = [f for f in sorted((folder / split).glob(f"*.{suffix}")) if f.name not in _ABOUT]
+        if inside:
+            found[f"{split}/*.{suffix}"] = inside
+    if len(found) > 1:
+        raise TaskDataError(
+            DataFault.AMBIGUOUS_FILES,
+            f"split {split!r} stands twice in {folder}: {' and '.join(found)}; keep one of them",
+        )
+    files = next(iter(found.values()), [])
     try:
-        regular_size(file, "data")
-        if file.name.endswith((".jsonl", ".jsonl.gz", ".json")):
-            return _read_json_rows(file)
-        return _read_table(file).to_pylist()
-    except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-    except InputError as error:
-        reason = str(error)
-    except (RecursionError, MemoryError, OverflowError) as error:
-        # nested beyond what is read, or sizes no memory has; the library says so in its own ways
-        reason = f"it is nested too deeply or too large ({type(error).__name__})"
-    raise TaskDataError(DataFault.BROKEN_FILE, f"data file {file} is broken: {reason}")
-
-
-def _read_json_rows(file: Path) -> list[Row]:
-    import gzip
-
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as lines:
-        if file.suffix == ".json":
-            rows = json.load(lines)
-        else:
-            rows = []
-            for number, line in enumerate(iter(lambda: lines.readline(_MAX_LINE + 1), ""), 1):
-                if line.strip():
-                    try:
-                        rows.append(_json_row(line))
-                    except ValueError as error:
-                        raise ValueError(f"line {number}: {error}") from None
-    if not isinstance(rows, list) or any(not isinstance(row, dict) for row in rows):
-        raise ValueError("expected one JSON object per row")
-    check_depth(rows, f"data: {file}")
-    return rows
-
-
-def _json_row(line: str) -> Any:
-    if len(line) > _MAX_LINE:
-        raise ValueError(f"is longer than {_MAX_LINE:,} characters")
-    row = json.loads(line)
-    if "\\ud" in line or "\\uD" in line:  # half of a pair is text no tokenizer takes
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
-    return row
-
-
-def _read_csv(file: Path) -> Any:
-    """Every cell as text: a type guessed by column would turn 1.50 into 1.5 and 00701 into 701.
-
-    Only an empty cell without quotes is missing; NA, null and nan are text like any other.
-    """
-    import pyarrow as pa
-    import pyarrow.csv
-
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        # The first record by a plain reader, bounded: names of columns are short.
-        head = "".join(itertools.islice(iter(lambda: lines.read(65_536), ""), 16))
-    names = next(csv.reader(io.StringIO(head, newline="")), [])
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"column {twice[0]!r} is given twice")
-    return pyarrow.csv.read_csv(
-        file,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-            null_values=[""],
-        ),
-    )
-
-
-def _read_table(file: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    if file.suffix == ".parquet":
-        return pyarrow.parquet.read_table(file)
-    if file.suffix == ".csv":
-        return _read_csv(file)
-    with pa.memory_map(str(file)) as source:
-        try:
-            table = pa.ipc.open_file(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            table = pa.ipc.open_stream(source).read_all()
-    table.validate(full=True)  # the format's reader believes lengths and offsets
-    return table
+        check_complete(files)
+    except HubError as error:
+        raise TaskDataError(
+            DataFault.INCOMPLETE_FILES, f"split {split!r} in {folder} {error}"
+        ) from None
+    return files

@@ -184,6 +184,12 @@ def test_faults_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     script = {**hub, "revision": "refs/convert/parquet", "files": "c/{split}/*.parquet"}
     unpinned = read(tmp_path, source={"hub": script})
     expect(DataFault.NOT_FETCHED, r"revision refs/convert/parquet, files c/test/\*.parq", unpinned)
+    (tmp_path / "toy/test.csv").write_text("sentence,label\nx,0\n")
+    expect(DataFault.AMBIGUOUS_FILES, r"stands twice in .*: test.jsonl and test.csv; keep one")
+    for file in (tmp_path / "toy").glob("test.*"):
+        file.rename(file.with_name(file.name.replace("test.", "test-00000-of-00002.")))
+        (tmp_path / "toy/test-00000-of-00002.csv").unlink(missing_ok=True)
+    expect(DataFault.INCOMPLETE_FILES, r"1 of 2 files test-\*-of-00002 are missing")
     assert seen == set(DataFault)
 
 

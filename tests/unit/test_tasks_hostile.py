@@ -15,7 +15,7 @@ from evalcore.errors import DefinitionError, EvalcoreError
 from evalcore.tasks import read_yaml
 from evalcore.tasks.faults import DataFault, TaskDataError
 from evalcore.tasks.reading import MAX_NODES, load_yaml
-from evalcore.tasks.sources import read_rows
+from evalcore.tasks.rows import read_rows
 from finetune.reading import parse_study
 
 
