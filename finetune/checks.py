@@ -12,12 +12,12 @@ from typing import Any
 from evalcore.errors import DataError, InputError
 from evalcore.identity import numeric_config
 from evalcore.prompting import draw_shots, encode_training, load_tokenizer, training_pair
-from evalcore.tasks import load_documents, load_documents_counted, select_tasks
+from evalcore.tasks import load_documents, open_documents, select_tasks
 from evalcore.types import Checkpoint, Document, EncodingSettings, Task, Variant
-from finetune.data import choose, input_key, scored_inputs
 from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError
 from finetune.jobs import MixPart, TuneJob, known_task, training_variants
 from finetune.method import MethodSpec
+from finetune.rows import TooFewRowsError, choose_rows
 from finetune.study import Study
 
 CHECKED_ROWS = 2000
@@ -132,12 +132,13 @@ def longest_row(checkpoint: Checkpoint, method: MethodSpec) -> int:
 
 
 @lru_cache(maxsize=64)
-def _inputs_at_hand(task: str, root: Path | None) -> frozenset[tuple[str, ...]] | None:
-    """Scored inputs of one task; None if its data is not at hand."""
+def _at_hand(task: str, root: Path | None) -> bool:
+    """Whether the scored rows of a task can be read."""
     try:
-        return scored_inputs((task,), root)
+        open_documents(known_task(task), "score", data_root=root)
     except DataError:
-        return None
+        return False
+    return True
 
 
 @dataclass
@@ -174,43 +175,46 @@ class _Look:
     def _part(self, part: MixPart) -> None:
         root = Path(self.job.data_root) if self.job.data_root else None
         task = known_task(part.task)
-        documents, loaded = load_documents_counted(task, "train", data_root=root)
-        scored = self._scored(root)
-        clean = [document for document in documents if input_key(document) not in scored]
-        leaked = loaded.leaked + len(documents) - len(clean)
+        held_out = self._held_out(root)
+        try:
+            chosen = choose_rows(part, self.job.data_seed, held_out, root)
+        except TooFewRowsError as error:
+            self._find(DataFault.TOO_FEW_ROWS, str(error), fatal=True, count=error.usable)
+            return
+        counts = chosen.counts
+        leaked = counts["in_scored_split"] + counts["in_evaluation"]
         if leaked:
-            what = f"task {task.name}: {leaked} rows of the train split are scored in this study"
+            where = ", ".join(f"{count} of {name}" for name, count in chosen.found.items())
+            what = (
+                f"task {task.name}: {leaked} of {counts['looked_at']} rows of the train split are "
+                f"scored in this study ({where})"
+            )
             done = "--strict refuses them" if self.strict else "they are left out"
             self._find(
                 DataFault.EVALUATION_ROWS, f"{what}; {done}", fatal=self.strict, count=leaked
             )
-        if not clean or (part.examples or 0) > len(clean):
+        if chosen.shots_learned:
             self._find(
-                DataFault.TOO_FEW_ROWS,
-                f"task {task.name}: {part.examples or 'all'} rows asked for, {len(clean)} are "
-                f"usable; ask for fewer (or null for all)",
-                fatal=True,
-                count=len(clean),
+                DataFault.SHOTS_TRAINED,
+                f"task {task.name}: worked examples are drawn from the rows to tune on: a tuned "
+                f'model has learned some that it is shown; cut the split (shots: "train[:500]", '
+                f'train: "train[500:]")',
+                fatal=self.strict,
             )
-            return
-        chosen = choose(clean, part.examples, self.job.data_seed, where=f"tuning {self.job.tuning}")
-        self.rows += len(chosen)
-        self._texts(task, chosen, root)
+        self.rows += len(chosen.documents)
+        self._texts(task, chosen.documents, root)
 
-    def _scored(self, root: Path | None) -> frozenset[tuple[str, ...]]:
-        """What may not be learned; as far as it is at hand, where data is not required."""
+    def _held_out(self, root: Path | None) -> tuple[str, ...]:
+        """Tasks whose rows may not be learned; those at hand, where data is not required."""
         if self.required:
-            return scored_inputs(self.job.held_out, root)
-        there: set[tuple[str, ...]] = set()
+            return self.job.held_out
+        there = tuple(name for name in self.job.held_out if _at_hand(name, root))
         for name in self.job.held_out:
-            inputs = _inputs_at_hand(name, root)
-            if inputs is None:
+            if name not in there:
                 self._find(
                     DataFault.MISSING_DATA, f"task {name}: scored rows not at hand", fatal=False
                 )
-            else:
-                there |= inputs
-        return frozenset(there)
+        return there
 
     def _texts(self, task: Task, chosen: Sequence[Document], root: Path | None) -> None:
         counts: Counter[str] = Counter()

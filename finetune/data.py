@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ import numpy as np
 from evalcore.errors import DataError
 from evalcore.identity import text_fingerprint
 from evalcore.prompting import draw_shots, encode_training, training_pair
-from evalcore.tasks import load_documents, load_documents_counted, load_task
+from evalcore.tasks import load_documents, texts_key
 from evalcore.types import Document, EncodingSettings, Task, Variant
-from finetune.jobs import MixPart, TuneJob, training_variants
-
-_SPACES = re.compile(r"\s+")
+from finetune.jobs import MixPart, TuneJob, known_task, training_variants
+from finetune.rows import Chosen, choose_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +29,10 @@ class TrainingSet:
         row_ids: Document ids, one per row; those of one task stand together.
         fingerprint: 32 hex digits over ids, prompts and completions.
         counts: What was left out or cut and why (``in_scored_split``, ``in_evaluation``,
-            ``too_long``, ``truncated``).
+            ``in_shots``, ``too_long``, ``truncated``).
         parts: (task, rows) of a mix, in the order of ``row_ids``.
+        row_keys: What each row asks, whatever its task (``evalcore.tasks.texts_key``).
+        compared: For each (learned task, scored task): how they were compared, rows found.
     """
 
     prompts: list[list[int]]
@@ -42,49 +41,81 @@ class TrainingSet:
     fingerprint: str
     counts: dict[str, int] = field(default_factory=dict)
     parts: tuple[tuple[str, int], ...] = ()
+    row_keys: tuple[str, ...] = ()
+    compared: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
     def subset(self, rows: Sequence[int]) -> TrainingSet:
         """Some of the rows, by number."""
-        return _training_set(
-            [self.prompts[i] for i in rows],
-            [self.completions[i] for i in rows],
-            [self.row_ids[i] for i in rows],
+        return _with_fingerprint(
+            TrainingSet(
+                [self.prompts[i] for i in rows],
+                [self.completions[i] for i in rows],
+                tuple(self.row_ids[i] for i in rows),
+                "",
+                row_keys=tuple(self.row_keys[i] for i in rows),
+            )
         )
+
+    def content_fingerprint(self) -> str:
+        """The fingerprint, computed from the rows."""
+        return text_fingerprint(
+            {"ids": list(self.row_ids), "prompts": self.prompts, "completions": self.completions}
+        )
+
+
+def _with_fingerprint(rows: TrainingSet) -> TrainingSet:
+    return replace(rows, fingerprint=rows.content_fingerprint())
 
 
 def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> TrainingSet:
     """Chooses and encodes the rows of a job, task by task.
 
-    Documents whose text is scored anywhere in the study are left out before choosing. What becomes
-    of a row longer than ``max_length`` is ``method.overlong``'s to say: left out whole (cutting it
-    would train on a prompt nobody scores), or cut at the beginning of its prompt.
+    Rows that hold a document scored anywhere in the study, or by the task itself, are left out
+    while choosing. What becomes of a row longer than ``max_length`` is ``method.overlong``'s to
+    say: left out whole (cutting it would train on a prompt nobody scores), or cut at the beginning
+    of its prompt.
 
     Raises:
         DataError: If there are too few rows, an empty completion, or no row that fits.
     """
     prompts: list[list[int]] = []
     completions: list[list[int]] = []
-    row_ids: list[str] = []
-    counts: Counter[str] = Counter()
+    documents: list[Document] = []
+    keys: list[str] = []
+    counts: Counter[str] = Counter(in_scored_split=0, in_evaluation=0, in_shots=0)
+    compared: list[dict[str, Any]] = []
     parts = []
     for part in job.tasks:
-        before = len(row_ids)
-        for document, prompt_ids, completion_ids in _encoded(job, part, tokenizer, counts):
+        before = len(documents)
+        data_root = Path(job.data_root) if job.data_root else None
+        chosen = choose_rows(part, job.data_seed, job.held_out, data_root)
+        for code in ("in_scored_split", "in_evaluation", "in_shots"):
+            counts[code] += chosen.counts[code]
+        compared += [
+            {"learned": part.task, **asdict(one), "found": chosen.found[one.task]}
+            for one in chosen.compared
+        ]
+        for document, prompt_ids, completion_ids in _encoded(job, part, chosen, tokenizer):
             fitted = fit_row(prompt_ids, completion_ids, max_length, job.method.overlong, counts)
             if fitted is not None:
                 prompts.append(fitted)
                 completions.append(completion_ids)
-                row_ids.append(document.id)
-        parts.append((part.task, len(row_ids) - before))
-    if not row_ids:
+                documents.append(document)
+                keys.append(texts_key(known_task(part.task), document))
+        parts.append((part.task, len(documents) - before))
+    if not documents:
         raise DataError(
             f"tuning {job.tuning}: none of {counts['too_long']} rows fits into {max_length} "
             f"tokens; raise method.max_length"
         )
-    return _training_set(prompts, completions, row_ids, dict(counts), tuple(parts))
+    ids = tuple(document.id for document in documents)
+    rows = TrainingSet(
+        prompts, completions, ids, "", dict(counts), tuple(parts), tuple(keys), tuple(compared)
+    )
+    return _with_fingerprint(rows)
 
 
 def fit_row(
@@ -102,18 +133,12 @@ def fit_row(
 
 
 def _encoded(
-    job: TuneJob, part: MixPart, tokenizer: Any, counts: Counter[str]
+    job: TuneJob, part: MixPart, rows: Chosen, tokenizer: Any
 ) -> Iterator[tuple[Document, list[int], list[int]]]:
     """(document, prompt ids, completion ids) of one task's rows, whatever their length."""
     data_root = Path(job.data_root) if job.data_root else None
-    task = load_task(part.task)
-    documents, loaded = load_documents_counted(task, "train", data_root=data_root)
-    scored = scored_inputs(job.held_out, data_root)
-    clean = [document for document in documents if input_key(document) not in scored]
-    counts["in_scored_split"] += loaded.leaked
-    counts["in_evaluation"] += len(documents) - len(clean)
-    where = f"tuning {job.tuning}, task {task.name}"
-    chosen = choose(clean, part.examples, job.data_seed, where=where)
+    task = known_task(part.task)
+    chosen: Sequence[Document] = rows.documents
     if job.control == "shuffled_labels":
         chosen = deal_out_answers(chosen, job.seed)
     variants = training_variants(task, job.variants)
@@ -131,39 +156,6 @@ def _encoded(
             )
         prompt_ids, completion_ids = encode_training(tokenizer, prompt, completion, settings)
         yield document, list(prompt_ids), list(completion_ids)
-
-
-def _training_set(
-    prompts: list[list[int]],
-    completions: list[list[int]],
-    row_ids: Sequence[str],
-    counts: dict[str, int] | None = None,
-    parts: tuple[tuple[str, int], ...] = (),
-) -> TrainingSet:
-    content = {"ids": list(row_ids), "prompts": prompts, "completions": completions}
-    digest = text_fingerprint(content)
-    return TrainingSet(prompts, completions, tuple(row_ids), digest, counts or {}, parts)
-
-
-def choose(
-    documents: Sequence[Document], examples: int | None, seed: int, *, where: str
-) -> list[Document]:
-    """A seeded sample without replacement; asking for all keeps the order of the file.
-
-    A larger sample of the same seed contains the smaller one.
-
-    Raises:
-        DataError: If there are fewer documents than asked for.
-    """
-    if examples is None:
-        return list(documents)
-    if examples > len(documents):
-        raise DataError(
-            f"{where}: examples: {examples} asked for, {len(documents)} usable rows in the train "
-            f"split; ask for fewer (or null for all)"
-        )
-    order = np.random.default_rng([seed, 1]).permutation(len(documents))[:examples]
-    return [documents[i] for i in order]
 
 
 def deal_out_answers(documents: Sequence[Document], seed: int) -> list[Document]:
@@ -207,27 +199,6 @@ def batch_order(
         block = block[np.argsort(sizes[block], kind="stable")].reshape(-1, batch_size)
         grouped += [int(i) for i in block[rng.permutation(len(block))].ravel()]
     return grouped
-
-
-@lru_cache(maxsize=4)
-def scored_inputs(tasks: tuple[str, ...], data_root: Path | None) -> frozenset[tuple[str, ...]]:
-    """Normalised inputs of every scored document of the named tasks."""
-    return frozenset(
-        input_key(document)
-        for name in tasks
-        for document in load_documents(load_task(name), "score", data_root=data_root)
-    )
-
-
-def input_key(document: Document) -> tuple[str, ...]:
-    """A document's field values in lower case and single spaces, sorted.
-
-    Names and order of fields are left out: the same pair of sentences has other names in another
-    task.
-    """
-    return tuple(
-        sorted(_SPACES.sub(" ", str(value)).strip().lower() for value in document.fields.values())
-    )
 
 
 def _shots_of(

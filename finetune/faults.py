@@ -37,6 +37,7 @@ class DataFault(StrEnum):
     EMPTY_COMPLETION = "empty-completion"
     TRUNCATED_COMPLETION = "truncated-completion"
     NOTHING_FITS = "nothing-fits"
+    SHOTS_TRAINED = "shots-trained"
     EVALUATION_ROWS = "evaluation-rows"
     LEFT_OUT_TOO_LONG = "left-out-too-long"
     PROMPTS_CUT = "prompts-cut"

@@ -19,7 +19,7 @@ from evalcore.tasks import load_task
 from evalcore.types import Checkpoint, Task, Variant
 from finetune.method import MethodSpec
 
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Raised when the same settings would train another model."""
 ADAPTERS_DIR = "adapters"
 TUNED_DIR = "checkpoints-tuned"

@@ -170,12 +170,14 @@ def provenance_record(
         "data": {
             "fingerprint": rows.fingerprint,
             "row_ids": list(rows.row_ids),
+            "row_keys": list(rows.row_keys),
             "parts": [
                 {"task": task, "rows": count, "revision": _data_revision(task)}
                 for task, count in rows.parts
             ],
             "left_out": rows.counts,
             "held_out_tasks": list(job.held_out),
+            "compared": list(rows.compared),
         },
         "training": {
             "wall_s": round(report.wall_s, 3),

@@ -29,7 +29,8 @@ from evalcore.errors import (
 from evalcore.prompting import load_tokenizer
 from evalcore.types import Checkpoint
 from finetune import distributed
-from finetune.data import TrainingSet, batch_order, build_training_set
+from finetune.data import TrainingSet, batch_order
+from finetune.encoded import training_set
 from finetune.jobs import TuneJob
 from finetune.method import MethodSpec
 from finetune.provenance import TrainingReport, commit, working_folder
@@ -167,7 +168,7 @@ class TuneWorker:
         base = self._load(job.checkpoint, job.method)
         load_s = time.perf_counter() - start
         start = time.perf_counter()
-        rows = build_training_set(job, base.tokenizer, _max_length(job, base))
+        rows = training_set(job, base.tokenizer, _max_length(job, base))
         del base  # full tuning reads it anew for every candidate: one copy at a time
         method, selection = self._select(job, rows)
         selection_s = selection["wall_s"] if selection is not None else 0.0

@@ -12,16 +12,19 @@ from evalcore.tasks.checks import (
     check_source,
 )
 from evalcore.tasks.documents import (
+    DocumentRows,
     LoadCounts,
     content_key,
     documents_from_rows,
     is_scorable,
     load_documents,
     load_documents_counted,
+    open_documents,
 )
 from evalcore.tasks.faults import DataFault, FileFault, TaskDataError, TaskError, TaskFault
 from evalcore.tasks.hub import data_resolution
 from evalcore.tasks.model import TaskDefinition
+from evalcore.tasks.overlaps import Compared, ScoredRows, texts_key
 from evalcore.tasks.reading import (
     UniqueKeyLoader,
     definition_error,
@@ -38,13 +41,17 @@ from evalcore.tasks.registry import (
     task_from_definition,
 )
 from evalcore.tasks.sample import RowLimit
+from evalcore.tasks.sources import data_state
 
 __all__ = [
+    "Compared",
     "DataFault",
+    "DocumentRows",
     "FileFault",
     "Finding",
     "LoadCounts",
     "RowLimit",
+    "ScoredRows",
     "TaskDataError",
     "TaskDefinition",
     "TaskError",
@@ -59,6 +66,7 @@ __all__ = [
     "check_source",
     "content_key",
     "data_resolution",
+    "data_state",
     "definition_error",
     "documents_from_rows",
     "is_scorable",
@@ -67,11 +75,13 @@ __all__ = [
     "load_documents_counted",
     "load_task",
     "once_per_state",
+    "open_documents",
     "parse_yaml",
     "read_task",
     "read_yaml",
     "select_tasks",
     "task_from_definition",
+    "texts_key",
     "trivial_baseline",
     "validation_line",
 ]

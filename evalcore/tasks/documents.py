@@ -21,7 +21,8 @@ from evalcore.tasks.columns import (
     value_at,
 )
 from evalcore.tasks.faults import DataFault, TaskDataError, TaskError, TaskFault
-from evalcore.tasks.sources import load_rows
+from evalcore.tasks.rows import Rows
+from evalcore.tasks.sources import load_rows, open_rows
 from evalcore.types import Document, Task
 
 logger = logging.getLogger("evalcore")
@@ -148,8 +149,48 @@ def content_key(document: Document) -> str:
     return "\x1f".join(" ".join(part.split()).lower() for part in parts)
 
 
-def documents_from_rows(task: Task, rows: Sequence[Row], where: str) -> list[Document]:
+@dataclass(frozen=True, slots=True)
+class DocumentRows:
+    """Documents of a split by row number, made when asked for.
+
+    Attributes:
+        task: The task.
+        split: The split, with its cut.
+        rows: Its rows.
+    """
+
+    task: Task
+    split: str
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, numbers: Sequence[int]) -> list[Document]:
+        """Documents of these rows, in this order; rows with missing values are skipped."""
+        where = f"task {self.task.name}, split {self.split}"
+        return documents_from_rows(self.task, self.rows.take(numbers), where, numbers)
+
+
+def open_documents(task: Task, role: Role, *, data_root: Path | None = None) -> DocumentRows:
+    """Documents of a role's split, to be taken by number; errors as of :func:`load_documents`."""
+    split = _split_of(task, role)
+    try:
+        return DocumentRows(task, split, open_rows(task.spec["source"], split, data_root))
+    except TaskDataError as error:
+        raise TaskDataError(error.fault, f"task {task.name}: {error}") from None
+
+
+def documents_from_rows(
+    task: Task, rows: Sequence[Row], where: str, numbers: Sequence[int] | None = None
+) -> list[Document]:
     """Turns rows into documents; rows with missing values are skipped.
+
+    Args:
+        task: The task.
+        rows: The rows.
+        where: What they are, for errors.
+        numbers: Their numbers in the split (default: from 0).
 
     Raises:
         DataError: If a column named by the task is in no row, or a value has the wrong kind.
@@ -158,7 +199,7 @@ def documents_from_rows(task: Task, rows: Sequence[Row], where: str) -> list[Doc
     _check_columns(spec, rows, where)
     copies: Counter[str] = Counter()
     documents = []
-    for index, row in enumerate(rows):
+    for index, row in zip(numbers or range(len(rows)), rows, strict=True):
         here = f"{where}, row {index}"
         fields = {name: field_value(part, row, here) for name, part in spec["fields"].items()}
         if any(value is None or value is MISSING for value in fields.values()):

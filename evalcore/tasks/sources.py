@@ -14,6 +14,7 @@ from evalcore.tasks.faults import DataFault, TaskDataError
 from evalcore.tasks.hub import check_complete, hub_files
 from evalcore.tasks.model import split_range
 from evalcore.tasks.rows import ListRows, RangeRows, Rows, open_files
+from evalcore.types import Task
 
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
 _ABOUT = ("dataset_info.json", "state.json")
@@ -43,6 +44,29 @@ def open_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
     else:
         rows = open_files(data_files(source, name, data_root))
     return rows if (start, stop) == (0, None) else RangeRows(rows, start, stop)
+
+
+def data_state(task: Task, data_root: Path | None) -> list[list[Any]]:
+    """What the files of a task's splits are now: path, time and size of each.
+
+    Generated rows have no files: they are those of this version of evalcore. A split that is not at
+    hand has none either.
+    """
+    source = task.spec["source"]
+    if source.get("generator"):
+        return [[source["generator"], source["dataset"]]]
+    names = {split_range(str(split))[0] for split in task.spec["splits"].values() if split}
+    found: list[list[Any]] = []
+    for name in sorted(names):
+        try:
+            files = data_files(source, name, data_root)
+        except TaskDataError:
+            files = []
+        found.append([name])
+        for file in files:
+            about = file.stat()
+            found.append([str(file), about.st_mtime_ns, about.st_size, about.st_ino])
+    return found
 
 
 def data_files(source: Mapping[str, Any], name: str, data_root: Path | None) -> list[Path]:

@@ -12,7 +12,7 @@ import pytest
 
 from evalcore.cli import main
 from evalcore.prompting import encode_training, load_tokenizer, training_pair
-from evalcore.tasks import load_documents, load_task
+from evalcore.tasks import load_task
 from evalcore.types import EncodingSettings
 from finetune import (
     DataFault,
@@ -24,6 +24,7 @@ from finetune import (
 )
 from finetune.checks import check_rows
 from finetune.jobs import MixPart, training_variants
+from finetune.rows import choose_rows
 
 STUDY = """
 name: small
@@ -57,10 +58,7 @@ def test_clean_rows_find_nothing_and_tokens_are_those_encoded(jobs: dict[str, Tu
     assert (report.rows, report.checked, report.findings) == (40, 40, ())
     assert report.by_tokenizer
     tokenizer, task = load_tokenizer(job.checkpoint.path), load_task("pocket_nli")
-    by_id = load_documents(task, "train")
-    from finetune.data import choose
-
-    chosen = choose(by_id, 40, 0, where="t")
+    chosen = choose_rows(job.tasks[0], 0, job.held_out, None).documents
     variants = training_variants(task, job.variants)
     total = 0
     for i, document in enumerate(chosen):
@@ -84,9 +82,8 @@ def test_rows_that_do_not_fit(jobs: dict[str, TuneJob]) -> None:
     tokenizer, task = load_tokenizer(job.checkpoint.path), load_task("pocket_describe")
     (variant,) = training_variants(task, job.variants)
     lengths, answers = [], []
-    from finetune.data import choose
 
-    for document in choose(load_documents(task, "train"), 40, 0, where="t"):
+    for document in choose_rows(job.tasks[0], 0, job.held_out, None).documents:
         pair = training_pair(task, variant, document, [], tokenizer)
         prompt, completion = encode_training(tokenizer, *pair, EncodingSettings())
         lengths.append(len(prompt) + len(completion))
@@ -110,7 +107,7 @@ def codes(report: Any) -> dict[DataFault, tuple[int, bool]]:
 
 def test_rows_of_the_evaluation_set_are_counted_or_refused(jobs: dict[str, TuneJob]) -> None:
     scored = ("pocket_nli", "pocket_nli_ood", "pocket_paraphrase")
-    job = replace(jobs["nli"], tasks=(MixPart("pocket_paraphrase", 40),), held_out=scored)
+    job = replace(jobs["nli"], tasks=(MixPart("pocket_paraphrase", None),), held_out=scored)
     alone, strict = check_rows(job), check_rows(job, strict=True)
     assert codes(alone)[DataFault.EVALUATION_ROWS] == (2, False)
     assert codes(strict)[DataFault.EVALUATION_ROWS] == (2, True)
@@ -133,10 +130,15 @@ def write_task(folder: Path, rows: list[dict[str, Any]]) -> Path:
     data = folder / "data" / "allenai" / "sciq"
     data.mkdir(parents=True)
     for split in ("train", "test", "validation"):
-        own = rows if split == "train" else [{**row, "support": split} for row in rows]
+        own = rows if split == "train" else [_asked_in(split, row) for row in rows]
         text = "\n".join(json.dumps(row) for row in own)
         (data / f"{split}.jsonl").write_text(text)
     return folder / "data"
+
+
+def _asked_in(split: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Another question: the same one would be found in what is learned."""
+    return {**row, "support": split, "question": f"{split} {row['question']} ({split})"}
 
 
 def row(i: int, **changes: str) -> dict[str, str]:

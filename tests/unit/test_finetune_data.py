@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import finetune.data
+import finetune.encoded
+import finetune.jobs
+import finetune.rows
 from evalcore.errors import DataError, DefinitionError, IncompatibleError, InputError
 from evalcore.identity import text_fingerprint
 from evalcore.prompting import encode_task, load_tokenizer, load_variants
-from evalcore.tasks import load_documents, load_task
+from evalcore.tasks import (
+    Compared,
+    ScoredRows,
+    TaskDefinition,
+    documents_from_rows,
+    load_documents,
+    load_task,
+    task_from_definition,
+)
+from evalcore.tasks.sources import load_rows
 from evalcore.types import Document, EncodingSettings
 from finetune import parse_study, plan_jobs
-from finetune.data import batch_order, build_training_set, choose, deal_out_answers, input_key
+from finetune.data import TrainingSet, batch_order, build_training_set, deal_out_answers
+from finetune.encoded import training_set
 from finetune.jobs import MixPart, TuneJob
 from finetune.plan import TunePlan
+from finetune.rows import Chosen, TooFewRowsError, choose_rows
 
 STUDY = """
 name: small
@@ -111,14 +129,81 @@ def test_plan_refuses_names_that_are_not_there(
         plan(out, STUDY.replace(old, new, 1))
 
 
-def test_choose_is_seeded_and_nested() -> None:
-    rows = documents(50)
-    small, large = (choose(rows, n, 7, where="t") for n in (10, 20))
+def rows_of(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
+    (folder / "toy").mkdir(exist_ok=True, parents=True)
+    (folder / "toy" / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A task "toy" over pairs of texts, its rows in tmp_path."""
+    spec = {**load_task("pocket_paraphrase").spec, "name": "toy", "source": {"path": "toy"}}
+    spec["splits"] = {"score": "test", "shots": "train[:5]", "train": "train"}
+    task = task_from_definition(TaskDefinition.model_validate(spec))
+    known = finetune.jobs.known_task
+    monkeypatch.setattr(
+        finetune.rows, "known_task", lambda name: task if name == "toy" else known(name)
+    )
+    rows_of(tmp_path, "test", [pair(f"t{i}") for i in range(4)])
+    rows_of(tmp_path, "train", [pair(f"r{i}") for i in range(60)])
+    finetune.rows.choose_rows.cache_clear()
+    finetune.rows.scored_rows.cache_clear()
+    return tmp_path
+
+
+def pair(name: str, **changes: Any) -> dict[str, Any]:
+    one = f"the {name} of the old house by the sea was never seen again"
+    other = f"nobody saw the {name} of the house any more"
+    return {"sentence1": one, "sentence2": other, "label": 0, **changes}
+
+
+def chosen(root: Path, examples: int | None, seed: int = 7) -> Chosen:
+    finetune.rows.choose_rows.cache_clear()
+    finetune.rows.scored_rows.cache_clear()
+    return choose_rows(MixPart("toy", examples), seed, (), root)
+
+
+def test_rows_are_drawn_first_seeded_and_nested(toy: Path) -> None:
+    small, large = (chosen(toy, n).documents for n in (10, 20))
     assert small == large[:10]
-    assert small != choose(rows, 10, 8, where="t")
+    assert small != chosen(toy, 10, 8).documents
     assert len({row.id for row in large}) == 20
-    with pytest.raises(DataError, match="51 asked for, 50 usable"):
-        choose(rows, 51, 0, where="t")
+    everything = chosen(toy, None)
+    # five rows are shown as worked examples
+    assert [d.index for d in everything.documents] == list(range(5, 60))
+    assert everything.counts["in_shots"] == 5
+    with pytest.raises(TooFewRowsError, match=r"56 asked for, 55 usable .*5 in shots") as caught:
+        chosen(toy, 56)
+    assert pickle.loads(pickle.dumps(caught.value)).usable == 55
+
+
+def test_the_draw_is_that_of_all_rows_in_memory(toy: Path) -> None:
+    """The obvious way: all documents, those that may be learned, in the order of the seed."""
+    rows_of(toy, "train", [pair(f"r{i}", label=None if i % 3 == 0 else i % 2) for i in range(60)])
+    task = finetune.rows.known_task("toy")
+    usable = {d.index: d for d in documents_from_rows(task, load_rows(task.spec["source"], "train",
+              toy), "rows") if d.index > 4}  # fmt: skip
+    order = np.random.default_rng([7, 1]).permutation(60)
+    naive = [usable[int(n)] for n in order if int(n) in usable]
+    for count in (1, 20, len(naive)):
+        assert list(chosen(toy, count).documents) == naive[:count]
+
+
+def test_scored_rows_in_other_words_of_the_file_are_found(toy: Path) -> None:
+    test, train = [pair(f"t{i}") for i in range(4)], [pair(f"r{i}") for i in range(60)]
+    swapped = {**test[0], "sentence1": test[0]["sentence2"], "sentence2": test[0]["sentence1"]}
+    quoted = {k: f"\u201c{v}.\u201d" if k != "label" else v for k, v in test[1].items()}
+    inside = pair("x", sentence1=f"Read this: {test[2]['sentence1']}", sentence2=(
+        f"and then this: {test[2]['sentence2']} - are they the same?"))  # fmt: skip
+    half = pair("x", sentence1=test[3]["sentence1"], sentence2="something else was said by her")
+    rows_of(toy, "train", [*train[:30], swapped, quoted, inside, half, *train[30:]])
+    found = chosen(toy, None)
+    assert found.counts["in_scored_split"] == 3
+    assert found.found == {"toy": 3}
+    assert {30, 31, 32}.isdisjoint(d.index for d in found.documents)
+    assert 33 in {d.index for d in found.documents}
+    (compared,) = found.compared
+    assert (compared.documents, compared.by_grams) == (4, 4)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -201,32 +286,80 @@ def test_variants_take_turns_and_a_control_keeps_the_prompts(out: Path) -> None:
     assert control.fingerprint != alone.fingerprint
 
 
-def test_scored_documents_are_never_learned(out: Path, tmp_path: Path) -> None:
-    """The scored rows of another task of the study, with other field names, are left out."""
-    job = replace(job_of(out, "step-00010/nli"), tasks=(MixPart("pocket_nli", None),))
-    tokenizer = load_tokenizer(out / "step-00010")
-    scored = load_documents(load_task("pocket_nli"), "score")
-    train = load_documents(load_task("pocket_nli"), "train")
-    assert not {input_key(d) for d in scored} & {input_key(d) for d in train}
-    renamed = replace(train[0], fields={"zzz": "  A  b", "aaa": "C"})
-    assert input_key(renamed) == input_key(replace(train[0], fields={"p": "c ", "q": "a B"}))
-    rows = build_training_set(replace(job, held_out=()), tokenizer, 512)
-    assert len(rows) == len(train)
-    assert rows.counts["in_evaluation"] == 0
+def test_a_conversation_that_holds_a_scored_question_is_found() -> None:
+    """Tasks of other shapes: a question with choices, a pair, and a chat that quotes them."""
+    index = ScoredRows()
+    arc = load_task("arc_easy")
+    index.add(
+        arc,
+        documents_from_rows(
+            arc,
+            [
+                arc_row("Which factor will most likely cause a person to develop a fever?"),
+                arc_row("What do plants need?"),
+                arc_row("Why?"),
+            ],
+            "rows",
+        ),
+    )
+    (compared,) = index.compared
+    assert compared == Compared("arc_easy", 3, by_grams=1, by_question=1)
+    tulu = load_task("tulu_v2")
+
+    def said(prompt: str, answer: str = "B") -> set[str]:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        (document,) = documents_from_rows(tulu, [{"messages": messages}], "rows")
+        return index.found_in(tulu, document)
+
+    asked = (
+        "Question:\n\u201cWhich factor will most likely cause a person to develop a fever\u201d?"
+    )
+    assert said(asked) == {"arc_easy"}
+    assert said("Which factor will most likely cause rain to fall on the hills tonight?") == set()
+    # a short question needs its answer beside it
+    assert said("What do plants need? A. gold B. a bacterial population") == {"arc_easy"}
+    assert said("What do plants need? I ask for a friend.") == set()
+    assert said("WHY") == {"arc_easy"}  # equal as a whole
+    assert said("Why not?") == set()
 
 
-def test_rows_in_the_evaluation_set_are_dropped_and_counted(
-    out: Path, monkeypatch: pytest.MonkeyPatch
+def arc_row(question: str) -> dict[str, Any]:
+    choices = {"text": ["gold", "a bacterial population"], "label": ["A", "B"]}
+    return {"question": question, "choices": choices, "answerKey": "B"}
+
+
+def test_encoded_rows_are_kept_for_seeds_and_methods_and_nothing_else(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import finetune.data
+    monkeypatch.setenv("EVALCORE_CACHE", str(tmp_path / "cache"))
+    tokenizer = load_tokenizer(out / "step-00010")
+    built: list[str] = []
 
-    train = load_documents(load_task("pocket_nli"), "train")
-    leaked = frozenset(input_key(d) for d in train[:7])
-    monkeypatch.setattr(finetune.data, "scored_inputs", lambda tasks, root: leaked)
-    job = replace(job_of(out, "step-00010/nli"), tasks=(MixPart("pocket_nli", None),))
-    rows = build_training_set(job, load_tokenizer(out / "step-00010"), 512)
-    assert rows.counts["in_evaluation"] == 7
-    assert not {d.id for d in train[:7]} & set(rows.row_ids)
+    def counted(job: TuneJob, *rest: Any) -> TrainingSet:
+        built.append(job.id)
+        return build_training_set(job, *rest)
+
+    monkeypatch.setattr(finetune.encoded, "build_training_set", counted)
+    job = job_of(out, "step-00010/nli")
+    first = training_set(job, tokenizer, 512)
+    other = job_of(out, "step-00002/nli-seed3")  # another checkpoint and seed
+    assert training_set(other, tokenizer, 512) == first == build_training_set(job, tokenizer, 512)
+    assert built == ["step-00010/nli"]
+    for changed in (
+        job_of(out, "step-00010/nli-shuffled_labels"),
+        replace(job, data_seed=1),
+        replace(job, held_out=("pocket_nli_ood",)),
+        replace(job, variants=("io",)),
+        replace(job, tasks=(MixPart("pocket_nli", 29),)),
+    ):
+        assert training_set(changed, tokenizer, 512) != first
+    training_set(job, tokenizer, 500)
+    assert len(built) == 7
+    (tmp_path / "cache/training").chmod(0o755)
+    for file in (tmp_path / "cache/training").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert training_set(job, tokenizer, 512) == first  # a broken file is no file
+    assert len(built) == 8
 
 
 def test_rows_that_do_not_fit_are_left_out_whole_and_counted(out: Path) -> None:
@@ -244,8 +377,6 @@ def test_rows_that_do_not_fit_are_left_out_whole_and_counted(out: Path) -> None:
 
 
 def test_an_empty_completion_is_an_error(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import finetune.data
-
     monkeypatch.setattr(finetune.data, "training_pair", lambda *_: ("prompt", " "))
     with pytest.raises(DataError, match="the completion is empty"):
         build_training_set(job_of(out, "step-00010/nli"), load_tokenizer(out / "step-00010"), 512)
