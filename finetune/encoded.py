@@ -8,14 +8,14 @@ would be built.
 from __future__ import annotations
 
 import json
-import os
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
 import evalcore
+from evalcore.files import write_atomically
 from evalcore.identity import cache_dir, text_fingerprint
 from evalcore.tasks import data_state
 from finetune.data import TrainingSet, build_training_set
@@ -79,12 +79,14 @@ def _write(file: Path, rows: TrainingSet) -> None:
             "completion": pa.array(rows.completions, pa.large_list(pa.int32())),
         }
     ).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
+
+    def write(sink: IO[bytes]) -> None:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f".{file.name}.{os.getpid()}")
-        with pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        new.replace(file)
+        write_atomically(file, write)
     except OSError:
         pass  # a full or read-only cache costs time only
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from evalcore.errors import InputError
+from evalcore.files import write_atomically
 
 logger = logging.getLogger("evalcore")
 
@@ -164,9 +165,7 @@ class HubRepository:
         file = self.folder / "refs" / (revision or "main")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            new = file.with_name(f".{file.name}.{os.getpid()}")
-            new.write_text(commit, "utf-8")
-            new.replace(file)
+            write_atomically(file, lambda sink: sink.write(commit.encode()))
         except OSError:
             pass  # a cache on a read-only disk: nothing depends on it
 
