@@ -67,7 +67,7 @@ class HubSource(_Strict):
             raise _fault(
                 TaskFault.HUB_FILES,
                 "expected a pattern of parquet files with {split} in it, "
-                f"such as default/{{split}}/*.parquet, not {value!r}",
+                f"such as default/{{split}}/*.parquet, not {value[:60]!r}",
             )
         return value
 
@@ -112,7 +112,7 @@ class Splits(_Strict):
         if value is not None:
             _, start, stop = split_range(value)
             if stop is not None and stop <= start:
-                raise _fault(TaskFault.SPLIT_NAME, f"{value!r} holds no rows")
+                raise _fault(TaskFault.SPLIT_NAME, f"{value[:60]!r} holds no rows")
         return value
 
     @model_validator(mode="after")
@@ -139,7 +139,8 @@ def split_range(split: str) -> tuple[str, int, int | None]:
     match = _SPLIT.match(split)
     if match is None:
         raise _fault(
-            TaskFault.SPLIT_NAME, f"expected a name such as test or train[:1000], not {split!r}"
+            TaskFault.SPLIT_NAME,
+            f"expected a name such as test or train[:1000], not {split[:60]!r}",
         )
     name, start, stop = match.groups()
     return name, int(start or 0), int(stop) if stop else None
