@@ -18,6 +18,7 @@ ORDER = [
     "cli",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
+    "files",
     "errors",
     "types",
     "deadline",
