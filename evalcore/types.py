@@ -142,7 +142,10 @@ class Subject:
     @property
     def base_id(self) -> str | None:
         """Id of the subject this one is compared with; None for an untuned checkpoint."""
-        return self.checkpoint.id if self.adapter is not None else self.checkpoint.parent
+        if self.adapter is not None:
+            return self.checkpoint.id
+        parent, reading = self.checkpoint.parent, self.checkpoint.reading
+        return f"{parent}~{reading}" if parent and reading else parent
 
     @property
     def tuning(self) -> str | None:

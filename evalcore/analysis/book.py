@@ -26,6 +26,8 @@ CELL_COLUMNS = (
     "shots_order", "shots_balance", "chat", "listing", "answer", "max_length", "numerics",
     "findings", "recorded",
 )  # fmt: skip
+# How a cell was asked; null in results that were made before it was recorded.
+_ASKED = ("chat_template", "end_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class CellValues:
     cell: str
     way: Way
     numerics: str
-    setting: tuple[str, int]
+    setting: tuple[Any, ...]
     docs: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     continuous: npt.NDArray[np.float64]
@@ -179,6 +181,8 @@ class ScoreBook:
         for key, start, stop, ordered in iterate_cells(table):
             part = ordered.slice(start, stop - start)
             about = {name: part.column(name)[0].as_py() for name in CELL_COLUMNS}
+            for name in _ASKED:
+                about[name] = part.column(name)[0].as_py() if name in part.column_names else None
             subjects.setdefault(about["subject"], _subject(about))
             task = infos.setdefault(about["task"], _task(about, flags))
             versions[task.name].add(about["task_fingerprint"])
@@ -328,7 +332,10 @@ def _cell_values(
         shots = shots + integers(part, "shots_dropped", 0)
     return CellValues(
         cell=key, way=Way.of(about, int(shots.max())), numerics=about["numerics"],
-        setting=(about["variant_fingerprint"], about["max_length"]), docs=docs[keep],
+        setting=(
+            about["variant_fingerprint"], about["max_length"], about["chat_template"],
+            tuple(about["end_tokens"] or ()),
+        ), docs=docs[keep],
         values=values[keep], continuous=continuous[keep], unscored=len(docs) - int(keep.sum()),
         modal_share=modal_share(part),
     )  # fmt: skip

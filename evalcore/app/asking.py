@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from evalcore.identity import asked_as, reading_of
 from evalcore.prompting import same_requests
 from evalcore.types import Checkpoint, Subject
 
@@ -19,7 +21,8 @@ def asked_of(
 
     An adapter's own tokenizer, chat template and end tokens are used where they change the token
     ids of this cell or the end of what it generates. Then the base is asked so too: a gain needs
-    the same question on both sides. A base without a chat template is asked chats only so.
+    the same question on both sides. A base without a chat template is asked chats only so. The same
+    holds for a fully tuned checkpoint, whose own tokenizer always asks, and its parent.
 
     Args:
         subjects: Of the whole run.
@@ -45,9 +48,16 @@ def asked_of(
             equal[files] = files[0] == files[1] or same_requests(*files)
         return not equal[files]
 
+    parents = {
+        subject.checkpoint.id: subject.checkpoint for subject in subjects if subject.adapter is None
+    }
     for subject in subjects:
         checkpoint, own = subject.checkpoint, subject.own
-        if own is not None and differs(checkpoint, own):
+        parent = parents.get(checkpoint.parent or "") if subject.adapter is None else None
+        if parent is not None and not checkpoint.reading and differs(parent, checkpoint):
+            yield Subject(asked_as(parent, checkpoint))
+            yield Subject(replace(checkpoint, reading=reading_of(checkpoint)))
+        elif own is not None and differs(checkpoint, own):
             if checkpoint.id in bases:
                 yield Subject(own)
             yield Subject(own, subject.adapter)

@@ -16,6 +16,7 @@ from evalcore import __version__
 from evalcore.app.asking import asked_of
 from evalcore.errors import DataError, InputError
 from evalcore.identity import (
+    CELL_KEY_VERSION,
     NumericsClass,
     cell_key,
     numeric_config,
@@ -424,6 +425,12 @@ def cell_row(
         "template": variant.template,
         "target": variant.target,
         "requests": requests.name,
+        "key_version": CELL_KEY_VERSION,
+        "tokenizer": checkpoint.tokenizer_fingerprint,
+        "chat_template": checkpoint.template_fingerprint if variant.chat else None,
+        "chat_args": variant.chat_args or None,
+        "template_date": variant.chat_date if variant.chat and checkpoint.template_dated else None,
+        "end_tokens": list(checkpoint.end_tokens or ()) if generation is not None else None,
     }
 
 

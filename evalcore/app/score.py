@@ -38,7 +38,7 @@ from evalcore.engines.protocol import (
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError, ResultsError
 from evalcore.files import utc_stamp
-from evalcore.identity import Applied, numeric_config, resolve_subjects
+from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config, resolve_subjects
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
@@ -216,8 +216,9 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
     spec, grid, adapters = _grid(options, spec, subjects, store)
     beside = adapters.beside
     notes += adapters.notes
-    named = {subject.id: subject for subject in subjects}
+    named = {planned.cell.subject.id: planned.cell.subject for planned in grid.cells}
     problems += [(named[own].label, reason) for own, reason in adapters.refused.items()]
+    notes += _keys_changed(store, grid)
     if beside:
         notes.append(
             f"{len(beside):,} adapters are applied beside the weights, up to {spec.max_loras} of a "
@@ -304,6 +305,24 @@ def _check_gpus(options: ScoreOptions) -> None:
             f"--tensor-parallel {options.tensor_parallel}: this machine shows {there} GPUs; give "
             f"at most that many, or --cluster ray"
         )
+
+
+def _keys_changed(store: ResultStore, grid: Grid) -> list[str]:
+    """One line where cells of this grid were scored under keys of an earlier version."""
+    names = ("checkpoint_fingerprint", "adapter_fingerprint", "task", "variant")
+    asked = {tuple(row[name] for name in names) for row in grid.cell_rows}
+    table = store.cells().select([*names, "key_version"])
+    old = sum(
+        (row["key_version"] or 0) < CELL_KEY_VERSION and tuple(row[n] for n in names) in asked
+        for row in table.to_pylist()
+    )
+    if not old:
+        return []
+    return [
+        f"{old:,} cells of {store.path} have keys of an earlier evalcore: since version "
+        f"{CELL_KEY_VERSION} of the keys data counts by its rows, chat templates and end tokens "
+        "too (docs/identity.md); they are scored anew, and what was there can still be read"
+    ]
 
 
 def _subjects(

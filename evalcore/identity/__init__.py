@@ -11,6 +11,7 @@ from evalcore.identity.applying import Applied, check_adapter
 from evalcore.identity.bases import check_base, quantisation
 from evalcore.identity.cache import cache_dir
 from evalcore.identity.cells import (
+    CELL_KEY_VERSION,
     NumericsClass,
     cell_key,
     data_fingerprint,
@@ -39,6 +40,7 @@ from evalcore.identity.provenance import (
     read_provenance,
     write_provenance,
 )
+from evalcore.identity.readings import asked_as, reading_of
 from evalcore.identity.resolve import Resolved, resolve_subjects
 from evalcore.identity.search import Problem, find_adapters, find_tuned
 from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
@@ -59,6 +61,7 @@ from evalcore.identity.tokenizer import (
 from evalcore.identity.weights import weight_files, weight_layout
 
 __all__ = [
+    "CELL_KEY_VERSION",
     "PROVENANCE_FILE",
     "UNFINISHED_FILE",
     "Applied",
@@ -77,6 +80,7 @@ __all__ = [
     "adapter_fingerprint",
     "adapter_is_zero",
     "adapter_rank",
+    "asked_as",
     "cache_dir",
     "canonical_json",
     "cell_key",
@@ -103,6 +107,7 @@ __all__ = [
     "read_header",
     "read_lora",
     "read_provenance",
+    "reading_of",
     "resolve_subjects",
     "rows_fingerprint",
     "shares_embeddings",

@@ -58,6 +58,23 @@ def differing(one: Checkpoint, other: Checkpoint) -> list[str]:
     return [what for what, differs in found.items() if differs]
 
 
+def asked_as(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """A checkpoint asked as another is, under its name with a mark."""
+    reading = reading_of(other)
+    return replace(
+        checkpoint,
+        name=f"{checkpoint.name}~{reading}",
+        tokenizer_path=other.tokenizer,
+        tokenizer_fingerprint=other.tokenizer_fingerprint,
+        template_fingerprint=other.template_fingerprint,
+        template_dated=other.template_dated,
+        think_end=other.think_end,
+        end_tokens=other.end_tokens,
+        tokenizer_note="",
+        reading=reading,
+    )
+
+
 def read_through(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
     """A checkpoint asked through a tokenizer from elsewhere; its own configuration still ends.
 

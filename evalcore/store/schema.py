@@ -106,12 +106,21 @@ CELL_SCHEMA: pa.Schema = pa.schema(
         pa.field("target", pa.string()),
         pa.field("requests", pa.string()),
         pa.field("recorded", pa.string()),
+        pa.field("key_version", pa.int32()),
+        pa.field("tokenizer", pa.string()),
+        pa.field("chat_template", pa.string()),
+        pa.field("chat_args", pa.string()),
+        pa.field("template_date", pa.string()),
+        pa.field("end_tokens", pa.list_(pa.int32())),
     ]
 )
 """One row per cell: everything that is the same for all its documents.
 
 ``recorded``: when a run last asked for this definition (UTC, as in file names). ``data`` names the
-task's documents, ``requests`` the file of encoded prompts, both for the store's own tables."""
+task's documents, ``requests`` the file of encoded prompts, both for the store's own tables. How it
+was asked (docs/identity.md): ``tokenizer`` and ``chat_template`` are fingerprints, the latter and
+``chat_args`` of chats, ``template_date`` where a template writes it, ``end_tokens`` where text is
+generated; ``key_version`` null: made before version 3 of the keys."""
 
 DOCUMENT_SCHEMA: pa.Schema = pa.schema(
     [

@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 
+from evalcore.app import ScoreOptions, score
 from evalcore.app.grid import Grid, GridOptions, build_grid
 from evalcore.errors import InputError
-from evalcore.identity import NumericsClass, resolve_subjects
+from evalcore.identity import (
+    CELL_KEY_VERSION,
+    NumericsClass,
+    checkpoint_fingerprint,
+    resolve_subjects,
+    write_provenance,
+)
+from evalcore.store import ResultStore
+from evalcore.types import TEMPLATE_DATE
 
 Make = Callable[..., Path]
 OTHER = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}[reply]"
@@ -200,3 +209,65 @@ def test_rows_that_name_control_tokens_are_counted_once(house: Path) -> None:
     found = [finding for finding in grid.findings if finding.code == "special_tokens"]
     assert sorted(finding.task for finding in found) == ["pick", "tell"]
     assert {(finding.count, finding.rows) for finding in found} == {(1, (2,))}
+
+
+def test_a_tuned_checkpoint_asks_its_parent_as_itself(house: Path, make_checkpoint: Make) -> None:
+    tuned = make_checkpoint(house / "runs" / "full", seed=9)
+    edit(tuned / "tokenizer_config.json", chat_template=OTHER)
+    base = house / "step-1"
+    write_provenance(
+        tuned,
+        {
+            "schema": 1,
+            "kind": "full",
+            "base": {
+                "name": "step-1",
+                "path": str(base),
+                "fingerprint": checkpoint_fingerprint(base),
+            },
+            "tuning": {"name": "mini"},
+            "checkpoint_fingerprint": checkpoint_fingerprint(tuned),
+        },
+    )
+    grid = grid_of(house, "default,default:chat=1")
+    rows = {(r["task"], r["variant"], r["subject"]): r for r in grid.cell_rows}
+    assert len(rows) == len(grid.cell_rows)
+    own = [row for row in grid.cell_rows if row["checkpoint"] == "full"]
+    assert len(own) == 4
+    for row in own:
+        partner = rows[row["task"], row["variant"], row["base"]]
+        assert partner["chat_template"] == row["chat_template"]
+        assert partner["checkpoint"].startswith("step-1")
+        assert ("~" in partner["checkpoint"]) == row["chat"]
+
+
+def test_how_a_cell_was_asked_is_recorded(house: Path) -> None:
+    edit(house / "step-1" / "generation_config.json", eos_token_id=[1, 7])
+    dated = "{{ strftime_now('%Y') }} {{ messages[0].content }}"
+    edit(house / "step-1" / "tokenizer_config.json", chat_template=dated)
+    grid = grid_of(house, "default,default:chat=1", "base")
+    for row in grid.cell_rows:
+        assert row["key_version"] == CELL_KEY_VERSION
+        assert row["end_tokens"] == ([1, 7] if row["task"] == "tell" else None)
+        assert row["template_date"] == (TEMPLATE_DATE if row["chat"] else None)
+        assert bool(row["chat_template"]) == row["chat"]
+    assert {"template_date"} <= {finding.code for finding in grid.findings}
+
+
+def test_a_run_over_older_keys_says_so_in_one_line(house: Path) -> None:
+    options = ScoreOptions(
+        (("pick", "default"),), data_root=house / "data", task_path=(house / "tasks",),
+        prompt_path=(house / "prompts",), adapters=(str(house / "runs"),), engine="hf",
+        output=house / "results", dry_run=True,
+    )  # fmt: skip
+    assert not [note for note in score(options).notes if "earlier evalcore" in note]
+    rows = grid_of(house, "default").cell_rows
+    old = [
+        {**row, "cell": f"old{i}", "key_version": None}
+        for i, row in enumerate(rows)
+        if row["task"] == "pick"
+    ]
+    ResultStore(house / "results").write_cells(old)
+    (line,) = [note for note in score(options).notes if "earlier evalcore" in note]
+    assert line.startswith("2 cells of ")
+    assert "docs/identity.md" in line
