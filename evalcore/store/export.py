@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,52 +13,73 @@ import pyarrow.compute as pc
 from evalcore.errors import InputError
 from evalcore.files import write_atomically
 from evalcore.store.results import ResultStore
+from evalcore.store.schema import EXAMPLE_SCHEMA
 from evalcore.store.spreadsheet import text_column
 
-_ROWS_PER_SLICE = 65_536
+AddColumns = Callable[[pa.Table], pa.Table]
+"""Adds columns to a part of the joined table; to an empty part too, for their types."""
 
 
-def to_parquet(store: ResultStore, path: str | Path) -> int:
-    """Writes examples joined with their cells as one parquet file (zstd).
+def to_parquet(store: ResultStore, path: str | Path, add: AddColumns | None = None) -> int:
+    """Writes examples joined with their cells as one parquet file (zstd), segment by segment.
+
+    Args:
+        store: The results.
+        path: File to write.
+        add: Adds columns.
 
     Returns:
         Number of rows.
 
     Raises:
         InputError: ``path`` cannot be written.
+        ResultsError: The results were compacted meanwhile.
     """
     import pyarrow.parquet as pq  # only this export needs it
 
-    table = store.read()
-    _write(Path(path), lambda sink: pq.write_table(table, sink, compression="zstd"))
-    return table.num_rows
+    schema, parts = _parts(store, add)
+
+    def write(sink: IO[bytes]) -> int:
+        rows = 0
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for part in parts:
+                writer.write_table(part)
+                rows += part.num_rows
+        return rows
+
+    return _write(Path(path), write)
 
 
-def to_csv(store: ResultStore, path: str | Path) -> int:
+def to_csv(store: ResultStore, path: str | Path, add: AddColumns | None = None) -> int:
     """Writes the same table as CSV; lists become JSON text, nulls are empty.
 
     Texts a spreadsheet would run as formulas get an apostrophe in front (``store.spreadsheet``).
-
-    Returns:
-        Number of rows.
-
-    Raises:
-        InputError: ``path`` cannot be written.
+    Arguments, result and errors are those of :func:`to_parquet`.
     """
-    table = store.read()
-    _write(Path(path), lambda sink: _write_csv(table, sink))
-    return table.num_rows
-
-
-def _write_csv(table: pa.Table, sink: IO[bytes]) -> None:
     import pyarrow.csv as csv  # only this export needs it
 
-    plain = pa.schema([pa.field(field.name, _csv_type(field.type)) for field in table.schema])
-    with csv.CSVWriter(sink, plain) as writer:
-        for start in range(0, table.num_rows, _ROWS_PER_SLICE):
-            part = table.slice(start, _ROWS_PER_SLICE).combine_chunks()
-            columns = [text_column(_csv_column(column.combine_chunks())) for column in part.columns]
-            writer.write_table(pa.Table.from_arrays(columns, schema=plain))
+    schema, parts = _parts(store, add)
+    plain = pa.schema([pa.field(field.name, _csv_type(field.type)) for field in schema])
+
+    def write(sink: IO[bytes]) -> int:
+        rows = 0
+        with csv.CSVWriter(sink, plain) as writer:
+            for part in parts:
+                columns = [
+                    text_column(_csv_column(column.combine_chunks())) for column in part.columns
+                ]
+                writer.write_table(pa.Table.from_arrays(columns, schema=plain))
+                rows += part.num_rows
+        return rows
+
+    return _write(Path(path), write)
+
+
+def _parts(store: ResultStore, add: AddColumns | None) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """The joined table's schema, and its parts in that schema."""
+    add = add or (lambda table: table)
+    schema = add(store.joined(EXAMPLE_SCHEMA.empty_table())).schema
+    return schema, (add(part).select(schema.names).cast(schema) for part in store.iterate())
 
 
 def _csv_type(kind: pa.DataType) -> pa.DataType:
@@ -102,8 +123,15 @@ def json_lists(column: pa.Array) -> pa.Array:
     return pc.if_else(column.is_valid(), joined, pa.scalar(None, pa.string()))
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def _write(path: Path, write: Callable[[IO[bytes]], int]) -> int:
+    rows = 0
+
+    def counted(sink: IO[bytes]) -> None:
+        nonlocal rows
+        rows = write(sink)
+
     try:
-        write_atomically(path, write)
+        write_atomically(path, counted)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    return rows

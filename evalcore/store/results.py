@@ -304,7 +304,7 @@ class ResultStore:
             cells: Only these cells, current or not.
         """
         own = _example_columns(columns, filter)
-        return self._joined(self.examples(own, cells=cells), columns, filter)
+        return self.joined(self.examples(own, cells=cells), columns, filter)
 
     def iterate(
         self,
@@ -322,21 +322,23 @@ class ResultStore:
         infos = self._retried(lambda: self._infos(note=True))
         try:
             for part in iterate_examples(infos, own, None, wanted, self._on_damage):
-                yield self._joined(part, columns, filter, about)
+                yield self.joined(part, columns, filter, about)
         except FileNotFoundError as error:
             raise ResultsError(
                 f"{self.path} was compacted while it was read ({error.filename} is gone); once more"
             ) from error
 
-    # Parts -----------------------------------------------------------------------------------
-
-    def _joined(
+    def joined(
         self,
         examples: pa.Table,
-        columns: Sequence[str] | None,
-        filter: pc.Expression | None,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
         about: pa.Table | None = None,
     ) -> pa.Table:
+        """Examples (with column ``cell``) with what is recorded of their cells and makers.
+
+        ``about``: records of cells that were read already.
+        """
         about = self.cells(every=True) if about is None else about
         missing = set(pc.unique(examples.column("cell")).to_pylist())
         missing -= set(about.column("cell").to_pylist())
@@ -353,6 +355,8 @@ class ResultStore:
             except pa.ArrowException as error:
                 raise InputError(f"filter {filter} does not fit the results: {error}") from error
         return table if columns is None else table.select(list(columns))
+
+    # Parts -----------------------------------------------------------------------------------
 
     def _maker_texts(self, made_by: pa.ChunkedArray) -> pa.ChunkedArray:
         texts = self._makers.texts()

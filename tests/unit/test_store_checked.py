@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
+from bench import bitflips
 from evalcore import checked, files
 from evalcore.checked import DamagedFile, read_end, read_json, read_table, write_json, write_table
 from evalcore.store import ResultStore
@@ -218,3 +219,10 @@ def test_random_damage_is_found_or_without_effect(store: ResultStore) -> None:
             else:
                 assert found == rows
         path.write_bytes(data)
+
+
+@pytest.mark.slow
+def test_flipped_bits_through_resume_report_and_export(tmp_path: Path) -> None:
+    counts = bitflips.run((4, 4, 6), 1, tmp_path / "results")
+    assert list(counts) == ["segments", "cells", "other"]
+    assert all(set(own) <= {"found", "no effect"} for own in counts.values()), counts

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from evalcore.analysis import analyse
-from evalcore.app import report
+from evalcore.app import export, report
 from evalcore.errors import IncompatibleError
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION, ResultStore
 from evalcore.store.migration import MIGRATIONS, OLDEST_VERSION
@@ -116,3 +116,21 @@ def test_a_newer_schema_is_named_in_one_line(
         with pytest.raises(IncompatibleError, match="a newer evalcore") as caught:
             action()
         assert "\n" not in str(caught.value)
+
+
+def test_exports_have_a_score_and_names_in_every_row(old: Path, tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    assert export(old, tmp_path / "x.parquet", "parquet") == CELLS * DOCS
+    assert export(old, tmp_path / "x.csv", "csv") == CELLS * DOCS
+    frame = polars.read_parquet(tmp_path / "x.parquet")
+    names = ["adapter", "task", "variant"]
+    means = {
+        row[:3]: row[3] for row in frame.group_by(names).agg(polars.col("score").mean()).rows()
+    }
+    assert len(means) == CELLS
+    assert means["(base)", "toy_choice", "default"] == pytest.approx(1 / 2)
+    assert means["runs/a", "toy_text", "instruct"] == pytest.approx(2 / 3)
+    assert set(frame["score_metric"]) == {"acc", "exact_match"}
+    again = polars.read_csv(tmp_path / "x.csv")
+    assert again["score"].to_list() == frame["score"].to_list()
+    assert again["adapter"].null_count() == 0
