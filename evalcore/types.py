@@ -186,11 +186,14 @@ class GenerationSettings:
         max_tokens: New tokens at most.
         stops: Strings that end a generation (not part of the text kept).
         run_on: Whether to generate past the stop strings and keep that raw text as well.
+        think_end: What closes a thinking part, of which only what comes after it is the answer: no
+            stop string ends the thinking, and the raw text is kept. Empty where nobody thinks.
     """
 
     max_tokens: int = 32
     stops: tuple[str, ...] = ("\n",)
     run_on: bool = False
+    think_end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,12 +455,12 @@ class GenerateResult:
     """Answer to a :class:`GenerateBatch`; every list has N entries.
 
     Attributes:
-        texts: Generated text, cut before the first stop string.
+        texts: Generated text (after its thinking), cut before the first stop string.
         token_counts: Tokens generated, the end token included.
         finish_reasons: ``stop`` (end token or stop string) or ``length``.
         computed_tokens: int64 [N] prompt tokens computed.
         cached_tokens: int64 [N] prompt tokens served from a cache.
-        raw_texts: With ``run_on``: the text past the first stop string as well; else empty.
+        raw_texts: With ``run_on`` or ``think_end``: all of the text; else empty.
     """
 
     texts: list[str]

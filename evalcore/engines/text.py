@@ -57,11 +57,11 @@ class StopRule:
 
     @classmethod
     def of(cls, tokenizer: Any, end_ids: Sequence[int], settings: GenerationSettings) -> StopRule:
-        """The rule for settings; with ``run_on`` only tokens end, others look for strings."""
+        """The rule for settings; where text runs on or thinks, only tokens end it."""
         special = _special_tokens(tokenizer)
         tokens = [special[stop] for stop in settings.stops if stop in special]
         others = [stop for stop in settings.stops if stop not in special]
-        if settings.run_on:
+        if settings.run_on or settings.think_end:
             return cls(frozenset([*end_ids, *tokens]), (), ())
         marked = [stop for stop in others if any(token in stop for token in special)]
         plain = [stop for stop in others if stop not in marked]

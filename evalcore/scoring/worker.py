@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -64,6 +64,9 @@ class CellWork:
         """What scoring a cell takes."""
         choice = cell.task.output_type == "multiple_choice"
         generation = generation_of(cell.task, cell.variant)
+        think_end = cell.subject.checkpoint.think_end
+        if generation is not None and cell.variant.chat and think_end:
+            generation = replace(generation, think_end=think_end)
         return cls(cell.variant.answer if choice else None, generation)
 
 

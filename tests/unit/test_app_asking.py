@@ -20,6 +20,7 @@ from evalcore.identity import (
     resolve_subjects,
     write_provenance,
 )
+from evalcore.scoring import CellWork
 from evalcore.store import ResultStore
 from evalcore.types import TEMPLATE_DATE
 
@@ -271,3 +272,15 @@ def test_a_run_over_older_keys_says_so_in_one_line(house: Path) -> None:
     (line,) = [note for note in score(options).notes if "earlier evalcore" in note]
     assert line.startswith("2 cells of ")
     assert "docs/identity.md" in line
+
+
+def test_thinking_templates_are_told_to_the_worker(house: Path) -> None:
+    thinks = "{{ messages[0].content }}{% if no_think %}</think>{% endif %}"
+    edit(house / "step-1" / "tokenizer_config.json", chat_template=thinks)
+    grid = grid_of(house, "default,default:chat=1", "base")
+    for planned in grid.cells:
+        how = CellWork.of(planned.cell).generation
+        assert (how is not None) == (planned.cell.task.name == "tell")
+        if how is not None:
+            assert how.think_end == ("</think>" if planned.cell.variant.chat else "")
+    assert "template_thinks" in {finding.code for finding in grid.findings}

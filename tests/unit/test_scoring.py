@@ -362,10 +362,22 @@ def test_running_on_keeps_both_texts() -> None:
         GenerateBatch(*contexts, GenerationSettings(8, ("\n",))),
     ]
     _, (cut, plain) = score_and_generate(engine, ScoreBatch.from_lists([]), batches)
-    assert engine.asked == [GenerationSettings(8, ()), GenerationSettings(8, ("\n",))]
+    assert engine.asked == [batch.settings for batch in batches]  # engines know what runs on
     assert cut.texts == ["one", "three"]
     assert cut.raw_texts == ["one\ntwo", "three"]
     assert cut.finish_reasons == ["stop", "length"]
     assert cut.token_counts == [7, 7]
     assert plain.texts == ["one\ntwo", "three"]
     assert plain.raw_texts == []
+
+
+def test_thinking_is_no_answer() -> None:
+    engine = Parrot(
+        ["<think>\nwell\n</think>\n\nyes\nno", "maybe\nnot", "\n<think>so\nmuch", "a</think>"]
+    )
+    how = GenerationSettings(8, ("\n",), think_end="</think>")
+    batch = GenerateBatch(*flatten([[1], [2], [3], [4]]), how)
+    _, (cut,) = score_and_generate(engine, ScoreBatch.from_lists([]), [batch])
+    assert cut.texts == ["yes", "maybe", "", ""]
+    assert cut.raw_texts == engine.texts
+    assert cut.finish_reasons == ["stop", "stop", "length", "length"]
