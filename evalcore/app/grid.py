@@ -14,6 +14,7 @@ import numpy as np
 
 from evalcore import __version__
 from evalcore.app.asking import asked_of
+from evalcore.app.learned import LearnedRows
 from evalcore.errors import DataError, InputError
 from evalcore.identity import (
     CELL_KEY_VERSION,
@@ -126,6 +127,7 @@ def build_grid(
     for task, variants in selected:
         work = _TaskWork.load(task, variants, options)
         grid.documents[task.name, work.data] = work.documents
+        learned = LearnedRows(task, work.documents, work.pool)
         for variant in variants:
             files = _Files(work, variant, options, cache)
             for subject in asked_of(
@@ -148,10 +150,11 @@ def build_grid(
                     cell, settings, numerics, work.baseline, work.documents, versions,
                     data=work.data, requests=file.path,
                 )  # fmt: skip
-                row["findings"] = [f.message for f in (*work.findings, *file.findings)]
+                own = (*work.findings, *file.findings, *learned.findings(subject))
+                row["findings"] = [finding.message for finding in own]
                 grid.cell_rows.append(row)
             grid.findings += files.findings
-        grid.findings += work.findings
+        grid.findings += [*work.findings, *learned.all()]
     theirs = [name for tasks, _ in options.grid for name in split_selection(tasks)[1]]
     if theirs:
         from evalcore.app.lm_eval import add_cells  # it builds on this module

@@ -12,6 +12,7 @@ from evalcore.tasks.checks import (
     check_source,
 )
 from evalcore.tasks.documents import (
+    ROWS_SHOWN,
     DocumentRows,
     LoadCounts,
     content_key,
@@ -44,6 +45,7 @@ from evalcore.tasks.sample import RowLimit
 from evalcore.tasks.sources import data_state
 
 __all__ = [
+    "ROWS_SHOWN",
     "Compared",
     "DataFault",
     "DocumentRows",

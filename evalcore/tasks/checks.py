@@ -17,6 +17,7 @@ overflow           error    prompts that do not fit even without shots: recorded
 shots_dropped      warning  prompts that lost shots to fit
 truncated          warning  prompts whose beginning was cut
 counted_twice      warning  a data set stands twice in a group's mean
+trained_rows_*     warning  a tuned model learned rows it is scored on, or may be shown
 not_pinned         note     rows of a revision that can move; the commit they came from
 =================  =======  ====================================================================
 """

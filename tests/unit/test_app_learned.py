@@ -1,0 +1,72 @@
+"""What is scored or shown is compared with what a tuned model says it learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evalcore.app.grid import GridOptions, build_grid
+from evalcore.app.learned import learned_rows
+from evalcore.identity import NumericsClass, open_checkpoint, resolve_subjects
+from evalcore.tasks import load_documents, load_task, texts_key
+from evalcore.types import Subject
+
+NUMERICS = NumericsClass("hf", "float32", "float32", "cpu")
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, tiny_checkpoint: Path, make_adapter: Callable[..., Path]) -> Callable:
+    def make(name: str, seed: int, **data: list[str]) -> Path:
+        folder = make_adapter(tmp_path / name, tiny_checkpoint, seed=seed)
+        record = {
+            "schema": 1,
+            "base": {
+                "fingerprint": open_checkpoint(str(tiny_checkpoint)).fingerprint,
+                "path": str(tiny_checkpoint),
+            },
+            "tuning": {"name": name},
+            "data": data,
+        }
+        (folder / "provenance.json").write_text(json.dumps(record))
+        learned_rows.cache_clear()
+        return folder
+
+    return make
+
+
+def found(folder: Path, prompts: str, tmp_path: Path) -> tuple[list[tuple], list[list[str]]]:
+    """(code, count) of the findings of a grid, and those of the cells of tuned models."""
+    subjects: tuple[Subject, ...] = resolve_subjects([folder]).subjects
+    grid = build_grid(
+        subjects, GridOptions((("pocket_nli", prompts),), limit=50), NUMERICS, tmp_path / "cache"
+    )
+    learned = [(f.code, f.count) for f in grid.findings if f.code.startswith("trained_")]
+    rows = {row["subject"]: row["findings"] for row in grid.cell_rows}
+    return learned, [
+        [m for m in rows[s.id] if "was trained on" in m] for s in subjects if s.adapter is not None
+    ]
+
+
+def test_rows_learned_are_found_among_scored_and_shown(tuned: Callable, tmp_path: Path) -> None:
+    task = load_task("pocket_nli")
+    scored, shots = load_documents(task), load_documents(task, "shots")
+    folder = tuned("same-task", 1, row_ids=[d.id for d in scored], row_keys=["0" * 16])
+    learned, (messages,) = found(folder, "default", tmp_path)
+    assert learned == [("trained_rows_scored", 50)]  # of the rows within the limit
+    assert len(messages) == 1
+    assert "was trained on 50 of the 50 scored rows" in messages[0]
+    # another task's rows: other ids, the same texts; and rows that shots are drawn from
+    keys = [texts_key(task, d) for d in (*scored[:400:80], *shots[:3])]
+    folder = tuned("other-task", 2, row_ids=["f" * 32], row_keys=keys)
+    learned, _ = found(folder, "default:shots=2", tmp_path)
+    assert ("trained_rows_shown", 3) in learned
+    clean = tuned("clean", 3, row_ids=["f" * 32], row_keys=["0" * 16])
+    assert found(clean, "default:shots=2", tmp_path) == ([], [[]])
+
+
+def test_a_record_without_rows_says_nothing(tuned: Callable, tmp_path: Path) -> None:
+    assert found(tuned("silent", 4), "default", tmp_path) == ([], [[]])
+    assert learned_rows(str(tmp_path)) == (frozenset(), frozenset())
