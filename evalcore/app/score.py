@@ -42,6 +42,7 @@ from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config, resolve
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
+from evalcore.tasks import data_commits
 from evalcore.types import Subject, generation_of
 
 CHECKED_AT_START_BYTES = 4 << 30
@@ -523,5 +524,6 @@ def _run_record(outcome: ScoreOutcome, spec: EngineSpec) -> dict[str, Any]:
         "engine": {f.name: getattr(spec, f.name) for f in fields(spec)},
         "problems": [list(problem) for problem in outcome.problems],
         "findings": outcome.findings,
+        "data_commits": data_commits(),
         "versions": installed_versions(),
     }

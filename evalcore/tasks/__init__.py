@@ -23,7 +23,7 @@ from evalcore.tasks.documents import (
     open_documents,
 )
 from evalcore.tasks.faults import DataFault, FileFault, TaskDataError, TaskError, TaskFault
-from evalcore.tasks.hub import data_resolution
+from evalcore.tasks.hub import data_commits, data_resolution
 from evalcore.tasks.model import TaskDefinition
 from evalcore.tasks.overlaps import Compared, ScoredRows, texts_key
 from evalcore.tasks.reading import (
@@ -67,6 +67,7 @@ __all__ = [
     "check_selection",
     "check_source",
     "content_key",
+    "data_commits",
     "data_resolution",
     "data_state",
     "definition_error",

@@ -52,6 +52,17 @@ def data_resolution(task: Task) -> Resolution | None:
     return _RESOLVED.get((hub["repo"], hub.get("config"), hub.get("revision"))) if hub else None
 
 
+def data_commits() -> dict[str, str]:
+    """Data sets read from the hub in this process, ``repo[/config][@revision asked for]`` ->
+    commit."""
+    return {
+        f"{repo}{f'/{config}' if config else ''}{f'@{revision}' if revision else ''}": found.commit
+        for (repo, config, revision), found in sorted(
+            _RESOLVED.items(), key=lambda item: tuple(str(part) for part in item[0])
+        )
+    }
+
+
 def hub_files(hub: Mapping[str, Any], split: str, root: Path | None) -> list[Path]:
     """Files of a split of a data set, from the cache or (unless offline) the hub.
 

@@ -12,7 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from evalcore.errors import DataError
-from evalcore.tasks import check_source, data_resolution, load_documents, task_from_definition
+from evalcore.tasks import (
+    check_source,
+    data_commits,
+    data_resolution,
+    load_documents,
+    task_from_definition,
+)
 from evalcore.tasks.model import TaskDefinition
 from evalcore.types import Task
 from tests.hub.conftest import forget
@@ -94,6 +100,7 @@ def test_a_pin_is_read_even_when_the_cache_holds_another_revision(
     assert texts(task(new)) == ["new a", "new b", "new c"]  # online, then offline
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert texts(task(old)) == ["old a", "old b", "old c"]
+    assert data_commits()[f"org/set/nli@{old}"] == old
     found = data_resolution(task(old))
     assert found is not None
     assert found.commit == old
