@@ -25,6 +25,7 @@ _COMMANDS = {
     "cells": ("evalcore.cli.results", "List, drop and restore cells of results."),
     "compact": ("evalcore.cli.results", "Merge many small result files into few."),
     "merge": ("evalcore.cli.results", "Copy several results folders into one."),
+    "convert": ("evalcore.cli.convert", "Write adapters or checkpoints in .bin as safetensors."),
     "bench": ("evalcore.cli.bench", "Measure scoring throughput on this hardware."),
     "tasks": ("evalcore.cli.tasks", "List, show and check tasks."),
     "prompts": ("evalcore.cli.prompts", "List, show and check prompt variants."),

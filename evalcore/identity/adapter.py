@@ -73,7 +73,11 @@ def adapter_file(path: str | Path) -> Path:
     file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
         other = Path(path) / "adapter_model.bin"
-        hint = "; adapter_model.bin is not read, save it as safetensors" if other.exists() else ""
+        hint = (
+            f"; evalcore convert {path} -o FOLDER makes it of adapter_model.bin"
+            if other.exists()
+            else ""
+        )
         raise InputError(f"adapter {path}: {ADAPTER_WEIGHTS} is missing{hint}")
     return file
 

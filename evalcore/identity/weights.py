@@ -57,7 +57,7 @@ def weight_files(path: Path) -> list[Path]:
         if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
             raise InputError(
                 f"{path} holds .bin weights only; evalcore reads safetensors: "
-                f"load it with transformers and save_pretrained() it again"
+                f"evalcore convert {path} -o FOLDER"
             )
         raise InputError(f"{path} holds no *.safetensors weights")
     return files
