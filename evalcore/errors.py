@@ -105,3 +105,22 @@ class StoppedError(EvalcoreError):
     """The run was asked to stop; everything finished is committed."""
 
     exit_status = EXIT_STOPPED
+
+
+_EXTRA_MODULES = {
+    "accelerate", "datasets", "huggingface_hub", "peft", "ray", "safetensors", "tokenizers",
+    "torch", "transformers", "vllm",
+}  # fmt: skip
+
+
+def missing_extra(error: ModuleNotFoundError) -> InputError | None:
+    """What to say of a module that a base installation, which reads and reports, lacks.
+
+    None where the module is not one of those.
+    """
+    if (error.name or "").split(".")[0] not in _EXTRA_MODULES:
+        return None
+    return InputError(
+        f"this needs the module {error.name}, which is not installed: pip install 'evalcore[cpu]' "
+        f"(or [gpu]; [run] for engine hf and tuning alone)"
+    )

@@ -50,6 +50,10 @@ class Checkpoint:
         tuned_on: Table group a fully tuned checkpoint was tuned for.
         control: Kind of control a fully tuned checkpoint is, else None.
         seed: Training seed of a fully tuned checkpoint, if known.
+        method: How a fully tuned checkpoint was tuned, where it is more than ``full``.
+        tuning_step: Step of the tuning it was saved at, if known.
+        labels_from: Who says what it was tuned on (``record``, ``option``, ``file``, ``pattern``,
+            ``folder``, ``label``), if anybody does.
     """
 
     name: str
@@ -70,6 +74,9 @@ class Checkpoint:
     think_end: str = ""
     end_tokens: tuple[int, ...] | None = None
     tokenizer_note: str = ""
+    method: str | None = None
+    tuning_step: int | None = None
+    labels_from: str | None = None
     reading: str = ""
 
     @property
@@ -98,6 +105,9 @@ class Adapter:
         seed: Training seed, if known.
         untrained: True when every delta is exactly zero.
         copies: Directories of exact copies, which are not scored by themselves.
+        method: What its kind is called, where it is more than ``lora``.
+        tuning_step: Step of the tuning it was saved at, if known.
+        labels_from: Who says what it was tuned on; see :class:`Checkpoint`.
     """
 
     name: str
@@ -110,6 +120,9 @@ class Adapter:
     seed: int | None = None
     untrained: bool = False
     copies: tuple[str, ...] = ()
+    method: str | None = None
+    tuning_step: int | None = None
+    labels_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +161,25 @@ class Subject:
         return f"{parent}~{reading}" if parent and reading else parent
 
     @property
+    def made(self) -> Adapter | Checkpoint:
+        """The adapter, or the checkpoint where there is none: what a tuning would have made."""
+        return self.adapter if self.adapter is not None else self.checkpoint
+
+    @property
     def tuning(self) -> str | None:
         return self.adapter.tuning if self.adapter is not None else self.checkpoint.tuning
 
     @property
     def tuned_on(self) -> str | None:
-        """Table group it was tuned for; by its tuning's name where nothing else is known."""
-        own = self.adapter if self.adapter is not None else self.checkpoint
-        return own.tuned_on or own.tuning
+        """Task or table group it was tuned for, if known."""
+        return self.made.tuned_on
 
     @property
     def method(self) -> str | None:
         """``lora`` or ``full``; None for an untuned checkpoint."""
         if self.adapter is not None:
-            return "lora"
-        return "full" if self.checkpoint.parent is not None else None
+            return self.adapter.method or "lora"
+        return self.checkpoint.method or "full" if self.checkpoint.parent is not None else None
 
     @property
     def control(self) -> str | None:

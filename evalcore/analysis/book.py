@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,88 +12,32 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalcore.analysis.subjects import (
+    Flag,
+    SubjectInfo,
+    TaskInfo,
+    flag_subjects,
+    settle_tuned,
+    subject_of,
+    subject_order,
+    with_parents,
+)
 from evalcore.analysis.ways import Way
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
 from evalcore.metrics import document_metric, example_values, is_scored
 from evalcore.metrics.arrays import column, integers
 from evalcore.metrics.cells import iterate_cells, modal_share
-from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 
 CELL_COLUMNS = (
     "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
-    "control", "seed", "untrained", "task", "task_fingerprint", "group", "tuned_by", "domain",
-    "output_type", "primary_metric", "baseline", "variant", "variant_fingerprint", "shots_seed",
+    "control", "seed", "tuning_step", "labels_from", "untrained", "task",
+    "task_fingerprint", "group", "tuned_by", "domain", "output_type",
+    "primary_metric", "baseline", "variant", "variant_fingerprint", "shots_seed",
     "shots_order", "shots_balance", "chat", "listing", "answer", "max_length", "numerics",
     "findings", "recorded",
 )  # fmt: skip
 # How a cell was asked; null in results that were made before it was recorded.
 _ASKED = ("chat_template", "end_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """Something a reader must know.
-
-    Attributes:
-        kind: Short word for grouping (``missing``, ``doubled``, ``overflow`` ...).
-        where: What it is about.
-        text: One sentence.
-        count: How many documents or cells, where that means something.
-    """
-
-    kind: str
-    where: str
-    text: str
-    count: int = 0
-
-
-@dataclass(frozen=True)
-class SubjectInfo:
-    """A scored subject as the cells table describes it.
-
-    Attributes:
-        tuning: Name of the tuning that made it: what tables and pictures call it.
-        tuned_on: Table group it was tuned for (``tuned_by`` of the task it learned), whatever the
-            tuning is called.
-        method: ``lora`` or ``full``; None if it is not known.
-    """
-
-    id: str
-    checkpoint: str
-    step: int | None
-    base: str | None
-    adapter: str | None
-    tuning: str | None
-    control: str | None
-    seed: int | None
-    untrained: bool
-    tuned_on: str | None = None
-    method: str | None = None
-
-    @property
-    def label(self) -> str:
-        own = self.adapter or (self.tuning if self.base is not None else None)
-        return self.checkpoint if own is None else f"{self.checkpoint} + {own}"
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """A task as the cells table describes it.
-
-    Attributes:
-        metric: Per-document metric that is compared (the primary one, if it has such values).
-        continuous: A metric without a threshold, shown beside it.
-        baseline: Score of the trivial answer, in units of the primary metric.
-    """
-
-    name: str
-    group: str
-    tuned_by: str | None
-    domain: str
-    output_type: str
-    metric: str
-    continuous: str
-    baseline: float
 
 
 @dataclass(frozen=True)
@@ -170,6 +114,8 @@ class ScoreBook:
             text = f"{count} cells have rows but no description; not used"
             flags.append(Flag("missing", "results", text, count))
             table = table.filter(known)
+            if table.num_rows == 0:
+                raise InputError(f"results table: {text}, and there are no others")
         encoded = column(table, "doc_id").dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         table = table.append_column("_doc", pa.array(codes))
@@ -183,19 +129,16 @@ class ScoreBook:
             about = {name: part.column(name)[0].as_py() for name in CELL_COLUMNS}
             for name in _ASKED:
                 about[name] = part.column(name)[0].as_py() if name in part.column_names else None
-            subjects.setdefault(about["subject"], _subject(about))
+            subjects.setdefault(about["subject"], subject_of(about))
             task = infos.setdefault(about["task"], _task(about, flags))
             versions[task.name].add(about["task_fingerprint"])
             data_findings.update((task.name, text) for text in about["findings"] or ())
             values = _cell_values(key, part, task, about, flags)
             found[(about["subject"], about["task"], about["variant"])].append((about, values))
         cells = _settle_doubled(found, subjects, flags)
-        for id_, subject in subjects.items():
-            if subject.adapter is None and subject.base in subjects:
-                # A fully tuned checkpoint stands with its parent, as an adapter does.
-                parent = subjects[subject.base].checkpoint
-                subjects[id_] = replace(subject, checkpoint=parent)
-        _flag_subjects(subjects, flags)
+        subjects = with_parents(subjects)
+        settle_tuned(subjects, infos)
+        flag_subjects(subjects, flags)
         flags += [Flag("data", name, text, n) for (name, text), n in data_findings.items()]
         flags += [
             Flag(
@@ -225,14 +168,6 @@ class ScoreBook:
         return ", ".join(listed[:limit]) + (" ..." if len(listed) > limit else "")
 
 
-def subject_order(subject: SubjectInfo) -> tuple[Any, ...]:
-    step = subject.step
-    return (
-        step is None, step or 0, subject.checkpoint, subject.base is not None,
-        subject.tuning or "", subject.control or "", subject.seed or 0, subject.adapter or "",
-    )  # fmt: skip
-
-
 def require_same_numerics(a: CellValues, b: CellValues, what: str, allow_mixed: bool) -> None:
     """Refuses a difference between scores computed with other arithmetic.
 
@@ -258,20 +193,6 @@ def _keep(table: pa.Table, name: str, wanted: str | Sequence[str] | None) -> pa.
     return table.filter(pc.is_in(values, value_set=pa.array(names)))
 
 
-def _subject(about: dict[str, Any]) -> SubjectInfo:
-    return SubjectInfo(
-        id=about["subject"], checkpoint=about["checkpoint"], step=about["step"],
-        base=about["base"], adapter=_adapter(about["adapter"]), tuning=about["tuning"],
-        control=about["control"], seed=about["seed"], untrained=bool(about["untrained"]),
-        tuned_on=about["tuned_on"] or about["tuning"], method=about["method"],
-    )  # fmt: skip
-
-
-def _adapter(name: str | None) -> str | None:
-    """An adapter's name; None for the names that subjects without one have in the store."""
-    return None if name in (NO_ADAPTER, FULLY_TUNED) else name
-
-
 def _task(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
     multiple_choice = about["output_type"] == "multiple_choice"
     primary, baseline = about["primary_metric"], about["baseline"]
@@ -291,7 +212,7 @@ def _task(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
 def _cell_values(
     key: str, part: pa.Table, task: TaskInfo, about: dict[str, Any], flags: list[Flag]
 ) -> CellValues:
-    where = f"{_subject(about).label}, {task.name}, {about['variant']}"
+    where = f"{subject_of(about).label}, {task.name}, {about['variant']}"
     docs = integers(part, "_doc")
     _, first = np.unique(docs, return_index=True)
     if len(first) < len(docs):
@@ -380,24 +301,3 @@ def _settle_doubled(
             )
         flags.append(Flag("doubled", where, text, number))
     return dict(cells)
-
-
-def _flag_subjects(subjects: dict[str, SubjectInfo], flags: list[Flag]) -> None:
-    for subject in subjects.values():
-        if subject.untrained:
-            flags.append(Flag("untrained", subject.label, "every delta of the adapter is zero"))
-        if subject.base is not None and subject.tuning is None:
-            flags.append(
-                Flag("tuning", subject.label, "what it was tuned on is unknown; gains only")
-            )
-    same = Counter(
-        (s.base, s.tuning, s.control, s.seed) for s in subjects.values() if s.base and s.tuning
-    )
-    for (base, tuning, control, seed), count in same.items():
-        if count > 1:
-            owner = next(s for s in subjects.values() if s.base == base)
-            named = f"{tuning}{f' ({control})' if control else ''}"
-            flags.append(
-                Flag("doubled", f"{owner.checkpoint}, {named}",
-                     f"{count} adapters with the same seed ({seed}); shown one by one", count)
-            )  # fmt: skip

@@ -22,6 +22,7 @@ from evalcore.analysis.ways import Way
 from evalcore.metrics import cell_scores
 from evalcore.metrics.arrays import column
 from evalcore.metrics.cells import MODAL_SHARE_LIMIT
+from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 
 ERROR_OF = "documents (these prompts, this run)"
 """What every standard error and interval of the tables is over."""
@@ -170,6 +171,7 @@ SUBJECT_FIELDS = [
     ("model", pa.string()), ("checkpoint", pa.string()), ("step", pa.int64()),
     ("adapter", pa.string()), ("tuning", pa.string()), ("tuned_on", pa.string()),
     ("method", pa.string()), ("control", pa.string()), ("seed", pa.int64()),
+    ("tuning_step", pa.int64()),
 ]  # fmt: skip
 _ASKED_FIELDS = [
     ("task", pa.string()), ("metric", pa.string()), ("trivial", pa.float64()),
@@ -206,13 +208,18 @@ PROMPT_SCORE_SCHEMA = pa.schema(
 def scores_table(rows: Sequence[ScoreRow], by: By = "task") -> pa.Table:
     """Rows of :func:`score_rows` as Arrow (``SCORE_SCHEMA``, or ``PROMPT_SCORE_SCHEMA``).
 
-    ``adapter`` is text in every row (empty for a checkpoint alone), so that grouping by it keeps
-    all rows; numbers that do not exist are null.
+    ``adapter`` is text in every row (as in the store, ``(base)`` or ``(full)`` without one), so
+    that grouping by it keeps all rows; numbers that do not exist are null.
     """
     schema = SCORE_SCHEMA if by == "task" else PROMPT_SCORE_SCHEMA
     found = [_record(row) for row in rows]
     columns = [pa.array([_known(r[f.name]) for r in found], type=f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def adapter_name(subject: SubjectInfo) -> str:
+    """What the store calls a subject's adapter; one without has a name there too."""
+    return subject.adapter or (NO_ADAPTER if subject.base is None else FULLY_TUNED)
 
 
 def _known(value: Any) -> Any:
@@ -222,9 +229,10 @@ def _known(value: Any) -> Any:
 def _record(row: ScoreRow) -> dict[str, Any]:
     s, score, gain = row.subject, row.score, row.gain
     return {
-        "model": row.model, "checkpoint": s.checkpoint, "step": s.step, "adapter": s.adapter or "",
+        "model": row.model, "checkpoint": s.checkpoint, "step": s.step, "adapter": adapter_name(s),
         "tuning": s.tuning, "tuned_on": s.tuned_on, "method": s.method, "control": s.control,
-        "seed": s.seed, "task": row.task.name, "metric": row.task.metric,
+        "seed": s.seed, "tuning_step": s.tuning_step, "task": row.task.name,
+        "metric": row.task.metric,
         "trivial": row.task.baseline, "way": row.way.label, "shots": row.way.shots,
         "prompts": len(row.prompts), "prompt": ", ".join(row.prompts), "n": score.n,
         "score": score.value, "stderr": score.stderr, "low95": score.low95,

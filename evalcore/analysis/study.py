@@ -249,7 +249,9 @@ def _flag_prompt_counts(spreads: list[PromptSpread], flags: list[Flag]) -> None:
 
 def _summaries(book: ScoreBook, gains: list[Gain]) -> list[CheckpointSummary]:
     doubled = Counter(
-        (s.base, s.tuning, s.seed) for s in book.subjects.values() if s.base and not s.control
+        (s.base, s.tuning, s.seed, s.tuning_step)
+        for s in book.subjects.values()
+        if s.base and not s.control
     )
     own: dict[str, dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
     other: dict[str, dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
@@ -260,7 +262,7 @@ def _summaries(book: ScoreBook, gains: list[Gain]) -> list[CheckpointSummary]:
             s.control
             or s.base is None
             or s.tuning is None
-            or doubled[(s.base, s.tuning, s.seed)] > 1
+            or doubled[(s.base, s.tuning, s.seed, s.tuning_step)] > 1
         ):
             continue  # two adapters of one tuning and seed: flagged, not averaged
         if is_own(gain):

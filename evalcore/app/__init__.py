@@ -15,10 +15,11 @@ from evalcore.app.study import (
     StudyOutcome,
     demo,
     finetune,
+    finetune_plan,
     pocket_study_file,
     study,
 )
-from evalcore.app.tuning import collect_loss_curves, tuned_lines
+from evalcore.app.tuning import collect_loss_curves, tuned_lines, tuned_status
 
 __all__ = [
     "GridOptions",
@@ -31,6 +32,7 @@ __all__ = [
     "demo",
     "export",
     "finetune",
+    "finetune_plan",
     "open_results",
     "pocket_study_file",
     "report",
@@ -38,5 +40,6 @@ __all__ = [
     "scores",
     "study",
     "tuned_lines",
+    "tuned_status",
     "write_scores_csv",
 ]

@@ -23,6 +23,7 @@ from evalcore.app.grid import (
     require_documents,
 )
 from evalcore.app.inputs import keep_inputs
+from evalcore.app.labels import labelled_subjects, untaught_notes
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
 from evalcore.cluster import GRACE_S, Patience, StopSignals
@@ -38,7 +39,7 @@ from evalcore.engines.protocol import (
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError, ResultsError
 from evalcore.files import utc_stamp
-from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config, resolve_subjects
+from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
 from evalcore.store import ResultStore
@@ -60,6 +61,9 @@ class ScoreOptions(GridOptions):
         checkpoints: Checkpoints scored by themselves (PATH or REPO@REV).
         tokenizer: Whose tokenizer, chat template and end tokens ask: ``adapter`` (an adapter's own
             where they change what is asked), ``base`` (never), or a directory for everything.
+        parent_map: ``GLOB=CHECKPOINT``: what fully tuned checkpoints were tuned from.
+        tuned_on: ``GLOB=TASK[,seed=..,control=..]``: what models were tuned on.
+        name_pattern: Labels inside paths, for example ``{step}/{tuning}-seed{seed}``.
         shard: (i, n): do part i of n.
         time_limit: Seconds after which to stop, committed, with status 75.
         stop_grace: Seconds units at hand get to end after a wish to stop, before they are killed.
@@ -77,6 +81,9 @@ class ScoreOptions(GridOptions):
     assume_base: str | None = None
     include_bases: bool = True
     tokenizer: str = "adapter"
+    parent_map: tuple[str, ...] = ()
+    tuned_on: tuple[str, ...] = ()
+    name_pattern: str | None = None
     shard: tuple[int, int] | None = None
     time_limit: float | None = None
     unit_examples: int = 4096
@@ -210,7 +217,7 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
     """Everything before the first engine; None for a dry run, where nothing follows."""
     _check_gpus(options)
     store = ResultStore(options.output)
-    subjects, problems, notes = _subjects(options)
+    subjects, problems, notes = _subjects(options, store)
     if not options.dry_run:
         notes += _set_aside(store)
     spec = _engine_spec(options, subjects)
@@ -225,6 +232,7 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
             f"{len(beside):,} adapters are applied beside the weights, up to {spec.max_loras} of a "
             f"checkpoint at once"
         )
+    notes += untaught_notes(subjects, grid.cell_rows)
     if options.strict:
         require_documents(grid.findings)
     plan = plan_units(
@@ -327,18 +335,10 @@ def _keys_changed(store: ResultStore, grid: Grid) -> list[str]:
 
 
 def _subjects(
-    options: ScoreOptions,
+    options: ScoreOptions, store: ResultStore
 ) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
     """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
-    resolved = resolve_subjects(
-        options.adapters,
-        options.checkpoints,
-        base_map=options.base_map,
-        assume_base=options.assume_base,
-        include_bases=options.include_bases,
-        tokenizer=options.tokenizer,
-        applied=_applied(options),
-    )
+    resolved = labelled_subjects(options, store, _applied(options))
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     subjects = _supported(options, resolved.subjects, problems)
     if not subjects:

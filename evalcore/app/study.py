@@ -22,7 +22,6 @@ from evalcore.app.tuning import (
     collect_loss_curves,
     dry_run_lines,
     tune_missing,
-    tuned_lines,
     tuned_models,
     tuned_status,
 )
@@ -167,10 +166,8 @@ class _Timer:
             self.progress.stage_done(name, self.seconds[name], self.budget_s.get(name))
 
 
-def finetune(
-    options: StudyOptions, progress: StudyProgress, *, dry_run: bool = False
-) -> tuple[list[str], int]:
-    """The tuning stage alone; gives lines for a person and the exit status.
+def finetune(options: StudyOptions, progress: StudyProgress) -> TuneSummary:
+    """The tuning stage alone.
 
     Raises:
         InputError: The study file or something it names is wrong.
@@ -178,11 +175,19 @@ def finetune(
     from finetune import load_study
 
     spec = load_study(options.file)
-    if dry_run:
-        return dry_run_lines(spec, options), 0
     pretrain(spec, options, progress)
-    summary = tune_missing(spec, options, progress)
-    return tuned_lines(summary), tuned_status(summary)
+    return tune_missing(spec, options, progress)
+
+
+def finetune_plan(options: StudyOptions) -> list[str]:
+    """What the tuning stage would do and cost, as lines; it fetches and trains nothing.
+
+    Raises:
+        InputError: The study file or something it names is wrong.
+    """
+    from finetune import load_study
+
+    return dry_run_lines(load_study(options.file), options)
 
 
 def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> None:

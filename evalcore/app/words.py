@@ -74,6 +74,7 @@ def next_lines(outcome: ScoreOutcome) -> list[str]:
     return [
         f"results: {outcome.output}",
         f"  evalcore scores {where} --by prompt        each prompt by itself",
+        f"  evalcore label {where} --tuned-on GLOB=TASK   what models were tuned on",
         f"  evalcore report {where}                    pictures and one page",
         f"  evalcore export {where} -o rows.parquet    every example",
         "",

@@ -10,7 +10,7 @@ import click
 
 from evalcore import __version__
 from evalcore.cli.output import ShownFormatter, echo
-from evalcore.errors import EvalcoreError
+from evalcore.errors import EvalcoreError, missing_extra
 
 # command name -> module that defines it; imported only when asked for, so that --help is quick
 _COMMANDS = {
@@ -19,6 +19,7 @@ _COMMANDS = {
     "finetune": ("evalcore.cli.study", "Train the adapters of a study that are missing."),
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
     "scores": ("evalcore.cli.report", "Print scores, and gains over the base."),
+    "label": ("evalcore.cli.label", "Say what scored models were tuned on."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
     "export": ("evalcore.cli.report", "Write results as parquet or csv."),
     "verify": ("evalcore.cli.results", "Check every byte of results; set aside what is damaged."),
@@ -92,6 +93,12 @@ def main() -> None:
             raise
         echo(f"evalcore: {error}", err=True)
         sys.exit(error.exit_status)
+    except ModuleNotFoundError as error:
+        known = missing_extra(error)
+        if debug or known is None:
+            raise
+        echo(f"evalcore: {known}", err=True)
+        sys.exit(known.exit_status)
     except BrokenPipeError:
         sys.exit(141)
     sys.exit(status if isinstance(status, int) else 0)

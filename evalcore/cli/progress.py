@@ -84,7 +84,8 @@ class _Bar(Progress):
 class ScoreProgress:
     """Implements ``scoring.Progress``; a context manager."""
 
-    def __init__(self, what: str = "scoring") -> None:
+    def __init__(self, what: str = "scoring", quiet: bool = False) -> None:
+        self._quiet = quiet
         self._bar = _Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -94,7 +95,7 @@ class ScoreProgress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
         )
         self._what = what
         self._task: TaskID | None = None
@@ -157,6 +158,8 @@ class ScoreProgress:
         self._say(f"not scored: {label}: {message}")
 
     def _say(self, line: str) -> None:
+        if self._quiet:
+            return
         if sys.stderr.isatty():
             self._bar.console.print(printable(line), highlight=False, markup=False)
         else:
@@ -165,6 +168,9 @@ class ScoreProgress:
 
 class StudyProgress(ScoreProgress):
     """Implements ``app.StudyProgress``: the same bar for every stage, and a line per stage."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
 
     def stage(self, name: str, what: str) -> None:
         self._say(f"[{name}] {what}")

@@ -94,6 +94,20 @@ from evalcore.cli.options import (
     help="Whose tokenizer, chat template and end tokens ask: an adapter's own where they change "
     "what is asked (the base is then asked so too), the base's, or those of one folder.",
 )  # fmt: skip
+@click.option(
+    "--parent-map", multiple=True, metavar="GLOB=PATH|REPO@REV",
+    help="What the fully tuned checkpoints whose path or name fits were tuned from (repeatable); "
+    "those below ADAPTERS are scored too.",
+)  # fmt: skip
+@click.option(
+    "--tuned-on", multiple=True, metavar="GLOB=TASK[,seed=N,...]",
+    help="What the models whose path or name fits were tuned on, where no record says it "
+    "(repeatable; also: labels.yaml beside them, or later evalcore label).",
+)  # fmt: skip
+@click.option(
+    "--name-pattern", metavar="PATTERN",
+    help="The same read from their paths, for example '{step}/{tuning}-seed{seed}'.",
+)  # fmt: skip
 @click.option("--no-bases", is_flag=True, help="Do not score the adapters' bases by themselves.")
 @click.option("--shard", metavar="I/N", callback=parse_shard, help="Do part I (from 0) of N.")
 @click.option(

@@ -114,16 +114,21 @@ def finetune(
 ) -> int:
     """Tunes the models of a study that are missing; finished ones are never tuned again."""
     from evalcore.app import finetune as run_finetune
+    from evalcore.app import finetune_plan, tuned_lines, tuned_status
     from evalcore.cli.progress import StudyProgress
 
     chosen = _study_options(
         study_file, output or study_file.parent, options, speed=(peak_tflops, mfu)
     )
+    if dry_run:
+        for line in finetune_plan(chosen):
+            echo(line)
+        return 0
     with StudyProgress() as progress:
-        lines, status = run_finetune(chosen, progress, dry_run=dry_run)
-    for line in lines:
+        summary = run_finetune(chosen, progress)
+    for line in tuned_lines(summary):
         echo(line)
-    return status
+    return tuned_status(summary)
 
 
 def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -> int:

@@ -42,7 +42,7 @@ from evalcore.identity.provenance import (
 )
 from evalcore.identity.readings import asked_as, reading_of
 from evalcore.identity.resolve import Resolved, resolve_subjects
-from evalcore.identity.search import Problem, find_adapters, find_tuned
+from evalcore.identity.search import Problem, find_adapters, find_tuned, search
 from evalcore.identity.sources import describe_checkpoint, open_checkpoint, step_of
 from evalcore.identity.templates import (
     chat_template,
@@ -110,6 +110,7 @@ __all__ = [
     "reading_of",
     "resolve_subjects",
     "rows_fingerprint",
+    "search",
     "shares_embeddings",
     "special_tokens",
     "step_of",

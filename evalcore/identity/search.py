@@ -38,11 +38,13 @@ class Found:
     Attributes:
         adapters: Directories with an adapter_config.json, sorted.
         tuned: Directories of fully tuned checkpoints, sorted.
+        checkpoints: Directories of other checkpoints (a configuration and safetensors), sorted.
         problems: Folders that could not be looked into.
     """
 
     adapters: tuple[Path, ...]
     tuned: tuple[Path, ...]
+    checkpoints: tuple[Path, ...]
     problems: tuple[Problem, ...]
 
 
@@ -57,6 +59,7 @@ def search(paths: Sequence[str | Path]) -> Found:
     """
     adapters: dict[str, Path] = {}
     tuned: dict[str, Path] = {}
+    others: dict[str, Path] = {}
     problems: list[Problem] = []
     for given in paths:
         folder = Path(given).expanduser()
@@ -67,9 +70,14 @@ def search(paths: Sequence[str | Path]) -> Found:
                 adapters.setdefault(os.path.realpath(path), path)
             elif PROVENANCE_FILE in names and "config.json" in names:
                 tuned.setdefault(os.path.realpath(path), path)
+            elif "config.json" in names and any(n.endswith(".safetensors") for n in names):
+                others.setdefault(os.path.realpath(path), path)
     unique = {problem.path: problem for problem in problems}
     return Found(
-        tuple(sorted(adapters.values())), tuple(sorted(tuned.values())), tuple(unique.values())
+        tuple(sorted(adapters.values())),
+        tuple(sorted(tuned.values())),
+        tuple(sorted(others.values())),
+        tuple(unique.values()),
     )
 
 

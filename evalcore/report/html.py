@@ -21,6 +21,7 @@ from evalcore.metrics.arrays import column
 from evalcore.report.losses import draw_losses
 from evalcore.report.pictures import Picture, draw_all
 from evalcore.report.scores import page_rows, write_scores
+from evalcore.report.steps import draw_steps
 from evalcore.report.tables import interval, labelled_rows, plain, signed, study_rows, write_tables
 
 REPORT_NAME = "report.html"
@@ -89,6 +90,7 @@ def write_report(
         by_task, by_prompt = (score_rows(analysis.book, by) for by in ("task", "prompt"))
         tables += write_scores(by_task, by_prompt, out)
         pictures = draw_all(analysis, out)
+        pictures += draw_steps(by_task, out)
         if losses is not None and losses.num_rows:
             pictures += draw_losses(losses, out)
         page = render(analysis, table, pictures, title,
@@ -229,6 +231,8 @@ def _named(subject: Any) -> dict[str, Any]:
         tuning += " (control)"
     if subject.seed:
         tuning += f", seed {subject.seed}"
+    if subject.tuning_step is not None:
+        tuning += f", step {subject.tuning_step:,}"
     return {"checkpoint": subject.checkpoint, "tuning": tuning}
 
 

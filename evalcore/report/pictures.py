@@ -31,7 +31,7 @@ class Picture:
 
     Attributes:
         path: The file.
-        section: ``curves``, ``gains``, ``spread``, ``forgetting`` or ``losses``.
+        section: ``curves``, ``steps``, ``gains``, ``spread``, ``forgetting`` or ``losses``.
         alt: What it shows, in words.
     """
 
@@ -45,15 +45,17 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
     axis = CheckpointAxis.of(analysis)
     colours = tuning_colours(analysis)
     pictures = []
+    last = _ends_of_tunings(analysis)
     tasks = [t for t in analysis.book.tasks.values() if any(p.task == t for p in analysis.curves)]
     for task in tasks:
-        points = [p for p in analysis.curves if p.task.name == task.name]
+        points = [p for p in analysis.curves if p.task.name == task.name and p.subject.id in last]
         alt = f"{task.metric} on {task.name} against pre-training step, base and tuned"
         with panel() as (figure, axes):
             draw_curve(axes, points, axis, colours)
             pictures.append(save(figure, out_dir, "curves", f"curve_{task.name}", alt))
     for task in tasks:
         gains = [g for g in analysis.gains if g.task.name == task.name and _mine(g)]
+        gains = [g for g in gains if g.subject.id in last]
         if not gains:
             continue
         alt = f"Gain on {task.name} per checkpoint with 99 % intervals, control beside"
@@ -77,6 +79,15 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
             draw_forgetting(axes, name, rows, axis, limit)
             pictures.append(save(figure, out_dir, "forgetting", f"forgetting_{number}", alt))
     return pictures
+
+
+def _ends_of_tunings(analysis: Analysis) -> set[str]:
+    """Subjects but for those that are an earlier step of a tuning (they have their own curve)."""
+    ends: dict[tuple[Any, ...], SubjectInfo] = {}
+    for s in analysis.book.ordered_subjects():
+        stepped = s.tuning_step is not None
+        ends[(s.base, s.tuning, s.seed, s.control) if stepped else (s.id,)] = s
+    return {s.id for s in ends.values()}
 
 
 @dataclass(frozen=True)

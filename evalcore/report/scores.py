@@ -57,7 +57,7 @@ def scores_text(rows: Sequence[ScoreRow], *, most: int | None = None, rest: str 
 def report_table(analysis: Analysis) -> str:
     """What a report prints: the study's table, and scores where a tuning is not known."""
     rows = labelled_rows(analysis)
-    open_ = {s.id for s in analysis.book.subjects.values() if s.base and s.tuning is None}
+    open_ = {s.id for s in analysis.book.subjects.values() if s.base and s.tuned_on is None}
     scores = score_rows(analysis.book)
     if not any(row.tasks for row in rows):
         return "\n".join(scores_text(scores, most=SHOWN_LINES, rest="see the report"))

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.analysis import Analysis, Estimate, Gain, SpreadEstimate, SubjectInfo
-from evalcore.analysis.book import subject_order
 from evalcore.analysis.stats import EMPTY, mean_of_estimates
 from evalcore.analysis.study import is_own
+from evalcore.analysis.subjects import subject_order
 from evalcore.store import text_cell
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def study_rows(analysis: Analysis) -> list[StudyRow]:
 
 def labelled_rows(analysis: Analysis) -> list[StudyRow]:
     """The rows of subjects whose tuning is known; of the others there are scores and gains."""
-    return [row for row in study_rows(analysis) if row.subject.tuning is not None]
+    return [row for row in study_rows(analysis) if row.subject.tuned_on is not None]
 
 
 def _mean(estimates: list[Estimate]) -> Estimate:
@@ -109,8 +109,13 @@ def study_table(analysis: Analysis) -> str:
     last = ""
     for row in rows:
         tuning = row.subject.tuning or "?"
-        if _several_seeds(rows, row):
-            seed = f" (seed {row.subject.seed})"
+        about = []
+        if _differ(rows, row, "seed"):
+            about.append(f"seed {row.subject.seed}")
+        if _differ(rows, row, "tuning_step"):
+            about.append(f"step {row.subject.tuning_step}")
+        if about:
+            seed = f" ({', '.join(about)})"
             tuning = fit(tuning, min(len(tuning), widths[1] - len(seed)), False) + seed
         forgot = signed(row.forgetting.value)
         share = f" ({row.measurable}/{row.outside})" if row.outside else ""
@@ -136,9 +141,13 @@ def study_table(analysis: Analysis) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _several_seeds(rows: list[StudyRow], row: StudyRow) -> bool:
+def _differ(rows: list[StudyRow], row: StudyRow, name: str) -> bool:
+    """Whether rows of the same base and tuning have several seeds, or steps."""
     mine = row.subject
-    return sum((r.subject.base, r.subject.tuning) == (mine.base, mine.tuning) for r in rows) > 1
+    same = [
+        r.subject for r in rows if (r.subject.base, r.subject.tuning) == (mine.base, mine.tuning)
+    ]
+    return len({getattr(s, name) for s in same}) > 1
 
 
 def fit(text: str, width: int, right: bool) -> str:
@@ -264,6 +273,7 @@ def _subject(subject: SubjectInfo) -> Row:
     return {
         "checkpoint": subject.checkpoint, "step": subject.step, "adapter": subject.adapter,
         "tuning": subject.tuning, "control": subject.control, "seed": subject.seed,
+        "tuning_step": subject.tuning_step,
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
     "errors", "types", "deadline", "reading", "files", "checked", "identity", "tasks", "prompting",
     "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app",
-    "cli",
+    "cli", "api",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "files",

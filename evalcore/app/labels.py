@@ -1,0 +1,272 @@
+"""What models were tuned on: found while scoring, and mended afterwards in the results."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalcore.errors import InputError, UnknownNameError
+from evalcore.identity import Applied, Resolved, resolve_subjects, search
+from evalcore.identity.labelling import LabelSources, label_subjects
+from evalcore.identity.labels import (
+    Labels,
+    NamePattern,
+    Rule,
+    parse_tuned_on,
+    path_names,
+    read_labels,
+)
+from evalcore.identity.parents import ParentMap
+from evalcore.store import ResultStore
+from evalcore.store.schema import FULLY_TUNED
+from evalcore.types import Subject
+
+if TYPE_CHECKING:
+    from evalcore.app.score import ScoreOptions
+
+LABEL_COLUMNS = tuple(f.name for f in fields(Labels))
+
+
+def labelled_subjects(
+    options: ScoreOptions, store: ResultStore, applied: Applied = "unmerged"
+) -> Resolved:
+    """The subjects of a run, with bases and parents, and with what is known of their tuning.
+
+    Args:
+        options: What is to be scored.
+        store: The results, where labels may have been mended.
+        applied: What the engine does with adapters (see ``resolve_subjects``).
+
+    Raises:
+        InputError: Nothing is found, a checkpoint given is missing, or labels are wrong.
+    """
+    parents = ParentMap.parse(options.parent_map, options.adapters)
+    folders: Sequence[str] = options.adapters
+    if parents.tuned:
+        there = search(folders)
+        folders = folders if there.adapters or there.tuned else ()
+    resolved = resolve_subjects(
+        folders,
+        (*options.checkpoints, *map(str, parents.tuned), *parents.parents),
+        base_map=options.base_map,
+        assume_base=options.assume_base,
+        include_bases=options.include_bases,
+        tokenizer=options.tokenizer,
+        applied=applied,
+    )
+    subjects = _with_known_parents(parents.applied(resolved.subjects, options.adapters), store)
+    if not options.include_bases:
+        asked_for = {*options.checkpoints, *map(str, parents.tuned)}
+        subjects = [
+            s for s in subjects
+            if s.base_id is not None or s.checkpoint.source in asked_for or not parents.entries
+        ]  # fmt: skip
+    sources = LabelSources(
+        rules=tuple(parse_tuned_on(entry) for entry in reversed(options.tuned_on)),
+        pattern=NamePattern.parse(options.name_pattern) if options.name_pattern else None,
+        folders=tuple(Path(folder) for folder in options.adapters),
+        known=known_labels(store),
+    )
+    labelled, notes = label_subjects(subjects, sources)
+    return replace(resolved, subjects=labelled, notes=(*resolved.notes, *notes))
+
+
+def _with_known_parents(subjects: Sequence[Subject], store: ResultStore) -> list[Subject]:
+    """Parents that earlier runs or ``evalcore label`` recorded, where nothing else names one."""
+    cells = store.cells().select(["subject", "base", "step"]).to_pylist()
+    known = {
+        row["subject"]: row["base"] for row in cells if row["base"] and "+" not in row["subject"]
+    }
+    return [
+        replace(s, checkpoint=replace(s.checkpoint, parent=known[s.id]))
+        if s.base_id is None and s.id in known else s
+        for s in subjects
+    ]  # fmt: skip
+
+
+def known_labels(store: ResultStore) -> dict[str, tuple[Labels, str]]:
+    """Subject id -> (labels, who said so) of everything in the results."""
+    found: dict[str, tuple[Labels, str]] = {}
+    columns = ["subject", "base", "labels_from", *LABEL_COLUMNS]
+    for row in store.cells().select(columns).to_pylist():
+        if row["base"] is not None and row["labels_from"] is not None:
+            # A checkpoint's step is asked of its name again, unless it was mended here.
+            names = [n for n in LABEL_COLUMNS if n != "step" or row["labels_from"] == "label"]
+            labels = Labels(**{name: row[name] for name in names})
+            found[row["subject"]] = (labels, row["labels_from"])
+    return found
+
+
+def untaught_notes(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes on labels that name no task of the run: no gain will count as the tuning's own."""
+    names = {row["task"] for row in rows} | {row["tuned_by"] for row in rows}
+    odd: dict[str, int] = {}
+    for subject in subjects:
+        if subject.tuned_on and subject.made.labels_from != "record":
+            odd[subject.tuned_on] = odd.get(subject.tuned_on, 0) + (subject.tuned_on not in names)
+    return [
+        f"{count} models are labelled as tuned on {name!r}, which is no task of this run"
+        for name, count in odd.items()
+        if count
+    ]
+
+
+@dataclass(frozen=True)
+class ModelLabels:
+    """A tuned model of the results and what is known of it.
+
+    Attributes:
+        model: Its name.
+        labels: As they are recorded now.
+        said_by: Who said so (``record``, ``option``, ``file``, ``pattern``, ``folder``,
+            ``label``); None if nobody did.
+        changed: Whether this call changed them.
+        cells: Cells it has.
+    """
+
+    model: str
+    labels: Labels
+    said_by: str | None
+    changed: bool
+    cells: int
+
+
+def label(
+    results: Path,
+    *,
+    tuned_on: Sequence[str] = (),
+    labels: Path | None = None,
+    name_pattern: str | None = None,
+    parent_map: Sequence[str] = (),
+) -> list[ModelLabels]:
+    """Mends what models were tuned on, in the results alone: nothing is scored again.
+
+    Globs are matched with a model's name (``CHECKPOINT/ADAPTER``, ``ADAPTER``) and with where the
+    adapter lay when it was scored. What is given here wins over every other source, now and in
+    later runs into the same folder; ``KEY=-`` takes a label away.
+
+    Args:
+        results: A results folder.
+        tuned_on: ``GLOB=TASK[,seed=..,control=..]``, the later wins.
+        labels: A labels file (see :func:`~evalcore.identity.labels.read_labels`).
+        name_pattern: For example ``{step}/{tuning}-seed{seed}``.
+        parent_map: ``GLOB=CHECKPOINT``: a scored checkpoint that others were fully tuned from.
+
+    Returns:
+        Every tuned model of the results; without any label given, nothing is changed.
+
+    Raises:
+        InputError: There are no results, or a glob fits no model.
+    """
+    store = _open(results)
+    rows = store.cells().to_pylist()
+    _set_parents(rows, parent_map)
+    by_subject: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["base"] is not None:
+            by_subject.setdefault(row["subject"], []).append(row)
+    rules = [parse_tuned_on(entry) for entry in reversed(tuned_on)]
+    rules += reversed(read_labels(labels)) if labels else []
+    pattern = NamePattern.parse(name_pattern) if name_pattern else None
+    used: set[str] = set()
+    models = []
+    steps: dict[str, int] = {}
+    for cells in by_subject.values():
+        new, clears = _given(cells[0], rules, pattern, used)
+        if not new.empty or clears:
+            for row in cells:
+                _relabel(row, new, clears)
+        if new.step is not None:
+            steps[cells[0]["checkpoint_fingerprint"]] = new.step
+        models.append(_model(cells))
+    for row in rows:  # a checkpoint's step is that of its base and of all tuned from it
+        step = steps.get(row["checkpoint_fingerprint"], row["step"])
+        if row["step"] != step:
+            row.update(step=step, _changed=True)
+    wanted = [(r.where, r.glob) for r in rules]
+    wanted += [(f"--name-pattern {pattern.text!r}", pattern.text)] if pattern else []
+    for where, glob in wanted:
+        if where not in used:
+            names = ", ".join(m.model for m in models[:3]) or "none"
+            raise InputError(f"{where}: {glob!r} fits no tuned model of {results} (there: {names})")
+    _write(results, [row for row in rows if row.pop("_changed", False)])
+    return sorted(models, key=lambda m: m.model)
+
+
+def _open(results: Path) -> ResultStore:
+    return ResultStore(results, read_only=True)
+
+
+def _write(results: Path, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        ResultStore(results).write_cells(rows)
+
+
+def _set_parents(rows: Sequence[dict[str, Any]], entries: Sequence[str]) -> None:
+    """Sets the parents of checkpoints that stand by themselves."""
+    alone = {row["subject"]: row for row in rows if "+" not in row["subject"]}
+    for entry in entries:
+        glob, equals, name = entry.rpartition("=")
+        if not (glob and equals and name):
+            raise InputError(f"--parent-map {entry!r}: expected GLOB=CHECKPOINT of the results")
+        parents = [s for s, row in alone.items() if row["checkpoint"] == name or s == name]
+        if len(parents) != 1:
+            known = [row["checkpoint"] for row in alone.values()]
+            raise UnknownNameError("checkpoint", name, known, f"--parent-map {entry!r}")
+        fits = [
+            s for s, row in alone.items()
+            if s != parents[0] and any(fnmatch.fnmatchcase(n, glob) for n in _names(row))
+        ]  # fmt: skip
+        if not fits:
+            raise InputError(f"--parent-map {entry!r}: no other checkpoint's name fits {glob!r}")
+        for row in rows:
+            if row["subject"] in fits and row["base"] != parents[0]:
+                row.update(base=parents[0], method="full", adapter=FULLY_TUNED, _changed=True)
+                row["step"] = alone[parents[0]]["step"]
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    names = [row["checkpoint"]]
+    if "+" in row["subject"]:
+        names = [row["adapter"], f"{row['checkpoint']}/{row['adapter']}"]
+    place = row["adapter_source"] if "+" in row["subject"] else row["checkpoint_source"]
+    return names + (path_names(Path(place)) if place else [])
+
+
+def _given(
+    row: Mapping[str, Any], rules: Sequence[Rule], pattern: NamePattern | None, used: set[str]
+) -> tuple[Labels, tuple[str, ...]]:
+    """(labels to set, labels to take away) of a model."""
+    new, clears, names = Labels(), list[str](), _names(row)
+    for rule in rules:
+        if rule.matches(names):
+            used.add(rule.where)
+            clears += [key for key in rule.clears if getattr(new, key) is None]
+            new = new.over(rule.labels)
+    if pattern is not None:
+        inside = next((found for name in names if (found := pattern.labels(name))), None)
+        if inside is not None:
+            used.add(f"--name-pattern {pattern.text!r}")
+            new = new.over(inside)
+    return new, tuple(clears)
+
+
+def _relabel(row: dict[str, Any], new: Labels, clears: Sequence[str]) -> None:
+    values = {name: getattr(new, name) for name in LABEL_COLUMNS}
+    values = {name: value for name, value in values.items() if value is not None}
+    if "tuned_on" in clears:
+        values.setdefault("tuning", None)
+    wanted = {**dict.fromkeys(clears), **values, "labels_from": "label"}
+    if any(row[name] != value for name, value in wanted.items()):
+        row.update(wanted, _changed=True)
+
+
+def _model(cells: Sequence[Mapping[str, Any]]) -> ModelLabels:
+    row = cells[0]
+    labels = Labels(**{name: row[name] for name in LABEL_COLUMNS})
+    name = row["checkpoint"] + (f" + {row['adapter']}" if "+" in row["subject"] else "")
+    changed = any("_changed" in row for row in cells)
+    return ModelLabels(name, labels, row["labels_from"], changed, len(cells))

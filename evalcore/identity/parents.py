@@ -1,0 +1,104 @@
+"""Fully tuned checkpoints without a record: which checkpoint each was tuned from."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity.labels import path_names, trainer_labels
+from evalcore.identity.search import search
+from evalcore.identity.sources import open_checkpoint
+from evalcore.types import Subject
+
+
+@dataclass(frozen=True)
+class ParentMap:
+    """``--parent-map GLOB=CHECKPOINT``: parents by the path or name of what was tuned.
+
+    Attributes:
+        entries: (glob, source of the parent).
+        tuned: Directories of checkpoints that fit a glob, in the folders searched.
+    """
+
+    entries: tuple[tuple[str, str], ...] = ()
+    tuned: tuple[Path, ...] = ()
+
+    @classmethod
+    def parse(cls, entries: Sequence[str], folders: Sequence[str | Path]) -> ParentMap:
+        """Raises:
+        InputError: An entry is not of the form, or a folder is missing.
+        """
+        parsed = []
+        for entry in entries:
+            glob, equals, source = entry.rpartition("=")
+            if not (glob and equals and source):
+                raise InputError(f"--parent-map {entry!r}: expected GLOB=PATH or GLOB=REPO@REV")
+            parsed.append((glob, source))
+        if not parsed:
+            return cls()
+        roots = [Path(folder).expanduser().resolve() for folder in folders]
+        found = [
+            path for path in search(folders).checkpoints
+            if _source_of(parsed, path_names(path.resolve(), roots))
+        ]  # fmt: skip
+        return cls(tuple(parsed), tuple(found))
+
+    @property
+    def parents(self) -> list[str]:
+        """Sources of the parents, each once."""
+        return list(dict.fromkeys(source for _, source in self.entries))
+
+    def applied(self, subjects: Sequence[Subject], folders: Sequence[str | Path]) -> list[Subject]:
+        """The subjects, fully tuned ones with their parents.
+
+        Raises:
+            InputError: A glob fits no checkpoint, or a checkpoint equals its parent.
+            IncompatibleError: A checkpoint's record names another parent.
+        """
+        roots = [Path(folder).expanduser().resolve() for folder in folders]
+        used: set[str] = set()
+        out = [self._with_parent(s, roots, used) for s in subjects]
+        for glob, source in self.entries:
+            if source not in used:
+                raise InputError(
+                    f"--parent-map {glob}={source}: no checkpoint's path or name fits {glob!r}"
+                )
+        return out
+
+    def _with_parent(self, subject: Subject, roots: Sequence[Path], used: set[str]) -> Subject:
+        checkpoint = subject.checkpoint
+        names = [checkpoint.name, checkpoint.source, *path_names(Path(checkpoint.path), roots)]
+        source = _source_of(self.entries, names)
+        if subject.adapter is not None or source is None:
+            return subject
+        parent = open_checkpoint(source, what="--parent-map")
+        if parent.fingerprint == checkpoint.fingerprint:
+            if checkpoint.path == parent.path:
+                return subject  # a glob such as * fits the parent too
+            raise InputError(
+                f"checkpoint {checkpoint.path} has the weights of {source}, which --parent-map "
+                f"calls its parent: tuning changed nothing; score the parent"
+            )
+        if checkpoint.parent not in (None, parent.fingerprint):
+            raise IncompatibleError(
+                f"checkpoint {checkpoint.path} was tuned from another checkpoint by its record "
+                f"({str(checkpoint.parent)[:12]}), --parent-map says {source} "
+                f"({parent.fingerprint[:12]})"
+            )
+        used.add(source)
+        # A number in its own name is a step of the tuning; it stands at its parent's step.
+        own = trainer_labels(Path(checkpoint.path))
+        name = f"{own.tuning}/{checkpoint.name}" if own.tuning_step else checkpoint.name
+        return replace(
+            subject,
+            checkpoint=replace(checkpoint, parent=parent.fingerprint, step=parent.step, name=name),
+        )
+
+
+def _source_of(entries: Sequence[tuple[str, str]], names: Sequence[str]) -> str | None:
+    return next(
+        (s for glob, s in entries if any(fnmatch.fnmatchcase(name, glob) for name in names)), None
+    )
