@@ -146,7 +146,11 @@ class Judge:
 
     def failed(self, slot: Slot, job: Job, failure: Failure) -> None:
         """A job was not done."""
+        case = self.suspects.tried(job)
+        if case is not None and not self._stays(case, failure):
+            self._clear(case.key, by=None)
         if failure.alive and job.composite and (parts := self.source.narrow(job)):
+            self._close(job)
             if failure.of_group:
                 self._apart.add(job.group)
             logger.warning("%s; each part of the job goes on alone", failure.error)
@@ -161,19 +165,39 @@ class Judge:
         else:
             self._accuse(slot, job, failure)
 
+    def returned(self, job: Job) -> None:
+        """A worker had it and never came to it."""
+        case = self.suspects.tried(job)
+        if case is None:
+            self.again.append(Again(job))
+        else:
+            case.trying = None
+            case.jobs.insert(0, job)
+
+    @staticmethod
+    def _stays(case: Case, failure: Failure) -> bool:
+        """Whether a further failure is about the same: not if what failed before went well now."""
+        return failure.scope not in ("subject", "memory") and not (
+            case.of_group and failure.alive and not failure.of_group
+        )
+
     def review(self) -> None:
         """Looks at every case again: who is there, or who is known to work, has changed."""
         for case in list(self.suspects.cases.values()):
-            if self.suspects.cases.get(case.key) is case and not case.out:
-                self._judge(case, Failure(case.error))
+            if self.suspects.cases.get(case.key) is case and case.trying is None:
+                self._judge(case, Failure(case.error, of_group=case.of_group))
 
     def _accuse(self, slot: Slot, job: Job, failure: Failure) -> None:
         unseen = failure.scope == "engine" and job.group not in self._done_groups
         as_group = bool(job.group) and not job.composite and not failure.writing
         as_group = as_group and (failure.of_group or unseen)
         key: CaseKey = ("group", job.group) if as_group else ("job", job.id)
+        known = self.suspects.tried(job)
+        if known is not None:
+            key = known.key
         case = self.suspects.accuse(key, job, slot.witness, failure.error)
         case.until_committed = failure.writing
+        case.of_group = failure.of_group
         slot.unjudged.add(key)
         self._judge(case, failure)
 
@@ -201,7 +225,7 @@ class Judge:
         """Fails a group: these jobs, those of open cases, and all that are still to come."""
         self._failed_groups.setdefault(group, error)
         for case in list(self.suspects.cases.values()):
-            if case.jobs and case.jobs[0].group == group:
+            if case.key == ("group", group) or (case.jobs and case.jobs[0].group == group):
                 for index in case.workers:
                     self.slots[index].unjudged.discard(case.key)
                 jobs = [*jobs, *self.suspects.clear(case.key).jobs]
@@ -212,6 +236,12 @@ class Judge:
         if failure.of_group or not self._narrow(job, failure):
             self.on_failure(job, failure.error)
 
+    def _close(self, job: Job) -> None:
+        """Its parts are tried now instead of it."""
+        case = self.suspects.tried(job)
+        if case is not None:
+            self._clear(case.key, by=None)
+
     def _narrow(self, job: Job, failure: Failure, by_size: bool = False) -> bool:
         """Has the parts of a job tried; whether it has any, and may still be divided."""
         root = self._roots.get(job.id, job.id)
@@ -219,6 +249,7 @@ class Judge:
         parts = self.source.narrow(job, by_size=by_size) if left > 0 else []
         if not parts:
             return False
+        self._close(job)
         self._budget[root] = left - (1 if failure.alive else LOST_WORKER_COUNTS)
         self._roots.pop(job.id, None)
         if not by_size:  # halves of what was too large are not suspect yet

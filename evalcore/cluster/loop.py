@@ -186,8 +186,9 @@ class PoolRun:
                 return None  # it flushes first
             if slot.state is State.IDLE:
                 self._rest(slot)
-        case.out = True
-        return case.jobs.pop(0)
+        job = case.jobs.pop(0)
+        case.trying = job.id
+        return job
 
     def _fitted(self, job: Job) -> Job | None:
         """As much of a job as ends before the time limit; what does not fit is for the next run."""
@@ -444,7 +445,7 @@ class PoolRun:
             failure = Failure(error, of_group=state is State.PREPARING)
             self.judge.failed(slot, job, failure)
         elif job is not None:
-            self.judge.again.append(Again(job))
+            self.judge.returned(job)
         if state is State.FLUSHING:  # any of those in the buffer may be the cause
             for suspect in pending:
                 self.judge.failed(slot, suspect, Failure(error, writing=True))

@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from evalcore.cluster import pulse
 from evalcore.cluster.local import read_tail, worker_path
 from evalcore.cluster.protocol import EnvOption, Lost, env_for
-from evalcore.cluster.runner import WorkerRunner, leave_signals_to_driver
+from evalcore.cluster.runner import WorkerRunner, leave_signals_to_driver, pulse_of
 from evalcore.errors import EngineError, InputError
 
 logger = logging.getLogger("evalcore")
@@ -32,16 +33,51 @@ logger = logging.getLogger("evalcore")
 KNOWN_OPTIONS = ("address", "num_cpus", "num_gpus", "resources")
 
 
-class RayWorker:
-    """The actor: commands in, answers out."""
+class Mailbox:
+    """An actor beside the driver that keeps the workers' latest pulses.
 
-    def __init__(self, unset: tuple[str, ...] = (), log_path: str | None = None) -> None:
+    An actor answers one call at a time, so a busy worker cannot be asked; it posts instead.
+    """
+
+    def __init__(self) -> None:
+        self._pulses: dict[tuple[int, int], tuple[int, pulse.Stage]] = {}
+
+    def post(self, key: tuple[int, int], state: tuple[int, pulse.Stage]) -> None:
+        self._pulses[key] = state
+
+    def take(self) -> dict[tuple[int, int], tuple[int, pulse.Stage]]:
+        """Pulses posted since the last call, by (worker, process)."""
+        pulses, self._pulses = self._pulses, {}
+        return pulses
+
+
+class RayWorker:
+    """The actor: commands in, answers out.
+
+    Args:
+        unset: Environment variables to remove.
+        log_path: File for its output.
+        mailbox: Where its pulse goes.
+        key: (worker, process) it posts as.
+    """
+
+    def __init__(
+        self,
+        unset: tuple[str, ...] = (),
+        log_path: str | None = None,
+        mailbox: Any = None,
+        key: tuple[int, int] = (0, 0),
+    ) -> None:
         leave_signals_to_driver()
         for name in unset:
             os.environ.pop(name, None)
         if log_path is not None:
             _redirect_output(Path(log_path))
         self._runner = WorkerRunner()
+        if mailbox is not None:
+            import ray  # the driver's module is imported without it
+
+            pulse.beat(lambda state: ray.get(mailbox.post.remote(key, state)))
 
     def handle(self, blob: bytes) -> bytes:
         return self._runner.handle(blob)
@@ -82,6 +118,10 @@ class RayTransport:
         self._started_ray = False
         self._actors: dict[int, Any] = {}
         self._answers: dict[Any, int] = {}  # object reference of a call -> worker
+        self._mailbox: Any = None
+        self._mail: Any = None  # reference of the question for pulses under way
+        self._asked_at = 0.0
+        self._processes: dict[int, int] = {}  # worker -> processes it has had
 
     def start(self, worker_index: int, blob: bytes) -> None:
         self._connect()
@@ -100,10 +140,17 @@ class RayTransport:
             options["resources"] = dict(self._options["resources"])
         log_path = self._log_path(worker_index)
         unset = tuple(name for name, value in env.items() if value is None)
+        process = self._processes.get(worker_index, 0) + 1
+        self._processes[worker_index] = process
         self._actors[worker_index] = (
             self._ray.remote(RayWorker)
             .options(**options)
-            .remote(unset, None if log_path is None else str(log_path))
+            .remote(
+                unset,
+                None if log_path is None else str(log_path),
+                self._mailbox,
+                (worker_index, process),
+            )
         )
         self.send(worker_index, blob)
 
@@ -114,11 +161,16 @@ class RayTransport:
         if not self._answers:
             time.sleep(timeout_s)
             return []
-        waiting = list(self._answers)
+        if self._mail is None and time.monotonic() - self._asked_at > pulse.BEAT_EVERY_S:
+            self._mail, self._asked_at = self._mailbox.take.remote(), time.monotonic()
+        waiting = [*self._answers, *([] if self._mail is None else [self._mail])]
         done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if done:  # whatever else is there by now
             done, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
         news: list[tuple[int, bytes | Lost]] = []
+        if self._mail in done:
+            done.remove(self._mail)
+            news += self._pulses()
         for reference in done:
             index = self._answers.pop(reference)
             try:
@@ -126,6 +178,20 @@ class RayTransport:
             except self._ray.exceptions.RayError as error:
                 news.append((index, self._lost(index, error)))
         return news
+
+    def _pulses(self) -> list[tuple[int, bytes | Lost]]:
+        """What the mailbox had, of processes that are still wanted."""
+        reference, self._mail = self._mail, None
+        try:
+            pulses = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            logger.warning("the workers' progress cannot be seen: %s", str(error).split("\n")[0])
+            return []
+        return [
+            (index, pulse_of(state))
+            for (index, process), state in pulses.items()
+            if process == self._processes.get(index) and index in self._actors
+        ]
 
     def explain(self, worker_index: int) -> Lost:
         path = self._log_path(worker_index)
@@ -145,6 +211,10 @@ class RayTransport:
     def close(self) -> None:
         for index in list(self._actors):
             self.kill(index)
+        if self._mailbox is not None:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(self._mailbox, no_restart=True)
+            self._mailbox = self._mail = None
         if self._started_ray:
             with _handlers_kept():
                 self._ray.shutdown()
@@ -174,6 +244,11 @@ class RayTransport:
                 _initialise(ray, self._workers, self._options)
                 self._started_ray = True
             _check_room(ray, self._workers, self._options, self._started_ray)
+            self._mailbox = (
+                ray.remote(Mailbox)
+                .options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": worker_path()}})
+                .remote()
+            )
 
 
 def _address(options: Mapping[str, Any]) -> str | None:

@@ -44,7 +44,8 @@ class Case:
         error: The latest failure.
         opinions: (worker, its process) of each failure.
         jobs: Jobs that wait for the verdict; the first is tried next.
-        out: Whether one of them is being tried.
+        trying: Id of the job that a worker has for a further opinion.
+        of_group: Whether it was the group itself that failed, not one of its jobs.
         until_committed: Whether only a commit clears it (writing failed, not scoring).
     """
 
@@ -52,7 +53,8 @@ class Case:
     error: EvalcoreError
     opinions: list[tuple[int, int]] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
-    out: bool = False
+    trying: str | None = None
+    of_group: bool = False
     until_committed: bool = False
 
     @property
@@ -87,7 +89,7 @@ class Suspects:
     def accuse(self, key: CaseKey, job: Job, witness: Witness, error: EvalcoreError) -> Case:
         """Notes a failure; the job waits with its case."""
         case = self.cases.setdefault(key, Case(key, error))
-        case.error, case.out = error, False
+        case.error, case.trying = error, None
         case.opinions.append((witness.index, witness.process))
         case.jobs.insert(0, job)
         return case
@@ -120,6 +122,10 @@ class Suspects:
         del self.cases[case.key]
         return case.jobs
 
+    def tried(self, job: Job) -> Case | None:
+        """The case in which this very job is being tried, if any."""
+        return next((c for c in self.cases.values() if c.trying == job.id), None)
+
     def clear(self, key: CaseKey) -> Case:
         """Closes a case: the input is good."""
         return self.cases.pop(key)
@@ -136,7 +142,7 @@ class Suspects:
                 work, and once more itself if there is nobody else (in a new process).
         """
         for case in self.cases.values():
-            if case.out or not case.jobs:
+            if case.trying is not None or not case.jobs:
                 continue
             if not self._has_been_at(case, witness):
                 if eager or len(case.opinions) < OPINIONS or witness.works:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from evalcore.cluster import JobPool, ListSource
+from evalcore.cluster import JobPool, ListSource, Patience
 
 TOYS = Path(__file__).parents[1] / "unit"
 sys.path.insert(0, str(TOYS))
@@ -206,6 +206,18 @@ def test_ray_deadline_stop_and_environment(tmp_path: Path, ray_session: Any) -> 
         ListSource(jobs), should_stop=lambda: bool(seen.count("ready")), **seen.callbacks()
     )
     assert (outcome, seen.committed) == ("stopped", ["s0"])
+
+
+@pytest.mark.slow
+def test_ray_actors_show_progress(tmp_path: Path, ray_session: Any) -> None:
+    """One that moves is left alone, one that hangs is found, on Ray as with child processes."""
+    seen = Recorder()
+    jobs = [job("a"), job("moves", "tick", s=8), job("hangs", "sleep", s=600)]
+    patience = Patience(floor_s=4.0, start_s=4.0, flush_s=4.0)
+    pool = ray_pool(tmp_path, workers=1, patience=patience)
+    assert pool.run(ListSource(jobs), **seen.callbacks()) == "done"
+    assert sorted(seen.committed) == ["a", "moves"]
+    assert "made no progress for 4 s in job hangs" in str(seen.failures["hangs"])
 
 
 @pytest.mark.slow

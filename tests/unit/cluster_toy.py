@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore import errors
-from evalcore.cluster import Job, WorkerReply
+from evalcore.cluster import Job, WorkerReply, pulse
 
 
 class FussyError(errors.InputError):
@@ -72,6 +72,12 @@ class ToyWorker:
 
     def do_sleep(self, payload: dict[str, Any]) -> None:
         time.sleep(payload["s"])
+
+    def do_tick(self, payload: dict[str, Any]) -> None:
+        ends = time.monotonic() + payload["s"]
+        while time.monotonic() < ends:
+            pulse.tick()
+            time.sleep(0.1)
 
     def do_raise(self, payload: dict[str, Any]) -> None:
         if payload["what"] == "FussyError":
