@@ -37,6 +37,7 @@ class Checkpoint:
         template_fingerprint: 32 hex digits over the chat template; empty if there is none.
         template_dated: Whether the chat template writes the date.
         think_end: What closes a thinking part in the chat template; empty if it knows none.
+        turn_end: Id with which the chat template closes an answer; it ends what chats generate.
         end_tokens: Ids that end a generation: the tokenizer's EOS and those of config.json and
             generation_config.json; None if they were not asked for.
         tokenizer_note: How transformers would have changed the ids of tokenizer.json; else empty.
@@ -72,6 +73,7 @@ class Checkpoint:
     template_fingerprint: str = ""
     template_dated: bool = False
     think_end: str = ""
+    turn_end: int | None = None
     end_tokens: tuple[int, ...] | None = None
     tokenizer_note: str = ""
     method: str | None = None
@@ -205,12 +207,14 @@ class GenerationSettings:
         run_on: Whether to generate past the stop strings and keep that raw text as well.
         think_end: What closes a thinking part, of which only what comes after it is the answer: no
             stop string ends the thinking, and the raw text is kept. Empty where nobody thinks.
+        turn_end: A token that ends a generation beside the model's end tokens; of chats.
     """
 
     max_tokens: int = 32
     stops: tuple[str, ...] = ("\n",)
     run_on: bool = False
     think_end: str = ""
+    turn_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,9 @@ def _encoded(
                 f"task {task.name}, train split, row {document.index}: the completion is empty; "
                 f"remove the row or mend the variant {variant.name!r}"
             )
-        prompt_ids, completion_ids = encode_training(tokenizer, prompt, completion, settings)
+        prompt_ids, completion_ids = encode_training(
+            tokenizer, prompt, completion, settings, chat=variant.chat
+        )
         yield document, list(prompt_ids), list(completion_ids)
 
 

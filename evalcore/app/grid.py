@@ -436,8 +436,17 @@ def cell_row(
         "chat_template": checkpoint.template_fingerprint if variant.chat else None,
         "chat_args": variant.chat_args or None,
         "template_date": variant.chat_date if variant.chat and checkpoint.template_dated else None,
-        "end_tokens": list(checkpoint.end_tokens or ()) if generation is not None else None,
+        "end_tokens": _ends(cell) if generation is not None else None,
     }
+
+
+def _ends(cell: Cell) -> list[int]:
+    """Tokens that end what is generated for a cell."""
+    checkpoint, variant = cell.subject.checkpoint, cell.variant
+    ends = set(checkpoint.end_tokens or ())
+    if variant.chat and variant.template and checkpoint.turn_end is not None:
+        ends.add(checkpoint.turn_end)
+    return sorted(ends)
 
 
 def adapter_name(subject: Subject) -> str:

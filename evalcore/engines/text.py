@@ -46,7 +46,8 @@ class StopRule:
     """What ends a generation under a tokenizer.
 
     Attributes:
-        ends: Tokens that end it: end tokens, and stop strings that are one special token.
+        ends: Tokens that end it: end tokens, of chats the end of a turn, and stop strings that are
+            one special token.
         plain: Stop strings looked for in the text, in which special tokens are not written.
         marked: Stop strings that hold a special token and more, looked for where they are written.
     """
@@ -60,6 +61,8 @@ class StopRule:
         """The rule for settings; where text runs on or thinks, only tokens end it."""
         special = _special_tokens(tokenizer)
         tokens = [special[stop] for stop in settings.stops if stop in special]
+        if settings.turn_end is not None:
+            tokens.append(settings.turn_end)
         others = [stop for stop in settings.stops if stop not in special]
         if settings.run_on or settings.think_end:
             return cls(frozenset([*end_ids, *tokens]), (), ())

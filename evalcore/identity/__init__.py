@@ -49,6 +49,7 @@ from evalcore.identity.templates import (
     parse_template_args,
     parse_template_date,
     template_values,
+    turn_end,
 )
 from evalcore.identity.tokenizer import (
     TokenizerFacts,
@@ -118,6 +119,7 @@ __all__ = [
     "text_fingerprint",
     "tokenizer_facts",
     "tokenizer_fingerprint",
+    "turn_end",
     "weight_digests",
     "weight_files",
     "weight_layout",

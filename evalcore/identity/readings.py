@@ -32,6 +32,7 @@ def with_tokenizer(checkpoint: Checkpoint, path: str | Path, facts: TokenizerFac
         template_fingerprint=facts.template,
         template_dated=facts.dated,
         think_end=facts.think_end,
+        turn_end=facts.turn_end,
         end_tokens=facts.ends,
         tokenizer_note=facts.note,
     )
@@ -69,6 +70,7 @@ def asked_as(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
         template_fingerprint=other.template_fingerprint,
         template_dated=other.template_dated,
         think_end=other.think_end,
+        turn_end=other.turn_end,
         end_tokens=other.end_tokens,
         tokenizer_note="",
         reading=reading,
@@ -110,7 +112,7 @@ def adapter_reading(path: Path, base: Checkpoint) -> tuple[Checkpoint | None, st
         return None, ""
     _require_weights(path, base)
     return replace(own, reading=reading_of(own)), (
-        f"adapter {path} brings another {' and other '.join(ways)} than its base: where that "
+        f"adapter {path} brings its own {' and '.join(ways)}: where that "
         "changes what is asked or where text ends, it is asked so, and its base too "
         "(--tokenizer base: never)"
     )

@@ -261,8 +261,8 @@ class _Bases:
         marked = replace(checkpoint, reading=reading_of(checkpoint))
         if marked.id not in self.known:
             self.notes.append(
-                f"checkpoint {checkpoint.path} has the weights of {first.path} but another "
-                f"{' and other '.join(ways)}: what that decides is scored for both"
+                f"checkpoint {checkpoint.path} has the weights of {first.path} but its own "
+                f"{' and '.join(ways)}: what that decides is scored for both"
             )
         return marked
 

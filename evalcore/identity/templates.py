@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -32,6 +32,29 @@ def chat_template(tokenizer: Any) -> str:
 def writes_the_date(template: str) -> bool:
     """Whether a chat template asks for the date of the day it is used."""
     return "strftime_now" in template
+
+
+def turn_end(tokenizer: Any, specials: Mapping[str, int]) -> int | None:
+    """The control token with which the chat template closes an answer's turn, if it does.
+
+    Args:
+        tokenizer: Has the chat template.
+        specials: Its control tokens by their text.
+    """
+    answer = "An answer."
+    messages = [
+        {"role": "user", "content": "A question?"},
+        {"role": "assistant", "content": answer},
+    ]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_values()))
+    except Exception:  # raised by the template: it takes no such chat, or nothing at all
+        return None
+    _, found, closing = text.rpartition(answer)
+    places = [
+        (at, -len(mark), mark) for mark in specials if mark and (at := closing.find(mark)) >= 0
+    ]
+    return specials[min(places)[2]] if found and places else None
 
 
 def parse_template_args(text: str | None) -> str:

@@ -23,12 +23,12 @@ from typing import Any
 from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
-from evalcore.identity.templates import chat_template, writes_the_date
+from evalcore.identity.templates import chat_template, turn_end, writes_the_date
 from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3
-_FACTS = 2  # raised when other facts are remembered
+_FACTS = 3  # raised when other facts are remembered
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model")
 _FILES = (
     "tokenizer.json", *_VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
@@ -64,6 +64,7 @@ class TokenizerFacts:
         dated: Whether the chat template writes the date.
         think_end: What closes a thinking part in the chat template; empty if it knows none.
         ends: Ids that end a generation, sorted.
+        turn_end: Id with which the chat template closes an answer's turn; None if there is none.
         specials: Texts of the control tokens, sorted.
         note: How the library would have changed the ids of ``tokenizer.json``; else empty.
     """
@@ -73,6 +74,7 @@ class TokenizerFacts:
     dated: bool
     think_end: str
     ends: tuple[int, ...]
+    turn_end: int | None
     specials: tuple[str, ...]
     note: str
 
@@ -326,14 +328,15 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 def _facts(directory: Path, state: str) -> TokenizerFacts:
     tokenizer, note = _load(str(directory), state)
-    template = chat_template(tokenizer)
+    template, specials = chat_template(tokenizer), special_tokens(tokenizer)
     return TokenizerFacts(
         fingerprint=_fingerprint(tokenizer),
         template=text_fingerprint(["template", template]) if template else "",
         dated=writes_the_date(template),
         think_end=THINK_END if THINK_END in template else "",
         ends=end_token_ids(directory, tokenizer),
-        specials=tuple(sorted(special_tokens(tokenizer))),
+        turn_end=turn_end(tokenizer, specials) if template else None,
+        specials=tuple(sorted(specials)),
         note=note,
     )
 

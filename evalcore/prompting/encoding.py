@@ -9,9 +9,11 @@ beginning-of-text token, or the end-of-text token where there is none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from evalcore.errors import DataError, InputError
+from evalcore.identity import special_tokens, turn_end
 from evalcore.prompting.guarding import MARK, GuardedTokenizer
 from evalcore.prompting.pieces import pieces_of, split_pieces
 from evalcore.types import EncodingSettings
@@ -250,21 +252,29 @@ def encode_pair(
 
 
 def encode_training(
-    tokenizer: Any, prompt: str, completion: str, settings: EncodingSettings
+    tokenizer: Any, prompt: str, completion: str, settings: EncodingSettings, *, chat: bool = False
 ) -> Pair:
     """Ids to train on: (prompt ids, completion ids with the end token).
 
     The same ids are scored for the same text, but for control tokens that data names: those are
-    learned as letters. The end token (EOS) is where generation stops.
+    learned as letters. The end is where generation stops: EOS, or in a chat the token with which
+    the chat template closes an answer.
 
     Raises:
         InputError: If the tokenizer has no EOS.
     """
-    if tokenizer.eos_token_id is None:
+    end = _turn_end(tokenizer) if chat else None
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
         raise InputError("the tokenizer has no end-of-text token to train")
     if MARK in prompt or MARK in completion:
         encoder = Encoder(GuardedTokenizer(tokenizer), settings, by_pieces=False)
         [[(prompt_ids, completion_ids)]] = encoder.encode_pairs([(prompt, [completion])])
     else:
         prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, settings)
-    return prompt_ids, [*completion_ids, tokenizer.eos_token_id]
+    return prompt_ids, [*completion_ids, end]
+
+
+@lru_cache(maxsize=16)
+def _turn_end(tokenizer: Any) -> int | None:
+    return turn_end(tokenizer, special_tokens(tokenizer))

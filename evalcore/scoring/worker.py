@@ -64,9 +64,10 @@ class CellWork:
         """What scoring a cell takes."""
         choice = cell.task.output_type == "multiple_choice"
         generation = generation_of(cell.task, cell.variant)
-        think_end = cell.subject.checkpoint.think_end
-        if generation is not None and cell.variant.chat and think_end:
-            generation = replace(generation, think_end=think_end)
+        # Prompts that are made elsewhere (without a template of ours) keep their own ends.
+        if generation is not None and cell.variant.chat and cell.variant.template:
+            asked = cell.subject.checkpoint
+            generation = replace(generation, think_end=asked.think_end, turn_end=asked.turn_end)
         return cls(cell.variant.answer if choice else None, generation)
 
 

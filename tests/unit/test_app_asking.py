@@ -112,7 +112,7 @@ def test_a_copy_of_the_tokenizer_changes_nothing(house: Path) -> None:
 def test_another_template_asks_chats_alone_and_the_base_too(house: Path) -> None:
     edit(house / "runs" / "a1" / "tokenizer_config.json", chat_template=OTHER)
     notes = resolve_subjects([house / "runs"]).notes
-    assert any("brings another chat template" in note for note in notes)
+    assert any("brings its own chat template" in note for note in notes)
     grid = grid_of(house, "default,default:chat=1")
     own = {(task, True, "step-1~", who) for task in ("pick", "tell") for who in ("-", "a1")}
     bare = {(task, True, "step-1", "-") for task in ("pick", "tell")}
@@ -284,3 +284,14 @@ def test_thinking_templates_are_told_to_the_worker(house: Path) -> None:
         if how is not None:
             assert how.think_end == ("</think>" if planned.cell.variant.chat else "")
     assert "template_thinks" in {finding.code for finding in grid.findings}
+
+
+def test_an_answer_of_a_chat_ends_with_its_turn(house: Path) -> None:
+    closes = "{% for m in messages %}{{ m.content }}<unk>{% endfor %}"
+    edit(house / "step-1" / "tokenizer_config.json", chat_template=closes)
+    grid = grid_of(house, "default,default:chat=1", "base")
+    for planned, row in zip(grid.cells, grid.cell_rows, strict=True):
+        how = CellWork.of(planned.cell).generation
+        if how is not None:
+            assert how.turn_end == (2 if row["chat"] else None)
+            assert row["end_tokens"] == ([1, 2] if row["chat"] else [1])

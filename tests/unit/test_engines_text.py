@@ -98,6 +98,8 @@ def test_special_tokens_as_stop_strings_stop(byte_level: Any) -> None:
     assert (ending.text, ending.token_count, ending.finish_reason) == ("old mill", at, "stop")
     raw = finish(ids, byte_level, (), GenerationSettings(50, ("\n", "<s>"), run_on=True))
     assert (raw.text, raw.token_count) == ("old mill", at)
+    turn = GenerationSettings(50, (), turn_end=byte_level.bos_token_id)
+    assert finish(ids, byte_level, (), turn) == ending
     thinking = GenerationSettings(50, ("\n", "<s>"), think_end="</think>")
     assert finish(ids, byte_level, (), thinking) == raw
     rule = StopRule.of(byte_level, (7,), GenerationSettings(9, ("<s>", "\n", "<s> a")))

@@ -394,7 +394,7 @@ def test_same_weights_asked_otherwise_are_two_checkpoints(
     tuned = {s.adapter.name: s for s in found.subjects if s.adapter is not None}
     assert tuned["y"].base_id == second.id
     assert tuned["x"].base_id == tuned["z"].base_id == first.id
-    assert any("another chat template" in note and str(other) in note for note in found.notes)
+    assert any("its own chat template" in note and str(other) in note for note in found.notes)
 
 
 def test_a_recorded_base_is_the_one_at_its_place(

@@ -22,6 +22,7 @@ from evalcore.prompting import (
     PromptFault,
     cached_requests,
     encode_task,
+    encode_training,
     example,
     load_tokenizer,
     load_variants,
@@ -232,3 +233,23 @@ def test_wrong_arguments_are_one_line(text: str, words: str) -> None:
         parse_template_args(text)
     with pytest.raises(InputError, match="expected YYYY-MM-DD"):
         parse_template_date("31.1.2030")
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}<unk>\n{% endfor %}", "<unk>"),
+        ("{% for m in messages %}{{ m.content }}</s>{% endfor %}", "</s>"),
+        (LIKE_LLAMA, None),  # closes with letters
+        (ONE_TURN, None),  # takes no answer
+    ],
+)
+def test_an_answer_ends_as_the_template_closes_it(
+    make: Any, template: str, end: str | None
+) -> None:
+    tokenizer = make(template)
+    number = tokenizer.convert_tokens_to_ids(end) if end else None
+    assert tokenizer_facts(tokenizer.name_or_path).turn_end == number
+    learned = encode_training(tokenizer, "Q", " yes", EncodingSettings(), chat=True)[1]
+    assert learned[-1] == (tokenizer.eos_token_id if number is None else number)
+    assert encode_training(tokenizer, "Q", " yes", EncodingSettings())[1][-1] == 1
