@@ -63,6 +63,32 @@ def data_commits() -> dict[str, str]:
     }
 
 
+def note_commit(repo: str, config: str | None, revision: str | None, cached: Sequence[str]) -> None:
+    """Notes what ``datasets`` read, for tasks that have to use it.
+
+    Args:
+        repo: The data set.
+        config: Its configuration.
+        revision: What was asked for.
+        cached: Files the library keeps the rows in: their folder is named after the commit.
+
+    Raises:
+        TaskDataError: If a commit was asked for and another one was read.
+    """
+    commits = {part for file in cached for part in Path(file).parts if is_commit(part)}
+    if "/" not in repo or len(commits) != 1:
+        return  # files of the task's own, or a library that names its folders otherwise
+    (commit,) = commits
+    if is_commit(revision) and commit != revision:
+        raise TaskDataError(
+            DataFault.NOT_FETCHED,
+            f"data set {repo} was asked for at {revision} and `datasets` read {commit} from its "
+            f"cache (it takes any cached revision when the hub cannot be asked); fetch it while "
+            f"online, or put its rows under --data-root",
+        )
+    _RESOLVED[repo, config, revision] = Resolution(commit)
+
+
 def hub_files(hub: Mapping[str, Any], split: str, root: Path | None) -> list[Path]:
     """Files of a split of a data set, from the cache or (unless offline) the hub.
 

@@ -19,6 +19,7 @@ from evalcore.tasks import (
     load_documents,
     task_from_definition,
 )
+from evalcore.tasks.lm_eval.harness import data_from
 from evalcore.tasks.model import TaskDefinition
 from evalcore.types import Task
 from tests.hub.conftest import forget
@@ -110,10 +111,9 @@ def test_a_pin_is_read_even_when_the_cache_holds_another_revision(
     assert texts(task(old)) == ["old a", "old b", "old c"]
 
 
-def test_the_rows_are_those_of_the_real_datasets_library(
-    hub: LoopbackHub, old_and_new: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The slow way stands beside ours; it needs no datasets-server, which has no name here."""
+@pytest.fixture
+def library(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real ``datasets``, asking this hub; it needs no datasets-server, which has no name."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
@@ -123,11 +123,36 @@ def test_the_rows_are_those_of_the_real_datasets_library(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
         hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
     )
+    return datasets
+
+
+def test_the_rows_are_those_of_the_real_datasets_library(
+    library: Any, old_and_new: tuple[str, str], tmp_path: Path
+) -> None:
+    """The slow way stands beside ours."""
     for revision in (*old_and_new, "main"):
-        theirs = datasets.load_dataset(
+        theirs = library.load_dataset(
             "org/set", "nli", split="test", revision=revision, cache_dir=str(tmp_path / revision)
         )
         assert texts(task(revision)) == theirs["text"]
+
+
+def test_where_the_library_is_used_another_cached_revision_is_an_error(
+    library: Any, old_and_new: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks of lm-eval load their data with it; offline it takes the newest there is."""
+    old, new = old_and_new
+    asked: dict[str, Any] = {"path": "org/set", "name": "nli", "cache_dir": str(tmp_path / "ds")}
+    with data_from(None):
+        for revision in (old, new):
+            rows = library.load_dataset(**asked, revision=revision)["test"]
+            assert rows["text"][0].startswith("old" if revision == old else "new")
+        assert data_commits()[f"org/set/nli@{old}"] == old
+        monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        library.load_dataset(**asked, revision=new)
+        with pytest.raises(DataError, match=f"asked for at {old} and `datasets` read {new} from"):
+            library.load_dataset(**asked, revision=old)
 
 
 def test_a_branch_that_moved_is_said_and_the_commit_recorded(

@@ -13,6 +13,7 @@ from typing import Any
 
 from evalcore.deadline import MAX_TEMPLATE_MB, MAX_TEMPLATE_S, bounded
 from evalcore.errors import DataError, DefinitionError, EvalcoreError, InputError
+from evalcore.tasks.hub import note_commit
 from evalcore.tasks.lm_eval.trust import Known
 from evalcore.tasks.sources import split_files
 
@@ -132,18 +133,22 @@ def sandboxed(active: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def data_from(root: Path | None) -> Iterator[None]:
-    """Hub data sets from ``<root>/<repo>[/<config>]/<split>.*`` where such files are there."""
-    if root is None:
-        yield
-        return
+    """Hub data sets from ``<root>/<repo>[/<config>]/<split>.*`` where such files are there.
+
+    Of others the commit is noted, and one that is not the commit a task asks for is an error.
+    """
     import datasets
 
     before = datasets.load_dataset
 
     def load(path: Any = None, name: str | None = None, **options: Any) -> Any:
-        files = _local_files(root, str(path), name)
+        files = _local_files(root, str(path), name) if root is not None else {}
         if not files:
-            return before(path, name, **options)
+            found = before(path, name, **options)
+            parts = found.values() if isinstance(found, dict) else [found]
+            cached = [one["filename"] for part in parts for one in getattr(part, "cache_files", ())]
+            note_commit(str(path), name, options.get("revision"), cached)
+            return found
         first = next(iter(files.values()))[0]
         suffix = next(s for s in _BUILDER if first.endswith("." + s))
         return before(_BUILDER[suffix], data_files=files)
