@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from evalcore.errors import DataError
 from evalcore.files import fsync_folder
-from evalcore.store.coverage import Coverage, codes_of
+from evalcore.store.coverage import codes_of, doubled_segments
 from evalcore.store.reading import distinct_rows
 from evalcore.store.schema import EXAMPLE_SCHEMA
 from evalcore.store.segments import (
@@ -55,21 +55,30 @@ def compact_segments(
         DataError: A segment's rows are damaged; nothing of its group was changed.
         ResultsError: The folder cannot be written.
     """
+    doubled = doubled_segments([info.coverage for info in infos])
+    groups = _groups([info.num_bytes for info in infos], target_bytes)
+    # A segment alone in its group stays as it is, if it should.
+    alone = {start for start, stop in groups if stop - start == 1}
+    alone -= {i for i, info in enumerate(infos) if i in doubled or not _whole(info)}
+    rest = [info for i, info in enumerate(infos) if i not in alone]
+    # Where there are doubles, every segment is asked what it holds first.
+    kept = distinct_rows(infos if doubled else rest, EXAMPLE_SCHEMA.names, None, _refuse)
+    waiting = next(kept, None)
     after = rows = doubles = 0
-    seen = Coverage()
-    for start, stop in _groups([info.num_bytes for info in infos], target_bytes):
+    for start, stop in groups:
         group = infos[start:stop]
+        parts = []
+        for info in group:
+            if waiting is not None and waiting[0] is info:
+                parts.append(waiting[1])
+                waiting = next(kept, None)
         total = sum(info.num_rows for info in group)
-        if len(group) == 1 and _stays(group[0], seen):
-            seen.add(group[0].coverage)
+        if start in alone:
             after, rows = after + 1, rows + total
             continue
-        parts = [
-            table for _, table in distinct_rows(group, EXAMPLE_SCHEMA.names, None, _refuse, seen)
-        ]
-        kept = sum(part.num_rows for part in parts)
-        rows, doubles, after = rows + kept, doubles + total - kept, after + bool(kept)
-        if kept:
+        left = sum(part.num_rows for part in parts)
+        rows, doubles, after = rows + left, doubles + total - left, after + bool(left)
+        if left:
             write_segment(folder / merged_name(group[0].path), _by_cell(pa.concat_tables(parts)))
         for info in group:
             with contextlib.suppress(FileNotFoundError):  # another compaction was faster
@@ -78,10 +87,9 @@ def compact_segments(
     return CompactReport(len(infos), after, rows, doubles)
 
 
-def _stays(info: SegmentInfo, seen: Coverage) -> bool:
-    """Whether a segment alone in its group is as it should be, by its footer."""
-    doubled = info.coverage.num_pairs != info.num_rows or seen.overlaps(info.coverage)
-    return info.checked and not doubled
+def _whole(info: SegmentInfo) -> bool:
+    """Whether a segment is checked and holds no row twice, by its footer."""
+    return info.checked and info.coverage.num_pairs == info.num_rows
 
 
 def _by_cell(table: pa.Table) -> pa.Table:

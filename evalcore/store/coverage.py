@@ -139,18 +139,6 @@ class Coverage(Mapping[str, frozenset[str]]):
             self._cells.setdefault(cell, []).append(sets[number])
         self.num_segments += 1
 
-    def overlaps(self, segment: SegmentCoverage) -> bool:
-        """Whether the segment holds a (cell, document) pair that is here already."""
-        shared = [
-            (cell, number)
-            for cell, number in zip(segment.cells, segment.cell_sets, strict=True)
-            if cell in self._cells
-        ]
-        if not shared:
-            return False
-        codes = self.encode(segment.doc_ids)
-        return any(self.mask(cell, codes[segment.sets[number]]).any() for cell, number in shared)
-
     def __getitem__(self, cell: str) -> frozenset[str]:
         return frozenset(self._ids[code] for code in self._members(cell))
 
@@ -189,6 +177,31 @@ class Coverage(Mapping[str, frozenset[str]]):
         if len(parts) > 1:  # merged on first use and kept
             parts[:] = [np.unique(np.concatenate(parts))]
         return parts[0]
+
+
+def doubled_segments(segments: Sequence[SegmentCoverage]) -> set[int]:
+    """Numbers of the segments that hold a (cell, document) pair an earlier one holds, too.
+
+    One sort of all pairs (8 bytes each): much quicker than asking cell by cell.
+    """
+    cell_codes: dict[str, int] = {}
+    doc_codes: dict[str, int] = {}
+    pairs = []
+    for segment in segments:
+        codes = (doc_codes.setdefault(doc_id, len(doc_codes)) for doc_id in segment.doc_ids)
+        docs = np.fromiter(codes, dtype=np.int64, count=len(segment.doc_ids))
+        own = [np.zeros(0, dtype=np.int64)]
+        for cell, number in zip(segment.cells, segment.cell_sets, strict=True):
+            code = cell_codes.setdefault(cell, len(cell_codes))
+            own.append(docs[segment.sets[number]] + (code << 32))
+        pairs.append(np.concatenate(own))
+    if not pairs:
+        return set()
+    owners = np.repeat(np.arange(len(pairs)), [len(own) for own in pairs])
+    every = np.concatenate(pairs)
+    order = np.argsort(every, kind="stable")
+    again = every[order][1:] == every[order][:-1]
+    return set(np.unique(owners[order][1:][again]).tolist())
 
 
 def codes_of(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.errors import InputError, UnknownNameError
-from evalcore.store.coverage import Coverage, SegmentCoverage, codes_of
+from evalcore.store.coverage import Coverage, SegmentCoverage, codes_of, doubled_segments
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, joined_name
 from evalcore.store.segments import SegmentInfo, SegmentRows, read_rows
 
@@ -66,26 +66,26 @@ def distinct_rows(
     columns: Sequence[str],
     cells: Callable[[str], bool] | None = None,
     on_damage: OnDamage | None = None,
-    seen: Coverage | None = None,
 ) -> Iterator[tuple[SegmentInfo, pa.Table]]:
-    """Each segment with those of its rows that no earlier one (and no earlier row) has.
+    """Each segment that has any with those of its rows that no earlier segment or row has.
 
-    ``columns`` must include :data:`KEY_COLUMNS`. ``seen``: what is taken already; it grows.
+    ``columns`` must include :data:`KEY_COLUMNS`.
     """
-    seen = Coverage() if seen is None else seen
-    for info in infos:
-        if cells is not None and not any(map(cells, info.coverage.cells)):
-            continue
+    if cells is not None:
+        infos = [info for info in infos if any(map(cells, info.coverage.cells))]
+    doubled = doubled_segments([info.coverage for info in infos])
+    seen = Coverage()
+    for number, info in enumerate(infos):
         part = read_rows(info, columns)
         table, coverage = part.table, info.coverage
         if part.reason is not None:
             if on_damage is not None:
                 on_damage(info, part)
             coverage = SegmentCoverage.of_rows(table.column("cell"), table.column("doc_id"))
-        doubled = table.num_rows != coverage.num_pairs or seen.overlaps(coverage)
-        if doubled:
+        if number in doubled or table.num_rows != coverage.num_pairs:
             table = table.filter(pa.array(_new_rows(table, seen)))
-        seen.add(coverage)
+        if doubled:
+            seen.add(coverage)
         if cells is not None:
             table = _of_cells(table, cells)
         if table.num_rows:
