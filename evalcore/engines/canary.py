@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evalcore.errors import ProofError
+from evalcore.errors import ProofError, SubjectError
 from evalcore.types import FloatArray, ScoreBatch, Subject
 
 # Same batch, same shapes, same machine: nothing but the weights can differ. 16-bit kernels may
@@ -48,11 +48,12 @@ class CanaryBook:
             logprobs: float64 [T_continuation] of the canary batch.
 
         Raises:
-            ProofError: Not finite; another answer than on the last visit; or an adapter with a
+            SubjectError: Not finite.
+            ProofError: Another answer than on the last visit; or an adapter with a
                 nonzero delta that answers exactly as its base.
         """
         if not np.isfinite(logprobs).all():
-            raise ProofError(
+            raise SubjectError(
                 f"{subject.label}: canary log-probabilities are not finite; the weights are broken "
                 f"or overflow in this dtype"
             )

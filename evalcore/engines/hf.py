@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from evalcore.engines.protocol import (
 )
 from evalcore.engines.text import finish, tokenizer_and_ends
 from evalcore.errors import EngineError, SubjectError
-from evalcore.identity import NumericsClass
+from evalcore.identity import NumericsClass, weight_files
+from evalcore.identity.verify import (
+    adapter_files,
+    unchanged,
+    verify_adapter,
+    verify_checkpoint,
+)
 from evalcore.types import (
     FloatArray,
     GenerateBatch,
@@ -73,6 +80,7 @@ class HFEngine(OneByOne):
 
         Raises:
             IncompatibleError: If transformers or peft refuse the files.
+            NodeError: If they hold other bytes than planned.
         """
         if self._report is not None and self._subject and self._subject.weights == subject.weights:
             self._subject = subject  # perhaps asked through another tokenizer
@@ -81,7 +89,14 @@ class HFEngine(OneByOne):
         kind: LoadKind = "start" if self._subject is None else "swap"
         self._model = self._subject = self._report = None
         gc.collect()
-        self._model = self._build(subject)
+        adapter = subject.adapter
+        files = [*weight_files(Path(subject.checkpoint.path))]
+        files += adapter_files(adapter) if adapter is not None else []
+        with unchanged(files):
+            verify_checkpoint(subject.checkpoint)
+            if adapter is not None:
+                verify_adapter(adapter)
+            self._model = self._build(subject)
         self._subject = subject
         load_s = time.perf_counter() - begin
         self._stats["loads"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,12 @@ def adapter_file(path: str | Path) -> Path:
     return file
 
 
-def adapter_fingerprint(path: str | Path) -> str:
+def adapter_fingerprint(path: str | Path, digests: Mapping[str, str] | None = None) -> str:
     """32 hex digits over an adapter's tensors and numeric configuration, not paths or names.
+
+    Args:
+        path: Adapter directory.
+        digests: Of its tensors, by whoever has just read them; None: from the file.
 
     Raises:
         InputError: If a file is missing or broken.
@@ -91,7 +96,8 @@ def adapter_fingerprint(path: str | Path) -> str:
     config = numeric_adapter_config(path)
     file = adapter_file(path)
     check_tensors(read_header(file)[0], file)
-    return text_fingerprint(["adapter", 1, config, tensor_digests(file)])
+    digests = tensor_digests(file) if digests is None else digests
+    return text_fingerprint(["adapter", 1, config, digests])
 
 
 def adapter_rank(path: str | Path) -> int:

@@ -87,6 +87,12 @@ def cached_fact(kind: str, state: str, compute: Callable[[], Any]) -> Any:
     return value
 
 
+def last_file_fact(path: Path, kind: str) -> Any:
+    """What was last remembered of a path, even if another file lies there now; None if nothing."""
+    known = _read_entry(_entry_path(kind, str(path.resolve())))
+    return known["value"] if known is not None else None
+
+
 def _entry_path(kind: str, name: str) -> Path:
     digest = hashlib.blake2b(f"{kind}\0{name}".encode("utf-8", "surrogatepass"), digest_size=16)
     return cache_dir() / "fingerprints" / f"{digest.hexdigest()}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,22 @@ def numeric_config(path: str | Path) -> dict[str, Any]:
     return {key: value for key, value in sorted(config.items()) if key not in _NOT_NUMERIC}
 
 
-def checkpoint_fingerprint(path: str | Path) -> str:
+def checkpoint_fingerprint(path: str | Path, digests: Mapping[str, str] | None = None) -> str:
     """32 hex digits over tensors (names, dtypes, shapes, bytes) and numeric configuration.
 
     How tensors are spread over files, file names and metadata do not count. Bytes are read once
     per file and remembered (see :mod:`evalcore.identity.cache`).
 
+    Args:
+        path: Checkpoint directory.
+        digests: Of its tensors, by whoever has just read them; None: from the files.
+
     Raises:
         InputError: If the directory is missing, has no safetensors or a broken file.
     """
     config = numeric_config(path)
-    return text_fingerprint(["checkpoint", 1, config, weight_digests(path)])
+    digests = weight_digests(path) if digests is None else digests
+    return text_fingerprint(["checkpoint", 1, config, digests])
 
 
 def weight_digests(path: str | Path) -> dict[str, str]:

@@ -7,18 +7,19 @@ import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from evalcore.errors import InputError
-from evalcore.identity.cache import cached_file_fact
+from evalcore.identity.cache import cached_file_fact, last_file_fact
 from evalcore.identity.hashing import DIGEST_BYTES
-from evalcore.identity.header import read_header
+from evalcore.identity.header import TensorInfo, read_header
 from evalcore.reading import MAX_TABLE_BYTES, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_DIGESTS = "tensor-digests-1"
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -91,11 +92,30 @@ def weight_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def tensor_digests(path: Path) -> dict[str, str]:
     """Tensor names of one file -> digest over name, dtype, shape and bytes (cached)."""
-    digests: dict[str, str] = cached_file_fact(path, "tensor-digests-1", _hash_tensors)
+    digests: dict[str, str] = cached_file_fact(path, _DIGESTS, hash_tensors)
     return digests
 
 
-def _hash_tensors(path: Path) -> dict[str, str]:
+def remembered_digests(path: Path) -> dict[str, str]:
+    """What :func:`tensor_digests` last gave for a path, whatever lies there now; {} if nothing."""
+    digests: dict[str, str] = last_file_fact(path, _DIGESTS) or {}
+    return digests
+
+
+def tensor_digest(name: str, info: TensorInfo, data: Any) -> str:
+    """32 hex digits over a tensor's name, dtype, shape and bytes (any buffer)."""
+    head = f"{name}\0{info.dtype}\0{','.join(map(str, info.shape))}\0"
+    hasher = hashlib.blake2b(head.encode(), digest_size=DIGEST_BYTES)
+    hasher.update(data)  # releases the GIL: threads hash side by side
+    return hasher.hexdigest()
+
+
+def hash_tensors(path: Path) -> dict[str, str]:
+    """As :func:`tensor_digests`, from the bytes that are there now.
+
+    Raises:
+        InputError: If the file is not a complete safetensors file.
+    """
     tensors, data_start = read_header(path)
     if not tensors:
         return {}
@@ -107,11 +127,8 @@ def _hash_tensors(path: Path) -> dict[str, str]:
 
         def digest(name: str) -> str:
             info = tensors[name]
-            head = f"{name}\0{info.dtype}\0{','.join(map(str, info.shape))}\0"
-            hasher = hashlib.blake2b(head.encode(), digest_size=DIGEST_BYTES)
             with view[data_start + info.start : data_start + info.stop] as part:
-                hasher.update(part)  # releases the GIL: threads hash side by side
-            return hasher.hexdigest()
+                return tensor_digest(name, info, part)
 
         names = sorted(tensors, key=lambda name: tensors[name].start)
         with ThreadPoolExecutor(max_workers=4) as pool:

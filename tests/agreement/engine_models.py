@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from evalcore.errors import InputError
+from evalcore.identity import adapter_fingerprint, checkpoint_fingerprint
 from evalcore.types import Adapter, Checkpoint, ScoreBatch, Subject, flatten
 
 VOCAB = 512
@@ -129,13 +131,17 @@ def save_adapter(
 
 
 def subject(base: Path, adapter: Path | None = None) -> Subject:
-    """A subject whose fingerprints are paths: unique is all an engine asks of them."""
-    checkpoint = Checkpoint(base.name, str(base), str(base), "tokenizer")
+    """A subject; its tokenizer's fingerprint is the same for all models here."""
+    checkpoint = Checkpoint(base.name, str(base), checkpoint_fingerprint(base), "tokenizer")
     if adapter is None:
         return Subject(checkpoint)
     untrained = adapter.name.startswith("zero")
+    try:
+        fingerprint = adapter_fingerprint(adapter)
+    except InputError:  # what is wrong with it is for the engine to say
+        fingerprint = str(adapter)
     return Subject(
-        checkpoint, Adapter(adapter.name, str(adapter), str(adapter), 8, untrained=untrained)
+        checkpoint, Adapter(adapter.name, str(adapter), fingerprint, 8, untrained=untrained)
     )
 
 

@@ -342,8 +342,8 @@ def test_the_trap_of_the_stale_head_in_olmo(scenario: GetScenario) -> None:
     check_stale_head(scenario("olmo-tied"))
 
 
-def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tuple[str, Any]:
-    """Loads ``after`` with something wrong on the way: the error's text, scores once mended."""
+def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tuple[str, Any, Any]:
+    """Loads ``after`` with something wrong on the way: the error, and what comes afterwards."""
     from evalcore.engines.vllm import derived, weights
 
     engine = running(SPEC, fresh=True)  # canaries of an earlier visit would notice, too
@@ -358,32 +358,45 @@ def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tu
         merge(self, name, tensor, dtype)
         return tensor
 
-    message = ""
+    message, report = "", None
     try:
         if how == "adapter dropped":
             weights.Merger.__call__ = drop  # type: ignore[method-assign]
         elif how == "norm":
             derived.after_reload = spoil
-        engine.load(after)
+        report = engine.load(after)
     except EvalcoreError as error:
         message = f"{type(error).__name__}: {error}"
     finally:
         derived.after_reload, weights.Merger.__call__ = original, merge  # type: ignore[method-assign]
-    engine.load(after)
-    return message, engine.score(batch)
+    report = report or engine.load(after)
+    answer = message, dataclasses.replace(report, details=dict(report.details)), engine.score(batch)
+    engine.close()  # it does not swap any more
+    return answer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "message"), [("norm", "norm.weight"), ("adapter dropped", "not applied")]
-)
-def test_wrong_weights_are_noticed(scenario: GetScenario, how: str, message: str) -> None:
+def test_a_merge_that_drops_the_adapter_is_refused(scenario: GetScenario) -> None:
     here = scenario("llama-tied")
-    text, scores = here.engine_child.call(
-        sabotage, here.subjects["base 1"], here.subjects["tuned 1"], how, here.batch
+    text, report, scores = here.engine_child.call(
+        sabotage, here.subjects["base 1"], here.subjects["tuned 1"], "adapter dropped", here.batch
     )
     assert text.startswith("ProofError")
-    assert message in text
+    assert "off what its matrices say" in text
+    assert report.kind == "start", "the fault was in the merge: an engine is not to be trusted"
+    assert_agrees(scores, here.expected["tuned 1"], here.batch)
+
+
+@pytest.mark.slow
+def test_a_swap_that_is_not_proven_is_mended_by_a_new_engine(scenario: GetScenario) -> None:
+    here = scenario("llama-tied")
+    text, report, scores = here.engine_child.call(
+        sabotage, here.subjects["base 1"], here.subjects["tuned 1"], "norm", here.batch
+    )
+    assert not text
+    assert report.kind == "start"
+    assert "norm.weight" in report.details["engine"]
+    assert report.proven_share == 1
     assert_agrees(scores, here.expected["tuned 1"], here.batch)
 
 
@@ -393,23 +406,23 @@ def partly(before: Subject, after: Subject, batch: ScoreBatch) -> tuple[str, Any
 
     engine: Any = running(SPEC)
     engine.load(before)
-    original = weights.stream
+    original = weights.Reading.tensors
 
-    def without_a_shard(path: str, device: Any) -> Iterator[tuple[str, Any]]:
+    def without_a_shard(reading: weights.Reading) -> Iterator[tuple[str, Any]]:
         return (
             (name, tensor)
-            for name, tensor in original(path, device)
+            for name, tensor in original(reading)
             if "layers.1.self_attn.k_proj" not in name
         )
 
     message = ""
-    weights.stream = without_a_shard
+    weights.Reading.tensors = without_a_shard  # type: ignore[method-assign]
     try:
-        engine.load(after)
+        engine._swap(after, {})
     except EvalcoreError as error:
         message = f"{type(error).__name__}: {error}"
     finally:
-        weights.stream = original
+        weights.Reading.tensors = original  # type: ignore[method-assign]
     engine._in_place = after  # as if nobody had proven anything
     wrong = engine.score(batch)
     engine._in_place = None

@@ -12,7 +12,7 @@ from evalcore.engines.canary import CanaryBook, canary_batch
 from evalcore.engines.protocol import EngineSpec, create_engine, numerics_class
 from evalcore.engines.text import finish
 from evalcore.engines.vllm.environment import engine_arguments, openmp_settings
-from evalcore.errors import InputError, ProofError
+from evalcore.errors import InputError, ProofError, SubjectError
 from evalcore.identity import end_token_ids
 from evalcore.types import Adapter, Checkpoint, GenerationSettings, Subject
 
@@ -81,7 +81,7 @@ def test_canaries_catch_an_adapter_that_was_not_applied() -> None:
 
 
 def test_canaries_catch_broken_weights() -> None:
-    with pytest.raises(ProofError, match="finite"):
+    with pytest.raises(SubjectError, match="finite"):
         CanaryBook("float32").check(BASE, np.array([np.nan]))
 
 

@@ -135,6 +135,14 @@ class AdapterSlots:
             self._requests[adapter.fingerprint] = request
         return self._requests[adapter.fingerprint]
 
+    def holds(self, adapter: Adapter) -> bool:
+        """Whether an adapter is loaded, and proven to be what its file says."""
+        return adapter.fingerprint in self._requests
+
+    def drop(self, adapter: Adapter) -> None:
+        """Forgets an adapter, so that it is loaded and proven anew."""
+        self._requests.pop(adapter.fingerprint, None)
+
     def forget(self) -> None:
         """After a reload of weights, which drops all adapters."""
         self._requests.clear()

@@ -162,7 +162,7 @@ class VLLMEngine(Resident):
             # Without an adapter only alone: vLLM's kernel for CPUs (0.32) gives such rows of a
             # mixed batch the adapter of the last slot, silently.
             joins = together == subject.checkpoint and self._can_attach(subject, {})
-            if waiting and not (joins and self._attach(subject.adapter, {})):
+            if waiting and not (joins and self._attach(subject, {})):
                 finish()
             self.load(subject)
             together = subject.checkpoint if self._lora is not None else None

@@ -1,203 +1,277 @@
-"""Proof that the weights in place are the wanted ones, by probe vectors through each kernel.
+"""Proof that the weights in place are the wanted ones.
 
-While a checkpoint streams by, each tensor W leaves its product W x with a seeded vector behind.
-Afterwards each module of the model multiplies the same x with whatever it holds - fused, prepacked,
-tied - and must give the same. It costs one pass over the weights and needs no copy of them.
+While a checkpoint streams by, each tensor leaves small traces of the part this rank holds. What a
+kernel reads as it was loaded is compared bit by bit, by a checksum of every row. What a kernel
+packs for itself is asked for its product with seeded vectors, through that kernel, and may differ
+from the product with the streamed tensor by no more than rounding. It costs one pass over the
+weights and needs no copy of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evalcore.engines.vllm.derived import head_modules
-from evalcore.errors import ProofError
-
-# Root mean square error over that of the product; the largest single error may be ten times that.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 1e-3}
-_PROBES = 2
-_IDS_AT_ONCE = 8192
-
-
-def probe(width: int, dtype: Any, device: Any) -> Any:
-    """Seeded vectors [2, width] in ``dtype``, the same for every caller."""
-    import torch
-
-    generator = torch.Generator().manual_seed(9176 + width)
-    return torch.randn(_PROBES, width, generator=generator).to(dtype).to(device)
-
-
-class Products:
-    """Products of streamed tensors with the probe, and copies of the one-dimensional ones."""
-
-    def __init__(self, dtype: Any, device: Any) -> None:
-        self._dtype, self._device = dtype, device
-        self.values: dict[str, Any] = {}  # float32 [2, out] or the tensor itself [n]
-        self.skipped: list[str] = []
-
-    def add(self, name: str, tensor: Any) -> None:
-        """Remembers W x of a matrix (in the engine's dtype), or a whole vector."""
-        if tensor.ndim == 2:
-            x = probe(tensor.shape[1], self._dtype, self._device).float()
-            self.values[name] = x @ tensor.to(self._dtype).float().T
-        elif tensor.ndim == 1:
-            self.values[name] = tensor.to(self._dtype).clone()
-        else:
-            self.skipped.append(name)
+from evalcore.engines.vllm.experts import ExpertTraces, expert_products, stored_plainly
+from evalcore.engines.vllm.places import Atlas, Place, Unplaced, input_width
+from evalcore.engines.vllm.traces import DOUBTFUL, TOLERANCE, excess, is_finite, probe, row_sums
 
 
 @dataclass
 class Verdict:
-    """Outcome of a proof.
+    """Outcome of a proof on one rank, or combined over ranks.
 
     Attributes:
-        proven: Checkpoint tensors that a module reproduced.
+        proven: Checkpoint tensors that the model holds.
         wrong: Tensor -> relative error of the module that should hold it.
-        unmapped: Tensors without a module this proof knows how to ask.
-        seen: Largest relative error of a proven matrix.
+        unproven: Tensor -> why nothing can be said of it.
+        nonfinite: Tensors with numbers that are none.
+        uncovered: Parameters of the model that no proven tensor covers -> share of it covered.
+        share: Share of the model's parameters that proven tensors cover.
+        seen: Largest relative error of a proven product.
     """
 
     proven: set[str] = field(default_factory=set)
     wrong: dict[str, float] = field(default_factory=dict)
-    unmapped: set[str] = field(default_factory=set)
+    unproven: dict[str, str] = field(default_factory=dict)
+    nonfinite: list[str] = field(default_factory=list)
+    uncovered: dict[str, float] = field(default_factory=dict)
+    share: float = 0.0
     seen: float = 0.0
 
-    def require(self, trusted: set[str], what: str) -> None:
-        """Raises ProofError if a tensor of ``trusted`` is not proven."""
-        bad = sorted(trusted - self.proven)
-        if bad:
-            error = self.wrong.get(bad[0])
-            size = f" (relative error {error:.2g})" if error is not None else ""
-            raise ProofError(
-                f"{what}: the running model does not hold {bad[0]} of the checkpoint{size}; "
-                f"{len(bad)} of {len(trusted)} tensors are wrong after the swap"
-            )
+    @classmethod
+    def of_ranks(cls, verdicts: list[Verdict]) -> Verdict:
+        """What holds on every rank; each rank saw its own part of every tensor."""
+        one = cls(share=min(verdict.share for verdict in verdicts))
+        one.seen = max(verdict.seen for verdict in verdicts)
+        for rank, verdict in enumerate(verdicts):
+            at = f" (rank {rank})" if len(verdicts) > 1 else ""
+            one.wrong |= {f"{name}{at}": gap for name, gap in verdict.wrong.items()}
+            one.unproven |= verdict.unproven
+            one.uncovered |= verdict.uncovered
+            one.nonfinite += [name for name in verdict.nonfinite if name not in one.nonfinite]
+        bad = {name for verdict in verdicts for name in (*verdict.wrong, *verdict.unproven)}
+        one.proven = set.union(*(verdict.proven for verdict in verdicts)) - bad
+        return one
+
+    def hidden(self) -> str:
+        """What is not proven and why, for a message; ``""`` if all is."""
+        if not self.uncovered and not self.unproven:
+            return ""
+        if self.unproven:
+            name = sorted(self.unproven)[0]
+            return f"{name}: {self.unproven[name]}"
+        return f"{sorted(self.uncovered)[0]} is loaded from no tensor"
 
 
-def check(model: Any, products: Products, dtype_name: str, *, tied: bool) -> Verdict:
-    """Asks every module for its products.
+@dataclass
+class _Trace:
+    """What a part of a tensor left behind: row checksums, or the product with the probe."""
 
-    Args:
-        model: The running vLLM model (tensor-parallel size 1).
-        products: Of the tensors that should be in place.
-        dtype_name: The engine's dtype.
+    name: str
+    place: Place
+    sums: Any = None  # int64 [rows]
+    product: Any = None  # float32 [2, rows]
+    dtype: Any = None
+    count: int = 0
+
+
+class Traces:
+    """Traces of streamed tensors, and what became of those that could not be followed."""
+
+    def __init__(self, model: Any, dtype: Any, *, tied: bool, packs: bool) -> None:
+        """Args:
+        model: The running vLLM model.
+        dtype: The engine's dtype.
         tied: Whether the head uses the embeddings' tensor.
-    """
-    import torch
+        packs: Whether kernels pack weights for themselves (on CPUs they do).
+        """
+        self._model, self._dtype, self._tied = model, dtype, tied
+        self._packs = packs
+        self._atlas = Atlas(model, tied=tied)
+        self._experts = ExpertTraces(dtype)
+        self._traces: list[_Trace] = []
+        self._lost = 0  # numbers of tensors that could not be followed
+        self.verdict = Verdict()
 
-    verdict = Verdict(unmapped=set(products.skipped))
-    cache: dict[str, Any] = {}
-    with torch.inference_mode():
-        for name, wanted in products.values.items():
-            try:
-                got = _ask(model, name, wanted, cache, tied)
-            except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError):
-                got = []
-            if got is None:  # a stored head that a tied model does not use
-                continue
-            if not got:
-                verdict.unmapped.add(name)
-                continue
-            error = max(_error(value, wanted, dtype_name) for value in got)
-            if error <= TOLERANCE[dtype_name]:
-                verdict.proven.add(name)
-                verdict.seen = max(verdict.seen, error)
-            else:
-                verdict.wrong[name] = error
-    return verdict
+    def add(self, name: str, tensor: Any) -> None:
+        """Keeps the traces of a tensor; never raises."""
+        try:
+            if not is_finite(tensor):
+                self.verdict.nonfinite.append(name)
+            for place in self._atlas.find(name, tuple(tensor.shape)):
+                self._trace(name, place, tensor)
+        except Exception as error:
+            self.verdict.unproven[name] = _reason(error)
+            self._lost += tensor.numel()
 
+    def _trace(self, name: str, place: Place, tensor: Any) -> None:
+        if place.kind == "expert" and (self._packs or not stored_plainly(place.module)):
+            self._experts.add(name, place, place.cut(tensor))
+            return
+        held = getattr(place.module, place.leaf)
+        dtype = getattr(place.module, "params_dtype", None) or held.dtype
+        part = place.cut(tensor).to(dtype)
+        matrix = place.leaf == "weight" and part.ndim == 2
+        packed = self._packs and matrix and place.kind in ("linear", "head")
+        trace = _Trace(name, place, dtype=dtype, count=part.numel())
+        if packed or (self._packs and place.kind == "embedding" and self._tied):
+            trace.product = probe(part.shape[1], dtype, part.device).float() @ part.float().T
+        if not (packed and place.kind == "linear"):
+            trace.sums = row_sums(part)
+        self._traces.append(trace)
 
-def _error(got: Any, wanted: Any, dtype_name: str) -> float:
-    """Root mean square error relative to the wanted values (largest error / 10 if that is more)."""
-    if got.shape != wanted.shape:
-        return float("inf")
-    if wanted.ndim == 1:  # vectors are held as they are
-        return 0.0 if bool((got.to(wanted.dtype) == wanted).all()) else float("inf")
-    scale = float(wanted.square().mean().sqrt()) or 1.0
-    gap = (got.float() - wanted).abs()
-    error = max(float(gap.square().mean().sqrt()), float(gap.max()) / 10) / scale
-    return error if error == error else float("inf")
+    # -- the model's side ----------------------------------------------------------------------
 
+    def check(self) -> Verdict:
+        """Asks every module; what cannot be asked is unproven, with the reason."""
+        import torch
 
-def _place(model: Any, name: str) -> tuple[str, str, Any]:
-    """(module, leaf, shard) in which vLLM keeps a checkpoint tensor."""
-    mapper = getattr(model, "hf_to_vllm_mapper", None)
-    shard: Any = None
-    if mapper is not None and hasattr(mapper, "_map_name_with_shard"):
-        mapped = mapper._map_name_with_shard(name)
-        if mapped is None:
-            raise KeyError(name)
-        name, shard = mapped
-    elif mapper is not None:
-        name = mapper._map_name(name) or name
-    module, _, leaf = name.rpartition(".")
-    if shard is None:  # models that fuse inside load_weights
-        parent, _, last = module.rpartition(".")
-        for fused, parts in (getattr(model, "packed_modules_mapping", None) or {}).items():
-            if last in parts and len(parts) > 1:
-                module = f"{parent}.{fused}"
-                shard = parts.index(last)
-    return module, leaf, shard
+        verdict = self.verdict
+        cache: dict[str, Any] = {}  # products of whole layers
+        covered: dict[str, int] = {}
+        with torch.inference_mode():
+            for trace in self._traces:
+                try:
+                    error = self._error(trace, cache)
+                except Exception as problem:
+                    verdict.unproven[trace.name] = _reason(problem)
+                    continue
+                self._judge(trace.name, trace.place.parameter, trace.count, error, covered)
+            for one in self._experts.complete(verdict.unproven):
+                try:
+                    got = expert_products(one.module, cache)[:, one.expert]
+                    error = min(excess(got, wanted, self._dtype) for wanted in one.products)
+                except Exception as problem:
+                    verdict.unproven |= dict.fromkeys(one.names, _reason(problem))
+                    continue
+                for name, leaf, count in zip(one.names, one.parameters, one.counts, strict=True):
+                    self._judge(name, leaf, count, error, covered)
+        verdict.proven -= set(verdict.wrong) | set(verdict.unproven)
+        self._cover(covered)
+        return verdict
 
-
-def _ask(model: Any, name: str, wanted: Any, cache: dict[str, Any], tied: bool) -> list[Any] | None:
-    """What the modules that use a tensor give for the probe; [] if there is none."""
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import (
-        ParallelLMHead,
-        VocabParallelEmbedding,
-    )
-
-    place, leaf, shard = _place(model, name)
-    module = model.get_submodule(place)
-    module = getattr(module, "base_layer", module)  # wrapped for batched adapters
-    if isinstance(module, ParallelLMHead) and leaf == "weight":
-        return None if tied else _head_products(module, wanted)
-    if isinstance(module, VocabParallelEmbedding) and leaf == "weight":
-        return [_embedding_product(module, wanted)] + (
-            [p for head in head_modules(model) for p in _head_products(head, wanted)]
-            if tied
-            else []
-        )
-    if isinstance(module, LinearBase):
-        if leaf == "weight" and wanted.ndim == 2:
-            if place not in cache:
-                x = probe(module.input_size, module.params_dtype, wanted.device)
-                cache[place] = module.quant_method.apply(module, x, None)
-            full = cache[place]
+    def _judge(
+        self, name: str, parameter: str, count: int, error: float, covered: dict[str, int]
+    ) -> None:
+        dtype = str(self._dtype).removeprefix("torch.")
+        if error <= TOLERANCE[dtype]:
+            self.verdict.proven.add(name)
+            self.verdict.seen = max(self.verdict.seen, error)
+            covered[parameter] = covered.get(parameter, 0) + count
+        elif error <= DOUBTFUL[dtype]:
+            self.verdict.unproven[name] = f"its kernel's product is {error:.1e} off"
         else:
-            full = getattr(module, leaf)
-        return [full[..., _part(module, shard)]]
-    value = getattr(module, leaf)
-    return [value] if value.shape == wanted.shape and wanted.ndim == 1 else []
+            self.verdict.wrong[name] = max(error, self.verdict.wrong.get(name, 0.0))
+
+    def _error(self, trace: _Trace, cache: dict[str, Any]) -> float:
+        """Largest error of the modules that use a tensor's part."""
+        place, errors = trace.place, []
+        heads = [place.module] if place.kind == "head" else []
+        if place.kind == "embedding" and self._tied:
+            heads = list(head_modules(self._model))
+        if trace.sums is not None:
+            for holder in [place, *(replace(place, module=head) for head in heads)]:
+                held = holder.held().to(trace.dtype)
+                same = held.shape[:1] == trace.sums.shape and bool(
+                    (row_sums(held) == trace.sums).all()
+                )
+                errors.append(0.0 if same else float("inf"))
+        if trace.product is not None:
+            if place.kind == "linear":
+                errors.append(excess(_kernel(place, cache), trace.product, trace.dtype))
+            for head in heads:
+                errors.append(excess(_head_kernel(head, place), trace.product, trace.dtype))
+        _require_plain(place)
+        return max(errors)
+
+    def _cover(self, covered: dict[str, int]) -> None:
+        """Counts what of the model's parameters proven tensors cover."""
+        total, proven = self._lost, 0
+        for name, size in _sizes(self._model).items():
+            have = min(covered.get(name, 0), size)
+            total, proven = total + size, proven + have
+            if have < size:
+                self.verdict.uncovered[name] = have / size
+        self.verdict.share = proven / total if total else 0.0
 
 
-def _part(module: Any, shard: Any) -> slice:
-    """Output columns of one tensor in a fused layer."""
-    if shard is None:
-        return slice(None)
-    index = {"q": 0, "k": 1, "v": 2}.get(shard, shard)
-    sizes = list(module.output_sizes)
-    start = sum(sizes[:index])
-    return slice(start, start + sizes[index])
+def _require_plain(place: Place) -> None:
+    """Raises Unplaced where a kernel reads something else than the weight in its layer."""
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    method = getattr(place.module, "quant_method", None)
+    if place.kind in ("linear", "embedding", "head") and not isinstance(
+        method, UnquantizedLinearMethod | UnquantizedEmbeddingMethod
+    ):
+        raise Unplaced(f"{type(method).__name__} is not a plain product")
 
 
-def _embedding_product(module: Any, wanted: Any) -> Any:
-    """x E^T by looking every id up."""
-    import torch
+def _kernel(place: Place, cache: dict[str, Any]) -> Any:
+    """float [2, rows]: the layer's product with the probe, where this part's outputs are."""
+    module = place.module
+    whole = cache.get(place.name)
+    if whole is None:
+        device = next(module.parameters(recurse=False)).device
+        x = probe(input_width(module), module.params_dtype, device)
+        whole = cache[place.name] = module.quant_method.apply(module, x, None)
+    return whole[..., place.at]
 
-    parts = []
-    for start in range(0, wanted.shape[1], _IDS_AT_ONCE):
-        ids = torch.arange(start, min(start + _IDS_AT_ONCE, wanted.shape[1]), device=wanted.device)
-        rows = module(ids)
-        parts.append(probe(rows.shape[1], rows.dtype, rows.device).float() @ rows.float().T)
-    return torch.cat(parts, dim=1)
 
-
-def _head_products(head: Any, wanted: Any) -> list[Any]:
-    """x W^T by the head's kernel and by its plain weight (used when the head's dtype differs)."""
+def _head_kernel(head: Any, place: Place) -> Any:
+    """float [2, rows]: an output head's product with the probe."""
     x = probe(head.weight.shape[1], head.weight.dtype, head.weight.device)
-    count = wanted.shape[1]
-    kernel = head.quant_method.apply(head, x, None)[:, :count]
-    plain = x.float() @ head.weight[:count].float().T
-    return [kernel, plain]
+    return head.quant_method.apply(head, x, None)[..., place.at]
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    """Numbers that a checkpoint brings for each parameter and kept buffer of a model.
+
+    Kernels replace parameters by packed ones; vLLM remembers their first shapes for reloading.
+    Rows and columns that only fill up are left out.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    sizes: dict[str, int] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        at = prefix.replace(".base_layer", "")
+        parameters, buffers = get_layerwise_info(module).restore_metadata
+        for leaf, tensor in _kept(module):
+            if id(tensor) in seen:
+                continue  # tied
+            seen.add(id(tensor))
+            first = parameters.get(leaf, buffers.get(leaf, tensor))
+            size = int(getattr(first, "weight_loader_numel", first.numel()))
+            if isinstance(module, VocabParallelEmbedding) and leaf == "weight":
+                own = module.shard_indices
+                rows = own.org_vocab_end_index - own.org_vocab_start_index
+                size = rows * int(first.shape[1])
+            sizes[f"{at}.{leaf}" if at else leaf] = size
+    return sizes
+
+
+def _kept(module: Any) -> list[tuple[str, Any]]:
+    """A module's own parameters, and its buffers of real numbers that a state dict would hold."""
+    own = [(leaf, tensor) for leaf, tensor in module._parameters.items() if tensor is not None]
+    return own + [
+        (leaf, tensor)
+        for leaf, tensor in module._buffers.items()
+        if tensor is not None
+        and leaf not in module._non_persistent_buffers_set
+        and tensor.is_floating_point()
+        and tensor.numel() > 1  # scales of quantised caches, 1 where no tensor brings them
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """An exception while proving, for a message: what it is, what it says, which vLLM."""
+    if isinstance(error, Unplaced):
+        return str(error)
+    from evalcore.engines.vllm.environment import vllm_version
+
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''} (vllm {vllm_version()})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -143,12 +144,17 @@ def answers_of(
             prompts, parameters, use_tqdm=False, lora_request=adapters
         )
     except ValueError as error:
+        _abort(llm)
         # vLLM's word for a request it does not accept, but only before the first step: after an
         # error inside one it keeps what it had begun, and is not to be asked again.
         steps = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         if steps & {"_run_engine", "step"}:
             raise EngineError(f"vllm failed while it computed: {first_line(error)}") from error
+        # Before one it is its word for a request it does not accept.
         raise InputError(f"vllm refused a request: {first_line(error)}") from error
+    except Exception:
+        _abort(llm)
+        raise
     return outputs
 
 
@@ -164,6 +170,18 @@ def _count_steps(engine: Any) -> None:
 
     counted.counted = True  # type: ignore[attr-defined]
     engine.step = counted
+
+
+def _abort(llm: Any) -> None:
+    """Ends what an error in a step left behind.
+
+    What a refused request left behind vLLM ends itself, what a failed step left it does not.
+    """
+    engine = llm.llm_engine
+    with contextlib.suppress(Exception):  # the first error is the one to tell
+        left = list(engine.output_processor.request_states)
+        if left:
+            engine.abort_request(left, internal=True)
 
 
 def reset_cache(llm: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,21 @@ from evalcore.engines.protocol import (
 from evalcore.engines.vllm.adapters import AdapterSlots, reason_to_merge
 from evalcore.engines.vllm.environment import engine_arguments, prepare
 from evalcore.engines.vllm.linear import sum_in_parts
+from evalcore.engines.vllm.merging import merged_copy
+from evalcore.engines.vllm.proof import Verdict
 from evalcore.engines.vllm.requests import Work, first_line, reset_cache
 from evalcore.engines.vllm.strategies import PlainScorer, Scorer, choose_scorer
-from evalcore.engines.vllm.worker import call
-from evalcore.errors import EngineError, EvalcoreError, InputError, ProofError
+from evalcore.engines.vllm.worker import call, call_all
+from evalcore.errors import EngineError, EvalcoreError, ProofError, SubjectError
 from evalcore.identity import (
     NumericsClass,
     numeric_config,
     tokenizer_fingerprint,
+    weight_files,
     weight_layout,
 )
-from evalcore.types import Adapter, Checkpoint, Subject
+from evalcore.identity.verify import adapter_files, unchanged, verify_adapter
+from evalcore.types import Checkpoint, Subject
 
 _log = logging.getLogger("evalcore")
 # Other strategies against plain on the canary batch, once per engine start; nats.
@@ -67,16 +72,19 @@ class Resident:
         self._spec = spec
         self._device = prepare(spec)
         self._llm: Any = None
-        self._shape: _Shape | None = None
+        self._shape: _Shape | None = None  # of the running engine
         self._facts: dict[str, Any] = {}
         self._trusted: set[str] = set()  # tensors the proof could see right after the start
+        self._verdict = Verdict()  # of the weights in place
+        self._alone: tuple[_Shape, str] | None = None  # what cannot be swapped or merged, and why
         self._in_place: Subject | None = None
         self._report: LoadReport | None = None  # of the last load
-        self._weights: Subject | None = None  # whose weights are in place
+        self._weights: Subject | None = None  # whose weights are in place, proven
         self._slots: AdapterSlots | None = None
         self._lora: Any = None  # the adapter beside them, as vLLM names it
         self._canaries = CanaryBook(spec.dtype)
         self._scorer: Scorer = PlainScorer()
+        self._chosen = False  # whether the strategy is
         self._stats: dict[str, float] = dict.fromkeys(
             (
                 "starts", "swaps", "start_s", "swap_s", "proof_s", "score_s", "generate_s",
@@ -90,10 +98,15 @@ class Resident:
         return numerics_class(self._spec, self._device)
 
     def load(self, subject: Subject) -> LoadReport:
-        """Puts a subject in place: starts, swaps or merges, then proves it.
+        """Puts a subject in place: starts, swaps, merges or attaches, then proves it.
+
+        Where this model's weights cannot be proven after a swap or a merge in a living engine, a
+        new engine is started on the subject's own files (see ``EngineSpec.min_proven``).
 
         Raises:
             IncompatibleError: Checkpoint or adapter cannot be run as asked.
+            SubjectError: Weights that are no numbers, or an adapter without effect in this dtype.
+            NodeError: Other bytes were read than planned.
             ProofError: The weights in place are not the wanted ones.
             EngineError: vLLM could not start.
         """
@@ -102,66 +115,66 @@ class Resident:
             self._in_place = subject  # perhaps asked through another tokenizer
             return replace(self._report, kind="none", load_s=0.0, proof_s=0.0)
         self._in_place = self._lora = None  # until proven
-        shape = _Shape.of(subject.checkpoint)
+        begin, proof_before = time.perf_counter(), self._stats["proof_s"]
         details: dict[str, str] = {}
+        shape = _Shape.of(subject.checkpoint)
         attach = self._can_attach(subject, details)
-        load_s = proof_s = 0.0
-        if self._llm is None or shape != self._shape:
-            kind: LoadKind = "start"
-            load_s, proof_s = self._start(subject.checkpoint, shape, details)
-        elif (
-            self._weights is None
-            or self._weights.checkpoint.fingerprint != subject.checkpoint.fingerprint
-        ):
-            kind = "swap"
-        elif attach:
-            kind = "attach"
-        else:
-            kind = "none" if self._weights.weights == subject.weights else "merge"
-        begin, before = time.perf_counter(), proof_s
-        proof_s += self._put(Subject(subject.checkpoint) if attach else subject, details)
-        beside = attach and self._attach(subject.adapter, details)
+        kind, starts = self._kind(subject, shape, attach), self._stats["starts"]
+        self._bring(Subject(subject.checkpoint) if attach else subject, shape, details)
+        beside = attach and self._attach(subject, details)
         if attach and not beside:
-            proof_s += self._put(subject, details)
-        load_s += time.perf_counter() - begin - (proof_s - before)
-        begin = time.perf_counter()
-        known = self._slots.proven if beside and self._slots is not None else set()
-        if subject.adapter is not None and subject.adapter.fingerprint in known:
-            # Once more would only empty the prefix cache.
-            details["canary"] = "compared when it was loaded"
-        else:
-            try:
-                details["canary"] = self._canaries.check(subject, self._score_canary())
-            except EvalcoreError:
-                self._weights = None  # the next load is a full one
-                raise
-            if subject.adapter is not None:
-                known.add(subject.adapter.fingerprint)
-        proof_s += time.perf_counter() - begin
+            self._bring(subject, shape, details)
+        self._choose_strategy(details)
+        self._compare(subject, beside, details)
         self._in_place = subject
-        self._stats["proof_s"] += proof_s
-        proven = bool(self._trusted) and not details.get("unproven")
-        way = "" if subject.adapter is None else "batched" if beside else "merged"
+        proof_s = self._stats["proof_s"] - proof_before
         self._report = LoadReport(
-            kind,
-            load_s,
+            "start" if self._stats["starts"] > starts else kind,
+            time.perf_counter() - begin - proof_s,
             proof_s,
-            proven,
+            self._verdict.share >= 1.0,
             details,
-            proven_share=float(proven),
+            proven_share=self._verdict.share,
             compared=details["canary"],
             strategy=self._scorer.name,
-            adapter=way,
+            adapter="" if subject.adapter is None else "batched" if beside else "merged",
         )
         return self._report
 
-    def _put(self, wanted: Subject, details: dict[str, str]) -> float:
-        """Makes the weights in place those of a subject; seconds of proof."""
+    def _kind(self, subject: Subject, shape: _Shape, attach: bool) -> LoadKind:
+        """How a subject will come into place, unless a new engine has to be started."""
+        if self._llm is None or shape != self._shape:
+            return "start"
+        fingerprint = subject.checkpoint.fingerprint
+        if self._weights is None or self._weights.checkpoint.fingerprint != fingerprint:
+            return "swap"
+        if attach:
+            return "attach"
+        return "none" if self._weights.weights == subject.weights else "merge"
+
+    def _bring(self, wanted: Subject, shape: _Shape, details: dict[str, str]) -> None:
+        """Makes the weights in place those of a subject, in this engine or in a new one."""
         if self._weights is not None and self._weights.weights == wanted.weights:
-            return 0.0
-        proof_s = self._swap(wanted, details)[1]
-        self._weights = wanted
-        return proof_s
+            return
+        if not self._is_alone(shape) and (self._llm is None or shape != self._shape):
+            # Without an adapter first: it shows what can be proven of this model.
+            self._start(Subject(wanted.checkpoint), shape, details)
+            if wanted.adapter is None:
+                return
+        if not self._is_alone(shape):
+            try:
+                self._swap(wanted, details)
+                return
+            except EngineError as error:
+                self._alone = (shape, first_line(error))
+                _log.warning("%s; a new engine is started for each subject of this shape", error)
+        assert self._alone is not None
+        details["engine"] = f"started for this subject: {self._alone[1]}"
+        self._start(wanted, shape, details)
+
+    def _is_alone(self, shape: _Shape) -> bool:
+        """Whether subjects of a shape need engines of their own."""
+        return self._alone is not None and self._alone[0] == shape
 
     def _can_attach(self, subject: Subject, details: dict[str, str]) -> bool:
         """Whether a subject's adapter is to be applied beside the weights.
@@ -177,29 +190,97 @@ class Resident:
             details["adapter"] = f"merged: {reason}"
         return reason is None
 
-    def _attach(self, adapter: Adapter | None, details: dict[str, str]) -> bool:
-        """Loads an adapter beside the weights; False where vLLM refuses it."""
+    def _attach(self, subject: Subject, details: dict[str, str]) -> bool:
+        """Loads an adapter beside the weights and proves it; False where vLLM refuses it.
+
+        Raises:
+            NodeError: The adapter's files are not the planned ones.
+            SubjectError: They hold numbers that are none.
+            ProofError: vLLM holds other numbers than they.
+        """
+        adapter = subject.adapter
         assert adapter is not None
         assert self._slots is not None
+        known = self._slots.holds(adapter)
         try:
-            self._lora = self._slots.attach(adapter)
+            with unchanged([] if known else adapter_files(adapter)):
+                if not known:
+                    verify_adapter(adapter)
+                self._lora = self._slots.attach(adapter)
+                if not known:
+                    begin = time.perf_counter()
+                    call(self._llm, "evalcore_slot", subject, self._lora.lora_int_id)
+                    self._stats["proof_s"] += time.perf_counter() - begin
         except ValueError as error:
             details["adapter"] = f"merged: vllm refuses it ({first_line(error)})"
             return False
+        except EvalcoreError:
+            self._slots.drop(adapter)
+            raise
         details["adapter"] = "batched"
         return True
 
+    def _compare(self, subject: Subject, beside: bool, details: dict[str, str]) -> None:
+        """Compares the canaries with what is known of them."""
+        begin = time.perf_counter()
+        known = self._slots.proven if beside and self._slots is not None else set()
+        if subject.adapter is not None and subject.adapter.fingerprint in known:
+            # Once more would only empty the prefix cache.
+            details["canary"] = "compared when it was loaded"
+            return
+        try:
+            details["canary"] = self._canaries.check(subject, self._score_canary())
+        except EvalcoreError:
+            self._weights = None  # the next load is a full one
+            raise
+        finally:
+            self._stats["proof_s"] += time.perf_counter() - begin
+        if subject.adapter is not None:
+            known.add(subject.adapter.fingerprint)
+
     # -- start ---------------------------------------------------------------------------------
 
-    def _start(
-        self, checkpoint: Checkpoint, shape: _Shape, details: dict[str, str]
-    ) -> tuple[float, float]:
-        """Starts vLLM on a checkpoint; (seconds to start, seconds of proof)."""
+    def _start(self, subject: Subject, shape: _Shape, details: dict[str, str]) -> None:
+        """Starts vLLM on a subject's files: the checkpoint's, or a copy with the adapter merged."""
         begin = time.perf_counter()
         self._stop()
-        arguments = engine_arguments(
-            self._spec, checkpoint.path, self._device, self._max_length(checkpoint)
-        )
+        path = subject.checkpoint.path
+        files = [Path(path) / "config.json", *weight_files(Path(path))]
+        with unchanged(files), self._folder(subject, details) as folder:
+            self._launch(folder)
+            self._shape, self._slots = shape, AdapterSlots(self._llm)
+            self._stats["starts"] += 1
+            self._stats["start_s"] += time.perf_counter() - begin
+            begin = time.perf_counter()
+            answers = call_all(self._llm, "evalcore_prove_start", subject)
+        self._accept(subject, answers, "the start", details)
+        self._trusted = set(self._verdict.proven)
+        self._weights = subject
+        if self._verdict.share < self._spec.min_proven and not self._is_alone(shape):
+            self._alone = (shape, self._shortfall())
+            _log.warning("%s: a new engine for each subject: %s", path, self._alone[1])
+        self._stats["proof_s"] += time.perf_counter() - begin
+        if subject.adapter is None:
+            self._choose_strategy(details)
+            # The bare checkpoint's canaries, for the adapters that come after.
+            self._compare(subject, False, details)
+
+    @contextmanager
+    def _folder(self, subject: Subject, details: dict[str, str]) -> Iterator[str]:
+        """The folder vLLM loads a subject from."""
+        path = subject.checkpoint.path
+        if subject.adapter is None:
+            yield path
+            return
+        details["adapter"] = "merged into a copy of the checkpoint"
+        tied = bool(numeric_config(path).get("tie_word_embeddings"))
+        spec = self._spec
+        with merged_copy(subject, spec.dtype, tied=tied, budget=spec.merge_disk_bytes) as folder:
+            yield folder
+
+    def _launch(self, path: str) -> None:
+        """Starts vLLM on a folder."""
+        arguments = engine_arguments(self._spec, path, self._device, self._max_length(path))
         try:
             from vllm import LLM
 
@@ -211,104 +292,120 @@ class Resident:
             raise
         except Exception as error:  # vLLM raises whatever a model's code raises
             self._stop()
-            raise EngineError(
-                f"vllm could not start on {checkpoint.path}: {first_line(error)}"
-            ) from error
-        self._shape, self._weights = shape, Subject(checkpoint)
-        self._slots = AdapterSlots(self._llm)
-        start_s = time.perf_counter() - begin
-        self._stats["starts"] += 1
-        self._stats["start_s"] += start_s
-        self._prove_start(checkpoint, details)
-        self._choose_strategy(details)
-        # The bare checkpoint's canaries, for the adapters that come after.
-        self._canaries.check(Subject(checkpoint), self._score_canary())
-        return start_s, time.perf_counter() - begin - start_s
+            raise EngineError(f"vllm could not start on {path}: {first_line(error)}") from error
 
-    def _max_length(self, checkpoint: Checkpoint) -> int:
+    def _max_length(self, path: str) -> int:
         """One more than the model may read: a sequence's last token is predicted, not read."""
-        config = json.loads((Path(checkpoint.path) / "config.json").read_text("utf-8"))
+        config = json.loads((Path(path) / "config.json").read_text("utf-8"))
         own = config.get("max_position_embeddings") or config.get("n_positions")
         return min(self._spec.max_length, own or self._spec.max_length) + 1
 
-    def _prove_start(self, checkpoint: Checkpoint, details: dict[str, str]) -> None:
-        """Finds out which tensors the proof can see; vLLM's own loader is trusted here."""
-        verdict = call(self._llm, "evalcore_prove_start", checkpoint.path)
-        self._trusted = set() if verdict is None else set(verdict.proven)
-        if verdict is None:
-            details["unproven"] = "all (tensor parallel: canaries only)"
-            return
-        details["proven"] = f"{len(verdict.proven)} tensors"
-        hidden = sorted({*verdict.unmapped, *verdict.wrong})
-        if hidden:
-            details["unproven"] = ", ".join(hidden[:5]) + (" ..." if len(hidden) > 5 else "")
-            _log.warning(
-                "%d tensors of %s cannot be probed in vllm's %s; only canaries watch them: %s",
-                len(hidden), checkpoint.path, self._facts["model_class"], details["unproven"],
-            )  # fmt: skip
+    def _accept(
+        self, subject: Subject, answers: list[dict[str, Any]], when: str, details: dict[str, str]
+    ) -> None:
+        """Combines what the ranks found.
+
+        Raises:
+            ProofError: A tensor is wrong on some rank.
+        """
+        self._verdict = verdict = Verdict.of_ranks([answer["verdict"] for answer in answers])
+        details["proven"] = (
+            f"{verdict.share:.1%} of the parameters, {len(verdict.proven)} tensors, "
+            f"error <= {verdict.seen:.1e}"
+        )
+        details.pop("unproven", None)
+        if verdict.share < 1:
+            details["unproven"] = self._shortfall()
+        if verdict.wrong:
+            name = sorted(verdict.wrong)[0]
+            count = len(verdict.proven) + len(verdict.unproven) + len(verdict.wrong)
+            raise ProofError(
+                f"{subject.label}: the running model does not hold {name} of the files "
+                f"(relative error {verdict.wrong[name]:.2g}); {len(verdict.wrong)} of {count} "
+                f"tensors are wrong after {when}"
+            )
+
+    def _shortfall(self) -> str:
+        """How much is proven, and what is not."""
+        verdict = self._verdict
+        return (
+            f"{verdict.share:.1%} of the parameters of vllm's {self._facts['model_class']} can be "
+            f"proven, not {verdict.hidden()}"
+        )
 
     def _choose_strategy(self, details: dict[str, str]) -> None:
         """Takes the cheapest way to score that agrees with the plain one on this machine."""
-        self._scorer = choose_scorer(
-            self._llm,
-            self._facts,
-            self._spec.strategy,
-            self._score_canary,
-            batched=resolve_adapters(self._spec) == "batched",
-            tolerance=_STRATEGY_TOLERANCE_TF32
-            if self._device == "cuda" and self._spec.dtype == "float32"
-            else _STRATEGY_TOLERANCE[self._spec.dtype],
-        )
+        if not self._chosen:
+            begin = time.perf_counter()
+            self._scorer = choose_scorer(
+                self._llm,
+                self._facts,
+                self._spec.strategy,
+                self._score_canary,
+                batched=resolve_adapters(self._spec) == "batched",
+                tolerance=_STRATEGY_TOLERANCE_TF32
+                if self._device == "cuda" and self._spec.dtype == "float32"
+                else _STRATEGY_TOLERANCE[self._spec.dtype],
+            )
+            self._chosen = True
+            self._stats["proof_s"] += time.perf_counter() - begin
         details["strategy"] = self._scorer.name
 
     # -- swap ----------------------------------------------------------------------------------
 
-    def _swap(
-        self, subject: Subject, details: dict[str, str], *, remedy: bool = True
-    ) -> tuple[float, float]:
-        """Streams a subject's weights in; (seconds to load, seconds of proof)."""
+    def _swap(self, subject: Subject, details: dict[str, str], *, remedy: bool = True) -> None:
+        """Streams a subject's weights in and proves them.
+
+        Raises:
+            SubjectError, NodeError, IncompatibleError: See ``load``; the next load mends it.
+            EngineError: The engine must not go on, or it is not proven that it may.
+        """
         begin = time.perf_counter()
-        adapter = subject.adapter
         self._weights = None
         try:
-            path = adapter.path if adapter else None
-            answer = call(self._llm, "evalcore_load", subject.checkpoint.path, path, remedy)
-        except (InputError, ProofError):
-            raise  # nothing was changed, or all was loaded and is wrong: the next load mends it
+            answers = call_all(self._llm, "evalcore_load", subject, remedy)
+        except EvalcoreError:
+            raise
         except Exception as error:
-            self._stop()  # half loaded: the next load starts a new engine
             raise EngineError(f"{subject.label}: swap failed: {first_line(error)}") from error
         finally:
-            if self._llm is not None:
-                reset_cache(self._llm)
+            reset_cache(self._llm)
             if self._slots is not None:
                 self._slots.forget()  # a reload drops all adapters
+        adapter, changed = subject.adapter, max(answer["changed_weights"] for answer in answers)
         if adapter is not None:
-            changed = int(answer["changed_weights"])
             details["changed_weights"] = str(changed)
             if not changed and not adapter.untrained:
-                raise ProofError(
+                raise SubjectError(
                     f"{subject.label}: merging changes no weight although the adapter's delta is "
                     f"not zero; it vanishes in {self._spec.dtype}"
                 )
-        verdict = answer["verdict"]
-        if verdict is not None:
-            verdict.require(self._trusted, subject.label)
-            details["proven"] = f"{len(verdict.proven)} tensors, error <= {verdict.seen:.1e}"
-        hidden = len(weight_layout(subject.checkpoint.path)) - len(self._trusted)
-        if verdict is None or (hidden and {*verdict.unmapped, *verdict.wrong}):
-            details["unproven"] = f"{hidden} tensors: canaries only"
-        swap_s = time.perf_counter() - begin - answer["proof_s"]
+        proof_s = max(answer["proof_s"] for answer in answers)
         self._stats["swaps"] += 1
-        self._stats["swap_s"] += swap_s
-        return swap_s, answer["proof_s"]
+        self._stats["swap_s"] += time.perf_counter() - begin - proof_s
+        self._stats["proof_s"] += proof_s
+        self._accept(subject, answers, "the swap", details)
+        lost = sorted(self._trusted - self._verdict.proven)
+        if lost or self._verdict.share < self._spec.min_proven:
+            why = f"{lost[0]} is not proven any more" if lost else self._shortfall()
+            raise ProofError(f"{subject.label}: {why} after the swap")
+        self._weights = subject
 
     def _score_canary(self, scorer: Scorer | None = None) -> Any:
         """float64 [T] of the canary batch, cold, by the strategy in use."""
         scorer = scorer or self._scorer
         batch = canary_batch(self._facts["vocab_size"])
         reset_cache(self._llm)
-        result = scorer.score(self._llm, [Work(batch, "canary", self._lora)])[0]
+        try:
+            result = scorer.score(self._llm, [Work(batch, "canary", self._lora)])[0]
+        except EvalcoreError:
+            raise
+        except Exception as error:  # a kernel that this build does not have, or that fails
+            self._weights = None
+            raise EngineError(
+                f"vllm cannot score {self._facts['model_class']} here: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
         reset_cache(self._llm)
         self._stats["canary_tokens"] += float(result.computed_tokens.sum())
         return result.token_logprobs
@@ -317,7 +414,7 @@ class Resident:
         """Shuts the running engine down so that another can start in this process."""
         self._in_place = self._weights = self._shape = None
         self._slots = self._lora = None
-        self._trusted = set()
+        self._trusted, self._chosen, self._scorer = set(), False, PlainScorer()
         if self._llm is None:
             return
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory

@@ -21,7 +21,7 @@ from evalcore.engines.vllm.requests import (
     reset_cache,
 )
 from evalcore.engines.vllm.worker import call
-from evalcore.errors import EngineError, EvalcoreError
+from evalcore.errors import EngineError, SubjectError
 from evalcore.types import FloatArray, GenerateBatch, GenerateResult, ScoreBatch, ScoreResult
 
 _log = logging.getLogger("evalcore")
@@ -295,7 +295,7 @@ def _disagreement(
     plain = score_canary(PlainScorer())
     try:
         gap = float(np.abs(score_canary(scorer) - plain).max())
-    except EvalcoreError:
+    except SubjectError:
         raise
     except Exception as error:  # kernels and metadata differ between vLLM versions
         return f"it failed ({first_line(error)})"

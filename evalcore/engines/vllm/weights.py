@@ -6,17 +6,32 @@ uninitialised, which gives finite garbage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalcore.cluster import pulse
 from evalcore.engines.vllm import derived
 from evalcore.engines.vllm.lora import Merger, open_adapter
-from evalcore.engines.vllm.proof import Products
-from evalcore.errors import EngineError, ProofError
-from evalcore.identity import weight_files, weight_layout
+from evalcore.engines.vllm.merging import MergeCheck
+from evalcore.engines.vllm.proof import Traces
+from evalcore.engines.vllm.traces import is_finite
+from evalcore.errors import EngineError, EvalcoreError, SubjectError
+from evalcore.identity import read_header, weight_files, weight_layout
+from evalcore.identity.adapter import adapter_file
+from evalcore.identity.verify import (
+    adapter_files,
+    unchanged,
+    verify_adapter,
+    verify_checkpoint,
+)
+from evalcore.identity.weights import tensor_digest
+from evalcore.types import Subject
+
+_HASHERS = 2  # threads that hash what streams by
 
 
 @dataclass
@@ -24,106 +39,179 @@ class Loaded:
     """What a load did.
 
     Attributes:
-        products: Probe products of the tensors that went in.
+        traces: Of the tensors that should be in place.
         changed_weights: Numbers an adapter changed (0 without one).
-        missing: Parameters of the model that no tensor was loaded into.
     """
 
-    products: Products
+    traces: Traces
     changed_weights: int = 0
-    missing: list[str] = field(default_factory=list)
 
 
-def stream(path: str, device: Any) -> Iterator[tuple[str, Any]]:
+class Digests:
+    """Digests of tensors as they stream by, computed beside the loading."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_HASHERS)
+        self._digests: dict[str, Future[str]] = {}
+
+    def add(self, name: str, info: Any, tensor: Any) -> None:
+        """Takes a tensor in, as it was read (on the CPU)."""
+        import torch
+
+        data = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+        self._digests[name] = self._pool.submit(tensor_digest, name, info, data)
+
+    def finish(self) -> dict[str, str]:
+        """Tensor name -> digest of all that came."""
+        digests = {name: future.result() for name, future in self._digests.items()}
+        self._pool.shutdown()
+        return digests
+
+
+def stream(path: str, device: Any, digests: Digests | None = None) -> Iterator[tuple[str, Any]]:
     """All tensors of a checkpoint directory, file by file, on ``device``."""
     from safetensors import safe_open
 
     for file in weight_files(Path(path)):
-        with safe_open(str(file), framework="pt", device=str(device)) as tensors:
+        header = read_header(file)[0]
+        with safe_open(str(file), framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                yield name, tensors.get_tensor(name)
+                tensor = tensors.get_tensor(name)
+                if digests is not None:
+                    digests.add(name, header[name], tensor)
+                yield name, tensor.to(device)
                 pulse.tick()
 
 
-def products_of(path: str, dtype: Any, device: Any) -> Products:
-    """Probe products of a checkpoint as it is on disk."""
-    products = Products(dtype, device)
-    for name, tensor in stream(path, device):
-        products.add(name, tensor)
-    return products
+class Reading:
+    """A subject's tensors on their way: hashed, merged, traced."""
+
+    def __init__(self, subject: Subject, vllm_config: Any, model: Any, device: Any) -> None:
+        """Opens the adapter, if there is one.
+
+        Raises:
+            IncompatibleError: The adapter cannot be merged.
+            NodeError: The adapter holds other bytes than planned.
+            SubjectError: It holds numbers that are none.
+        """
+        self._subject, self._device = subject, device
+        self._dtype = vllm_config.model_config.dtype
+        tied = is_tied(vllm_config)
+        self.traces = Traces(model, self._dtype, tied=tied, packs=str(device) == "cpu")
+        self._merger = self._check = None
+        if subject.adapter is not None:
+            verify_adapter(subject.adapter)
+            require_finite(subject, _nonfinite(subject.adapter.path), "the adapter")
+            layout = weight_layout(subject.checkpoint.path)
+            opened = open_adapter(subject.adapter.path, layout, tied=tied)
+            self._merger, self._check = Merger(opened), MergeCheck(opened, self._dtype)
+
+    def tensors(self) -> Iterator[tuple[str, Any]]:
+        """The tensors that should be in place; afterwards all that was read is checked.
+
+        Nothing is raised before the last one went by: a model is never left half loaded.
+        """
+        adapter, path = self._subject.adapter, self._subject.checkpoint.path
+        files = [Path(path) / "config.json", *weight_files(Path(path))]
+        digests = Digests()
+        self.error: EvalcoreError | None = None
+        try:
+            with unchanged(files), unchanged(adapter_files(adapter)) if adapter else nullcontext():
+                for name, tensor in stream(path, self._device, digests):
+                    merged = tensor
+                    if self._merger is not None and self._check is not None:
+                        merged = self._merger(name, tensor, self._dtype)
+                        self._check(name, tensor, merged)
+                    self.traces.add(name, merged)
+                    yield name, merged
+        except EvalcoreError as error:
+            self.error = error
+        try:
+            verify_checkpoint(self._subject.checkpoint, digests.finish())
+        except EvalcoreError as error:
+            self.error = error
+
+    def finish(self) -> int:
+        """Numbers the adapter changed (0 without one).
+
+        Raises:
+            NodeError: Other bytes were read than planned.
+            IncompatibleError: Part of the adapter was not applied.
+            SubjectError: Something read is no number.
+            ProofError: The merge gave something else than checkpoint and adapter say.
+        """
+        if self.error is not None:
+            raise self.error
+        what = "the checkpoint" if self._merger is None else "the checkpoint with the adapter"
+        require_finite(self._subject, self.traces.verdict.nonfinite, what)
+        if self._merger is None or self._check is None:
+            return 0
+        self._merger.finish()
+        self._check.finish(self._subject.label)
+        return self._merger.changed_weights
 
 
-def reload(
-    runner: Any, vllm_config: Any, path: str, adapter: str | None, *, remedy: bool
-) -> Loaded:
+def require_finite(subject: Subject, names: Iterable[str], whose: str) -> None:
+    """Raises SubjectError if there are tensors with numbers that are none."""
+    names = sorted(names)
+    if names:
+        raise SubjectError(
+            f"{subject.label}: {whose} holds NaN or infinite numbers in {names[0]}"
+            + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+            + "; it diverged in training or its file is damaged"
+        )
+
+
+def _nonfinite(path: str) -> Iterator[str]:
+    """Tensors of an adapter with numbers that are none."""
+    from safetensors import safe_open
+
+    with safe_open(str(adapter_file(path)), framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a dict)
+            if not is_finite(tensors.get_tensor(name)):
+                yield name
+
+
+def reload(runner: Any, vllm_config: Any, subject: Subject, *, remedy: bool = True) -> Loaded:
     """Puts a checkpoint, with an adapter merged, into the running model.
 
     Args:
         runner: vLLM's model runner.
         vllm_config: Its configuration.
-        path: Checkpoint directory; same names, shapes and numeric configuration as the one there.
-        adapter: PEFT directory, or None.
+        subject: Its checkpoint has the names, shapes and numeric configuration of the one there.
         remedy: Whether derived state is made anew (False only in the test of the traps).
 
     Raises:
-        IncompatibleError: The adapter cannot be merged; nothing was changed.
-        ProofError: Parameters of the model were not loaded.
+        EvalcoreError: As :class:`Reading`; either nothing was changed, or everything was loaded
+            and the next load mends it.
+        EngineError: It stopped half way: the engine must not go on.
     """
     from vllm.config import set_current_vllm_config
 
     model = runner.get_model()
-    dtype, device = vllm_config.model_config.dtype, runner.device
-    merger = None
-    if adapter is not None:
-        layout = weight_layout(path)
-        merger = Merger(open_adapter(adapter, layout, tied=is_tied(vllm_config)))
-    products = Products(dtype, device)
-
-    def tensors() -> Iterator[tuple[str, Any]]:
-        for name, tensor in stream(path, device):
-            merged = tensor if merger is None else merger(name, tensor, dtype)
-            products.add(name, merged)
-            yield name, merged
-
-    # Layers that batched adapters may change are wrapped; checkpoints do not know.
-    expected = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
+    reading = Reading(subject, vllm_config, model, runner.device)
     with set_current_vllm_config(vllm_config):
         if remedy:
             derived.before_reload(model)
-        loaded = _reload_and_name(runner, model, tensors())
+        try:
+            runner.reload_weights(weights_iterator=reading.tensors())
+        except Exception as error:
+            raise EngineError(f"reload stopped half way: {error}") from error
         if remedy:
             derived.after_reload(model)
-    if merger is not None:
-        merger.finish()
-    missing = sorted(expected - loaded) if loaded is not None else []
-    if missing:
-        raise ProofError(
-            f"{path}: {len(missing)} parameters of the running model got no tensor, "
-            f"{missing[0]} first"
-        )
-    return Loaded(products, merger.changed_weights if merger is not None else 0, missing)
+    return Loaded(reading.traces, reading.finish())
 
 
-def _reload_and_name(
-    runner: Any, model: Any, tensors: Iterator[tuple[str, Any]]
-) -> set[str] | None:
-    """``reload_weights``, and the names it loaded: vLLM itself only logs what is missing."""
-    names: list[set[str] | None] = [None]
-    load = model.load_weights
+def read_again(runner: Any, vllm_config: Any, subject: Subject) -> Loaded:
+    """Traces of a subject's files, for a model that vLLM loaded by itself.
 
-    def load_and_remember(weights: Any) -> set[str] | None:
-        names[0] = load(weights)
-        return names[0]
-
-    model.load_weights = load_and_remember
-    try:
-        runner.reload_weights(weights_iterator=tensors)
-    except Exception as error:
-        # The model is half loaded now, whatever the reason: the engine must not go on.
-        raise EngineError(f"reload stopped half way: {error}") from error
-    finally:
-        del model.load_weights  # the class's own method shows again
-    return names[0]
+    Raises:
+        EvalcoreError: As :class:`Reading`.
+    """
+    reading = Reading(subject, vllm_config, runner.get_model(), runner.device)
+    for _ in reading.tensors():
+        pass
+    return Loaded(reading.traces, reading.finish())
 
 
 def is_tied(vllm_config: Any) -> bool:

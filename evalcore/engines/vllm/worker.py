@@ -10,18 +10,14 @@ import pickle
 import time
 from typing import Any
 
-from evalcore.engines.vllm import packed, weights
+from evalcore.engines.vllm import packed, slots, weights
 from evalcore.engines.vllm.growth import Growth
-from evalcore.engines.vllm.proof import Verdict, check
-from evalcore.errors import EvalcoreError
-from evalcore.types import ScoreBatch
+from evalcore.errors import EngineError, EvalcoreError
+from evalcore.types import ScoreBatch, Subject
 
 
 def call(llm: Any, name: str, *arguments: Any) -> Any:
     """Calls a method of :class:`WorkerExtension` in a running engine; the first worker's answer.
-
-    Arguments and answer travel as bytes of our own: between processes vLLM's messages turn objects
-    into dictionaries and every error into a RuntimeError.
 
     Args:
         llm: ``vllm.LLM``.
@@ -29,13 +25,35 @@ def call(llm: Any, name: str, *arguments: Any) -> Any:
         arguments: Its arguments; they can be pickled.
 
     Raises:
-        EvalcoreError: As the method raised it.
+        EvalcoreError: As the method raised it on any rank.
+    """
+    return call_all(llm, name, *arguments)[0]
+
+
+def call_all(llm: Any, name: str, *arguments: Any) -> list[Any]:
+    """Calls a method of :class:`WorkerExtension`; every worker's answer, by rank.
+
+    Arguments and answers travel as bytes of our own: between processes vLLM's messages turn objects
+    into dictionaries and every error into a RuntimeError.
+
+    Raises:
+        EvalcoreError: The first error of any rank, which is named if there are several.
     """
     answers = llm.collective_rpc("evalcore_call", args=(pickle.dumps((name, arguments)),))
-    error, answer = pickle.loads(answers[0])
-    if error is not None:
-        raise error
-    return answer
+    ranks = int(llm.llm_engine.vllm_config.parallel_config.world_size)
+    if len(answers) != ranks:
+        raise EngineError(f"{len(answers)} of {ranks} ranks of the engine answered")
+    read = [pickle.loads(answer) for answer in answers]
+    for rank, (error, _) in enumerate(read):
+        if error is not None:
+            raise error if ranks == 1 else with_rank(error, rank)
+    return [answer for _, answer in read]
+
+
+def with_rank(error: EvalcoreError, rank: int) -> EvalcoreError:
+    """The same error, saying on which rank it was raised."""
+    error.args = (f"{error} (rank {rank})", *error.args[1:])
+    return error
 
 
 def _attention(runner: Any) -> str:
@@ -72,21 +90,26 @@ class WorkerExtension:
             "attention": _attention(runner),
         }
 
-    def evalcore_prove_start(self, path: str) -> Verdict | None:
-        """Probes a model that vLLM loaded by itself; None where probing is not possible."""
-        if self.vllm_config.parallel_config.tensor_parallel_size > 1:
-            return None
-        dtype = self.vllm_config.model_config.dtype
-        products = weights.products_of(path, dtype, self.model_runner.device)
-        return self._check(products)
-
-    def evalcore_load(self, path: str, adapter: str | None, remedy: bool = True) -> dict[str, Any]:
-        """Swaps checkpoint and adapter in; ``verdict`` is None where probing is not possible."""
+    def evalcore_prove_start(self, subject: Subject) -> dict[str, Any]:
+        """Proves a model that vLLM loaded by itself."""
         begin = time.perf_counter()
-        loaded = weights.reload(self.model_runner, self.vllm_config, path, adapter, remedy=remedy)
+        return self._answer(weights.read_again(self.model_runner, self.vllm_config, subject), begin)
+
+    def evalcore_load(self, subject: Subject, remedy: bool = True) -> dict[str, Any]:
+        """Swaps checkpoint and adapter in, and proves it."""
+        begin = time.perf_counter()
+        runner = self.model_runner
+        loaded = weights.reload(runner, self.vllm_config, subject, remedy=remedy)
+        return self._answer(loaded, begin)
+
+    def evalcore_slot(self, subject: Subject, number: int) -> None:
+        """Proves an adapter beside the weights; ``number`` is vLLM's."""
+        tied = weights.is_tied(self.vllm_config)
+        slots.require_slot(self.model_runner, subject, number, tied=tied)
+
+    def _answer(self, loaded: weights.Loaded, begin: float) -> dict[str, Any]:
         load_s = time.perf_counter() - begin
-        probe = self.vllm_config.parallel_config.tensor_parallel_size == 1
-        verdict = self._check(loaded.products) if probe else None
+        verdict = loaded.traces.check()
         return {
             "load_s": load_s,
             "proof_s": time.perf_counter() - begin - load_s,
@@ -97,8 +120,3 @@ class WorkerExtension:
     def evalcore_run(self, batch: ScoreBatch, growth: Growth | None = None) -> dict[str, Any]:
         """Packed scoring and generation; the caller resets the prefix cache."""
         return packed.run(self.model_runner, batch, growth)
-
-    def _check(self, products: Any) -> Verdict:
-        name = str(self.vllm_config.model_config.dtype).removeprefix("torch.")
-        tied = weights.is_tied(self.vllm_config)
-        return check(self.model_runner.get_model(), products, name, tied=tied)
