@@ -371,7 +371,7 @@ def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tu
         derived.after_reload, weights.Merger.__call__ = original, merge  # type: ignore[method-assign]
     report = report or engine.load(after)
     answer = message, dataclasses.replace(report, details=dict(report.details)), engine.score(batch)
-    engine.close()  # it does not swap any more
+    running(SPEC, fresh=True)  # the other one does not swap any more
     return answer
 
 
