@@ -76,27 +76,34 @@ def labelled_subjects(
 
 def _with_known_parents(subjects: Sequence[Subject], store: ResultStore) -> list[Subject]:
     """Parents that earlier runs or ``evalcore label`` recorded, where nothing else names one."""
-    cells = store.cells().select(["subject", "base", "step"]).to_pylist()
-    known = {
-        row["subject"]: row["base"] for row in cells if row["base"] and "+" not in row["subject"]
-    }
-    return [
-        replace(s, checkpoint=replace(s.checkpoint, parent=known[s.id]))
-        if s.base_id is None and s.id in known else s
-        for s in subjects
-    ]  # fmt: skip
+    cells = store.cells().select(["subject", "base", "checkpoint_fingerprint"]).to_pylist()
+    full = [row for row in cells if row["base"] and "+" not in row["subject"]]
+    # What follows ~ is how a cell is asked, which is settled cell by cell.
+    known = {row["checkpoint_fingerprint"]: row["base"].partition("~")[0] for row in full}
+    steps = {s.weights: s.checkpoint.step for s in subjects}
+    out = []
+    for subject in subjects:
+        parent = known.get(subject.weights) if subject.base_id is None else None
+        if parent is not None:  # a number in its name is a step of the tuning
+            step = steps.get(parent)
+            tuned = replace(subject.checkpoint, parent=parent, step=step)
+            subject = replace(subject, checkpoint=tuned)
+        out.append(subject)
+    return out
 
 
 def known_labels(store: ResultStore) -> dict[str, tuple[Labels, str]]:
-    """Subject id -> (labels, who said so) of everything in the results."""
+    """Weights (``Subject.weights``) -> (labels, who said so) of everything in the results."""
     found: dict[str, tuple[Labels, str]] = {}
-    columns = ["subject", "base", "labels_from", *LABEL_COLUMNS]
+    own = ["checkpoint_fingerprint", "adapter_fingerprint"]
+    columns = [*own, "base", "labels_from", *LABEL_COLUMNS]
     for row in store.cells().select(columns).to_pylist():
         if row["base"] is not None and row["labels_from"] is not None:
             # A checkpoint's step is asked of its name again, unless it was mended here.
             names = [n for n in LABEL_COLUMNS if n != "step" or row["labels_from"] == "label"]
             labels = Labels(**{name: row[name] for name in names})
-            found[row["subject"]] = (labels, row["labels_from"])
+            weights = "+".join(row[name] for name in own if row[name] is not None)
+            found[weights] = (labels, row["labels_from"])
     return found
 
 

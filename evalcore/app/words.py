@@ -71,14 +71,15 @@ def score_lines(outcome: ScoreOutcome) -> list[str]:
 def next_lines(outcome: ScoreOutcome) -> list[str]:
     """How to go on from a results folder."""
     where = quoted(outcome.output)
-    return [
-        f"results: {outcome.output}",
-        f"  evalcore scores {where} --by prompt        each prompt by itself",
-        f"  evalcore label {where} --tuned-on GLOB=TASK   what models were tuned on",
-        f"  evalcore report {where}                    pictures and one page",
-        f"  evalcore export {where} -o rows.parquet    every example",
-        "",
-    ]
+    commands = {
+        f"evalcore scores {where} --by prompt": "each prompt by itself",
+        f"evalcore label {where} --tuned-on GLOB=TASK": "what models were tuned on",
+        f"evalcore report {where}": "pictures and one page",
+        f"evalcore export {where} -o rows.parquet": "every example",
+    }
+    width = max(map(len, commands))
+    told = [f"  {command:<{width}}  # {what}" for command, what in commands.items()]
+    return [f"results: {outcome.output}", *told, ""]
 
 
 def quoted(path: Path) -> str:

@@ -28,7 +28,8 @@ class LabelSources:
         rules: Of ``--tuned-on``, the later before the earlier.
         pattern: Of ``--name-pattern``.
         folders: Folders that were searched for models; labels files lie there or below.
-        known: Subject id -> (labels, who said so) of what was scored before.
+        known: Weights of a subject, however they are asked (``Subject.weights``) -> (labels, who
+            said so) of what was scored before.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -75,7 +76,7 @@ class _Finder:
     def labels(self, subject: Subject) -> tuple[Labels, str | None]:
         """(labels, who says so) of a subject."""
         own = subject.made
-        known, said_by = self._known(subject)
+        known, said_by = self.sources.known.get(subject.weights, (Labels(), ""))
         if subject.base_id is None:
             return Labels(step=known.step), None
         paths = [Path(own.path)]
@@ -100,13 +101,6 @@ class _Finder:
                 who = name
             labels = labels.over(more)
         return labels, who or next((name for more, name in candidates if not more.empty), None)
-
-    def _known(self, subject: Subject) -> tuple[Labels, str]:
-        ids = [subject.id]
-        if subject.own is not None:  # its cells may be asked through its own tokenizer
-            ids.append(replace(subject, checkpoint=subject.own).id)
-        found = (self.sources.known[id_] for id_ in ids if id_ in self.sources.known)
-        return next(found, (Labels(), ""))
 
     def _of_rules(self, rules: Iterable[Rule], names: Sequence[str]) -> Labels:
         labels = Labels()

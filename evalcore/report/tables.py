@@ -110,9 +110,9 @@ def study_table(analysis: Analysis) -> str:
     for row in rows:
         tuning = row.subject.tuning or "?"
         about = []
-        if _differ(rows, row, "seed"):
+        if _differ(rows, row, "seed") and row.subject.seed is not None:
             about.append(f"seed {row.subject.seed}")
-        if _differ(rows, row, "tuning_step"):
+        if _differ(rows, row, "tuning_step") and row.subject.tuning_step is not None:
             about.append(f"step {row.subject.tuning_step}")
         if about:
             seed = f" ({', '.join(about)})"

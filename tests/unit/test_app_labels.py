@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
-from evalcore.app.labels import label
+from evalcore.app.grid import cell_row
+from evalcore.app.labels import label, labelled_subjects
+from evalcore.app.score import ScoreOptions
 from evalcore.errors import InputError, UnknownNameError
+from evalcore.identity import NumericsClass
 from evalcore.store import ResultStore
+from evalcore.types import Cell, EncodingSettings, Task, Variant
 from tests.unit.test_analysis_tables import digest, subject_columns, task_columns
 
+TASK = Task("mine", 1, "mine", "multiple_choice", ("acc",), "acc")
+NUMERICS = NumericsClass("hf", "float32", "float32", "cpu")
 BASE = subject_columns(100)
 FULL = subject_columns(200) | {"checkpoint": "run/checkpoint-50", "step": 50}
 LORA = subject_columns(100, "lora") | {
@@ -76,6 +82,35 @@ def test_full_checkpoints_get_a_parent(results: Path) -> None:
         label(results, parent_map=["run/*=step-0010"])
     with pytest.raises(InputError, match="no other checkpoint's name fits"):
         label(results, parent_map=["nothing=step-00100"])
+
+
+def test_a_later_run_keeps_what_was_mended(
+    tmp_path: Path, tiny_checkpoint: Path, make_checkpoint: Any, make_adapter: Any
+) -> None:
+    """Parents and labels set in the results are those of the next run's subjects."""
+    tuned = make_checkpoint(tmp_path / "full" / "checkpoint-50", seed=8)
+    adapter = make_adapter(tmp_path / "runs" / "lora", tiny_checkpoint)
+    options = ScoreOptions(
+        grid=(), adapters=(str(adapter.parent),), checkpoints=(str(tuned), str(tiny_checkpoint))
+    )
+    store = ResultStore(tmp_path / "results")
+    rows = []
+    for subject in labelled_subjects(options, store).subjects:
+        settings = EncodingSettings()
+        cell = Cell(digest(subject.id), subject, TASK, Variant("a", "mine", "{{ x }}"))
+        rows.append(cell_row(cell, settings, NUMERICS, 0.5, [], "{}", data="d", requests=Path("r")))
+    store.write_cells(rows)
+    label(store.path, tuned_on=["lora=mine,seed=5", "checkpoint-50=mine"],
+          parent_map=["checkpoint-50=step-00100"])  # fmt: skip
+    base, full, lora = sorted(
+        labelled_subjects(options, store).subjects, key=lambda s: (s.base_id or "", s.id)
+    )
+    by_name = {s.checkpoint.name: s for s in (base, full, lora) if s.adapter is None}
+    mended = by_name["checkpoint-50"]
+    assert mended.base_id == by_name["step-00100"].id
+    assert (mended.tuned_on, mended.method, mended.checkpoint.step) == ("mine", "full", 100)
+    (own,) = [s for s in (base, full, lora) if s.adapter is not None]
+    assert (own.tuned_on, own.seed, own.made.labels_from) == ("mine", 5, "label")
 
 
 def test_what_fits_nothing_changes_nothing(results: Path, tmp_path: Path) -> None:
