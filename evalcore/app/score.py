@@ -25,6 +25,7 @@ from evalcore.app.grid import (
 from evalcore.app.inputs import keep_inputs
 from evalcore.app.labels import labelled_subjects, untaught_notes
 from evalcore.app.limits import token_limits
+from evalcore.app.manifest import agreed, grid_name
 from evalcore.app.ordering import ranked
 from evalcore.cluster import GRACE_S, Patience, StopSignals
 from evalcore.engines.protocol import (
@@ -341,6 +342,10 @@ def _subjects(
     resolved = labelled_subjects(options, store, _applied(options))
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     subjects = _supported(options, resolved.subjects, problems)
+    if options.shard is not None and not options.dry_run and (name := grid_name()) is not None:
+        subjects, gone = agreed(store.path, subjects, name)
+        what = "part of this array job's grid, but not found by this part: scored by the next run"
+        problems += [(f"subject {subject_id[:12]}", what) for subject_id in gone]
     if not subjects:
         first = f": {problems[0][1]}" if problems else ""
         raise InputError(f"no subject can be scored{first}")

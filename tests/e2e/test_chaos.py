@@ -1,0 +1,28 @@
+"""Random strikes, each resumed with other numbers: a few trials of bench.chaos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.chaos import differences, run
+
+
+@pytest.mark.proof
+def test_runs_that_are_struck_and_resumed_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    assert run(tmp_path, range(1000, 1004), minutes=20) == 0
+    lines = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [1000, 1001, 1002, 1003]
+    assert any(strike["struck"] for line in lines for strike in line["strikes"])
+
+
+def test_differences_are_seen() -> None:
+    row = {"choice_logprobs": [-1.0, -2.0], "prediction": 0, "text": None}
+    assert differences({"a": row}, {"a": row}) == []
+    assert differences({"a": row}, {}) == ["keys: 1 differ"]
+    assert differences({"a": row}, {"a": row | {"prediction": 1}}) == ["a: prediction 0 is 1"]
+    assert len(differences({"a": row}, {"a": row | {"choice_logprobs": [-1.001, -2.0]}})) == 1
+    tie = {"choice_logprobs": [-1.0, -1.00001], "prediction": 0, "text": None}
+    assert differences({"a": tie}, {"a": tie | {"prediction": 1}}) == []
