@@ -34,7 +34,15 @@ from evalcore.identity import (
 )
 from evalcore.identity.adapter_names import AdapterName, parse_name
 from evalcore.identity.weights import nonfinite_tensor
-from evalcore.types import Adapter, Checkpoint, EncodingSettings, Subject, Task, Variant
+from evalcore.types import (
+    Adapter,
+    Checkpoint,
+    EncodingSettings,
+    GenerationSettings,
+    Subject,
+    Task,
+    Variant,
+)
 
 Make = Callable[..., Path]
 
@@ -59,6 +67,22 @@ def test_golden_ids() -> None:
     numerics = NumericsClass("vllm", "float32", "float32", "cpu", "merged")
     key = cell_key(Subject(checkpoint, adapter), task, variant, EncodingSettings(), numerics)
     assert key == "e43d06b656751b873fc19fff9f00da3a"
+
+
+def test_golden_keys_of_what_is_generated_in_a_chat() -> None:
+    checkpoint = Checkpoint(
+        "c", "/x", "0" * 32, "1" * 32, template_fingerprint="5" * 32, template_dated=True,
+        end_tokens=(2, 7),
+    )  # fmt: skip
+    task = Task("t", 1, "g", "generate_until", ("rouge_l",), "rouge_l",
+                generation=GenerationSettings(9, ("\n", "#")))  # fmt: skip
+    variant = Variant("v", "g", "{{ q }}", chat=True, chat_date="2030-01-31", fingerprint="3" * 32)
+    numerics = NumericsClass("hf", "bfloat16", "float32", "cuda", "batched")
+    key = cell_key(
+        Subject(checkpoint), task, variant, EncodingSettings(max_length=99), numerics,
+        data=rows_fingerprint(["a", "b"]), shots="8" * 32, unconditional=True,
+    )  # fmt: skip
+    assert key == "69930d571d5a7ff13953d25d0ae05deb"
 
 
 def test_cell_key_covers_what_decides_scores_and_nothing_else() -> None:
