@@ -57,9 +57,12 @@ def field_texts(task: Task, document: Document) -> list[str]:
 
 def texts_key(task: Task, document: Document) -> str:
     """16 hex digits, equal where the fields hold the same words, in any order of fields."""
-    # a conversation stands twice in a document, as text and as turns
-    texts = sorted({" ".join(words(text)) for text in field_texts(task, document)})
-    return text_fingerprint(texts)[:16]
+    return _key([words(text) for text in field_texts(task, document)])
+
+
+def _key(texts: Sequence[Sequence[str]]) -> str:
+    # a conversation stands twice in a document, as text and as turns: equal texts count once
+    return text_fingerprint(sorted({" ".join(text) for text in texts}))[:16]
 
 
 def answer_text(document: Document) -> str:
@@ -149,8 +152,9 @@ class ScoredRows:
 
     def found_in(self, task: Task, document: Document) -> set[str]:
         """Names of the tasks of which a row to be learned holds a scored document."""
-        owners = set(self._keys.get(texts_key(task, document), ()))
-        tokens = [word for text in field_texts(task, document) for word in words(text)]
+        texts = [words(text) for text in field_texts(task, document)]
+        owners = set(self._keys.get(_key(texts), ()))
+        tokens = [word for text in texts for word in text]
         tokens += words(answer_text(document))
         ids = np.asarray([self._vocabulary.get(word, 0) for word in tokens], dtype=np.uint64)
         whole: Counter[int] = Counter()
@@ -159,9 +163,9 @@ class ScoredRows:
                 document_number, grams = self._texts[number]
                 whole[document_number] += count >= SHARE * grams
         row = f" {' '.join(tokens)} " if whole else ""
-        for number, texts in whole.items():
+        for number, held in whole.items():
             owner, wanted = self._documents[number]
-            if texts == wanted and self._answered(number, row):
+            if held == wanted and self._answered(number, row):
                 owners.add(owner)
         return {self.compared[owner].task for owner in owners}
 
@@ -177,11 +181,13 @@ class ScoredRows:
         values, texts = self._sorted(size)
         grams = np.unique(_rolled(ids, size))
         first = np.searchsorted(values, grams, side="left")
-        last = np.searchsorted(values, grams, side="right")
-        hit = np.flatnonzero(last > first)
-        if not len(hit):
+        hit = values[np.minimum(first, len(values) - 1)] == grams
+        if not hit.any():
             return []
-        held = np.concatenate([texts[first[i] : last[i]] for i in hit])
+        last = np.searchsorted(values, grams[hit], side="right")
+        held = np.concatenate(
+            [texts[begin:end] for begin, end in zip(first[hit], last, strict=True)]
+        )
         numbers, counts = np.unique(held, return_counts=True)
         return [(int(n), int(c)) for n, c in zip(numbers, counts, strict=True)]
 
