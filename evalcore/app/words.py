@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalcore.app.flops import mfu
+from evalcore.errors import EvalcoreError
 from evalcore.planning import Plan
 from evalcore.scoring import RunSummary
 from evalcore.store import ResultStore
 
 if TYPE_CHECKING:
     from evalcore.app.score import ScoreOutcome
+
+MOST_CELLS = 5_000
+"""Cells whose scores a run works out at its end (some milliseconds each)."""
 
 
 def plan_lines(plan: Plan, limits: Mapping[str, int], examples_per_s: float | None) -> list[str]:
@@ -62,8 +66,13 @@ def score_lines(outcome: ScoreOutcome) -> list[str]:
     from evalcore.app.report import scores
     from evalcore.report import SHOWN_LINES, scores_text
 
-    rows = scores(ResultStore(outcome.output, read_only=True), cells=outcome.cells)
     rest = f"evalcore scores {quoted(outcome.output)}"
+    if len(outcome.cells) > MOST_CELLS:
+        return [f"{len(outcome.cells):,} cells are scored; their table: {rest}", ""]
+    try:
+        rows = scores(ResultStore(outcome.output, read_only=True), cells=outcome.cells)
+    except EvalcoreError as error:  # what was scored is committed all the same
+        return [f"the scores cannot be shown: {error}", ""]
     lines = scores_text(rows, most=SHOWN_LINES, rest=rest)
     return [*lines, ""] if lines else []
 
