@@ -6,7 +6,7 @@ memory, and most segments need no look at their rows at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.store.coverage import Coverage, SegmentCoverage, codes_of, doubled_segments
-from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, joined_name
+from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, MAKER_COLUMN, joined_name
 from evalcore.store.segments import SegmentInfo, SegmentRows, read_rows
 
 KEY_COLUMNS = ("cell", "doc_id")
@@ -175,3 +175,32 @@ def _of_cells(table: pa.Table, wanted: Callable[[str], bool]) -> pa.Table:
 def in_cells(cells: Collection[str]) -> Callable[[str], bool]:
     """Whether a cell is one of these."""
     return frozenset(cells).__contains__
+
+
+def maker_column(made_by: pa.ChunkedArray, texts: Mapping[str, str]) -> pa.ChunkedArray:
+    """The text behind each id of column ``made_by``; an id without a record stands for itself."""
+    chunks = []
+    for chunk in made_by.chunks:
+        names = [texts.get(id_, id_) for id_ in chunk.dictionary.to_pylist()]
+        named = pa.array(names, pa.string())
+        chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, named))
+    return pa.chunked_array(chunks, made_by.type)
+
+
+def example_columns(
+    columns: Sequence[str] | None, filter: pc.Expression | None
+) -> list[str] | None:
+    """Columns of the examples that a view of the joined table takes; None for all."""
+    if columns is None:
+        return None
+    from_cells = {joined_name(name) for name in CELL_SCHEMA.names} - {"cell"}
+    text = str(filter) if filter is not None else ""
+    names = dict.fromkeys([*columns, *EXAMPLE_SCHEMA.names])
+    own = [
+        name
+        for name in names
+        if name not in from_cells | {MAKER_COLUMN}
+        and (name in columns or name == "cell" or name in text)
+    ]
+    asks_maker = MAKER_COLUMN in columns or MAKER_COLUMN in text
+    return [*own, "made_by"] if asks_maker and "made_by" not in own else own

@@ -35,10 +35,17 @@ from evalcore.files import remove_stale_temporaries
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
 from evalcore.store.coverage import Coverage
-from evalcore.store.reading import in_cells, iterate_examples, join_cells, read_examples
+from evalcore.store.reading import (
+    example_columns,
+    in_cells,
+    iterate_examples,
+    join_cells,
+    maker_column,
+    read_examples,
+)
 from evalcore.store.records import Documents, Makers, Requests
 from evalcore.store.runs import RunLog
-from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, MAKER_COLUMN, joined_name
+from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN
 from evalcore.store.segments import (
     SegmentInfo,
     SegmentRows,
@@ -303,7 +310,7 @@ class ResultStore:
             filter: Arrow expression on columns of the joined table.
             cells: Only these cells, current or not.
         """
-        own = _example_columns(columns, filter)
+        own = example_columns(columns, filter)
         return self.joined(self.examples(own, cells=cells), columns, filter)
 
     def iterate(
@@ -314,7 +321,7 @@ class ResultStore:
         cells: Collection[str] | None = None,
     ) -> Iterator[pa.Table]:
         """Like :meth:`read`, one segment at a time: memory for the largest segment is enough."""
-        own, wanted = _example_columns(columns, filter), self._wanted(cells)
+        own, wanted = example_columns(columns, filter), self._wanted(cells)
         records = self._cells.read()
         about = self._cells_table(records, None)
         # Segments that a compaction takes away meanwhile cannot be looked for again: rows that were
@@ -348,7 +355,9 @@ class ResultStore:
             )
         table = join_cells(examples, about)
         if "made_by" in examples.column_names:
-            table = table.append_column(MAKER_COLUMN, self._maker_texts(examples["made_by"]))
+            table = table.append_column(
+                MAKER_COLUMN, maker_column(examples["made_by"], self._makers.texts())
+            )
         if filter is not None:
             try:
                 table = table.filter(filter)
@@ -357,15 +366,6 @@ class ResultStore:
         return table if columns is None else table.select(list(columns))
 
     # Parts -----------------------------------------------------------------------------------
-
-    def _maker_texts(self, made_by: pa.ChunkedArray) -> pa.ChunkedArray:
-        texts = self._makers.texts()
-        chunks = []
-        for chunk in made_by.chunks:
-            names = [texts.get(id_, id_) for id_ in chunk.dictionary.to_pylist()]
-            named = pa.array(names, pa.string())
-            chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, named))
-        return pa.chunked_array(chunks, made_by.type)
 
     def _wanted(self, cells: Collection[str] | None) -> Callable[[str], bool] | None:
         if cells is not None:
@@ -450,22 +450,3 @@ class ResultStore:
                 remove_stale_temporaries(folder)
         except OSError as error:
             raise not_writable(self.path, error) from error
-
-
-def _example_columns(
-    columns: Sequence[str] | None, filter: pc.Expression | None
-) -> list[str] | None:
-    """Columns of the examples that a view of the joined table takes; None for all."""
-    if columns is None:
-        return None
-    from_cells = {joined_name(name) for name in CELL_SCHEMA.names} - {"cell"}
-    text = str(filter) if filter is not None else ""
-    names = dict.fromkeys([*columns, *EXAMPLE_SCHEMA.names])
-    own = [
-        name
-        for name in names
-        if name not in from_cells | {MAKER_COLUMN}
-        and (name in columns or name == "cell" or name in text)
-    ]
-    asks_maker = MAKER_COLUMN in columns or MAKER_COLUMN in text
-    return [*own, "made_by"] if asks_maker and "made_by" not in own else own

@@ -13,7 +13,9 @@ from evalcore.store.segments import list_segments
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1] / "data" / "root"
-PROMPT = "name: mine\ngroup: multiple_choice\ndescription: a prompt of the user's\ntemplate: '{text}'\n"
+PROMPT = (
+    "name: mine\ngroup: multiple_choice\ndescription: a prompt of the user's\ntemplate: '{text}'\n"
+)
 
 
 def test_a_mended_prompt_and_a_damaged_file(
