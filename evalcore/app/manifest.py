@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
 from evalcore.errors import InputError, ResultsError
-from evalcore.files import write_atomically
 from evalcore.types import Subject
 
 VARIABLES = ("EVALCORE_GRID", "SLURM_ARRAY_JOB_ID")
@@ -34,18 +33,17 @@ def agreed(
     Raises:
         ResultsError: The list can neither be read nor written.
     """
-    path = results / "grids" / f"{name}.json"
+    path = results / "grids" / f"{name}{JSON_SUFFIX}"
     try:
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            text = json.dumps({"subjects": [subject.id for subject in subjects]}, indent=1)
             own = path.with_name(f"{name}.{os.getpid()}.part")
-            write_atomically(own, lambda sink: sink.write(text.encode()))
+            write_json(own, {"subjects": [subject.id for subject in subjects]})
             with contextlib.suppress(FileExistsError):  # another part was first: its list holds
                 os.link(own, path)
             own.unlink()
-        wanted = json.loads(path.read_text())["subjects"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = read_json(path)["subjects"]
+    except (OSError, DamagedFile, KeyError, TypeError) as error:
         raise ResultsError(f"{path}: the list of subjects cannot be used ({error})") from error
     known = {subject.id: subject for subject in subjects}
     return [known[i] for i in wanted if i in known], [i for i in wanted if i not in known]

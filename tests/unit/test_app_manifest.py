@@ -25,13 +25,16 @@ def test_the_first_part_settles_it(tmp_path: Path) -> None:
     fewer, gone = agreed(tmp_path, subjects("b"), "7")
     assert [s.checkpoint.name for s in fewer] == ["b"]
     assert gone == [subjects("a")[0].id]
-    assert sorted(path.name for path in (tmp_path / "grids").iterdir()) == ["7.json", "8.json"]
+    assert sorted(path.name for path in (tmp_path / "grids").iterdir()) == [
+        "7.checked.json",
+        "8.checked.json",
+    ]
 
 
 def test_a_damaged_list_is_one_line(tmp_path: Path) -> None:
     agreed(tmp_path, subjects("a"), "7")
-    (tmp_path / "grids" / "7.json").write_text("[1")
-    with pytest.raises(ResultsError, match=r"grids/7\.json"):
+    (tmp_path / "grids" / "7.checked.json").write_text("[1")
+    with pytest.raises(ResultsError, match=r"grids/7\.checked\.json"):
         agreed(tmp_path, subjects("a"), "7")
 
 
