@@ -29,6 +29,7 @@ from evalcore.identity.provenance import (
 from evalcore.identity.readings import adapter_reading, differing, reading_of
 from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import open_checkpoint
+from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.weights import weight_layout
 from evalcore.reading import printable
 from evalcore.types import Adapter, Checkpoint, Subject
@@ -205,6 +206,8 @@ class _Bases:
         tokenizer: str,
     ) -> None:
         self._tokenizer = tokenizer
+        if self._given_tokenizer is not None:
+            _check_tokenizer(self._given_tokenizer)
         self.readings: dict[str, Checkpoint] = {}  # adapter's path -> its base as it is asked
         self.known: dict[str, Checkpoint] = {}
         self.notes: list[str] = []
@@ -470,6 +473,15 @@ def _subjects(
             for adapter, unique in zip(group, own, strict=True)
         ]
     return tuple(subjects)
+
+
+def _check_tokenizer(path: str) -> None:
+    try:
+        tokenizer_facts(Path(path).expanduser().resolve())
+    except InputError as error:
+        raise InputError(
+            f"--tokenizer {path}: expected adapter, base, or a folder with a tokenizer: {error}"
+        ) from None
 
 
 def _named(

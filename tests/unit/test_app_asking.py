@@ -193,6 +193,11 @@ def test_one_tokenizer_for_all(house: Path, make_tokenizer: Make) -> None:
     assert {p.cell.subject.checkpoint.tokenizer for p in grid.cells} == {str(folder)}
 
 
+def test_a_wrong_tokenizer_is_one_line(house: Path) -> None:
+    with pytest.raises(InputError, match="--tokenizer bases: expected adapter, base, or a folder"):
+        resolve_subjects([house / "runs"], tokenizer="bases")
+
+
 def test_checkpoints_that_differ_in_their_template_share_what_is_no_chat(house: Path) -> None:
     other = Path(shutil.copytree(house / "step-1", house / "step-1-chat"))
     edit(other / "tokenizer_config.json", chat_template=OTHER)

@@ -365,3 +365,16 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path, dtype: str) -> No
         bad[3] = value
         save({"a": torch.full((5,), torch.finfo(bad.dtype).max, dtype=bad.dtype), "b": bad}, file)
         assert nonfinite_tensor(file) == (None if word is None else ("b", word))
+
+
+def test_another_stop_rule_counts_where_text_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(Checkpoint("c", "/x", "0" * 32, "1" * 32, end_tokens=(2,)))
+    variant = Variant("v", "g", "x", fingerprint="3" * 32)
+    numerics = NumericsClass("hf", "float32", "float32", "cpu")
+    writes = Task("t", 1, "g", "generate_until", ("rouge_l",), "rouge_l")
+    picks = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
+    before = [cell_key(subject, t, variant, EncodingSettings(), numerics) for t in (writes, picks)]
+    monkeypatch.setattr("evalcore.identity.cells.STOP_RULE", 2)
+    after = [cell_key(subject, t, variant, EncodingSettings(), numerics) for t in (writes, picks)]
+    assert before[0] != after[0]
+    assert before[1] == after[1]

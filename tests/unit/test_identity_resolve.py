@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,8 @@ def test_a_link_to_a_whole_disk_is_bounded(
     for number in range(20):
         (tmp_path / "disk" / str(number)).mkdir(parents=True)
     (tmp_path / "runs/disk").symlink_to(tmp_path / "disk")
-    monkeypatch.setattr("evalcore.identity.search.MAX_FOLDERS", 10)
+    # By the module's own name: the package also has a function called search.
+    monkeypatch.setattr(sys.modules["evalcore.identity.search"], "MAX_FOLDERS", 10)
     with pytest.raises(InputError, match="more than 10 folders below it"):
         find_adapters([tmp_path / "runs"])
 
