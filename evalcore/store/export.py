@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -56,23 +56,22 @@ def to_csv(store: ResultStore, path: str | Path, add: AddColumns | None = None) 
     Texts a spreadsheet would run as formulas get an apostrophe in front (``store.spreadsheet``).
     Arguments, result and errors are those of :func:`to_parquet`.
     """
+    schema, parts = _parts(store, add)
+    return _write(Path(path), lambda sink: write_csv(schema, parts, sink))
+
+
+def write_csv(schema: pa.Schema, parts: Iterable[pa.Table], sink: IO[bytes]) -> int:
+    """Writes tables of one schema as :func:`to_csv` does; gives the number of rows."""
     import pyarrow.csv as csv  # only this export needs it
 
-    schema, parts = _parts(store, add)
     plain = pa.schema([pa.field(field.name, _csv_type(field.type)) for field in schema])
-
-    def write(sink: IO[bytes]) -> int:
-        rows = 0
-        with csv.CSVWriter(sink, plain) as writer:
-            for part in parts:
-                columns = [
-                    text_column(_csv_column(column.combine_chunks())) for column in part.columns
-                ]
-                writer.write_table(pa.Table.from_arrays(columns, schema=plain))
-                rows += part.num_rows
-        return rows
-
-    return _write(Path(path), write)
+    rows = 0
+    with csv.CSVWriter(sink, plain) as writer:
+        for part in parts:
+            columns = [text_column(_csv_column(column.combine_chunks())) for column in part.columns]
+            writer.write_table(pa.Table.from_arrays(columns, schema=plain))
+            rows += part.num_rows
+    return rows
 
 
 def _parts(store: ResultStore, add: AddColumns | None) -> tuple[pa.Schema, Iterator[pa.Table]]:

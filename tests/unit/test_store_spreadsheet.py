@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalcore.store import text_cell, text_columns
-from evalcore.store.export import _write_csv
+from evalcore.store.export import write_csv
 
 SIGNS = tuple("=+-@\t\r\n＝＋－＠")
 TEXTS = [
@@ -46,7 +46,7 @@ def test_export_escapes_every_kind_of_text_column_and_no_number() -> None:
         }
     )
     sink = io.BytesIO()
-    _write_csv(table, sink)
+    write_csv(table.schema, [table], sink)
     rows = list(csv.DictReader(io.StringIO(sink.getvalue().decode(), newline="")))
     assert [row["adapter"] for row in rows] == [text_cell(text) for text in TEXTS]
     assert [row["text"] for row in rows] == [text_cell(text) for text in TEXTS]
