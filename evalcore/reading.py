@@ -66,6 +66,11 @@ def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     return data
 
 
+def one_line(text: str) -> str:
+    """Text on one line, as it may be shown: names may hold line ends."""
+    return printable(text).replace("\n", "\\n")
+
+
 def regular_size(path: Path, what: str) -> int:
     """Bytes of a regular file.
 

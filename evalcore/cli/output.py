@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from evalcore.reading import printable
+from evalcore.reading import one_line, printable
 
 
 def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
@@ -22,7 +22,7 @@ def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
 
 def echo_line(text: object, *, err: bool = False) -> None:
     """Prints text that should be one line: line ends in it are shown too."""
-    echo(str(text).replace("\n", "\\n"), err=err)
+    echo(one_line(str(text)), err=err)
 
 
 class ShownFormatter(logging.Formatter):

@@ -31,7 +31,7 @@ from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import open_checkpoint
 from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.weights import weight_layout
-from evalcore.reading import printable
+from evalcore.reading import one_line, printable
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")
@@ -165,9 +165,9 @@ def _adapter_and_base(path: Path, bases: _Bases, applied: Applied) -> tuple[Adap
 def _problem(path: Path, error: InputError) -> Problem:
     if isinstance(error, BaseUnresolvedError):
         text = f"adapter {path}: its base is not certain: {error}; {_HOW}"
-        return Problem(str(path), text, "uncertain")
+        return Problem(str(path), one_line(text), "uncertain")
     kind = "misfit" if isinstance(error, IncompatibleError) else "broken"
-    return Problem(str(path), str(error), kind)
+    return Problem(str(path), one_line(str(error)), kind)
 
 
 def _raise_if_nothing_fits(faults: Sequence[tuple[Path, InputError]]) -> None:
@@ -426,7 +426,7 @@ def _unresolved_message(unresolved: Sequence[tuple[Path, str]]) -> str:
         if len(unresolved) > 1
         else ("base of an adapter is not certain")
     )
-    return f"{many}: {'; '.join(parts)}; {_HOW}"
+    return one_line(f"{many}: {'; '.join(parts)}; {_HOW}")
 
 
 def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:

@@ -156,6 +156,7 @@ def test_adapters_that_do_not_fit_or_are_uncertain_cost_only_themselves(
     make_adapter(tmp_path / "a/home", "~nobody-of-that-name/x", seed=5)
     make_adapter(tmp_path / "a/long", "x" * 5000, seed=6)
     make_adapter(tmp_path / "a/nul", "x\0y", seed=7)
+    make_adapter(tmp_path / "a/two\nlines", "x\ny", seed=8)
     make_adapter(tmp_path / "a/empty", tiny_checkpoint)
     save_file({}, tmp_path / "a/empty/adapter_model.safetensors")
     make_adapter(tmp_path / "a/rows", tiny_checkpoint)
@@ -169,7 +170,8 @@ def test_adapters_that_do_not_fit_or_are_uncertain_cost_only_themselves(
     found = {os.path.basename(problem.path): problem for problem in resolved.problems}
     assert {name: problem.kind for name, problem in found.items()} == {
         "deep": "misfit", "uncertain": "uncertain", "other": "uncertain", "home": "uncertain",
-        "long": "broken", "nul": "uncertain", "empty": "broken", "rows": "broken",
+        "long": "broken", "nul": "uncertain", "two\nlines": "uncertain",
+        "empty": "broken", "rows": "broken",
         "whole": "broken", "\udcff\udcfe": "broken",
     }  # fmt: skip
     assert "--base-map" in found["uncertain"].message
