@@ -239,7 +239,7 @@ def _data(folder: Path, rng: random.Random) -> Callable[[], Any]:
     import pyarrow.csv
     import pyarrow.parquet
 
-    from evalcore.tasks.sources import read_rows
+    from evalcore.tasks.rows import read_rows
 
     rows = [{"q": f"text {i}", "n": i, "c": ["a", "b"], "x": None} for i in range(20)]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
