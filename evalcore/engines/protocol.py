@@ -322,7 +322,8 @@ def merge_reason(spec: EngineSpec, subject: Subject) -> str | None:
 
     assert subject.adapter is not None
     layout = weight_layout(subject.checkpoint.path)
-    return reason_to_merge(subject.adapter, layout, spec.max_lora_rank, ask_vllm=False)
+    device: Device = "cuda" if spec.device == "cuda" else "cpu"
+    return reason_to_merge(subject.adapter, layout, spec.max_lora_rank, device, ask_vllm=False)
 
 
 def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsClass:

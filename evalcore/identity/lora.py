@@ -6,6 +6,7 @@ The same reading serves the check before planning, merging, and the loading of `
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 # Weights these modules have in GPT-2's family are stored [in, out] (transformers' Conv1D).
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _MERGED_TYPES = ("F32", "BF16", "F16")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 # What stands for a weight in GPTQ, AWQ and compressed-tensors.
 _QUANTISED = (".qweight", ".weight_packed")
 # Initialisations that take from the base what the adapter starts with. PEFT makes them again from
@@ -315,10 +317,14 @@ class _Reader:
         ):
             layers = config.get("layers_to_transform")
             layers = [layers] if isinstance(layers, int) else layers
+            kinds = {_EXPERT.sub(".", target) for target in made.deltas}
             for name, (_, shape) in self._layout.items():
                 module = name.removesuffix(".weight")
-                # Fused experts are parameters of one module, which these names do not mean.
-                if module == name or len(shape) != 2 or "expert" in name or name in made.deltas:
+                if module == name or len(shape) != 2 or name in made.deltas:
+                    continue
+                # Fused experts are parameters of one module, which these names do not mean; but
+                # where one expert has its own tensors, all have.
+                if "expert" in name and _EXPERT.sub(".", name) not in kinds:
                     continue
                 if _is_meant(module, wanted) and (not layers or layer_of(module) in layers):
                     raise self._lacks(f"LoRA of {module}")

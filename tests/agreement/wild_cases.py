@@ -32,6 +32,8 @@ class Case:
         base: A key of ``BASES``.
         options: Of PEFT's LoraConfig; ``targets`` for short.
         edit: What is done to the folder after saving.
+        experts: Matrices of each expert that have their own LoRA, as older PEFT saved them; then
+            the reference is the base with the products added to its file's tensors.
         rows: Rows of the vocabulary the base is given before tuning, if more.
         vllm: ``scores``, or what the refusal of engine vllm says.
         hf: The same of engine hf.
@@ -40,6 +42,7 @@ class Case:
     base: str = "llama"
     options: dict[str, Any] = field(default_factory=dict)
     edit: Callable[[Path], None] | None = None
+    experts: tuple[str, ...] = ()
     rows: int = 0
     vllm: str = "scores"
     hf: str = "scores"
@@ -156,9 +159,11 @@ CASES: dict[str, Case] = {
     "nan": Case(edit=edit_tensors(_poison(float("nan"))), vllm="holds NaN", hf="holds NaN"),
     "inf": Case(edit=edit_tensors(_poison(float("inf"))), vllm="holds infinity", hf="holds inf"),
     "alpha_nan": Case(
-        edit=edit_config(lora_alpha=float("nan")), vllm="not a finite", hf="not a finite"
+        edit=edit_config(lora_alpha=float("nan")), vllm="a finite number", hf="a finite number"
     ),
-    "alpha_huge": Case(edit=edit_config(lora_alpha=1e308), vllm="not a finite", hf="not a finite"),
+    "alpha_huge": Case(
+        edit=edit_config(lora_alpha=1e308), vllm="a finite number", hf="a finite number"
+    ),
     "alpha0": Case(options={"lora_alpha": 0}),
     "dora": Case(options={"use_dora": True}),
     "dora_lost": Case(
@@ -237,6 +242,13 @@ CASES: dict[str, Case] = {
         },
         vllm="target_parameters",
     ),
+    "mixtral_experts": Case("mixtral", experts=("w1", "w2", "w3")),
+    "mixtral_w2": Case("mixtral", experts=("w2",)),
+    "mixtral_w1": Case("mixtral", experts=("w1",), hf="without also targeting w3"),
+    "mixtral_some_experts": Case(
+        "mixtral", experts=("w2",), edit=drop(".experts.2."), vllm="lacks", hf="lacks"
+    ),
+    "olmoe_experts": Case("olmoe", experts=("gate_proj", "up_proj", "down_proj")),
     "olmoe_attention": Case("olmoe", {"targets": ATTENTION}),
     "olmoe_router": Case(
         "olmoe",
@@ -319,6 +331,39 @@ def save_case(folder: Path, case: Case, base: Path) -> tuple[Path, Any]:
     return folder, model.eval()
 
 
+def save_expert_case(folder: Path, case: Case, base: Path) -> tuple[Path, Any]:
+    """An adapter of single experts, written by hand; the base with its products added."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    tensors = load_file(base / "model.safetensors")
+    own: dict[str, Any] = {}
+    for name, weight in tensors.items():
+        if name.split(".")[-2] in case.experts and ".experts." in name:
+            module = f"{_P}{name.removesuffix('.weight')}"
+            down, up = torch.randn(4, weight.shape[1]) * 0.3, torch.randn(weight.shape[0], 4) * 0.3
+            own |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+            tensors[name] = weight + 2.0 * (up @ down)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none",
+        "target_modules": list(case.experts), "base_model_name_or_path": str(base),
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    if case.edit is not None:
+        case.edit(folder)
+    merged = folder.parent / f"merged-{folder.name}"
+    shutil.copytree(base, merged, dirs_exist_ok=True)
+    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(
+        merged, dtype=torch.float32, attn_implementation="eager"
+    )
+    return folder, model.eval()
+
+
 def batch() -> ScoreBatch:
     return random_batch(3, 10, max_context=40)
 
@@ -362,7 +407,8 @@ def main(folder: Path, names: list[str]) -> None:
             )
             expected[f"base:{case.base}"] = scores(plain.eval(), batch())
         shutil.rmtree(adapter, ignore_errors=True)
-        _, model = save_case(adapter, case, base)
+        save = save_expert_case if case.experts else save_case
+        _, model = save(adapter, case, base)
         expected[name] = scores(model, batch())
     np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from evalcore.engines.protocol import Device
 from evalcore.errors import EvalcoreError
 from evalcore.identity import LoraAdapter, adapter_config, read_header, read_lora
 from evalcore.identity.adapter import adapter_file
@@ -41,10 +42,25 @@ def _is_head(name: str) -> bool:
     return any(part in name for part in ("embed", "lm_head", ".wte.", ".wpe."))
 
 
+def without_slots(layout: Mapping[str, tuple[str, tuple[int, ...]]], device: Device) -> str | None:
+    """Why vLLM (0.32) cannot start with slots for adapters on a checkpoint; None if it can.
+
+    Args:
+        layout: Tensor name -> (dtype, shape) of the checkpoint.
+        device: Where it runs.
+    """
+    if any(name.endswith(".attn.c_attn.weight") for name in layout):
+        return "vLLM has no slots for adapters in GPT-2's family"
+    if device == "cpu" and any(".experts." in name for name in layout):
+        return "vLLM has no slots for adapters in mixtures of experts on CPUs"
+    return None
+
+
 def reason_to_merge(
     adapter: Adapter,
     layout: Mapping[str, tuple[str, tuple[int, ...]]],
     most_rank: int,
+    device: Device = "cpu",
     *,
     ask_vllm: bool = True,
 ) -> str | None:
@@ -54,11 +70,15 @@ def reason_to_merge(
         adapter: The adapter.
         layout: Tensor name -> (dtype, shape) of its checkpoint.
         most_rank: Of the engine's slots.
+        device: Where the engine runs.
         ask_vllm: Whether to import vLLM where its version decides (rank and alpha patterns).
     """
     config = adapter_config(adapter.path)
     opened = read_lora(adapter.path, layout, tied=False)
     opened.require_applicable()
+    closed = without_slots(layout, device)
+    if closed is not None:
+        return closed
     if opened.replacements:
         return f"it replaces {sorted(opened.replacements)[0]}"
     head = sorted(filter(_is_head, opened.deltas))

@@ -22,7 +22,7 @@ from evalcore.engines.protocol import (
     resolve_adapters,
     resolve_device,
 )
-from evalcore.engines.vllm.adapters import linear_modules, slot_rank
+from evalcore.engines.vllm.adapters import linear_modules, slot_rank, without_slots
 from evalcore.identity import weight_layout
 
 WORKER_EXTENSION = "evalcore.engines.vllm.worker.WorkerExtension"
@@ -199,13 +199,14 @@ def engine_arguments(
         arguments.setdefault("kv_cache_memory_bytes", cpu_kv_bytes(spec, config))
     elif not spec.cuda_graphs:
         arguments["compilation_config"] = {"cudagraph_mode": "NONE"}
-    if resolve_adapters(spec) == "batched":
+    layout = weight_layout(path)
+    if resolve_adapters(spec) == "batched" and without_slots(layout, device) is None:
         arguments |= {
             "enable_lora": True,
             "max_loras": spec.max_loras,
             "max_cpu_loras": max(spec.max_loras, _CPU_LORAS),
             "max_lora_rank": slot_rank(spec.max_lora_rank),
-            "lora_target_modules": linear_modules(weight_layout(path)),
+            "lora_target_modules": linear_modules(layout),
         }
     if spec.tensor_parallel == 1:
         arguments["distributed_executor_backend"] = "uni"

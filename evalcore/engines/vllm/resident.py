@@ -185,7 +185,7 @@ class Resident:
         if subject.adapter is None or resolve_adapters(self._spec) != "batched":
             return False
         layout = weight_layout(subject.checkpoint.path)
-        reason = reason_to_merge(subject.adapter, layout, self._spec.max_lora_rank)
+        reason = reason_to_merge(subject.adapter, layout, self._spec.max_lora_rank, self._device)
         if reason is not None:
             details["adapter"] = f"merged: {reason}"
         return reason is None
