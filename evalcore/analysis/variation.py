@@ -31,7 +31,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import inf, isfinite, nan, sqrt
+from functools import lru_cache
+from math import exp, inf, isfinite, nan, sqrt
 from typing import Literal
 
 import numpy as np
@@ -110,6 +111,56 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
+class Edge:
+    """Pseudo-documents for the intervals of bounded values; see :meth:`limits`.
+
+    Attributes:
+        low, high: Bounds of the values.
+        rest: Where nothing happens: 0 of a difference, the nearest bound of a score.
+        size: Size of an event: of the document means' distances from ``rest``, where there is any,
+            the square root of the sum of fourth powers over that of squares, for it is the large
+            ones that few documents miss.
+    """
+
+    low: float
+    high: float
+    rest: float
+    size: float
+
+    @classmethod
+    def of(cls, value: float, bounds: tuple[float, float], own: FloatArray) -> Edge:
+        """For a mean of document means ``own`` (float64 [C])."""
+        low, high = bounds
+        nearest = low if value - low <= high - value else high
+        rest = 0.0 if low < 0 < high else nearest
+        squares = (own - rest) ** 2
+        total = float(squares.sum())
+        size = sqrt(float((squares**2).sum()) / total) if total > 1e-24 else high - max(low, 0.0)
+        return cls(low, high, rest, size)
+
+    def limits(self, value: float, parts: Parts, level: float) -> tuple[float, float]:
+        """The interval with pseudo-documents: a score gets z^2 / 2 of them at either end.
+
+        A difference gets (z / 1.96)^2 at either end. With one prompt and right-or-wrong answers
+        these are the intervals of Agresti and Coull (1998) and of Bonett and Price (2012), with t
+        for the normal quantile.
+        """
+        z = _normal_quantile(0.5 + level / 2)
+        if self.low < 0 < self.high:
+            pseudo, ends = (z / _normal_quantile(0.975)) ** 2, (-self.size, self.size)
+        else:
+            far = self.rest + self.size if self.rest == self.low else self.rest - self.size
+            pseudo, ends = z * z / 2, (self.rest, far)
+        n = parts.clusters
+        total = n + 2 * pseudo
+        centre = (n * value + pseudo * sum(ends)) / total
+        spread = n * (parts.documents * (n - 1) + (value - centre) ** 2)
+        spread += pseudo * sum((end - centre) ** 2 for end in ends)
+        half = replace(parts, documents=spread / total / total, clusters=total).half_width(level)
+        return max(centre - half, self.low), min(centre + half, self.high)
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """A mean and what it may be, for one claim.
 
@@ -119,18 +170,26 @@ class Interval:
         stderr: Square root of the variance of the mean.
         low95, high95, low99, high99: Two-sided intervals; not centred on ``value`` at the edges.
         parts: Where the variance comes from.
+        edge: Pseudo-documents; None for values without bounds.
         refused: Why there is no interval (in words); empty where there is one.
     """
 
     claim: Claim
     value: float
-    stderr: float
-    low95: float
-    high95: float
-    low99: float
-    high99: float
-    parts: Parts | None
+    stderr: float = nan
+    low95: float = nan
+    high95: float = nan
+    low99: float = nan
+    high99: float = nan
+    parts: Parts | None = None
+    edge: Edge | None = None
     refused: str = ""
+
+    @classmethod
+    def of(cls, claim: Claim, value: float, parts: Parts, edge: Edge | None) -> Interval:
+        bare = cls(claim, value, sqrt(parts.variance), parts=parts, edge=edge)
+        (low95, high95), (low99, high99) = bare.limits(0.95), bare.limits(0.99)
+        return replace(bare, low95=low95, high95=high95, low99=low99, high99=high99)
 
     @property
     def known(self) -> bool:
@@ -140,6 +199,37 @@ class Interval:
     @property
     def width95(self) -> float:
         return self.high95 - self.low95
+
+    def limits(self, level: float) -> tuple[float, float]:
+        """The two-sided interval of any level; NaN where there is none."""
+        if self.parts is None:
+            return nan, nan
+        if self.edge is not None:
+            return self.edge.limits(self.value, self.parts, level)
+        half = self.parts.half_width(level)
+        return self.value - half, self.value + half
+
+    def p_value(self, null: float = 0.0) -> float:
+        """Two-sided p: one less the level at which the interval first holds ``null``; 1e-9 least.
+
+        NaN where there is no interval.
+        """
+        if self.parts is None:
+            return nan
+        tail, most = 1e-9, 1.0 - 1e-9
+        if not self._holds(null, 1 - tail):
+            return tail
+        if self._holds(null, 1 - most):
+            return 1.0
+        low, high = np.log(tail), np.log(most)  # held at low, not held at high
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._holds(null, 1 - exp(middle)) else (low, middle)
+        return float(exp((low + high) / 2))
+
+    def _holds(self, null: float, level: float) -> bool:
+        low, high = self.limits(level)
+        return low <= null <= high
 
 
 @dataclass(frozen=True)
@@ -184,7 +274,7 @@ def variation(layout: Layout) -> Variation:
     Where documents are few or all alike, plain intervals are too narrow, down to a width of 0. As
     in the adjusted intervals of Agresti and Coull (1998, a proportion) and of Bonett and Price
     (2012, a paired difference of proportions), pseudo-documents are added for the interval: see
-    :func:`_edge`.
+    :class:`Edge`.
     """
     return _variation(_Cells.of(layout), layout.bounds)
 
@@ -339,11 +429,12 @@ def _interval(cells: _Cells, bounds: tuple[float, float] | None, claim: Claim) -
             num_prompts=prompts,
             num_seeds=seeds,
         )
-    return _with_edges(claim, value, parts, bounds, cells.own)
+    edge = None if bounds is None else Edge.of(value, bounds, cells.own)
+    return Interval.of(claim, value, parts, edge)
 
 
 def _refused(claim: Claim, value: float, why: str) -> Interval:
-    return Interval(claim, value, nan, nan, nan, nan, nan, None, why)
+    return Interval(claim, value, refused=why)
 
 
 def _documents(moves: FloatArray) -> float:
@@ -446,71 +537,11 @@ def _pairs(rows: FloatArray, group: CodeArray) -> float:
     return float((sizes * squares - sums**2).sum()) / 2
 
 
-def _with_edges(
-    claim: Claim,
-    value: float,
-    parts: Parts,
-    bounds: tuple[float, float] | None,
-    own: FloatArray,
-) -> Interval:
-    low99, high99 = _limits(value, parts, 0.99, bounds, own)
-    low95, high95 = _limits(value, parts, 0.95, bounds, own)
-    stderr = sqrt(parts.variance)
-    return Interval(claim, value, stderr, low95, high95, low99, high99, parts)
+@lru_cache(maxsize=4096)
+def _normal_quantile(probability: float) -> float:
+    from scipy.special import ndtri  # scipy is heavy and only intervals need it
 
-
-def _limits(
-    value: float,
-    parts: Parts,
-    level: float,
-    bounds: tuple[float, float] | None,
-    own: FloatArray,
-) -> tuple[float, float]:
-    """The interval of one level, with pseudo-documents where the values have bounds."""
-    if bounds is None:
-        half = parts.half_width(level)
-        return value - half, value + half
-    centre, documents, clusters = _edge(value, parts, level, bounds, own)
-    half = replace(parts, documents=documents, clusters=clusters).half_width(level)
-    low, high = bounds
-    return max(centre - half, low), min(centre + half, high)
-
-
-def _edge(
-    value: float, parts: Parts, level: float, bounds: tuple[float, float], own: FloatArray
-) -> tuple[float, float, float]:
-    """(centre, documents' part of the variance, clusters) with pseudo-documents added.
-
-    A score gets z^2 / 2 documents at each bound, of the size of the events seen, a difference one
-    at each bound (two for 99 %). The size of an event is that of the document means' distances from
-    the nearest bound (a score) or from 0 (a difference), where there is any: the square root of
-    their sum of fourth powers over that of squares, for it is the large ones that few documents
-    miss. With one prompt and right-or-wrong values it is 1 and these are the intervals of Agresti
-    and Coull and of Bonett and Price.
-    """
-    low, high = bounds
-    n = parts.clusters
-    difference = low < 0 < high
-    if difference:
-        rest, away = 0.0, np.abs(own)
-        pseudo = 1.0 if level < 0.97 else 2.0
-    else:
-        near_low = value - low <= high - value
-        rest = low if near_low else high
-        away = np.abs(own - rest)
-        pseudo = (1.96 if level < 0.97 else 2.576) ** 2 / 2
-    seen = away[away > 1e-12]
-    size = (
-        float(np.sqrt((seen**4).sum() / (seen**2).sum()))
-        if len(seen)
-        else high - (0.0 if difference else low)
-    )
-    ends = (-size, size) if difference else (rest, rest + size if rest == low else rest - size)
-    total = n + 2 * pseudo
-    centre = (n * value + pseudo * (ends[0] + ends[1])) / total
-    spread = parts.documents * (n - 1) + (value - centre) ** 2  # of single documents, about centre
-    spread = n * spread + pseudo * ((ends[0] - centre) ** 2 + (ends[1] - centre) ** 2)
-    return centre, spread / total / total, total
+    return float(ndtri(probability))
 
 
 def paired(

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.coverage import Point, draw, simulate
 from evalcore.analysis.stats import t_quantile
@@ -161,11 +162,25 @@ def test_a_proportion_gets_the_interval_of_agresti_and_coull() -> None:
     values = np.zeros((20, 1))
     values[0] = 1.0
     found = variation_of_table(values, bounds=(0.0, 1.0)).intervals[THESE]
-    total = 20 + 1.96**2
-    p = (1 + 1.96**2 / 2) / total
+    z = stats.norm.ppf(0.975)
+    total = 20 + z**2
+    p = (1 + z**2 / 2) / total
     half = t_quantile(0.975, total - 1) * np.sqrt(p * (1 - p) / total)
     assert found.low95 == pytest.approx(max(p - half, 0))
     assert found.high95 == pytest.approx(p + half)
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_p_value_is_where_the_interval_first_holds_zero(bounds: tuple[float, float] | None) -> None:
+    values = np.random.default_rng(3).normal(0.05, 0.3, (80, 4)).clip(-1, 1)
+    found = variation_of_table(values, bounds=bounds).intervals[PROMPTS]
+    p = found.p_value()
+    low, high = found.limits(1 - p)
+    assert min(abs(low), abs(high)) < 1e-6
+    if bounds is None:  # documents alone: Student's t test
+        these = variation_of_table(values).intervals[THESE]
+        assert these.p_value() == pytest.approx(stats.ttest_1samp(values.mean(axis=1), 0).pvalue)
+    assert variation_of_table(values + 9).intervals[THESE].p_value() == 1e-9
 
 
 def test_equal_differences_never_have_a_width_of_nothing() -> None:
