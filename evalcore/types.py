@@ -203,8 +203,10 @@ class GenerationSettings:
 
     Attributes:
         max_tokens: New tokens at most.
-        stops: Strings that end a generation (not part of the text kept).
-        run_on: Whether to generate past the stop strings and keep that raw text as well.
+        stops: Strings that end a text (they are not part of it).
+        run_on: True: generation goes on past the stop strings, the raw text is kept as well, and a
+            stop string counts only once something visible was written (stop rule 2). False: the
+            first stop string ends the generation, wherever it stands, as in lm-evaluation-harness.
         think_end: What closes a thinking part, of which only what comes after it is the answer: no
             stop string ends the thinking, and the raw text is kept. Empty where nobody thinks.
         turn_end: A token that ends a generation beside the model's end tokens; of chats.
@@ -229,6 +231,9 @@ class Task:
         tuned_by: Name of the tuning whose group this task belongs to, if any.
         domain: Whether the task is in or out of that tuning's domain.
         choices: Fixed label names, in gold order; empty when each document has its own choices.
+        words: Pairs of (label name, texts it stands for); what a prompt without label words of its
+            own shows and scores. Several where a label is coarser than what models were tuned to
+            say.
         metrics: Metric names, the primary one included.
         primary: The metric declared primary before anything is scored.
         generation: For ``generate_until``.
@@ -245,6 +250,7 @@ class Task:
     tuned_by: str | None = None
     domain: Domain = "none"
     choices: tuple[str, ...] = ()
+    words: tuple[tuple[str, tuple[str, ...]], ...] = ()
     generation: GenerationSettings = GenerationSettings()
     description: str = ""
     fingerprint: str = ""
@@ -307,7 +313,8 @@ class Variant:
         target: Jinja template of one continuation (``choice`` is the choice text or reference).
         delimiter: Text between context and continuation.
         separator: Text between shots, and between the last shot and the question.
-        label_words: Pairs of (label name, words shown instead); empty to show labels as they are.
+        label_words: Pairs of (label name, words shown instead, several where the label stands for
+            several texts); empty to show labels, or the task's own words, as they are.
         shots: Number of worked examples before the question.
         shots_seed: Seed that draws them.
         shots_order: 0: as drawn; else the seed of another order of the same shots.
@@ -331,7 +338,7 @@ class Variant:
     target: str = "{{ choice }}"
     delimiter: str = " "
     separator: str = "\n\n"
-    label_words: tuple[tuple[str, str], ...] = ()
+    label_words: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
     shots: int = 0
     shots_seed: int = 0
     shots_order: int = 0
@@ -362,7 +369,7 @@ class EncodingSettings:
     overflow: Literal["drop_shots", "truncate_left"] = "drop_shots"
 
 
-FREE_ANSWER = GenerationSettings(max_tokens=5, stops=("\n",))
+FREE_ANSWER = GenerationSettings(max_tokens=5, stops=("\n",), run_on=True)
 """How a choice is generated freely, unless the task says otherwise (the study's five tokens)."""
 
 
@@ -478,7 +485,8 @@ class GenerateResult:
     Attributes:
         texts: Generated text (after its thinking), cut before the first stop string.
         token_counts: Tokens generated, the end token included.
-        finish_reasons: ``stop`` (end token or stop string) or ``length``.
+        finish_reasons: ``stop`` (end token or stop string) or ``length``; of texts that were cut
+            afterwards also ``run_on`` and ``empty`` (see ``scoring.generating``).
         computed_tokens: int64 [N] prompt tokens computed.
         cached_tokens: int64 [N] prompt tokens served from a cache.
         raw_texts: With ``run_on`` or ``think_end``: all of the text; else empty.

@@ -11,7 +11,7 @@ from evalcore.types import TEMPLATE_DATE, EncodingSettings, Subject, Task, Varia
 
 CELL_KEY_VERSION = 3
 """Raised when the same question to the same model would get another key (docs/identity.md)."""
-STOP_RULE = 1
+STOP_RULE = 2
 """Raised when the same tokens would end in another place (:mod:`evalcore.engines.text`)."""
 
 
@@ -116,6 +116,8 @@ def cell_key(
         "variant": variant.fingerprint,
         "numerics": numerics.label,
     }
+    if task.words and not variant.label_words and variant.listing != "letters":
+        parts["words"] = task.words
     if subject.adapter is not None:
         parts["adapter"] = subject.adapter.fingerprint
     if shots is not None:
@@ -132,6 +134,6 @@ def cell_key(
     if settings is not None:
         parts["generation"] = differences(settings)
         parts["ends"] = sorted(checkpoint.end_tokens or ())
-        if STOP_RULE > 1:
+        if settings.run_on:
             parts["stop_rule"] = STOP_RULE
     return text_fingerprint(parts)

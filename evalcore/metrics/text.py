@@ -117,7 +117,9 @@ def compare_rouge(kind: str, name: str = "text") -> Values:
 def valid(table: pa.Table) -> FloatArray:
     """1 where an answer came to an end (generation) or is one of the choices (free answers)."""
     reasons = strings(table, "finish_reason")
-    ended = np.array([np.nan if r is None else float(r == "stop") for r in reasons], dtype=float)
+    ended = np.array(
+        [np.nan if r is None else float(r in ("stop", "run_on")) for r in reasons], dtype=float
+    )
     free = matches(table, "answer", ["free"])
     if not free.any():
         return ended

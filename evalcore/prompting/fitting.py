@@ -21,6 +21,7 @@ class RequestText:
         targets: The same without delimiter: what lengths in characters and bytes are of.
         unconditional: Text scored after an empty context, or empty.
         shots: Worked examples in the context.
+        owners: The choice each continuation is a text of; empty where each choice has one.
     """
 
     contexts: tuple[str, ...]
@@ -28,6 +29,7 @@ class RequestText:
     targets: tuple[str, ...]
     unconditional: tuple[str, ...] = ()
     shots: int = 0
+    owners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Asked:
         prompt: What is generated from, if anything is.
         truncated: Context tokens cut off, the most of any request.
         fits: Whether the model can read all of it.
+        owners: The choice each pair is a text of; empty where each choice has one.
     """
 
     pairs: list[Pair]
@@ -47,6 +50,7 @@ class Asked:
     prompt: list[int] | None = None
     truncated: int = 0
     fits: bool = True
+    owners: tuple[int, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -84,7 +88,7 @@ def encode_texts(
     asked = []
     for text in texts:
         pairs = [pair for _ in text.contexts for pair in next(groups)]
-        asked.append(Asked(pairs, next(groups)))
+        asked.append(Asked(pairs, next(groups), owners=text.owners))
     return _with_prompts(encoder, texts, asked) if prompts else asked
 
 
@@ -163,17 +167,18 @@ def first_tokens(
     """Cuts every choice to its first token (``answer=first_token``).
 
     White space at the end of the context stays there where it is a token of its own, so that the
-    first token is the label's.
+    first token is the label's. Texts of one choice may begin with the same token.
 
     Raises:
         InputError: If two choices begin with the same token: the first token cannot tell them
             apart.
     """
     pairs = _spaces_in_context(asked)
-    owners: dict[tuple[int, ...], int] = {}
+    owners = asked.owners or tuple(range(len(pairs)))
+    begun: dict[tuple[int, ...], int] = {}
     for i, (context, tokens) in enumerate(pairs):
-        first = owners.setdefault((*context, *tokens[:1]), i)
-        if first != i:
+        first = begun.setdefault((*context, *tokens[:1]), i)
+        if owners[first] != owners[i]:
             shared = tokenizer.convert_ids_to_tokens(tokens[:1])
             raise InputError(
                 f"task {task.name}, prompt {variant.name}: answer=first_token cannot tell "

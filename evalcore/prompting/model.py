@@ -35,10 +35,10 @@ class PromptDefinition(BaseModel):
     )
     delimiter: str = Field(" ", description="Between context and continuation.")
     separator: str = Field("\n\n", description="Between shots and before the question.")
-    label_words: dict[str, str] = Field(
+    label_words: dict[str, str | list[str]] = Field(
         {},
         description="Label name -> words shown and scored instead: all labels of a task or none. "
-        "May hold labels of several tasks.",
+        "May hold labels of several tasks. A list: the label stands for each of these texts.",
     )
     system: str | None = Field(None, description="System text, used with a chat template only.")
     listing: Literal["cloze", "letters"] = Field(
@@ -69,17 +69,23 @@ class PromptDefinition(BaseModel):
     @field_validator("label_words", mode="before")
     @classmethod
     def _texts(cls, value: object) -> object:
-        if isinstance(value, dict) and any(
-            isinstance(item, bool) for pair in value.items() for item in pair
-        ):
+        parts = (
+            [item for key, words in value.items() for item in (key, words)]
+            if isinstance(value, dict)
+            else []
+        )
+        flat = [x for part in parts for x in (part if isinstance(part, list) else [part])]
+        if any(isinstance(item, bool) for item in flat):
             raise ValueError('quote yes/no words: YAML reads them as true/false ("yes", "no")')
         return value
 
     @field_validator("label_words")
     @classmethod
-    def _not_empty(cls, value: dict[str, str]) -> dict[str, str]:
-        if any(not words.strip() for words in value.values()):
-            raise ValueError("a label's words may not be empty")
+    def _not_empty(cls, value: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for words in value.values():
+            texts = [words] if isinstance(words, str) else words
+            if not texts or any(not text.strip() for text in texts):
+                raise ValueError("a label's words may not be empty")
         return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -24,12 +25,15 @@ class Rendered:
             a chat template, which ends its own header).
         targets: The same without the delimiter: what lengths in characters and bytes are of.
         shots: Worked examples in the context.
+        owners: The choice each continuation is a text of, ascending; empty where each choice, or
+            reference, has one.
     """
 
     context: str
     continuations: tuple[str, ...]
     targets: tuple[str, ...]
     shots: int
+    owners: tuple[int, ...] = ()
 
 
 def check_variant(task: Task, variant: Variant) -> None:
@@ -82,11 +86,22 @@ def _check_label_words(task: Task, variant: Variant, where: str) -> None:
             f"{where}: no words for label {missing[0]!r} of task {task.name} ({labels}); give "
             "words for all of them or for none",
         )
-    shown = [words[label] for label in task.choices]
+    shown = [text for label in task.choices for text in _texts(words[label])]
     if len(set(shown)) != len(shown):
         raise PromptError(
             PromptFault.SAME_WORDS, f"{where}: two labels of task {task.name} have the same words"
         )
+
+
+def _texts(words: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)
+
+
+def choice_texts(task: Task, variant: Variant, document: Document) -> list[tuple[str, ...]]:
+    """The texts each choice of a document stands for: the prompt's words, else the task's, else
+    its own text."""
+    words = dict(variant.label_words) or dict(task.words)
+    return [_texts(words.get(choice, choice)) for choice in document.choices]
 
 
 def _fill(text: str, key: str, task: Task, variant: Variant, values: dict[str, Any]) -> str:
@@ -103,8 +118,7 @@ def _values(task: Task, variant: Variant, document: Document) -> dict[str, Any]:
     """Variables of the template: fields, and for choices their words, letters and listing."""
     if not document.choices:
         return dict(document.fields)
-    words = dict(variant.label_words)
-    shown = [words.get(choice, choice) for choice in document.choices]
+    shown = [" or ".join(texts) for texts in choice_texts(task, variant, document)]
     if len(shown) > len(ascii_uppercase):
         if variant.listing == "letters":
             raise PromptError(
@@ -125,23 +139,32 @@ def render_question(task: Task, variant: Variant, document: Document) -> str:
     return _fill(variant.template, "template", task, variant, _values(task, variant, document))
 
 
-def render_targets(task: Task, variant: Variant, document: Document) -> tuple[str, ...]:
-    """The target of each choice, or of each reference.
+def render_targets(
+    task: Task, variant: Variant, document: Document
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The target of each text of each choice, or of each reference.
+
+    Returns:
+        The targets, choice by choice; and the choice each is of, empty where each has one text.
 
     Raises:
         PromptError: If a target is empty: there would be nothing to score.
     """
     values = _values(task, variant, document)
-    answers: Sequence[str] = document.references
-    if task.output_type == "multiple_choice":
-        answers = values["letters" if variant.listing == "letters" else "choices"]
+    answers: list[tuple[str, ...]] = [(text,) for text in document.references]
+    if task.output_type == "multiple_choice" and variant.listing == "letters":
+        answers = [(letter,) for letter in values["letters"]]
+    elif task.output_type == "multiple_choice":
+        answers = choice_texts(task, variant, document)
+    owners = tuple(number for number, texts in enumerate(answers) for _ in texts)
     targets = tuple(
-        answer
+        text
         if variant.target == "{{ choice }}"
         else _fill(
-            variant.target, "target", task, variant, {**values, "choice": answer, "index": number}
+            variant.target, "target", task, variant, {**values, "choice": text, "index": number}
         )
-        for number, answer in enumerate(answers)
+        for number, texts in enumerate(answers)
+        for text in texts
     )
     if any(not target for target in targets):
         raise PromptError(
@@ -149,20 +172,26 @@ def render_targets(task: Task, variant: Variant, document: Document) -> tuple[st
             f"prompt {variant.group}/{variant.name}, key target: gives empty text for a choice of "
             f"task {task.name}, document {document.index}",
         )
-    return targets
+    return targets, owners if len(owners) > len(answers) else ()
 
 
 def gold_target(task: Task, variant: Variant, document: Document) -> str:
     """The target of the right choice, or of the first reference.
 
+    Of a choice that stands for several texts the document's own draw is taken, the same always.
+
     Raises:
         InputError: If the document has no right answer.
     """
-    targets = render_targets(task, variant, document)
+    targets, owners = render_targets(task, variant, document)
     index = document.gold if task.output_type == "multiple_choice" else 0
-    if not 0 <= index < len(targets):
+    own = [i for i, owner in enumerate(owners or range(len(targets))) if owner == index]
+    if not own:
         raise InputError(f"task {task.name}, document {document.index} has no right answer")
-    return targets[index]
+    if len(own) == 1:
+        return targets[own[0]]
+    drawn = int(hashlib.blake2b(document.id.encode(), digest_size=8).hexdigest(), 16)
+    return targets[own[drawn % len(own)]]
 
 
 def render(
@@ -189,7 +218,7 @@ def render(
             refuses the conversation.
         InputError: If a chat variant has no tokenizer or no chat template.
     """
-    targets = render_targets(task, variant, document)
+    targets, owners = render_targets(task, variant, document)
     question = render_question(task, variant, document)
     if variant.chat and variant.chat_shots == "turns":
         turns = [
@@ -197,15 +226,15 @@ def render(
             for shot in shots
         ]
         return Rendered(
-            chat_text(variant, turns, question, tokenizer), targets, targets, len(shots)
+            chat_text(variant, turns, question, tokenizer), targets, targets, len(shots), owners
         )
     if shots_prefix is None:
         shots_prefix = shots_text(task, variant, shots)
     if variant.chat:
         context = chat_text(variant, [], shots_prefix + question, tokenizer)
-        return Rendered(context, targets, targets, len(shots))
+        return Rendered(context, targets, targets, len(shots), owners)
     continuations = tuple(variant.delimiter + target for target in targets)
-    return Rendered(shots_prefix + question, continuations, targets, len(shots))
+    return Rendered(shots_prefix + question, continuations, targets, len(shots), owners)
 
 
 def shots_text(task: Task, variant: Variant, shots: Sequence[Document]) -> str:

@@ -33,7 +33,7 @@ from evalcore.types import (
 
 log = logging.getLogger("evalcore")
 
-REQUESTS_VERSION = 3
+REQUESTS_VERSION = 4
 FLAG_SHOTS_DROPPED = "shots_dropped"
 FLAG_TRUNCATED = "truncated"
 FLAG_OVERFLOW = "overflow"
@@ -54,6 +54,7 @@ REQUEST_SCHEMA = pa.schema(
         pa.field("choice_chars", pa.list_(pa.int32())),
         pa.field("choice_bytes", pa.list_(pa.int32())),
         pa.field("choices", pa.list_(pa.string())),
+        pa.field("choice_owners", pa.list_(pa.int32())),
         pa.field("references", pa.list_(pa.string())),
         pa.field("shots", pa.int32()),
         pa.field("shots_dropped", pa.int32()),
@@ -67,10 +68,11 @@ REQUEST_SCHEMA = pa.schema(
 ``continuations``: one per choice (``first_token``: its first token), one per window of a rolling
 log-likelihood; for other tasks the first reference, so that its log-likelihood can be scored.
 ``unconditional``: the choices again, after ``unconditional_context`` (mutual information only).
-``prompt``: what is generated from, null if nothing is; it keeps white space at the context's end,
-which the split rule gives to the continuations. ``choices``, ``choice_chars`` and ``choice_bytes``
-are of the text without delimiter (rolling: the whole text's in the first entry). Rows flagged
-``overflow`` do not fit even without shots and are not scored."""
+``choice_owners``: the choice each continuation is a text of, ascending; null where each choice has
+one text. ``prompt``: what is generated from, null if nothing is; it keeps white space at the
+context's end, which the split rule gives to the continuations. ``choices``, ``choice_chars`` and
+``choice_bytes`` are of the texts without delimiter (rolling: the whole text's in the first entry).
+Rows flagged ``overflow`` do not fit even without shots and are not scored."""
 
 _ROWS_PER_BATCH = 2000
 
@@ -134,7 +136,7 @@ def cached_requests(
     key = text_fingerprint(
         {
             "requests": REQUESTS_VERSION,
-            "task": [task.name, task.version, task.output_type, task.choices],
+            "task": [task.name, task.version, task.output_type, task.choices, task.words],
             "max_tokens": generation.max_tokens if generation is not None else None,
             "unconditional": unconditional,
             "prebuilt": text_fingerprint([_prebuilt_parts(doc) for doc in documents]),
@@ -281,6 +283,7 @@ class _Job:
                     own.targets[some],
                     own.continuations if self.unconditional else (),
                     own.shots,
+                    own.owners,
                 )
             )
         return texts
@@ -405,6 +408,7 @@ def _row(
         "choice_chars": [len(target) for target in text.targets] + beyond,
         "choice_bytes": [_bytes(target) for target in text.targets] + beyond,
         "choices": list(text.targets) if job.choice else [],
+        "choice_owners": list(asked.owners) or None,
         "references": list(document.references) or (list(text.targets) if job.rolling else []),
         "shots": text.shots,
         "shots_dropped": dropped,

@@ -59,11 +59,19 @@ def read_prompt(path: Path) -> Variant:
         target=definition.target,
         delimiter=definition.delimiter,
         separator=definition.separator,
-        label_words=tuple(sorted(definition.label_words.items())),
+        label_words=tuple(
+            (label, words if isinstance(words, str) else _one_or_more(words))
+            for label, words in sorted(definition.label_words.items())
+        ),
         system=definition.system,
         listing=definition.listing,
         answer=definition.answer,
     )
+
+
+def _one_or_more(words: Sequence[str]) -> str | tuple[str, ...]:
+    """One text alone is that text, so that both ways to write it are the same variant."""
+    return words[0] if len(words) == 1 else tuple(words)
 
 
 def _template_fault(error: ValidationError) -> PromptFault | None:

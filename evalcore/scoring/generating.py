@@ -25,8 +25,11 @@ def score_and_generate(
     """What the engine answers; text that runs on or thinks goes past the stop strings.
 
     A stop string then cuts the text but not the generation: the token count is that of the raw
-    text, and ``stop`` means that the cut text ends by a stop string or an end token. Of text that
-    thinks, only what comes after the thinking is the answer; nothing, if it never ends.
+    text. Text that runs on is cut after its first visible character only: an answer that begins on
+    a new line has not ended there. Of text that thinks, only what comes after the thinking is the
+    answer; nothing, if it never ends. Why a text ended: ``stop`` an end token, or nothing visible
+    after the stop string; ``run_on`` a stop string past which the model wrote on; ``length``
+    neither; ``empty`` nothing visible is left.
     """
     answers, made = engine.score_and_generate(batch, generations)
     return answers, _answered(generations, made)
@@ -57,17 +60,20 @@ def _answered(
 
 
 def _cut(raw: GenerateResult, settings: GenerationSettings) -> GenerateResult:
-    answers = [_after_thinking(text, settings.think_end) for text in raw.texts]
-    cuts = [first_stop(text, settings.stops) for text in answers]
-    return replace(
-        raw,
-        texts=[text[:at] for text, at in zip(answers, cuts, strict=True)],
-        raw_texts=list(raw.texts),
-        finish_reasons=[
-            reason if at is None else "stop"
-            for reason, at in zip(raw.finish_reasons, cuts, strict=True)
-        ],
-    )
+    texts, reasons = [], []
+    for whole, reason in zip(raw.texts, raw.finish_reasons, strict=True):
+        answer = _after_thinking(whole, settings.think_end)
+        begun = len(answer) - len(answer.lstrip()) if settings.run_on else 0
+        at = first_stop(answer[begun:], settings.stops)
+        kept = answer if at is None else answer[: begun + at]
+        texts.append(kept)
+        if not kept.strip():
+            reasons.append("empty")
+        elif at is None:
+            reasons.append(reason)
+        else:
+            reasons.append("run_on" if answer[len(kept) :].strip() else "stop")
+    return replace(raw, texts=texts, raw_texts=list(raw.texts), finish_reasons=reasons)
 
 
 def _after_thinking(text: str, end: str) -> str:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from evalcore.prompting import request_costs
 from evalcore.scoring.answers import constrained_choice, written_choice
 from evalcore.scoring.batching import GenerateRequests, ScoreRequests
+from evalcore.scoring.texts import ChoiceTexts
 from evalcore.store import EXAMPLE_SCHEMA
 from evalcore.types import AnswerWay, FloatArray, GenerateResult, OffsetArray, ScoreResult
 
@@ -80,28 +81,26 @@ def example_rows(
     n = len(table)
     bounds = scored.choice_offsets[first : first + n + 1]
     slots, offsets = scored.slots[bounds[0] : bounds[-1]], bounds - bounds[0]
-    logprobs = continuation_logprobs(scored, answers, slots)
-    lengths = np.diff(scored.batch.continuation_offsets)[slots]
     computed, cached, prompt = _token_counts(table, scored, answers, first)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {name: table[name] for name in _CARRIED}
     columns |= {
         "cell": _constant(cell, n),
         "made_by": _constant(made_by, n),
-        "choice_logprobs": _lists(offsets, pa.array(logprobs)),
-        "choice_tokens": _lists(offsets, pa.array(lengths.astype(np.int32))),
-        "is_greedy": _lists(offsets, pa.array(answers.is_greedy[slots])),
         "unconditional_logprobs": _unconditional(scored, answers, first, n),
     }
+    texts = ChoiceTexts.of(table, offsets)
+    logprobs = continuation_logprobs(scored, answers, slots)
+    columns |= texts.columns(scored, answers, slots, logprobs, columns)
     if generated is not None:
         columns |= _generation_columns(*generated)
         more_computed, more_cached = _generation_counts(*generated, n)
         computed, cached = computed + more_computed, cached + more_cached
     if answer == "constrained":
-        chosen = _constrained(scored, answers, slots, offsets)
+        chosen = texts.choice_of(_constrained(scored, answers, slots, offsets))
     elif answer == "free":
-        chosen = _written(columns["text"], table)
+        chosen = texts.choice_of(_written(columns["text"], table))
     elif answer is not None:
-        chosen = first_argmax(logprobs, offsets)
+        chosen = first_argmax(texts.together(logprobs, slots), texts.choice_offsets)
     else:
         chosen = np.full(n, -1, np.int32)
     columns |= {

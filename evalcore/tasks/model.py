@@ -218,6 +218,12 @@ class Choices(_Strict):
         "mappings and mappings of lists).",
     )
     columns: list[str] | None = Field(None, description="Columns that hold one text each.")
+    words: dict[str, list[str]] = Field(
+        {},
+        description="Label -> texts it stands for, where a prompt has no words of its own: several "
+        "texts for a label that is coarser than what models are tuned to say. Other labels are "
+        "shown as they are.",
+    )
     clean: Cleaning | None = Field(None, description="As for fields.")
     order: Literal["given", "shuffled"] = Field(
         "given",
@@ -233,6 +239,16 @@ class Choices(_Strict):
             raise _fault(
                 TaskFault.CHOICES_SAME, "expected at least two different entries, none twice"
             )
+        unknown = [label for label in self.words if label not in (self.labels or ())]
+        if unknown:
+            raise _fault(TaskFault.CHOICES_KIND, f"words: {unknown[0]!r} is not one of the labels")
+        shown = [w for label in self.labels or () for w in self.words.get(label, [label])]
+        if self.labels and (len(set(shown)) != len(shown) or not all(w.strip() for w in shown)):
+            raise _fault(
+                TaskFault.CHOICES_SAME, "words: no text may be empty or stand for two labels"
+            )
+        if any(not texts for texts in self.words.values()):
+            raise _fault(TaskFault.CHOICES_SAME, "words: a label needs at least one text")
         return self
 
     @field_validator("labels", mode="before")
@@ -264,10 +280,10 @@ class Generation(_Strict):
     """When greedy generation ends."""
 
     max_tokens: int = Field(32, ge=1, description="New tokens at most.")
-    stops: list[str] = Field(["\n"], description="Strings that end a generation.")
-    run_on: bool = Field(
-        False,
-        description="Generate past the stops and keep that raw text too, for the raw metrics.",
+    stops: list[str] = Field(
+        ["\n"],
+        description="Strings that end a text, once something visible was written. Generation goes "
+        "on past them, and the raw text is kept too.",
     )
 
     @field_validator("stops")

@@ -39,10 +39,11 @@ def task_from_definition(definition: TaskDefinition) -> Task:
     # Defaults are left out, so that keys added to the schema change no identity; words about the
     # data are no part of what is scored.
     spec = definition.model_dump(mode="json", exclude_defaults=True)
-    generation = GenerationSettings()
+    generation = GenerationSettings(run_on=True)
     if definition.generation is not None:
         given = spec["generation"] = definition.generation.model_dump(mode="json")
-        generation = GenerationSettings(given["max_tokens"], tuple(given["stops"]), given["run_on"])
+        stops = tuple(given["stops"])
+        generation = GenerationSettings(given["max_tokens"], stops, run_on=True)
     content = {key: value for key, value in spec.items() if key not in _WORDS}
     return Task(
         name=definition.name,
@@ -54,6 +55,12 @@ def task_from_definition(definition: TaskDefinition) -> Task:
         tuned_by=definition.tuned_by,
         domain=definition.domain,
         choices=tuple((definition.choices.labels if definition.choices else None) or ()),
+        words=tuple(
+            (label, tuple(texts))
+            for label, texts in sorted(
+                (definition.choices.words if definition.choices else {}).items()
+            )
+        ),
         generation=generation,
         description=definition.description,
         fingerprint=text_fingerprint(["task", content]),

@@ -314,6 +314,7 @@ def slow_rows(
                 "choice_chars": [len(target) for target in targets],
                 "choice_bytes": [len(target.encode()) for target in targets],
                 "choices": list(targets) if task.output_type == "multiple_choice" else [],
+                "choice_owners": list(text.owners) or None,
                 "references": list(document.references),
                 "shots": kept,
                 "shots_dropped": dropped,

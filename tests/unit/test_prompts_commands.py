@@ -25,7 +25,7 @@ def run(*arguments: str) -> tuple[str, object]:
 def test_list() -> None:
     output, _ = run("list", "rte,xsum")
     lines = output.splitlines()
-    assert lines[0] == "nli (rte): 19 prompts"
+    assert lines[0] == "nli (rte): 20 prompts"
     assert any(line.startswith("  default ") and "### Input_1" in line for line in lines)
     assert any("grammar:n=N  2,808 formats, 421,200 with listing=letters" in li for li in lines)
     assert any(line.startswith("summarization (xsum): 15") for line in lines)

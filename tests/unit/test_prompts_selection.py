@@ -29,7 +29,7 @@ def test_sets_of_prompts() -> None:
     everything = names("all")
     assert everything[:3] == ["default", "instruct", "io"]
     assert {*paraphrases, "letters", "words_yesno"} < set(everything)
-    assert len(everything) == len(set(everything)) == 19
+    assert len(everything) == len(set(everything)) == 20
 
 
 def test_names_are_canonical() -> None:
@@ -56,7 +56,7 @@ def test_one_variant_one_fingerprint() -> None:
         "all:answer=free,all:space=0,all:space=0,answer=first_token,grammar:n=30"
     )
     variants = load_variants("nli", selection)
-    assert len(variants) == 19 * 12 + 30
+    assert len(variants) == 20 * 12 + 30
     assert len({variant.fingerprint for variant in variants}) == len(variants)
 
 

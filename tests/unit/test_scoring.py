@@ -365,7 +365,7 @@ def test_running_on_keeps_both_texts() -> None:
     assert engine.asked == [batch.settings for batch in batches]  # engines know what runs on
     assert cut.texts == ["one", "three"]
     assert cut.raw_texts == ["one\ntwo", "three"]
-    assert cut.finish_reasons == ["stop", "length"]
+    assert cut.finish_reasons == ["run_on", "length"]
     assert cut.token_counts == [7, 7]
     assert plain.texts == ["one\ntwo", "three"]
     assert plain.raw_texts == []
