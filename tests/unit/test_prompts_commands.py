@@ -82,7 +82,7 @@ def test_check(tmp_path: Path) -> None:
             "key template: 'premisse' is undefined; there are choices, hypothesis",
             "no words for label 'neutral' of task gpt3nli",
             "no task has the group 'nil'; there are",
-            "cannot be read",
+            "is missing",
         ),
         strict=True,
     ):

@@ -59,7 +59,8 @@ def check_pair(
     shots = draw_shots(task, variant, pool, scored=rows)
     texts = [render(task, variant, document, shots) for document in rows]
     for document, text in zip(rows, texts, strict=True):
-        assert len(text.continuations) == len(document.choices or document.references)
+        answers = len(set(text.owners)) or len(text.continuations)
+        assert answers == len(document.choices or document.references)
         assert all(target.strip() for target in text.targets)
         assert len(set(text.targets)) == len(text.targets)
         for continuation, target in zip(text.continuations, text.targets, strict=True):
@@ -88,7 +89,10 @@ def check_labels(task: Task, variant: Variant, document: Document) -> None:
     if variant.listing == "letters":
         assert targets == tuple("ABC"[: len(task.choices)])
     else:
-        assert targets == tuple(words.get(label, label) for label in task.choices)
+        words = words or dict(task.words)
+        shown = [words.get(label, label) for label in task.choices]
+        texts = [[w] if isinstance(w, str) else list(w) for w in shown]
+        assert targets == tuple(text for own in texts for text in own)
     assert document.choices == task.choices
 
 

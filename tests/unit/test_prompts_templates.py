@@ -201,7 +201,7 @@ def test_wrong_files(tmp_path: Path) -> None:
     assert fault_of(path, b"name: \xff\xfe") is FileFault.NOT_UTF8
     assert fault_of(path, "name: a\ngroup: g\n") is FileFault.MISSING_KEY
     path.unlink()
-    with pytest.raises(EvalcoreError, match="cannot be read"):
+    with pytest.raises(EvalcoreError, match="is missing"):
         read_prompt(path)
 
 

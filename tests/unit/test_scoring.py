@@ -380,4 +380,4 @@ def test_thinking_is_no_answer() -> None:
     _, (cut,) = score_and_generate(engine, ScoreBatch.from_lists([]), [batch])
     assert cut.texts == ["yes", "maybe", "", ""]
     assert cut.raw_texts == engine.texts
-    assert cut.finish_reasons == ["stop", "stop", "length", "length"]
+    assert cut.finish_reasons == ["run_on", "run_on", "empty", "empty"]
