@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evalcore.app.flops import attended
-from evalcore.errors import InputError
+from evalcore.errors import InputError, NodeError
 from evalcore.planning import PrefixProfile, prefix_profile
 from evalcore.prompting import REQUEST_SCHEMA, read_requests
 from evalcore.types import IntArray, OffsetArray, ScoreBatch
@@ -115,9 +115,8 @@ def given_requests(path: Path, limit: int | None = None) -> ScoreBatch:
     for file in files:
         try:
             table = read_requests(file)
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"--requests {file}: not a readable Arrow file ({reason})") from None
+        except NodeError as error:
+            raise InputError(f"--requests: not a readable Arrow file: {error}") from None
         missing = [n for n in ("contexts", "continuations", "flags") if n not in table.schema.names]
         if missing:
             raise InputError(

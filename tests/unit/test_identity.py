@@ -371,10 +371,11 @@ def test_another_stop_rule_counts_where_text_is_generated(monkeypatch: pytest.Mo
     subject = Subject(Checkpoint("c", "/x", "0" * 32, "1" * 32, end_tokens=(2,)))
     variant = Variant("v", "g", "x", fingerprint="3" * 32)
     numerics = NumericsClass("hf", "float32", "float32", "cpu")
-    writes = Task("t", 1, "g", "generate_until", ("rouge_l",), "rouge_l")
+    ours = GenerationSettings(run_on=True)
+    writes = Task("t", 1, "g", "generate_until", ("rouge_l",), "rouge_l", generation=ours)
     picks = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
     before = [cell_key(subject, t, variant, EncodingSettings(), numerics) for t in (writes, picks)]
-    monkeypatch.setattr("evalcore.identity.cells.STOP_RULE", 2)
+    monkeypatch.setattr("evalcore.identity.cells.STOP_RULE", 3)
     after = [cell_key(subject, t, variant, EncodingSettings(), numerics) for t in (writes, picks)]
     assert before[0] != after[0]
     assert before[1] == after[1]
