@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,10 +138,11 @@ def build_grid(
                 encode=files.path,
             ):
                 settings, file = files.of(subject.checkpoint)
-                key = cell_key(
-                    subject, task, variant, settings, numerics, data=work.data, shots=file.shots,
+                keyed = partial(
+                    cell_key, subject, task, variant, settings, numerics, shots=file.shots,
                     unconditional=needs_unconditional(task),
                 )  # fmt: skip
+                key = keyed(data=work.data)
                 if key in known:  # the same weights, asked differently, but not here
                     continue
                 known.add(key)
@@ -148,7 +150,7 @@ def build_grid(
                 grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
                 row = cell_row(
                     cell, settings, numerics, work.baseline, work.documents, versions,
-                    data=work.data, requests=file.path,
+                    data=work.data, requests=file.path, asked=keyed(),
                 )  # fmt: skip
                 own = (*work.findings, *file.findings, *learned.findings(subject))
                 row["findings"] = [finding.message for finding in own]
@@ -372,8 +374,13 @@ def cell_row(
     *,
     data: str,
     requests: Path,
+    asked: str | None = None,
 ) -> dict:
-    """One row of ``store.CELL_SCHEMA``."""
+    """One row of ``store.CELL_SCHEMA``.
+
+    Args:
+        asked: Key of the cell whatever its data; None: answers are not kept when the data changes.
+    """
     subject, task, variant = cell.subject, cell.task, cell.variant
     checkpoint, adapter = subject.checkpoint, subject.adapter
     generation = generation_of(task, variant)
@@ -428,6 +435,7 @@ def cell_row(
         "evalcore_version": __version__,
         "versions": versions,
         "data": data,
+        "asked": asked,
         "template": variant.template,
         "target": variant.target,
         "requests": requests.name,

@@ -23,6 +23,7 @@ from evalcore.app.grid import (
     require_documents,
 )
 from evalcore.app.inputs import keep_inputs
+from evalcore.app.kept import keep_answers
 from evalcore.app.labels import labelled_subjects, untaught_notes
 from evalcore.app.limits import token_limits
 from evalcore.app.manifest import agreed, grid_name
@@ -236,6 +237,9 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
     notes += untaught_notes(subjects, grid.cell_rows)
     if options.strict:
         require_documents(grid.findings)
+    if not options.dry_run:
+        store.write_cells(grid.cell_rows)
+        notes += keep_answers(store, grid)
     plan = plan_units(
         ranked(grid.cells),
         store.coverage(),
@@ -259,7 +263,6 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
     if options.dry_run:
         outcome.examples_per_s = _last_rate(store)
         return outcome, None
-    store.write_cells(grid.cell_rows)
     if options.documents:
         keep_inputs(store, grid)
     return outcome, _Prepared(store, spec, grid, subjects)

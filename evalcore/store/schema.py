@@ -105,6 +105,7 @@ CELL_SCHEMA: pa.Schema = pa.schema(
         pa.field("evalcore_version", pa.string()),
         pa.field("versions", pa.string()),
         pa.field("data", pa.string()),
+        pa.field("asked", pa.string()),
         pa.field("template", pa.string()),
         pa.field("target", pa.string()),
         pa.field("requests", pa.string()),

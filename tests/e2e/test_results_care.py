@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +68,46 @@ def test_a_mended_prompt_and_a_damaged_file(
         "Q: {{ question }} A:"
     )  # the mend is taken back: nothing is scored, the old cell is current
     assert ResultStore(out).cells()["cell"].to_pylist() == [old]
+
+
+def test_answers_to_rows_that_stayed_are_kept_when_the_data_grows(
+    tiny_checkpoint: Path, tmp_path: Path, evalcore: Callable
+) -> None:
+    """Grown, shortened and in another order: only what is new is scored, and nothing mixes."""
+    out, data = tmp_path / "results", tmp_path / "data" / "mine"
+    data.mkdir(parents=True)
+    task = tmp_path / "mine.yaml"
+    task.write_text(
+        "name: mine\nversion: 1\ngroup: multiple_choice\noutput_type: multiple_choice\n"
+        "source: {path: mine}\nsplits: {score: test}\nfields: {question: q, context: c}\n"
+        "choices: {column: a}\ngold: {column: g}\nmetrics: [acc]\nprimary: acc\n"
+    )
+
+    def score(rows: range, *more: str) -> str:
+        lines = [
+            json.dumps({"q": f"Who has mule {i}?", "c": "", "a": ["Tavira", "Gorse"], "g": i % 2})
+            for i in rows
+        ]
+        (data / "test.jsonl").write_text("\n".join(lines) + "\n")
+        done = evalcore(
+            "score", "-m", tiny_checkpoint, "-t", "mine", "--task-path", task, "-o", out,
+            "--data-root", tmp_path / "data", "--engine", "hf", *more,
+        )  # fmt: skip
+        assert done.status == 0, done.err
+        return done.out + done.err
+
+    assert "6 examples" in score(range(6))
+    first = ResultStore(out).examples(["doc_id", "choice_logprobs"]).to_pylist()
+    said = score(range(9))
+    assert "mine: the data changed; 6 answers to rows that stayed the same are kept" in said
+    assert "3 examples" in said
+    rows = ResultStore(out).examples(["doc_id", "doc_index", "choice_logprobs"]).to_pylist()
+    assert sorted(row["doc_index"] for row in rows) == list(range(9))
+    known = {row["doc_id"]: row["choice_logprobs"] for row in rows}
+    assert all(known[row["doc_id"]] == row["choice_logprobs"] for row in first)
+    said = score(range(8, 2, -1))  # fewer, and in another order: nothing is left to score
+    assert "6 answers" in said
+    assert "nothing to do" in said
+    store = ResultStore(out)
+    assert store.examples(["doc_id"]).num_rows == 6
+    assert sorted(store.cell_states().values()) == ["current", "superseded", "superseded"]
