@@ -139,7 +139,7 @@ def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, A
         token_limits(plan, BLOCK_SIZES["cpu"])
     works = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
     # The worker asks for its engine by this name: here it gets one without a model.
-    worker.create_engine = lambda spec, first=None: engine  # type: ignore[assignment]
+    worker.create_engine = lambda spec: engine  # type: ignore[assignment]
     scoring = worker.ScoringWorker(WorkerConfig(str(work), _SPEC, commit_every_s=1e9))
     with clock.stage("rows"):  # batching and the stub are taken out below
         for unit in plan.units:

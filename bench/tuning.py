@@ -99,7 +99,8 @@ def job_of(setting: Setting, directory: Path, seed: int) -> TuneJob:
 
 def ours(setting: Setting, folder: Path) -> Side:
     """All adapters by the tuning stage's worker."""
-    from finetune.train import TuneConfig, TuneWorker
+    from finetune.results import TuneConfig
+    from finetune.train import TuneWorker
 
     start, tokens = time.perf_counter(), 0
     worker = TuneWorker(TuneConfig(threads=setting.threads, device=setting.device))

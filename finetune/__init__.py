@@ -13,8 +13,9 @@ from finetune.jobs import ADAPTERS_DIR, TUNED_DIR, MixPart, Selection, TuneJob
 from finetune.method import MethodSpec
 from finetune.plan import TunePlan, plan_jobs
 from finetune.reading import load_study, parse_study, study_schema
+from finetune.results import TuneConfig, TuneResult
 from finetune.study import Study
-from finetune.train import TuneConfig, TuneResult, TuneWorker
+from finetune.train import TuneWorker
 
 __all__ = [
     "ADAPTERS_DIR",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from evalcore.cluster import Job, JobPool, Stop
 from evalcore.errors import EvalcoreError, InputError
 from finetune.jobs import TuneJob
-from finetune.train import TuneConfig, TuneResult
+from finetune.results import TuneConfig, TuneResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """One job on several devices: a process each, started by torchrun, put together by accelerate.
 
-A worker starts ``python -m finetune.distributed launch``, which is torchrun, bound to the life of
+A worker starts ``python -m finetune.member launch``, which is torchrun, bound to the life of
 the worker; torchrun starts ``... member`` once per device. Batches are dealt to the members in
 turn, gradients averaged; the first one writes. Devices of one machine only.
 """
@@ -13,17 +13,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from evalcore import errors
-from evalcore.cluster.runner import die_with_parent
 from evalcore.errors import EngineError, EvalcoreError, InputError
 from finetune.jobs import TuneJob
-
-if TYPE_CHECKING:
-    from finetune.train import TuneConfig, TuneResult
+from finetune.results import TuneConfig, TuneResult
 
 _TAIL_LINES = 3
 _MEMBER = "EVALCORE_TUNING_MEMBER"
@@ -80,7 +76,7 @@ def train(job: TuneJob, config: TuneConfig, result_type: type[TuneResult]) -> Tu
         body = TypeAdapter(TuneJob).dump_python(job, mode="json", exclude_unset=True)
         request.write_text(json.dumps({"job": body, "config": about}), "utf-8")
         command = [
-            sys.executable, "-m", "finetune.distributed", "launch", str(os.getpid()),
+            sys.executable, "-m", "finetune.member", "launch", str(os.getpid()),
             str(devices), str(request), str(answer),
         ]  # fmt: skip
         done = subprocess.run(command, env=_environment(config), capture_output=True, text=True)
@@ -105,44 +101,3 @@ def _rebuilt(about: dict[str, str], job_id: str) -> EvalcoreError:
     error = kind.__new__(kind)  # constructors take other arguments
     Exception.__init__(error, f"{job_id}: {about['message']}")
     return error
-
-
-def launch(parent: str, devices: str, request: str, answer: str) -> int:
-    """torchrun on this machine, ending with the process that asked for it."""
-    from torch.distributed.run import main as torchrun
-
-    die_with_parent(int(parent))
-    torchrun(
-        ["--standalone", f"--nproc-per-node={devices}",
-         "-m", "finetune.distributed", "member", request, answer]
-    )  # fmt: skip
-    return 0
-
-
-def member(request: str, answer: str) -> int:
-    """One of the processes; the first writes the answer."""
-    from finetune.train import TuneConfig, TuneWorker
-
-    die_with_parent(os.getppid())
-    asked = json.loads(Path(request).read_text("utf-8"))
-    job = TypeAdapter(TuneJob).validate_python(asked["job"])
-    reply: dict[str, Any]
-    status = 0
-    try:
-        worker = TuneWorker(TuneConfig(**asked["config"]))
-        reply = {"result": TypeAdapter(Any).dump_python(worker.run(job), mode="json")}
-    except EvalcoreError as error:
-        known = (c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
-        reply = {"error": {"type": next(known), "message": str(error)}}
-        status = error.exit_status
-    if rank() == 0:
-        temporary = Path(f"{answer}.part")
-        temporary.write_text(json.dumps(reply), "utf-8")
-        os.replace(temporary, answer)
-    return status
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "launch":
-        sys.exit(launch(*sys.argv[2:]))
-    sys.exit(member(*sys.argv[2:]))

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evalcore.errors import (
     EngineError,
@@ -34,6 +34,7 @@ from finetune.encoded import training_set
 from finetune.jobs import TuneJob
 from finetune.method import MethodSpec
 from finetune.provenance import TrainingReport, commit, working_folder
+from finetune.results import TuneConfig, TuneResult
 from finetune.resume import Keeper
 from finetune.selection import choose_learning_rate
 from finetune.tuners import FullTuner, LoraTuner, Tuner, weights_checksum
@@ -41,54 +42,6 @@ from finetune.tuners import FullTuner, LoraTuner, Tuner, weights_checksum
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_LENGTH = 2048
 OnStep = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TuneConfig:
-    """What all jobs of a worker have in common.
-
-    Attributes:
-        threads: CPU threads of torch; 0 leaves torch's own choice.
-        device: ``auto`` takes a GPU if there is one.
-    """
-
-    threads: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class TuneResult:
-    """One model that was tuned.
-
-    Attributes:
-        job_id: Id of its job.
-        directory: Where it is.
-        examples: Rows learned.
-        left_out: Rows left out or cut, by reason.
-        steps: Optimizer steps.
-        tokens: Tokens run through the model, without padding.
-        first_loss: Loss of the first step, nats per completion token.
-        final_loss: Mean loss of the last 10 steps.
-        load_s: Seconds to read the base (0 when it was in memory).
-        wall_s: Seconds of the job, reading the base left out.
-        untrained: Whether training changed nothing.
-        learning_rate: The one that was used (chosen, where the job had several).
-        resumed_at: Steps at which training went on after an interruption.
-    """
-
-    job_id: str
-    directory: str
-    examples: int
-    left_out: dict[str, int]
-    steps: int
-    tokens: int
-    first_loss: float
-    final_loss: float
-    load_s: float
-    wall_s: float
-    untrained: bool
-    learning_rate: float
-    resumed_at: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

@@ -11,9 +11,9 @@ from evalcore.engines.protocol import (
     AdapterWay,
     Device,
     EngineSpec,
-    merge_reason,
     numerics_class,
 )
+from evalcore.engines.registry import merge_reason
 from evalcore.engines.rounding import MOST_LOST, lost_in
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.identity import adapter_config

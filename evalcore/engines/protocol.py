@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evalcore import __version__
-from evalcore.errors import EngineError, InputError
+from evalcore.errors import EngineError
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
 if TYPE_CHECKING:
@@ -252,38 +251,6 @@ def device_name(device: Device) -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-def create_engine(spec: EngineSpec, first_subject: Subject | None = None) -> Engine:
-    """Builds an engine; its first ``load`` starts it.
-
-    Args:
-        spec: What to build.
-        first_subject: Subject that will be loaded first (a hint; it is not loaded here).
-
-    Raises:
-        EngineError: If the library behind the engine is not installed.
-        InputError: If the spec names an engine that does not exist.
-    """
-    del first_subject
-    if spec.kind == "hf":
-        from evalcore.engines.hf import HFEngine
-
-        return HFEngine(spec)
-    if spec.kind == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            raise EngineError(
-                "engine vllm: vllm is not installed; pip install 'evalcore[cpu]' or "
-                "'evalcore[gpu]', or choose --engine hf"
-            )
-        # Sets environment variables that vLLM reads while it is imported.
-        from evalcore.engines.vllm.environment import prepare
-
-        prepare(spec)
-        from evalcore.engines.vllm.engine import VLLMEngine
-
-        return VLLMEngine(spec)
-    raise InputError(f"unknown engine {spec.kind!r}; expected vllm or hf")
-
-
 def resolve_device(spec: EngineSpec) -> Device:
     """The device family ``auto`` means on this machine.
 
@@ -306,24 +273,6 @@ def resolve_device(spec: EngineSpec) -> Device:
 def resolve_adapters(spec: EngineSpec) -> AdapterWay:
     """How an engine applies adapters: ``auto`` merges (``app.adapters`` settles it for a run)."""
     return "batched" if spec.adapters == "batched" else "merged"
-
-
-def merge_reason(spec: EngineSpec, subject: Subject) -> str | None:
-    """Why vLLM would merge a subject's adapter though asked to batch; None if it would batch it.
-
-    Read off the adapter's configuration and header: vLLM, which is not loaded for this, may still
-    refuse an adapter later.
-
-    Raises:
-        EvalcoreError: The adapter does not fit its checkpoint in any way.
-    """
-    from evalcore.engines.vllm.adapters import reason_to_merge
-    from evalcore.identity import weight_layout
-
-    assert subject.adapter is not None
-    layout = weight_layout(subject.checkpoint.path)
-    device: Device = "cuda" if spec.device == "cuda" else "cpu"
-    return reason_to_merge(subject.adapter, layout, spec.max_lora_rank, device, ask_vllm=False)
 
 
 def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsClass:

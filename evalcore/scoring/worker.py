@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from evalcore.cluster import WorkerReply, pulse
+from evalcore.engines import create_engine
 from evalcore.engines.certify import Rescored
-from evalcore.engines.protocol import Engine, EngineSpec, LoadReport, create_engine
+from evalcore.engines.protocol import Engine, EngineSpec, LoadReport
 from evalcore.errors import InputError, NodeError
 from evalcore.planning import Unit, UnitSlice
 from evalcore.prompting import read_requests
@@ -305,7 +306,7 @@ class ScoringWorker:
         loads, makers = [], []
         try:
             if self._engine is None:
-                self._engine = create_engine(self._config.spec, subjects[0])
+                self._engine = create_engine(self._config.spec)
             for subject in subjects:
                 loads.append(self._engine.load(subject))
                 makers.append(self._maker(self._engine.made_by()))

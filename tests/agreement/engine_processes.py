@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from evalcore.engines.protocol import Engine, EngineSpec, create_engine
+from evalcore.engines import create_engine
+from evalcore.engines.protocol import Engine, EngineSpec
 from evalcore.types import GenerateBatch, GenerationSettings, ScoreBatch, Subject
 from tests.agreement.engine_models import (
     ALL_LINEAR,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalcore.engines.protocol import EngineSpec, create_engine
+from evalcore.engines import create_engine
+from evalcore.engines.protocol import EngineSpec
 from evalcore.types import ScoreBatch, Subject
 from tests.agreement.engine_models import edge_batch, save_adapter, save_model, subject
 from tests.agreement.engine_processes import (

@@ -42,7 +42,8 @@ def children() -> Iterator[tuple[Child, Child]]:
 
 def train_all(folder: str, base: str) -> None:
     """Trains one model of every kind (in the oracle's process)."""
-    from finetune.train import TuneConfig, TuneWorker
+    from finetune.results import TuneConfig
+    from finetune.train import TuneWorker
 
     worker = TuneWorker(TuneConfig(threads=1, device="cpu"))
     checkpoint = open_checkpoint(base)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from evalcore.engines.protocol import EngineSpec, create_engine
+from evalcore.engines import create_engine
+from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
 from evalcore.types import Subject
 from tests.agreement.engine_models import save_adapter, save_model, subject

@@ -107,7 +107,7 @@ class StubEngine(OneByOne):
 
 
 def make(config: WorkerConfig, index: int) -> ScoringWorker:
-    evalcore.scoring.worker.create_engine = lambda spec, first=None: StubEngine()  # type: ignore[assignment,misc,return-value]
+    evalcore.scoring.worker.create_engine = lambda spec: StubEngine()  # type: ignore[assignment,misc,return-value]
     return ScoringWorker(config, index)
 
 

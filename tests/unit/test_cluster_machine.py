@@ -142,7 +142,7 @@ def test_every_unit_is_accounted_for(
     limits = RunLimits(1000, None, 60.0, 10.0, 1000, Patience(2.0, 2.0, 2.0, 1.0))
     events = PoolEvents(on_committed=on_committed, on_failure=on_failure)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evalcore.scoring.worker.create_engine", lambda spec, first: StubEngine())
+        patch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
         patch.setattr(loop.time, "monotonic", lambda: clock[0])
         run = PoolRun(workers, start_blob, theatre, Units(jobs), events, limits)
         outcome = run.loop(should_stop)

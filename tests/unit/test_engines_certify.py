@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from evalcore.engines import create_engine
 from evalcore.engines.certify import Rescored, continuation_sums, judge, score_again
-from evalcore.engines.protocol import EngineSpec, create_engine
+from evalcore.engines.protocol import EngineSpec
 from tests.agreement.engine_models import boundary_batch, save_model, subject
 
 

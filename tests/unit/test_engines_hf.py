@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from evalcore.engines.protocol import EngineSpec, create_engine
+from evalcore.engines import create_engine
+from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import IncompatibleError, InputError, SubjectError
 from evalcore.identity import open_checkpoint, weight_files
 from evalcore.types import (

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evalcore.engines import create_engine
 from evalcore.engines.canary import CanaryBook, canary_batch
-from evalcore.engines.protocol import EngineSpec, create_engine, numerics_class
+from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.engines.text import finish
 from evalcore.engines.vllm.environment import engine_arguments, openmp_settings
 from evalcore.errors import InputError, ProofError, SubjectError
@@ -116,7 +117,10 @@ def test_openmp_threads_sleep_only_where_others_need_the_cores(
 
 
 def test_cuda_graphs_are_left_out_where_nothing_is_generated(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
     (tmp_path / "config.json").write_text("{}")
+    save_file({"a": np.zeros(3, dtype=np.float32)}, tmp_path / "model.safetensors")
     for device, graphs, wanted in (
         ("cuda", False, {"cudagraph_mode": "NONE"}),
         ("cuda", True, None),

@@ -48,7 +48,7 @@ def test_ids_reported_are_ids_on_disk_after_every_call(
     results = tmp_path_factory.mktemp("results")
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evalcore.scoring.worker.create_engine", lambda spec, first: StubEngine())
+        patch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
         patch.setattr(segments.time, "monotonic", clock)
         patch.setattr(segments.SegmentWriter.__init__, "__kwdefaults__",
                       {"flush_bytes": flush_bytes, "flush_age_s": 60.0})  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_unit_as_long_as_the_interval_is_committed_at_once(
     requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when the next one has ended, which would make a crash cost two of them."""
-    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec, first: StubEngine())
+    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
     monkeypatch.setenv("TOY_UNIT_S", "0.06")
     ResultStore(tmp_path)
     worker = ScoringWorker(WorkerConfig(str(tmp_path), SPEC, 0.1), 0)
@@ -91,7 +91,7 @@ def test_a_unit_as_long_as_the_interval_is_committed_at_once(
 def test_a_commit_that_fails_reports_nothing_and_keeps_the_rows(
     requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec, first: StubEngine())
+    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
     ResultStore(tmp_path)
     worker = ScoringWorker(WorkerConfig(str(tmp_path), SPEC, 1e9), 0)
     first, second = (unit_job(requests, "good", i) for i in range(2))

@@ -223,7 +223,7 @@ class Moody(HFEngine):
 def test_certificates_see_an_engine_that_answers_differently_the_second_time(
     engine: type[HFEngine], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec, first: engine(spec))
+    monkeypatch.setattr("evalcore.scoring.worker.create_engine", lambda spec: engine(spec))
     (subject,) = resolve_subjects([], [str(tiny_checkpoint)]).subjects
     limits = EncodingSettings(max_length=64)
     cells = {
