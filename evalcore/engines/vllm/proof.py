@@ -16,6 +16,8 @@ from evalcore.engines.vllm.derived import head_modules
 from evalcore.engines.vllm.experts import ExpertTraces, expert_products, stored_plainly
 from evalcore.engines.vllm.places import Atlas, Place, Unplaced, input_width
 from evalcore.engines.vllm.traces import DOUBTFUL, TOLERANCE, excess, is_finite, probe, row_sums
+from evalcore.identity import Layout
+from evalcore.identity.lora import stored_transposed
 
 
 @dataclass
@@ -80,15 +82,18 @@ class _Trace:
 class Traces:
     """Traces of streamed tensors, and what became of those that could not be followed."""
 
-    def __init__(self, model: Any, dtype: Any, *, tied: bool, packs: bool) -> None:
+    def __init__(
+        self, model: Any, dtype: Any, layout: Layout, *, tied: bool, packs: bool
+    ) -> None:
         """Args:
         model: The running vLLM model.
         dtype: The engine's dtype.
+        layout: Tensor name -> (dtype, shape) of the checkpoint.
         tied: Whether the head uses the embeddings' tensor.
         packs: Whether kernels pack weights for themselves (on CPUs they do).
         """
         self._model, self._dtype, self._tied = model, dtype, tied
-        self._packs = packs
+        self._packs, self._layout = packs, layout
         self._atlas = Atlas(model, tied=tied)
         self._experts = ExpertTraces(dtype)
         self._traces: list[_Trace] = []
@@ -100,6 +105,8 @@ class Traces:
         try:
             if not is_finite(tensor):
                 self.verdict.nonfinite.append(name)
+            if tensor.ndim == 2 and stored_transposed(name, self._layout):
+                tensor = tensor.T  # vLLM's linear layers hold [out, in]
             for place in self._atlas.find(name, tuple(tensor.shape)):
                 self._trace(name, place, tensor)
         except Exception as error:

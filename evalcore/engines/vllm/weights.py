@@ -97,12 +97,12 @@ class Reading:
         self._subject, self._device = subject, device
         self._dtype = vllm_config.model_config.dtype
         tied = is_tied(vllm_config)
-        self.traces = Traces(model, self._dtype, tied=tied, packs=str(device) == "cpu")
+        layout = weight_layout(subject.checkpoint.path)
+        self.traces = Traces(model, self._dtype, layout, tied=tied, packs=str(device) == "cpu")
         self._merger = self._check = None
         if subject.adapter is not None:
             verify_adapter(subject.adapter)
             require_finite(subject, _nonfinite(subject.adapter.path), "the adapter")
-            layout = weight_layout(subject.checkpoint.path)
             opened = open_adapter(subject.adapter.path, layout, tied=tied)
             self._merger, self._check = Merger(opened), MergeCheck(opened, self._dtype)
 
