@@ -57,7 +57,8 @@ def visit(folder: Path, applied: Applied, names: list[str]) -> dict[str, np.ndar
         try:
             check_adapter(adapter, layout, numeric_config(base), str(base), applied)
             still = dataclasses.replace(subject.adapter, untrained=name == "alpha0")
-            engine.load(dataclasses.replace(subject, adapter=still))
+            report = engine.load(dataclasses.replace(subject, adapter=still))
+            assert applied == "unmerged" or report.proven_share == 1.0, report.details
             found[name] = engine.score(batch()).token_logprobs
         except EvalcoreError as error:
             found[name] = str(error)

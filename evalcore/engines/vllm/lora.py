@@ -40,6 +40,18 @@ class Merger:
 
     def __call__(self, name: str, tensor: Any, dtype: Any) -> Any:
         """The merged tensor in ``dtype``: sum in float32, cast once; other tensors unchanged."""
+        return self.cast(name, tensor, self.sum(name, tensor), dtype)
+
+    def cast(self, name: str, tensor: Any, merged: Any, dtype: Any) -> Any:
+        """What :meth:`sum` gave in ``dtype``, and what it changed counted."""
+        if name not in self._adapter.touched:
+            return merged
+        merged = merged.to(dtype)
+        self.changed_weights += int((merged != tensor.to(dtype)).sum())
+        return merged
+
+    def sum(self, name: str, tensor: Any) -> Any:
+        """float32, the tensor with what the adapter does to it; other tensors unchanged."""
         if name not in self._left:
             return tensor
         self._left.discard(name)
@@ -56,8 +68,6 @@ class Merger:
             merged[list(rows)] = self._read(own, device)
         if name in adapter.deltas:
             merged = self._merge(merged, adapter.deltas[name], device)
-        merged = merged.to(dtype)
-        self.changed_weights += int((merged != tensor.to(dtype)).sum())
         return merged
 
     def _read(self, name: str, device: Any) -> Any:

@@ -12,60 +12,120 @@ from typing import Any
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.engines.vllm.traces import probe
 from evalcore.errors import NodeError, ProofError
-from evalcore.identity import LoraAdapter, weight_files, weight_layout
+from evalcore.identity import LoraAdapter, ModuleDelta, weight_files, weight_layout
 from evalcore.identity.adapter import adapter_file
 from evalcore.types import Subject
 
-# Of a product with the merged weights, relative; rounding them once leaves 1.7e-3 in bfloat16.
-_TOLERANCE = {"float32": 2e-5, "bfloat16": 2.2e-3, "float16": 2.8e-4}
-_PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+# Unit roundoff of float32. A sum of n terms t in float32 is off by about u sqrt(n) |t|; a few more
+# roundings (scaling, adding up, casting of what is compared) come to it, and libraries whose sums
+# are twice as coarse.
+_ROUNDOFF = 2.0**-24
+_COARSE = 2.0
 
 
 class MergeCheck:
-    """Compares merged weights with x W^T + s (x A^T) B^T, which never forms the delta.
+    """Compares merged weights, before they are rounded, with what an adapter's file says.
 
-    DoRA, and modules an adapter replaces, are not low-rank changes: they are left out.
+    Low-rank changes are never formed: x (W + s B A)^T is x W^T + s (x A^T) B^T, for seeded vectors
+    x; DoRA's norms follow from W A^T and A A^T. Before rounding, both sides differ by float32's
+    roundings only, whatever the engine's dtype is, so that even the delta of one training step
+    counts. Everything else an adapter brings is compared as it is.
     """
 
-    def __init__(self, adapter: LoraAdapter, dtype: Any) -> None:
+    def __init__(self, adapter: LoraAdapter) -> None:
         from safetensors import safe_open
 
-        self._adapter = adapter
-        self._limit = _TOLERANCE[str(dtype).removeprefix("torch.")]
+        self._adapter, self._touched = adapter, adapter.touched
         self._file = safe_open(str(adapter_file(adapter.path)), framework="pt")
         self._wrong: dict[str, float] = {}
 
-    def __call__(self, name: str, tensor: Any, merged: Any) -> None:
-        """Looks at one tensor before and after the merge."""
-        delta = self._adapter.deltas.get(name)
-        others = (self._adapter.replacements, self._adapter.biases, self._adapter.rows)
-        if delta is None or tensor.ndim != 2 or any(name in other for other in others):
-            return
-        if set(delta.parts) not in _PAIRS:
-            return
-        read = {
-            part[-1]: self._file.get_tensor(own).to(tensor.device).float()
-            for part, own in delta.parts.items()
-        }
-        x = probe(tensor.shape[1], tensor.float().dtype, tensor.device)
-        if delta.transposed or "lora_embedding_A" in delta.parts:
-            change = (x @ read["B"]) @ read["A"]
+    def __call__(self, name: str, tensor: Any, total: Any, merged: Any) -> None:
+        """Looks at one tensor.
+
+        Args:
+            name: Its name.
+            tensor: As the checkpoint has it.
+            total: float32, with the adapter.
+            merged: The same in the engine's dtype.
+        """
+        if name not in self._touched:
+            error = 0.0 if merged is tensor else float("inf")
+        elif not _equal(total.to(merged.dtype), merged):
+            error = float("inf")
         else:
-            change = (x @ read["A"].T) @ read["B"].T
-        wanted = x @ tensor.float().T + delta.scaling * change
-        gap = x @ merged.float().T - wanted
-        error = float(gap.square().mean().sqrt()) / (float(wanted.square().mean().sqrt()) or 1.0)
-        if not error <= self._limit:
+            error = self._error(name, tensor, total)
+        if not error <= 1.0:
             self._wrong[name] = error
+
+    def _error(self, name: str, tensor: Any, total: Any) -> float:
+        """Distance of a float32 sum from what it should be, in roundings that may be."""
+        adapter, weight = self._adapter, tensor.float()
+        if name in adapter.replacements:
+            weight = self._read(adapter.replacements[name], tensor)
+        if name in adapter.biases:
+            own, scaling = adapter.biases[name]
+            weight = weight + scaling * self._read(own, tensor)
+        if name in adapter.rows:
+            own, rows = adapter.rows[name]
+            values = self._read(own, tensor)
+            if not _equal(total[list(rows)], values):
+                return float("inf")
+            weight = weight.clone()
+            weight[list(rows)] = values
+        delta = adapter.deltas.get(name)
+        if delta is None:
+            return 0.0 if _equal(total, weight) else float("inf")
+        return self._product_error(delta, weight, total)
+
+    def _product_error(self, delta: ModuleDelta, weight: Any, total: Any) -> float:
+        parts = {part: self._read(own, weight) for part, own in delta.parts.items()}
+        embedding = "lora_embedding_A" in parts
+        a = parts["lora_embedding_A" if embedding else "lora_A"]
+        b = parts["lora_embedding_B" if embedding else "lora_B"]
+        if embedding or delta.transposed:
+            a, b = b.T, a.T
+        x = probe(weight.shape[1], weight.dtype, weight.device)
+        scaling = delta.scaling
+        wanted = x @ weight.T + scaling * ((x @ a.T) @ b.T)
+        # Sums of squares of all terms: what their roundings are relative to.
+        terms = x.square() @ weight.square().T
+        terms += scaling**2 * ((x.square() @ a.square().T) @ b.square().T)
+        size = terms.sqrt()
+        magnitude = parts.get("lora_magnitude_vector")
+        if magnitude is not None:
+            factor = magnitude.reshape(-1) / _row_norms(weight, a, b, scaling)
+            wanted, size = wanted * factor, size * factor.abs()
+        gap = (x @ total.T - wanted).abs() / size.clamp(min=float(size.max()) * 1e-6 or 1.0)
+        error = max(float(gap.square().mean().sqrt()), float(gap.max()) / 10)
+        terms_count = weight.shape[1] ** 0.5 + a.shape[0] ** 0.5 + 4
+        return error / (_ROUNDOFF * _COARSE * terms_count)
+
+    def _read(self, name: str, like: Any) -> Any:
+        return self._file.get_tensor(name).to(like.device).float()
 
     def finish(self, label: str) -> None:
         """Raises ProofError if a tensor was not as its parts say."""
         if self._wrong:
             name = sorted(self._wrong)[0]
             raise ProofError(
-                f"{label}: merging the adapter into {name} gave weights that are "
-                f"{self._wrong[name]:.2g} off what its matrices say"
+                f"{label}: merging the adapter into {name} gave weights that are not what its "
+                f"matrices say ({self._wrong[name]:.2g} times what rounding explains)"
             )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    import torch
+
+    return one.shape == other.shape and bool(torch.equal(one, other))
+
+
+def _row_norms(weight: Any, a: Any, b: Any, scaling: float) -> Any:
+    """float32 [out]: norms of the rows of W + s B A, from products with A only (float64)."""
+    a, b = a.double(), b.double()
+    squares = weight.square().sum(1).double()
+    squares = squares + 2 * scaling * (b * (weight.double() @ a.T)).sum(1)
+    squares = squares + scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
+    return squares.clamp(min=0).sqrt().float()
 
 
 @contextmanager

@@ -11,15 +11,20 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from evalcore.identity import Layout
+from evalcore.identity.lora import stored_transposed
+
 Kind = Literal["linear", "embedding", "head", "expert", "plain"]
 
 
 # Rotary tables and causal masks that old checkpoints bring; models compute their own.
 _RECOMPUTED = (
-    "rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "rotary_emb.cos_cached",
-    "rotary_emb.sin_cached", "attn.bias", "attn.masked_bias", "attention.bias",
-    "attention.masked_bias",
+    ".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq", ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached", ".attn.bias", ".attn.masked_bias", ".attention.bias",
+    ".attention.masked_bias",
 )  # fmt: skip
+# Models whose loaders put fused queries, keys and values in another order.
+_GROUPED = ("BloomForCausalLM", "FalconForCausalLM")
 
 
 class Unplaced(Exception):
@@ -79,8 +84,13 @@ class Place:
 class Atlas:
     """Places of one model's tensors."""
 
-    def __init__(self, model: Any, *, tied: bool) -> None:
-        self._model, self._tied = model, tied
+    def __init__(self, model: Any, layout: Layout, *, tied: bool) -> None:
+        """Args:
+        model: The running vLLM model.
+        layout: Tensor name -> (dtype, shape) of the checkpoint.
+        tied: Whether the head uses the embeddings' tensor.
+        """
+        self._model, self._layout, self._tied = model, layout, tied
         self._experts = {
             module.layer_name: (name, module)
             for name, module in model.named_modules()
@@ -103,6 +113,29 @@ class Atlas:
                 return _expert_places(where, module, target[len(layer) + 1 :], shape)
         path, _, leaf = target.rpartition(".")
         return self._module_places(path, leaf, shard, shape)
+
+    def as_held(self, name: str, tensor: Any) -> Any:
+        """A checkpoint's tensor in the order in which vLLM's linear layers hold it.
+
+        GPT-2's family stores matrices [in, out]; BLOOM and Falcon store queries, key and value of
+        one group of heads after the other, where vLLM holds all queries, all keys, all values.
+        """
+        if tensor.ndim == 2 and stored_transposed(name, self._layout):
+            return tensor.T
+        import torch
+
+        grouped = type(self._model).__name__ in _GROUPED and ".query_key_value." in name
+        if not grouped:
+            return tensor
+        path = name.rpartition(".")[0]
+        path = path if path.startswith("transformer.") else f"transformer.{path}"
+        layer = self._model.get_submodule(path)
+        layer = getattr(layer, "base_layer", layer)
+        groups = int(layer.total_num_kv_heads)
+        queries = int(layer.total_num_heads) // groups
+        parts = tensor.view(groups, queries + 2, -1, *tensor.shape[1:])
+        ordered = [parts[:, :queries], parts[:, queries], parts[:, queries + 1]]
+        return torch.cat([part.reshape(-1, *tensor.shape[1:]) for part in ordered])
 
     def number(self, name: str) -> int:
         """Which matrix of a fused layer a tensor is; 0 where it is the only one."""
@@ -146,11 +179,11 @@ class Atlas:
         module = getattr(module, "base_layer", module)  # wrapped for batched adapters
         if isinstance(module, VocabParallelEmbedding):
             is_head = isinstance(module, ParallelLMHead)
+            rows, at = _vocabulary(module)
+            if leaf == "bias":
+                return [Place(path, module, leaf, "plain", rows, at=at)]
             if is_head and self._tied:
                 return []  # a stored head that a tied model does not use
-            if leaf == "bias":
-                raise Unplaced("bias of an output head")
-            rows, at = _vocabulary(module)
             return [Place(path, module, leaf, "head" if is_head else "embedding", rows, at=at)]
         if isinstance(module, LinearBase):
             return _linear_places(path, module, leaf, shard, shape)

@@ -17,7 +17,9 @@ from evalcore.engines.vllm.experts import ExpertTraces, expert_products, stored_
 from evalcore.engines.vllm.places import Atlas, Place, Unplaced, input_width
 from evalcore.engines.vllm.traces import DOUBTFUL, TOLERANCE, excess, is_finite, probe, row_sums
 from evalcore.identity import Layout
-from evalcore.identity.lora import stored_transposed
+
+# Embeddings of positions; vLLM gives those the same class.
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 
 @dataclass
@@ -82,9 +84,7 @@ class _Trace:
 class Traces:
     """Traces of streamed tensors, and what became of those that could not be followed."""
 
-    def __init__(
-        self, model: Any, dtype: Any, layout: Layout, *, tied: bool, packs: bool
-    ) -> None:
+    def __init__(self, model: Any, dtype: Any, layout: Layout, *, tied: bool, packs: bool) -> None:
         """Args:
         model: The running vLLM model.
         dtype: The engine's dtype.
@@ -93,10 +93,11 @@ class Traces:
         packs: Whether kernels pack weights for themselves (on CPUs they do).
         """
         self._model, self._dtype, self._tied = model, dtype, tied
-        self._packs, self._layout = packs, layout
-        self._atlas = Atlas(model, tied=tied)
+        self._packs = packs
+        self._atlas = Atlas(model, layout, tied=tied)
         self._experts = ExpertTraces(dtype)
         self._traces: list[_Trace] = []
+        self._heads_held = False  # whether tied heads were compared
         self._lost = 0  # numbers of tensors that could not be followed
         self.verdict = Verdict()
 
@@ -105,8 +106,7 @@ class Traces:
         try:
             if not is_finite(tensor):
                 self.verdict.nonfinite.append(name)
-            if tensor.ndim == 2 and stored_transposed(name, self._layout):
-                tensor = tensor.T  # vLLM's linear layers hold [out, in]
+            tensor = self._atlas.as_held(name, tensor)
             for place in self._atlas.find(name, tuple(tensor.shape)):
                 self._trace(name, place, tensor)
         except Exception as error:
@@ -123,11 +123,16 @@ class Traces:
         matrix = place.leaf == "weight" and part.ndim == 2
         packed = self._packs and matrix and place.kind in ("linear", "head")
         trace = _Trace(name, place, dtype=dtype, count=part.numel())
-        if packed or (self._packs and place.kind == "embedding" and self._tied):
+        if packed or (self._packs and self._shares(place)):
             trace.product = probe(part.shape[1], dtype, part.device).float() @ part.float().T
         if not (packed and place.kind == "linear"):
             trace.sums = row_sums(part)
         self._traces.append(trace)
+
+    def _shares(self, place: Place) -> bool:
+        """Whether a place is the input embeddings that the output head uses, too."""
+        last = place.name.rpartition(".")[2]
+        return self._tied and place.kind == "embedding" and last not in _POSITIONS
 
     # -- the model's side ----------------------------------------------------------------------
 
@@ -155,6 +160,9 @@ class Traces:
                     continue
                 for name, leaf, count in zip(one.names, one.parameters, one.counts, strict=True):
                     self._judge(name, leaf, count, error, covered)
+        if self._tied and not self._heads_held and list(head_modules(self._model)):
+            verdict.unproven["output head"] = "no embeddings to hold it to"
+            self._lost += 1
         verdict.proven -= set(verdict.wrong) | set(verdict.unproven)
         self._cover(covered)
         return verdict
@@ -176,8 +184,9 @@ class Traces:
         """Largest error of the modules that use a tensor's part."""
         place, errors = trace.place, []
         heads = [place.module] if place.kind == "head" else []
-        if place.kind == "embedding" and self._tied:
+        if self._shares(place):
             heads = list(head_modules(self._model))
+            self._heads_held = True
         if trace.sums is not None:
             for holder in [place, *(replace(place, module=head) for head in heads)]:
                 held = holder.held().to(trace.dtype)
@@ -253,10 +262,10 @@ def _sizes(model: Any) -> dict[str, int]:
             seen.add(id(tensor))
             first = parameters.get(leaf, buffers.get(leaf, tensor))
             size = int(getattr(first, "weight_loader_numel", first.numel()))
-            if isinstance(module, VocabParallelEmbedding) and leaf == "weight":
+            if isinstance(module, VocabParallelEmbedding) and leaf in ("weight", "bias"):
                 own = module.shard_indices
                 rows = own.org_vocab_end_index - own.org_vocab_start_index
-                size = rows * int(first.shape[1])
+                size = rows * int(first.shape[1] if first.ndim > 1 else 1)
             sizes[f"{at}.{leaf}" if at else leaf] = size
     return sizes
 

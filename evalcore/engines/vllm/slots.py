@@ -55,7 +55,7 @@ def _slices(model: Any, subject: Subject, *, tied: bool) -> _Slices:
     assert subject.adapter is not None
     layout = weight_layout(subject.checkpoint.path)
     adapter = open_adapter(subject.adapter.path, layout, tied=tied)
-    atlas, slices = Atlas(model, tied=tied), _Slices()
+    atlas, slices = Atlas(model, layout, tied=tied), _Slices()
     with safe_open(str(adapter_file(adapter.path)), framework="pt") as tensors:
         for target, delta in adapter.deltas.items():
             a, b = (tensors.get_tensor(delta.parts[part]) for part in ("lora_A", "lora_B"))

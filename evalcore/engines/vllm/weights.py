@@ -104,7 +104,7 @@ class Reading:
             verify_adapter(subject.adapter)
             require_finite(subject, _nonfinite(subject.adapter.path), "the adapter")
             opened = open_adapter(subject.adapter.path, layout, tied=tied)
-            self._merger, self._check = Merger(opened), MergeCheck(opened, self._dtype)
+            self._merger, self._check = Merger(opened), MergeCheck(opened)
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """The tensors that should be in place; afterwards all that was read is checked.
@@ -120,8 +120,9 @@ class Reading:
                 for name, tensor in stream(path, self._device, digests):
                     merged = tensor
                     if self._merger is not None and self._check is not None:
-                        merged = self._merger(name, tensor, self._dtype)
-                        self._check(name, tensor, merged)
+                        total = self._merger.sum(name, tensor)
+                        merged = self._merger.cast(name, tensor, total, self._dtype)
+                        self._check(name, tensor, total, merged)
                     self.traces.add(name, merged)
                     yield name, merged
         except EvalcoreError as error:
