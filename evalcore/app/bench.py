@@ -8,7 +8,6 @@ planning and writing are measured by ``bench/components.py``.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +28,8 @@ from evalcore.app.bench_requests import (
     synthetic_requests,
 )
 from evalcore.app.bench_tables import draw, write_rows
-from evalcore.app.devices import gpu_count
-from evalcore.engines.protocol import Device, Dtype, EngineKind, EngineSpec
+from evalcore.app.place import Wanted, find_place
+from evalcore.engines.protocol import Dtype, EngineKind, EngineSpec
 from evalcore.errors import EXIT_CELLS_FAILED, InputError, UnknownNameError
 from evalcore.identity import numeric_config, weight_files
 from evalcore.types import ScoreBatch
@@ -68,6 +67,7 @@ class BenchOptions:
     seed: int = 0
     engine: EngineKind = "vllm"
     dtype: Dtype | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     tensor_parallel: int = 1
     max_batch_tokens: int = 0
@@ -179,13 +179,18 @@ def _config(options: BenchOptions) -> dict[str, Any]:
 
 def engine_spec(options: BenchOptions) -> EngineSpec:
     """The engine all points have in common."""
-    device: Device = "cuda" if gpu_count() else "cpu"
-    default: Dtype = "float32" if device == "cpu" else "bfloat16"
+    place = find_place(
+        Wanted(
+            options.device, workers=1, tensor_parallel=options.tensor_parallel,
+            threads=options.threads,
+        )
+    )  # fmt: skip
+    default: Dtype = "float32" if place.device == "cpu" else "bfloat16"
     return EngineSpec(
         kind=options.engine,
         dtype=default if options.dtype == "auto" else options.dtype,
-        device=device,
-        threads=options.threads or (os.cpu_count() or 1),
+        device=place.device,
+        threads=place.threads,
         tensor_parallel=options.tensor_parallel,
         max_batch_tokens=options.max_batch_tokens,
         max_num_seqs=options.max_num_seqs,

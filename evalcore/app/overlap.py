@@ -9,17 +9,18 @@ that is stored depends on whether the stages overlapped.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from evalcore.app.devices import visible_gpus
 from evalcore.app.score import ScoreOptions, ScoreOutcome, score
 from evalcore.app.tuning import Every, plan_tuning, tune, tuned_models
 from evalcore.cluster import Stop, StopSignals
+from evalcore.cluster.ray_session import shared
+from evalcore.machine import cores, visible_gpus
 
 if TYPE_CHECKING:
     from evalcore.app.study import StudyOptions, StudyProgress
@@ -33,7 +34,7 @@ def wants_overlap(options: StudyOptions) -> bool:
     """Whether both stages run at once: as asked, else where there are two GPUs or more."""
     if options.overlap is not None:
         return options.overlap
-    return len(visible_gpus()) >= 2
+    return options.scoring.device != "cpu" and len(visible_gpus()) >= 2
 
 
 def split_gpus(names: list[str], most_devices: int) -> tuple[list[str], list[str]]:
@@ -66,13 +67,29 @@ def tune_and_score(
     """
     plan = plan_tuning(spec, options, progress)
     most = max((job.method.devices for job in plan.jobs), default=1)
-    for_tuning, for_scoring = split_gpus(visible_gpus(), most)
+    names = visible_gpus()[: options.scoring.num_gpus]
+    for_tuning, for_scoring = split_gpus(names, most)
+    held, each = len(for_scoring), options.scoring.tensor_parallel
+    apart = for_scoring != for_tuning and held >= each
+
+    def beside() -> ScoreOptions:
+        """Options of a round that has the GPUs tuning leaves."""
+        given = scoring()
+        workers = given.workers and min(given.workers, held // each)
+        return replace(given, num_gpus=None, workers=workers) if apart else given
+
+    outcome, rounds = None, 0
     with _shared_ray(options), StopSignals() as signals:
         tuning = _TuningThread(plan, options, for_tuning, signals, progress)
         tuning.start()
         try:
-            with _visible(for_scoring if for_scoring != for_tuning else None):
-                outcome, rounds = _rounds(options, tuning, progress, scoring)
+            # An engine takes nearly all memory of its GPUs: none is started on those of tuning,
+            # unless that was asked for.
+            if apart or not names or options.overlap:
+                with _visible(for_scoring if apart else None):
+                    outcome, rounds = _rounds(options, tuning, progress, beside)
+            else:
+                tuning.join()
         except BaseException:
             signals.request("scoring failed")
             tuning.join()
@@ -176,20 +193,6 @@ def _shared_ray(options: StudyOptions) -> Iterator[None]:
     if options.scoring.cluster != "ray":
         yield
         return
-    import ray  # a second to import, and only this backend needs it
-
-    if ray.is_initialized():
+    # Workers of both stages may share cores.
+    with shared(options.scoring.ray_address, 2 * cores()):
         yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = options.scoring.ray_address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address and address != "local":
-        ray.init(address=address, **quiet)
-    else:
-        cores = 2 * (os.cpu_count() or 1)  # workers of both stages may share cores
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -6,13 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
-from evalcore.app.devices import gpu_count, gpu_name, visible_gpus
 from evalcore.app.flops import peak_flops, run_flops
 from evalcore.app.grid import (
     Grid,
@@ -28,16 +28,16 @@ from evalcore.app.labels import labelled_subjects, untaught_notes
 from evalcore.app.limits import token_limits
 from evalcore.app.manifest import agreed, grid_name
 from evalcore.app.ordering import ranked
+from evalcore.app.place import Place, Wanted, changed_device, find_place
 from evalcore.cluster import GRACE_S, Patience, StopSignals
+from evalcore.cluster.ray_session import joined
 from evalcore.engines.protocol import (
     BLOCK_SIZES,
-    Device,
     Dtype,
     EngineKind,
     EngineSpec,
     Strategy,
     numerics_class,
-    resolve_device,
 )
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError, ResultsError
 from evalcore.files import utc_stamp
@@ -74,6 +74,8 @@ class ScoreOptions(GridOptions):
         commit_every: Seconds that rows may wait to be committed together.
         adapter_way: How adapters are applied (see ``app.adapters``).
         certify: Share of the examples scored a second time; 0: none.
+        device: ``auto``: GPUs where the engines are, if there are some (see ``app.place``).
+        num_gpus: GPUs to use at most, over all engines; None: all that are shown.
     """
 
     output: Path = Path("results")
@@ -96,6 +98,8 @@ class ScoreOptions(GridOptions):
     documents: bool = True
     engine: EngineKind = "vllm"
     dtype: Dtype | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_gpus: int | None = None
     strategy: Strategy = "auto"
     adapter_way: Literal["auto", "merged", "batched"] = "auto"
     certify: float = 0.0
@@ -198,10 +202,11 @@ def score(
     if signals is None:
         with StopSignals(options.time_limit, options.stop_grace) as own:
             return score(options, progress, own)
-    with signals.interrupting():
-        outcome, prepared = _prepare(options)
-    if prepared is not None:
-        _run(outcome, options, prepared, progress or Silent(), signals)
+    with joined(options.ray_address) if options.cluster == "ray" else nullcontext():
+        with signals.interrupting():
+            outcome, prepared = _prepare(options)
+        if prepared is not None:
+            _run(outcome, options, prepared, progress or Silent(), signals)
     return outcome
 
 
@@ -210,6 +215,7 @@ class _Prepared:
     """What a run needs beside its plan."""
 
     store: ResultStore
+    place: Place
     spec: EngineSpec
     grid: Grid
     subjects: list[Subject]
@@ -217,12 +223,13 @@ class _Prepared:
 
 def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
     """Everything before the first engine; None for a dry run, where nothing follows."""
-    _check_gpus(options)
     store = ResultStore(options.output)
-    subjects, problems, notes = _subjects(options, store)
+    place, changed = _place(options, store)
+    subjects, problems, notes = _subjects(options, place, store)
+    notes += changed
     if not options.dry_run:
         notes += _set_aside(store)
-    spec = _engine_spec(options, subjects)
+    spec = _engine_spec(options, place, subjects)
     spec, grid, adapters = _grid(options, spec, subjects, store)
     beside = adapters.beside
     notes += adapters.notes
@@ -248,7 +255,7 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
         beside=beside,
         most_together=spec.max_loras,
     )
-    limits = token_limits(plan, BLOCK_SIZES[resolve_device(spec)])
+    limits = token_limits(plan, BLOCK_SIZES[place.device])
     outcome = ScoreOutcome(
         options.output,
         plan,
@@ -265,7 +272,7 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
         return outcome, None
     if options.documents:
         keep_inputs(store, grid)
-    return outcome, _Prepared(store, spec, grid, subjects)
+    return outcome, _Prepared(store, place, spec, grid, subjects)
 
 
 def _run(
@@ -281,7 +288,7 @@ def _run(
         try:
             _score_plan(outcome, options, prepared, progress, signals)
         finally:
-            _count_flops(outcome, prepared.spec, prepared.subjects, options.peak_tflops)
+            _count_flops(outcome, prepared, options.peak_tflops)
             _name_failures(outcome, grid)
             _record(outcome, prepared)
     if grid.lm_eval is not None and outcome.summary.error is None:
@@ -310,14 +317,13 @@ def _set_aside(store: ResultStore) -> list[str]:
     return [] if report.sound else report.lines()
 
 
-def _check_gpus(options: ScoreOptions) -> None:
-    """An engine over more GPUs than this machine has would fail in its start; Ray knows its own."""
-    there = gpu_count()
-    if options.cluster == "local" and options.tensor_parallel > max(1, there):
-        raise InputError(
-            f"--tensor-parallel {options.tensor_parallel}: this machine shows {there} GPUs; give "
-            f"at most that many, or --cluster ray"
-        )
+def _place(options: ScoreOptions, store: ResultStore) -> tuple[Place, list[str]]:
+    """(where the engines are, a line where earlier results are of another device)."""
+    labels = set(store.cells()["numerics"].to_pylist())
+    scored_on = {parts[3] for label in labels if label and len(parts := label.split("/")) > 3}
+    wanted = Wanted(**{f.name: getattr(options, f.name) for f in fields(Wanted)})
+    place = find_place(wanted, scored_on)
+    return place, changed_device(place, scored_on, str(store.path))
 
 
 def _keys_changed(store: ResultStore, grid: Grid) -> list[str]:
@@ -339,12 +345,12 @@ def _keys_changed(store: ResultStore, grid: Grid) -> list[str]:
 
 
 def _subjects(
-    options: ScoreOptions, store: ResultStore
+    options: ScoreOptions, place: Place, store: ResultStore
 ) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
     """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
-    resolved = labelled_subjects(options, store, _applied(options))
+    resolved = labelled_subjects(options, store, _applied(options, place))
     problems = [(problem.path, problem.message) for problem in resolved.problems]
-    subjects = _supported(options, resolved.subjects, problems)
+    subjects = _supported(options, place, resolved.subjects, problems)
     if options.shard is not None and not options.dry_run and (name := grid_name()) is not None:
         subjects, gone = agreed(store.path, subjects, name)
         what = "part of this array job's grid, but not found by this part: scored by the next run"
@@ -356,16 +362,18 @@ def _subjects(
 
 
 def _supported(
-    options: ScoreOptions, subjects: Sequence[Subject], problems: list[tuple[str, str]]
+    options: ScoreOptions,
+    place: Place,
+    subjects: Sequence[Subject],
+    problems: list[tuple[str, str]],
 ) -> list[Subject]:
     """The subjects whose checkpoint the engine can run; the others become problems."""
     if options.engine != "vllm":
         return list(subjects)
     from evalcore.engines.vllm.bases import unsupported
 
-    device: Device = "cuda" if gpu_count() else "cpu"
     reasons = {
-        path: unsupported(path, numeric_config(path), device)
+        path: unsupported(path, numeric_config(path), place.device)
         for path in {subject.checkpoint.path for subject in subjects}
     }
     problems += [
@@ -376,26 +384,25 @@ def _supported(
     return [subject for subject in subjects if reasons[subject.checkpoint.path] is None]
 
 
-def _applied(options: ScoreOptions) -> Applied:
+def _applied(options: ScoreOptions, place: Place) -> Applied:
     """What the engine does with adapters, in so far as it decides which it can apply."""
     if options.engine == "hf":
         return "unmerged"
     if options.adapter_way == "auto":
-        return "batched" if gpu_count() else "merged"
+        return "batched" if place.device == "cuda" else "merged"
     return options.adapter_way
 
 
-def _engine_spec(options: ScoreOptions, subjects: list[Subject]) -> EngineSpec:
-    device: Device = "cuda" if gpu_count() else "cpu"
+def _engine_spec(options: ScoreOptions, place: Place, subjects: list[Subject]) -> EngineSpec:
     longest = max(encoding_settings(s.checkpoint, options.max_length).max_length for s in subjects)
-    default: Dtype = "float32" if device == "cpu" else "bfloat16"
+    default: Dtype = "float32" if place.device == "cpu" else "bfloat16"
     dtype = default if options.dtype == "auto" else options.dtype
     return EngineSpec(
         kind=options.engine,
         dtype=dtype,
         max_length=longest,
-        device=device,
-        threads=options.threads or max(1, (os.cpu_count() or 1) // _workers(options)),
+        device=place.device,
+        threads=place.threads,
         strategy=options.strategy,
         adapters=options.adapter_way,
         tensor_parallel=options.tensor_parallel,
@@ -430,10 +437,6 @@ def _last_rate(store: ResultStore) -> float | None:
     return None
 
 
-def _workers(options: ScoreOptions) -> int:
-    return options.workers or max(1, gpu_count() // options.tensor_parallel)
-
-
 def _score_plan(
     outcome: ScoreOutcome,
     options: ScoreOptions,
@@ -441,8 +444,8 @@ def _score_plan(
     progress: Progress,
     signals: StopSignals,
 ) -> None:
-    spec, summary = prepared.spec, outcome.summary
-    local = options.cluster == "local"  # Ray gives its actors their own GPUs
+    spec, place, summary = prepared.spec, prepared.place, outcome.summary
+    gpus = place.gpus if options.cluster == "local" else ()  # Ray gives its actors their own
     score_units(
         outcome.plan,
         {planned.cell.key: CellWork.of(planned.cell) for planned in prepared.grid.cells},
@@ -453,16 +456,12 @@ def _score_plan(
         limits=outcome.limits,
         time_left_s=signals.left_s,
         summary=summary,
-        workers=_workers(options),
+        workers=place.workers,
         backend=options.cluster,
         patience=Patience(),
-        env=partial(worker_env, spec, tuple(visible_gpus()) if local else ()),
+        env=partial(worker_env, spec, gpus),
         log_dir=_log_folder(options.output),
-        ray_options={
-            "num_cpus": 1 if spec.device == "cuda" else spec.threads,
-            "num_gpus": options.tensor_parallel if spec.device == "cuda" else 0,
-            "address": options.ray_address,
-        },
+        ray_options={**place.ray_options, "address": options.ray_address},
     )
     if summary.stopped:
         summary.stopped = signals.reason or "time limit"
@@ -473,13 +472,11 @@ def _log_folder(output: Path) -> Path:
     return output / "logs" / f"{utc_stamp()}-{socket.gethostname()}-{os.getpid()}"
 
 
-def _count_flops(
-    outcome: ScoreOutcome, spec: EngineSpec, subjects: list[Subject], peak_tflops: float | None
-) -> None:
+def _count_flops(outcome: ScoreOutcome, prepared: _Prepared, peak_tflops: float | None) -> None:
     """What the engines computed, in operations, checkpoint by checkpoint: shapes may differ."""
     limits = outcome.limits
     mean_context = limits["attended"] / max(limits["token_limit"], 1)
-    configs = {s.checkpoint.fingerprint: Path(s.checkpoint.path) for s in subjects}
+    configs = {s.checkpoint.fingerprint: Path(s.checkpoint.path) for s in prepared.subjects}
     counts = [
         run_flops(
             numeric_config(configs[fingerprint]),
@@ -491,7 +488,8 @@ def _count_flops(
     ]
     known = [count for count in counts if count is not None]
     outcome.flops = sum(known) if len(known) == len(counts) else None
-    peak = peak_flops(gpu_name() or "", spec.dtype, peak_tflops)
+    spec = prepared.spec
+    peak = peak_flops(prepared.place.gpu_name or "", spec.dtype, peak_tflops)
     outcome.peak_flops = peak and peak * spec.tensor_parallel
 
 
@@ -502,7 +500,7 @@ def worker_env(spec: EngineSpec, gpus: tuple[str, ...], worker: int) -> dict[str
         "TOKENIZERS_PARALLELISM": "false",
     }
     if gpus:
-        first = worker * spec.tensor_parallel % len(gpus)
+        first = worker * spec.tensor_parallel
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + spec.tensor_parallel])
     return env
 

@@ -26,6 +26,7 @@ from evalcore.app.tuning import (
     tuned_status,
 )
 from evalcore.errors import InputError
+from evalcore.machine import cores
 from evalcore.scoring import Progress
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> Non
         save_steps=tuple(spec.pretrain.save_steps),
         seed=spec.pretrain.seed,
         text_dir=options.text,
-        threads=os.cpu_count() or 1,
+        threads=cores(),
         on_progress=lambda done, total, loss, more: progress.step(
             "pre-training", done, total, f"loss {loss:.2f}"
         ),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalcore.app.devices import gpu_bytes, visible_gpus
 from evalcore.cluster import Stop, StopSignals
+from evalcore.cluster.ray_session import is_connected, joined, ray_nodes
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import PROVENANCE_FILE, read_provenance
+from evalcore.machine import cores, gpu_bytes, visible_gpus
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,22 +66,45 @@ def tune(
     from finetune import tune as run
     from finetune.api import Devices
 
-    cores = os.cpu_count() or 1
-    names = tuple(visible_gpus() if gpus is None else gpus)
+    asked = options.scoring.device
+    names, count, here = _devices(options, gpus)
+    if asked == "cuda" and not count:
+        raise InputError("--device cuda: there is no GPU to tune on; use --device cpu")
+    if asked == "cpu":
+        names, count = (), 0
     share = options.jobs_per_gpu or (jobs_per_gpu(plan.jobs) if names else 1)
-    workers = options.tune_workers or len(names) * share or min(2, cores)
-    threads = max(1, cores // workers)
+    workers = options.tune_workers or count * share or min(2, here)
+    threads = max(1, here // workers)
     return run(
         plan.jobs,
         workers=workers,
         backend=options.scoring.cluster,
         threads=threads,
-        devices=Devices(gpus=names, jobs_per_gpu=share, ray_gpus=1 / share if names else 0.0),
+        devices=Devices(
+            "cuda" if count else "cpu",
+            names,
+            jobs_per_gpu=share,
+            ray_gpus=1 / share if count else 0.0,
+        ),
         on_event=on_event,
         should_stop=should_stop,
         ray_options={"address": options.scoring.ray_address, "num_cpus": threads},
         log_dir=options.output / "logs" / "finetune",
     )
+
+
+def _devices(options: StudyOptions, gpus: Sequence[str] | None) -> tuple[tuple[str, ...], int, int]:
+    """(names of the GPUs here, how many there are in all, cores of a machine).
+
+    On a Ray that is joined the nodes decide; how much their GPUs hold is not known.
+    """
+    if options.scoring.cluster == "ray" and is_connected():
+        nodes = ray_nodes()
+        count = int(sum(node.gpus for node in nodes))
+        lending = [int(n.cpus) for n in nodes if n.cpus >= 1 and (n.gpus or not count)]
+        return (), count, max(1, min(lending, default=1))
+    names = tuple(visible_gpus() if gpus is None else gpus)[: options.scoring.num_gpus]
+    return names, len(names), cores()
 
 
 def tune_missing(spec: Study, options: StudyOptions, progress: StudyProgress) -> TuneSummary:
@@ -92,7 +116,9 @@ def tune_missing(spec: Study, options: StudyOptions, progress: StudyProgress) ->
             progress.failure(event.failure.job_id, str(event.failure.error))
 
     plan = plan_tuning(spec, options, progress)
-    with StopSignals() as signals:
+    address = options.scoring.ray_address
+    on_ray = options.scoring.cluster == "ray"
+    with joined(address) if on_ray else contextlib.nullcontext(), StopSignals() as signals:
         return tune(plan, options, on_event, should_stop=signals)
 
 

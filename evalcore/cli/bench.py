@@ -85,6 +85,13 @@ def _swept(name: str, default: str, text: str) -> Any:
     show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
 )  # fmt: skip
 @click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto takes a GPU if there is one.",
+)
+@click.option(
     "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads (default: one a core)."
 )
 @click.option(

@@ -60,6 +60,15 @@ _ENGINE_OPTIONS = [
         show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
     ),
     click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="What engines compute on: auto takes GPUs where they are, on this machine or, with "
+        "--cluster ray, on the cluster's nodes; cuda: without one nothing is done.",
+    ),
+    click.option(
+        "--num-gpus", type=click.IntRange(0, MAX_WORKERS * MAX_GPUS),
+        help="GPUs to use at most, over all engines (default: all that are shown).",
+    ),
+    click.option(
         "--strategy", type=click.Choice(["auto", "packed", "cached", "plain"]), default="auto",
         show_default=True, help="How choices are scored; auto takes the cheapest exact one.",
     ),

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
-import secrets
-import signal
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evalcore.cluster import pulse
 from evalcore.cluster.local import read_tail, worker_path
 from evalcore.cluster.protocol import EnvOption, Lost, env_for
+from evalcore.cluster.ray_session import (
+    address_of,
+    forwarded,
+    handlers_kept,
+    initialise,
+    is_connected,
+    ray_nodes,
+    require_room,
+)
 from evalcore.cluster.runner import WorkerRunner, leave_signals_to_driver, pulse_of
-from evalcore.errors import EngineError, InputError
+from evalcore.errors import InputError
 
 logger = logging.getLogger("evalcore")
 
@@ -127,7 +131,8 @@ class RayTransport:
         self._connect()
         self.kill(worker_index)
         env = env_for(self._env, worker_index)
-        variables = {name: value for name, value in env.items() if value is not None}
+        variables = forwarded(os.environ)
+        variables.update({name: value for name, value in env.items() if value is not None})
         variables.setdefault("PYTHONPATH", worker_path())
         options: dict[str, Any] = {
             "num_cpus": self._options.get("num_cpus", 1),
@@ -216,7 +221,7 @@ class RayTransport:
                 self._ray.kill(self._mailbox, no_restart=True)
             self._mailbox = self._mail = None
         if self._started_ray:
-            with _handlers_kept():
+            with handlers_kept():
                 self._ray.shutdown()
             self._started_ray = False
 
@@ -232,124 +237,13 @@ class RayTransport:
     def _connect(self) -> None:
         if self._ray is not None:
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        with warnings.catch_warnings(), _handlers_kept():
-            warnings.simplefilter("ignore")
-            if not _address(self._options):
-                _ask_for_token()
-            import ray  # here: it takes a second, and only this backend needs it
-
-            self._ray = ray
-            if not ray.is_initialized():
-                _initialise(ray, self._workers, self._options)
-                self._started_ray = True
-            _check_room(ray, self._workers, self._options, self._started_ray)
-            self._mailbox = (
-                ray.remote(Mailbox)
-                .options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": worker_path()}})
-                .remote()
-            )
-
-
-def _address(options: Mapping[str, Any]) -> str | None:
-    """Of the cluster to join; None: one of our own is started."""
-    address = options.get("address") or os.environ.get("RAY_ADDRESS")
-    return str(address) if address and address != "local" else None
-
-
-def _initialise(ray: Any, workers: int, options: Mapping[str, Any]) -> None:
-    address = _address(options)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address:
-            ray.init(address=address, **common)
-            return
-        # Workers may share cores: a small machine must not leave actors waiting for ever.
-        wanted = math.ceil(workers * float(options.get("num_cpus", 1)))
-        cpus = max(os.cpu_count() or 1, wanted)
-        # What engines started goes when their actor does, also when it was killed.
-        os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
-        with _on_loopback():
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
-        _warn_if_open(ray)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        at = f"at {address}" if address else "on this machine"
-        raise EngineError(
-            f"Ray {at} cannot be used: {detail[:300]}; check the address, or use backend local"
-        ) from error
-
-
-def _ask_for_token() -> None:
-    """Whoever reaches Ray's ports can run code: its own token mode (Ray 2.52) asks who it is.
-
-    A token given by the user's environment or kept in Ray's own place is used; otherwise this
-    process makes one for itself and its children, and writes it nowhere. The mode is read when Ray
-    is imported; a Ray that is there already turns it on by itself (2.60) or not at all.
-    """
-    if "ray" not in sys.modules:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return
-    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if not given and not (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Lets a Ray that is started listen on this machine only, where it would on all interfaces.
-
-    Ray listens on the loopback address when its node's address is that, and takes a given loopback
-    address for a mistake (``services.resolve_ip_for_localhost``). Where clusters are switched off,
-    as they are by default on macOS and Windows (ray-project/ray#18730), it does as wanted.
-    """
-    from ray._private import ray_constants  # no public switch: the variable is read on import
-
-    name = "ENABLE_RAY_CLUSTER"
-    before = getattr(ray_constants, name, None)
-    setattr(ray_constants, name, False)
-    try:
-        yield
-    finally:
-        setattr(ray_constants, name, before)
-
-
-def _warn_if_open(ray: Any) -> None:
-    addresses = {str(node.get("NodeManagerAddress")) for node in ray.nodes()}
-    if not all(address.startswith("127.") or address == "::1" for address in addresses):
-        logger.warning(
-            "this version of Ray listens on %s: other machines may reach it; take a newer one, or "
-            "--cluster local",
-            ", ".join(sorted(addresses)),
+        options, there = self._options, is_connected()
+        cpus, gpus = float(options.get("num_cpus", 1)), float(options.get("num_gpus", 0))
+        ray = self._ray = initialise(address_of(options.get("address")), self._workers * cpus)
+        self._started_ray = not there
+        require_room(ray_nodes(), self._workers, cpus, gpus, own=self._started_ray)
+        self._mailbox = (
+            ray.remote(Mailbox)
+            .options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": worker_path()}})
+            .remote()
         )
-
-
-def _check_room(ray: Any, workers: int, options: Mapping[str, Any], own: bool) -> None:
-    """Actors that cannot be placed would wait without a word."""
-    wanted = workers * float(options.get("num_gpus", 0))
-    there = float(ray.cluster_resources().get("GPU", 0))
-    if wanted <= there:
-        return
-    text = f"{workers} Ray workers need {wanted:g} GPUs in all, Ray has {there:g}"
-    if own:
-        raise InputError(f"{text}; ask for fewer workers or for less num_gpus")
-    logger.warning("%s; some wait until the cluster has grown", text)
-
-
-@contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Puts signal handlers back: Ray's init and shutdown replace that of SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before: dict[signal.Signals, Callable[..., Any] | int | None] = {
-        number: signal.getsignal(number) for number in numbers
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None and signal.getsignal(number) is not handler:
-                signal.signal(number, handler)

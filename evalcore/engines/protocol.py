@@ -287,6 +287,7 @@ def numerics_class(spec: EngineSpec, device: Device | None = None) -> NumericsCl
         engine=spec.kind,
         dtype=spec.dtype,
         head_dtype=spec.head_dtype,
-        device=device or resolve_device(spec),
+        # A driver that knows the device loads no torch to ask for it.
+        device=device or (resolve_device(spec) if spec.device == "auto" else spec.device),
         adapters=None if spec.dtype == "float32" else resolve_adapters(spec),
     )

@@ -106,7 +106,7 @@ def test_numerics_class_leaves_speed_out() -> None:
 def test_openmp_threads_sleep_only_where_others_need_the_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("evalcore.engines.vllm.environment.cores", lambda: 4)
     sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
     assert openmp_settings(4, 0) == {"OMP_NUM_THREADS": "4"}
     assert openmp_settings(4, 1) == {"OMP_NUM_THREADS": "4", **sleeping}

@@ -13,15 +13,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "types", "deadline", "reading", "files", "checked", "identity", "tasks", "prompting",
-    "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis", "report", "app",
-    "cli", "api",
+    "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity", "tasks",
+    "prompting", "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis",
+    "report", "app", "cli", "api",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "files",
     "errors",
     "types",
     "deadline",
+    "machine",
     "reading",
     "identity",
     "tasks",

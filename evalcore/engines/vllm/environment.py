@@ -24,6 +24,7 @@ from evalcore.engines.protocol import (
 )
 from evalcore.engines.vllm.adapters import linear_modules, slot_rank, without_slots
 from evalcore.identity import weight_layout
+from evalcore.machine import cores
 
 WORKER_EXTENSION = "evalcore.engines.vllm.worker.WorkerExtension"
 CPU_BLOCK_SIZE = BLOCK_SIZES["cpu"]
@@ -92,9 +93,9 @@ def openmp_settings(threads: int, busy: int) -> dict[str, str]:
         busy: Threads of others that want a core now.
     """
     settings = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    cores = os.cpu_count() or 1
-    threads = threads or cores
-    if threads > 1 and threads + busy > cores:
+    there = cores()
+    threads = threads or there
+    if threads > 1 and threads + busy > there:
         settings["OMP_WAIT_POLICY"] = "PASSIVE"
     return settings
 

@@ -1,0 +1,178 @@
+"""Where a run's engines are: device, engines at a time, their GPUs and threads.
+
+On this machine its own GPUs and cores decide; on a Ray cluster that is joined, the nodes': the
+driver may stand on a machine without a GPU, and touches none where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from evalcore.cluster.ray_session import Node, is_connected, ray_nodes, require_room
+from evalcore.engines.protocol import Device
+from evalcore.errors import InputError
+from evalcore.machine import cores, gpu_name, visible_gpus
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of it was asked for.
+
+    Attributes:
+        device: ``auto`` takes GPUs where there are some.
+        num_gpus: GPUs to use at most, over all engines; None: all that are shown.
+        cluster: ``local`` child processes, or ``ray`` actors.
+        workers: Engines at a time; None: as many as the GPUs hold, or 1.
+        tensor_parallel: GPUs of one engine.
+        threads: CPU threads of one engine; None: a fair share.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_gpus: int | None = None
+    cluster: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    tensor_parallel: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's engines are.
+
+    Attributes:
+        device: What they compute on.
+        workers: Engines at a time.
+        threads: CPU threads of each.
+        gpus: The GPUs they share here, by the names CUDA knows; empty on CPUs and on Ray, which
+            gives its actors their own.
+        num_gpus: GPUs of one engine; 0 on CPUs.
+        gpu_name: Model of the GPUs here; None where there is none, or they are a cluster's.
+    """
+
+    device: Device
+    workers: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+    num_gpus: int = 0
+    gpu_name: str | None = None
+
+    @property
+    def line(self) -> str:
+        """For a person."""
+        each = f"{self.num_gpus} GPUs" if self.num_gpus > 1 else "a GPU"
+        on = f"{each} and " if self.device == "cuda" else "the CPU, "
+        count = "engine" if self.workers == 1 else "engines, each"
+        threads = "thread" if self.threads == 1 else "threads"
+        return f"{self.workers} {count} on {on}{self.threads} {threads}"
+
+    @property
+    def ray_options(self) -> dict[str, float]:
+        """What an actor asks for. On GPUs its threads wait most of the time."""
+        return {
+            "num_cpus": 1 if self.device == "cuda" else self.threads,
+            "num_gpus": self.num_gpus,
+        }
+
+
+def find_place(wanted: Wanted, scored_on: Collection[str] = ()) -> Place:
+    """Settles where engines are.
+
+    Args:
+        wanted: What was asked for.
+        scored_on: Devices of the cells a results folder has.
+
+    Raises:
+        InputError: A GPU is wanted, or was used for these results, and none is there; more GPUs are
+            wanted than there are; or an engine would fit nowhere.
+    """
+    on_ray = wanted.cluster == "ray" and is_connected()
+    names = () if on_ray else tuple(visible_gpus())
+    nodes = ray_nodes() if on_ray else [Node("this machine", cores(), len(names))]
+    total = int(sum(node.gpus for node in nodes))
+    where = "the Ray cluster" if on_ray else "this machine"
+    shows = f"{where} shows {total or 'no'} GPU{'' if total == 1 else 's'}"
+    if wanted.num_gpus is not None and wanted.num_gpus > total:
+        raise InputError(f"--num-gpus {wanted.num_gpus}: {shows}")
+    most = total if wanted.num_gpus is None else wanted.num_gpus
+    device = _device(wanted, most, set(scored_on), shows)
+    if device == "cpu":
+        if wanted.tensor_parallel > 1:
+            raise InputError(
+                f"--tensor-parallel {wanted.tensor_parallel}: {_too_few(shows, on_ray)}"
+            )
+        place = _on_cpus(wanted, nodes)
+    else:
+        place = _on_gpus(wanted, nodes, most, shows, names, on_ray)
+    if on_ray:
+        asked = place.ray_options
+        require_room(nodes, place.workers, asked["num_cpus"], asked["num_gpus"])
+    return place
+
+
+def _device(wanted: Wanted, gpus: int, scored_on: set[str], shows: str) -> Device:
+    if wanted.device == "cpu" or gpus:
+        return "cpu" if wanted.device == "cpu" else "cuda"
+    if wanted.device == "cuda":
+        raise InputError(f"--device cuda: {shows}; run it where there is one, or use --device cpu")
+    if scored_on == {"cuda"}:
+        raise InputError(
+            f"the results were scored on GPUs, and {shows}; run it where there is one, or give "
+            "--device cpu to score everything anew as cells of their own"
+        )
+    return "cpu"
+
+
+def _too_few(shows: str, on_ray: bool) -> str:
+    return f"{shows}; give at most that many" + ("" if on_ray else ", or --cluster ray")
+
+
+def _on_cpus(wanted: Wanted, nodes: Sequence[Node]) -> Place:
+    workers = wanted.workers or 1
+    usable = [node for node in nodes if node.cpus >= 1] or list(nodes)
+    each = -(-workers // max(len(usable), 1))  # engines of one node
+    fewest = min((int(node.cpus) for node in usable), default=1)
+    return Place("cpu", workers, wanted.threads or max(1, fewest // each))
+
+
+def _on_gpus(
+    wanted: Wanted, nodes: Sequence[Node], most: int, shows: str, names: tuple[str, ...], ray: bool
+) -> Place:
+    """GPUs are handed out whole and once: an engine takes nearly all of their memory."""
+    size = wanted.tensor_parallel
+    holds = {node: int(node.gpus) // size for node in nodes if node.gpus >= size}
+    room = min(sum(holds.values()), most // size)
+    if not room:
+        largest = "" if len(nodes) < 2 else f", {max(n.gpus for n in nodes):g} at most on one node"
+        limit = "" if wanted.num_gpus is None else f", --num-gpus is {most}"
+        raise InputError(f"--tensor-parallel {size}: {_too_few(shows + largest + limit, ray)}")
+    if size > 1 and any(name.startswith("MIG-") for name in names):
+        raise InputError(
+            f"--tensor-parallel {size}: slices of a GPU (MIG) do not work together; give 1"
+        )
+    workers = wanted.workers or room
+    if workers > room and not ray:  # on a cluster they wait for a place
+        raise InputError(
+            f"--workers {workers} with {size} GPU{'' if size == 1 else 's'} each: {shows}"
+            + (f", --num-gpus is {most}" if most < int(sum(n.gpus for n in nodes)) else "")
+            + f", room for {room}; give --workers {room}, or fewer GPUs each"
+        )
+    per_node = {n: min(count, workers) for n, count in holds.items()}
+    threads = min(max(1, int(node.cpus) // count) for node, count in per_node.items())
+    return Place(
+        "cuda", workers, wanted.threads or threads, names[: workers * size], size,
+        None if ray else gpu_name(),
+    )  # fmt: skip
+
+
+def changed_device(place: Place, scored_on: Collection[str], folder: str) -> list[str]:
+    """One line where a results folder has cells of another device only."""
+    others = sorted(set(scored_on) - {place.device})
+    if not others or place.device in scored_on:
+        return []
+    words = {"cpu": "CPUs", "cuda": "GPUs"}
+    return [
+        f"cells of {folder} were scored on {words.get(others[0], others[0])}: on "
+        f"{words[place.device]} (--device {place.device}) they are other cells and are scored anew"
+    ]

@@ -1,0 +1,153 @@
+"""A Ray whose head has no GPU: its nodes decide, and the driver touches no accelerator."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Two nodes as `ray start --head --num-gpus=0` and `ray start --num-gpus=1` make them, without
+# `ray stop`, which ends every Ray of a machine.
+_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+cluster.add_node(num_cpus=1, num_gpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+# In Ray's workers alone: an engine that says where it is and scores -1.
+_STUB = """
+import sys
+if any(word.endswith("default_worker.py") for word in sys.orig_argv):
+    import json, os
+    import numpy as np
+    import evalcore.scoring.worker as worker
+    from evalcore.engines.protocol import LoadReport, OneByOne
+    from evalcore.types import ScoreResult
+
+    class Stub(OneByOne):
+        def __init__(self, spec):
+            names = ("CUDA_VISIBLE_DEVICES", "HF_HOME", "OMP_NUM_THREADS")
+            seen = {name: os.environ.get(name) for name in names}
+            seen |= {"device": spec.device, "dtype": spec.dtype, "threads": spec.threads}
+            with open(os.environ["EVALCORE_STUB"], "w") as file:
+                json.dump(seen, file)
+
+        def load(self, subject):
+            return LoadReport("none", 0.0, 0.0, True)
+
+        def score(self, batch):
+            n, k = batch.num_contexts, len(batch.continuation_tokens)
+            zeros = np.zeros(n, np.int64)
+            return ScoreResult(np.full(k, -1.0), np.zeros(batch.num_continuations, bool),
+                               zeros + 1, zeros)
+
+        def forget(self): ...
+        def close(self): ...
+
+    worker.create_engine = lambda spec, first=None: Stub(spec)
+"""
+# transformers loads torch for its tokenizers; whoever asks it for a GPU in the driver fails.
+_DRIVER = """
+import sys, torch
+
+def touched(*args, **more):
+    raise AssertionError("the driver touches an accelerator")
+
+torch.cuda.is_available = torch.cuda._lazy_init = torch.cuda.get_device_name = touched
+from evalcore.cli import main
+try:
+    main()
+finally:
+    print("vllm loaded:", "vllm" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a driver of a running cluster, RAY_ADDRESS included."""
+    pytest.importorskip("ray")
+    folder = tmp_path_factory.mktemp("stub")
+    (folder / "sitecustomize.py").write_text(_STUB)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CUDA_"))}
+    env |= {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", _CLUSTER], env=env, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert nodes.stdin is not None
+    assert nodes.stdout is not None
+    try:
+        address = next((line.strip() for line in nodes.stdout if ":" in line), "")
+        assert address, "the cluster did not start"
+        root = str(Path(__file__).parents[2])
+        paths = f"{folder}{os.pathsep}{root}"
+        yield {**env, "RAY_ADDRESS": address, "PYTHONPATH": paths, "HF_HOME": "/somewhere/hub"}
+    finally:
+        nodes.stdin.close()
+        nodes.wait(60)
+
+
+def drive(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _DRIVER, *map(str, arguments)], env=env, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(make_checkpoint: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = make_checkpoint(tmp_path_factory.mktemp("models") / "step-00100")
+    return path
+
+
+def asked(base: Path, out: Path) -> tuple[Any, ...]:
+    return ("score", "-m", base, "-t", "pocket_nli", "--limit", 4, "-o", out, "--cluster", "ray")
+
+
+def test_the_node_with_a_gpu_scores_in_bfloat16(
+    cluster: dict[str, str], base: Path, tmp_path: Path
+) -> None:
+    from evalcore.store import ResultStore
+
+    out, seen = tmp_path / "results", tmp_path / "seen.json"
+    done = drive({**cluster, "EVALCORE_STUB": str(seen)}, *asked(base, out))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.strip().splitlines()[-1] == "vllm loaded: False"
+    assert json.loads(seen.read_text()) == {
+        "CUDA_VISIBLE_DEVICES": "0", "HF_HOME": "/somewhere/hub", "OMP_NUM_THREADS": "1",
+        "device": "cuda", "dtype": "bfloat16", "threads": 1,
+    }  # fmt: skip
+    labels = set(ResultStore(out).cells()["numerics"].to_pylist())
+    assert labels == {"vllm/bfloat16/head-float32/cuda/merged"}
+
+    # The same folder from a machine without GPUs is no slow run on CPUs.
+    local = drive({**cluster, "PATH": "/bin"}, *asked(base, out)[:-2])
+    assert local.returncode == 2
+    assert "results were scored on GPUs, and this machine shows no GPUs" in local.stderr
+
+
+def test_what_no_node_has_is_one_line_before_waiting(
+    cluster: dict[str, str], base: Path, tmp_path: Path
+) -> None:
+    done = drive(cluster, *asked(base, tmp_path / "r"), "--device", "cpu", "--threads", 2)
+    assert done.returncode == 2
+    assert "a Ray worker asks for 2 CPUs and 0 GPUs, and no node has both" in done.stderr
+    done = drive(cluster, *asked(base, tmp_path / "r"), "--tensor-parallel", 2)
+    assert done.returncode == 2
+    assert "--tensor-parallel 2: the Ray cluster shows 1 GPU, 1 at most on one" in done.stderr
