@@ -106,7 +106,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 def drive(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", _DRIVER, *map(str, arguments)], env=env, capture_output=True,
-        text=True, timeout=300, check=False,
+        text=True, timeout=200, check=False,
     )  # fmt: skip
 
 
