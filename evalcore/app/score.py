@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
@@ -125,6 +126,8 @@ class ScoreOutcome:
         examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
         lm_eval: lm-eval's own metrics of its tasks, as lines.
         cells: Keys of the cells that were asked for.
+        asked: Names of the subjects, tasks and prompts of these cells.
+        engines: Where and in what the engines compute, in words.
     """
 
     output: Path
@@ -140,6 +143,8 @@ class ScoreOutcome:
     examples_per_s: float | None = None
     lm_eval: list[str] = field(default_factory=list)
     cells: frozenset[str] = frozenset()
+    asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    engines: str = ""
 
     @property
     def exit_status(self) -> int:
@@ -154,7 +159,7 @@ class ScoreOutcome:
         from evalcore.app.words import next_lines, plan_lines, score_lines, summary_lines
 
         if self.dry_run:
-            return [*self.notes, *plan_lines(self.plan, self.limits, self.examples_per_s)]
+            return [*self.notes, *plan_lines(self)]
         told = [*score_lines(self), *self.lm_eval, *next_lines(self)] if scores else self.lm_eval
         return [*self.notes, *told, *summary_lines(self)]
 
@@ -203,8 +208,8 @@ def score(
         with StopSignals(options.time_limit, options.stop_grace) as own:
             return score(options, progress, own)
     with joined(options.ray_address) if options.cluster == "ray" else nullcontext():
-        with signals.interrupting():
-            outcome, prepared = _prepare(options)
+        with signals.interrupting(), _results(options) as (store, cache, place, notes):
+            outcome, prepared = _prepare(options, place, store, cache, notes)
         if prepared is not None:
             _run(outcome, options, prepared, progress or Silent(), signals)
     return outcome
@@ -221,16 +226,39 @@ class _Prepared:
     subjects: list[Subject]
 
 
-def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
+@contextmanager
+def _results(options: ScoreOptions) -> Iterator[tuple[ResultStore, Path, Place, list[str]]]:
+    """(results, folder for encoded requests, where the engines are, what is to be said of that).
+
+    Results are made last, so that what is refused leaves no folder; a dry run writes nothing but
+    into a temporary one.
+    """
+    known = (options.output / "store.json").is_file()
+    there = ResultStore(options.output, read_only=True) if known else None
+    place, notes = _place(options, there)
+    if not options.dry_run:
+        store = ResultStore(options.output)
+        yield store, store.cache_folder, place, notes
+        return
+    with TemporaryDirectory(prefix="evalcore-") as folder:
+        cache = Path(folder) / "cache"
+        cache.mkdir()
+        if there is not None and there.cache_folder.is_dir():
+            for file in there.cache_folder.iterdir():
+                (cache / file.name).symlink_to(file.resolve())
+        yield there or ResultStore(Path(folder) / "results"), cache, place, notes
+
+
+def _prepare(
+    options: ScoreOptions, place: Place, store: ResultStore, cache: Path, said: list[str]
+) -> tuple[ScoreOutcome, _Prepared | None]:
     """Everything before the first engine; None for a dry run, where nothing follows."""
-    store = ResultStore(options.output)
-    place, changed = _place(options, store)
     subjects, problems, notes = _subjects(options, place, store)
-    notes += changed
+    notes += said
     if not options.dry_run:
         notes += _set_aside(store)
     spec = _engine_spec(options, place, subjects)
-    spec, grid, adapters = _grid(options, spec, subjects, store)
+    spec, grid, adapters = _grid(options, spec, subjects, store, cache)
     beside = adapters.beside
     notes += adapters.notes
     named = {planned.cell.subject.id: planned.cell.subject for planned in grid.cells}
@@ -266,6 +294,8 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
         findings=[finding.message for finding in grid.findings],
         limits=limits,
         cells=frozenset(planned.cell.key for planned in grid.cells),
+        asked=_asked(grid),
+        engines=f"{spec.kind} in {spec.dtype}, {place.line}",
     )
     if options.dry_run:
         outcome.examples_per_s = _last_rate(store)
@@ -273,6 +303,17 @@ def _prepare(options: ScoreOptions) -> tuple[ScoreOutcome, _Prepared | None]:
     if options.documents:
         keep_inputs(store, grid)
     return outcome, _Prepared(store, place, spec, grid, subjects)
+
+
+def _asked(grid: Grid) -> dict[str, tuple[str, ...]]:
+    """Names of what the grid is made of, each once, in its order."""
+    cells = [planned.cell for planned in grid.cells]
+    names = {
+        "subjects": (cell.subject.label for cell in cells),
+        "tasks": (cell.task.name for cell in cells),
+        "prompts": (cell.variant.name for cell in cells),
+    }
+    return {what: tuple(dict.fromkeys(of)) for what, of in names.items()}
 
 
 def _run(
@@ -317,13 +358,13 @@ def _set_aside(store: ResultStore) -> list[str]:
     return [] if report.sound else report.lines()
 
 
-def _place(options: ScoreOptions, store: ResultStore) -> tuple[Place, list[str]]:
+def _place(options: ScoreOptions, store: ResultStore | None) -> tuple[Place, list[str]]:
     """(where the engines are, a line where earlier results are of another device)."""
-    labels = set(store.cells()["numerics"].to_pylist())
+    labels = set() if store is None else set(store.cells()["numerics"].to_pylist())
     scored_on = {parts[3] for label in labels if label and len(parts := label.split("/")) > 3}
     wanted = Wanted(**{f.name: getattr(options, f.name) for f in fields(Wanted)})
     place = find_place(wanted, scored_on)
-    return place, changed_device(place, scored_on, str(store.path))
+    return place, changed_device(place, scored_on, str(options.output))
 
 
 def _keys_changed(store: ResultStore, grid: Grid) -> list[str]:
@@ -411,11 +452,15 @@ def _engine_spec(options: ScoreOptions, place: Place, subjects: list[Subject]) -
 
 
 def _grid(
-    options: ScoreOptions, spec: EngineSpec, subjects: list[Subject], store: ResultStore
+    options: ScoreOptions,
+    spec: EngineSpec,
+    subjects: list[Subject],
+    store: ResultStore,
+    cache: Path,
 ) -> tuple[EngineSpec, Grid, AdapterPlan]:
     """(spec with the way of adapters settled, the grid, how adapters are applied)."""
     check_way(spec)
-    numerics, cache = numerics_class(spec), store.path / "cache"
+    numerics = numerics_class(spec)
     grid = build_grid(subjects, options, numerics, cache)
     adapters = plan_adapters(spec, store, grid.cells)
     generates = any(generation_of(c.cell.task, c.cell.variant) for c in grid.cells)

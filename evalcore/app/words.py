@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalcore.app.flops import mfu
 from evalcore.errors import EvalcoreError
-from evalcore.planning import Plan
 from evalcore.scoring import RunSummary
 from evalcore.store import ResultStore
 
@@ -20,10 +18,19 @@ MOST_CELLS = 5_000
 """Cells whose scores a run works out at its end (some milliseconds each)."""
 
 
-def plan_lines(plan: Plan, limits: Mapping[str, int], examples_per_s: float | None) -> list[str]:
-    """The plan of a dry run."""
-    counts = plan.counts
-    lines = [
+SHOWN_NAMES = 50
+"""Subjects, tasks or prompts that a dry run names."""
+
+
+def plan_lines(outcome: ScoreOutcome) -> list[str]:
+    """The plan of a dry run: what is asked, what of it is missing, how long that may take."""
+    plan, examples_per_s = outcome.plan, outcome.examples_per_s
+    counts, limits = plan.counts, outcome.limits
+    lines = [f"engines: {outcome.engines}"]
+    for what, names in outcome.asked.items():
+        more = f", and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+        lines.append(f"{what} ({len(names):,}): {', '.join(names[:SHOWN_NAMES])}{more}")
+    lines += [
         f"{counts.examples_planned:,} examples to score in {counts.cells_planned:,} cells "
         f"({counts.examples_covered:,} examples are there already)",
     ]
@@ -38,6 +45,10 @@ def plan_lines(plan: Plan, limits: Mapping[str, int], examples_per_s: float | No
         lines.append(
             f"about {counts.examples_planned / examples_per_s:,.0f} s after the start, at the last "
             f"run's {examples_per_s:,.0f} examples/s"
+        )
+    elif plan.units:
+        lines.append(
+            "time not known: nothing was scored into this folder yet (a run with --limit 20 tells)"
         )
     return lines
 

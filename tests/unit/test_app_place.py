@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from evalcore.app import place as module
 from evalcore.app.place import Place, Wanted, changed_device, find_place
-from evalcore.app.score import worker_env
+from evalcore.app.score import ScoreOptions, score, worker_env
 from evalcore.cluster.ray_session import Node, forwarded, require_room
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import InputError
+from evalcore.store import ResultStore
 
 Machine = Callable[..., None]
 
@@ -182,3 +184,27 @@ def test_a_known_device_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["vllm/bfloat16/head-float32/cuda/merged", "False"]
+
+
+def test_a_dry_run_names_what_it_would_do_and_writes_nothing(
+    tiny_checkpoint: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    options = ScoreOptions(
+        (("pocket_nli", "default,io"),), output=out, adapters=(str(tiny_adapter),), limit=4,
+        engine="hf", device="cpu", threads=1, dry_run=True,
+    )  # fmt: skip
+    outcome = score(options)
+    assert not out.exists()
+    text = "\n".join(outcome.lines())
+    assert "engines: hf in float32, 1 engine on the CPU, 1 thread" in text
+    assert "subjects (2): step-00100" in text
+    assert "tasks (1): pocket_nli" in text
+    assert "prompts (2): default, io" in text
+    assert "16 examples to score in 4 cells" in text
+    assert "time not known" in text
+
+    ResultStore(out)  # and into one that is there
+    before = {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]}
+    assert score(options).plan.counts.examples_planned == 16
+    assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
