@@ -124,6 +124,7 @@ def draw(point: Point, generator: np.random.Generator) -> tuple[FloatArray, dict
         right = generator.random((n, p, s)) < sigmoid(own_doc[:, None, None] + logit[None])
         truth = [
             expected(logit, d2).mean(),
+            expected(level + prompt, d2 + SEED_SD**2).mean(),
             expected(level + seed, d2 + PROMPT_SD**2).mean(),
             float(expected(np.array(level), d2 + PROMPT_SD**2 + SEED_SD**2)),
         ]
@@ -133,10 +134,11 @@ def draw(point: Point, generator: np.random.Generator) -> tuple[FloatArray, dict
     own = generator.random((n, p, s)) < sigmoid(own_doc[:, None, None] + tuned[None])
     other = generator.random((n, p)) < sigmoid(base_doc[:, None] + base[None])
     both = PROMPT_SD**2 + PROMPT_GAIN_SD**2
-    base_truth = float(expected(np.array(level), d2 + PROMPT_SD**2))
     up = level + point.gain
+    base_truth = float(expected(np.array(level), d2 + PROMPT_SD**2))
     truth = [
         expected(tuned, d2).mean() - expected(base, d2).mean(),
+        expected(up + prompt + gains, d2 + SEED_SD**2).mean() - expected(base, d2).mean(),
         expected(up + seed, d2 + both).mean() - base_truth,
         float(expected(np.array(up), d2 + both + SEED_SD**2)) - base_truth,
     ]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from evalcore.analysis.book import CellValues, Flag, ScoreBook, SubjectInfo, TaskInfo
-from evalcore.analysis.gains import (
-    ControlComparison,
-    Forgetting,
-    ForgettingSummary,
-    Gain,
-    forgetting,
-    paired_gain,
-)
+from evalcore.analysis.book import ScoreBook
+from evalcore.analysis.cells import CellValues
+from evalcore.analysis.forgetting import Forgetting, ForgettingSummary, forgetting
+from evalcore.analysis.gains import Contrast, ControlComparison, Gain, paired_gain, paired_gains
+from evalcore.analysis.groups import Group
 from evalcore.analysis.prompts import (
     BestOfPrompts,
     PromptSpread,
@@ -25,7 +21,9 @@ from evalcore.analysis.stats import (
     normal_range,
     prompt_spread,
 )
-from evalcore.analysis.study import Analysis, CheckpointSummary, CurvePoint, analyse
+from evalcore.analysis.study import Analysis, CurvePoint, analyse
+from evalcore.analysis.subjects import Flag, SubjectInfo, TaskInfo
+from evalcore.analysis.summary import CheckpointSummary, GroupMean
 from evalcore.analysis.ways import Way
 
 __all__ = [
@@ -33,6 +31,7 @@ __all__ = [
     "BestOfPrompts",
     "CellValues",
     "CheckpointSummary",
+    "Contrast",
     "ControlComparison",
     "CurvePoint",
     "Estimate",
@@ -40,6 +39,8 @@ __all__ = [
     "Forgetting",
     "ForgettingSummary",
     "Gain",
+    "Group",
+    "GroupMean",
     "PromptSpread",
     "ScoreBook",
     "ScoreRow",
@@ -54,6 +55,7 @@ __all__ = [
     "model_names",
     "normal_range",
     "paired_gain",
+    "paired_gains",
     "prompt_spread",
     "prompt_spreads",
     "score_rows",

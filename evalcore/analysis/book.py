@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalcore.analysis.cells import Cells, CellValues, Stratum, cell_values, task_of
 from evalcore.analysis.subjects import (
     Flag,
     SubjectInfo,
     TaskInfo,
     flag_subjects,
+    models_of,
     settle_tuned,
     subject_of,
     subject_order,
     with_parents,
 )
-from evalcore.analysis.ways import Way
+from evalcore.analysis.ways import Way, ranked
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
-from evalcore.metrics import document_metric, example_values, is_scored
-from evalcore.metrics.arrays import column, integers
-from evalcore.metrics.cells import iterate_cells, modal_share
+from evalcore.metrics.arrays import column
+from evalcore.metrics.cells import iterate_cells
 
 CELL_COLUMNS = (
     "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
@@ -38,34 +39,6 @@ CELL_COLUMNS = (
 )  # fmt: skip
 # How a cell was asked; null in results that were made before it was recorded.
 _ASKED = ("chat_template", "end_tokens")
-
-
-@dataclass(frozen=True)
-class CellValues:
-    """Values of one cell's scored documents.
-
-    Attributes:
-        cell: Cell key.
-        way: How it was asked; ``way.shots`` is the nominal number of worked examples.
-        numerics: Label of the numerics class.
-        setting: What two cells must share to be compared, beside task and variant name:
-            (variant fingerprint, maximum length).
-        docs: int64 [n] document codes of this book, ascending.
-        values: float64 [n] of the task's metric.
-        continuous: float64 [n] of the task's continuous metric (NaN where unknown).
-        unscored: Documents recorded but not scored (prompt too long, no gold).
-        modal_share: Share of the commonest answer; NaN where nothing was answered.
-    """
-
-    cell: str
-    way: Way
-    numerics: str
-    setting: tuple[Any, ...]
-    docs: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float64]
-    continuous: npt.NDArray[np.float64]
-    unscored: int
-    modal_share: float
 
 
 Key = tuple[str, str, str]
@@ -81,10 +54,19 @@ class ScoreBook:
     cells: dict[tuple[str, str], dict[str, CellValues]]
     documents: list[str]
     flags: list[Flag] = field(default_factory=list)
+    preferred: tuple[Way, ...] = ()
+    _strata: dict[tuple[str, str], dict[Stratum, Cells]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def from_table(
-        cls, table: pa.Table, *, numerics: str | None = None, tasks: Sequence[str] | None = None
+        cls,
+        table: pa.Table,
+        *,
+        numerics: str | None = None,
+        tasks: Sequence[str] | None = None,
+        preferred: Sequence[Way] = (),
     ) -> ScoreBook:
         """Arranges a table as ``ResultStore.read()`` gives it.
 
@@ -92,6 +74,7 @@ class ScoreBook:
             table: Example rows joined with their cell's columns.
             numerics: Keep only this numerics class (label); None keeps all.
             tasks: Keep only these tasks.
+            preferred: Ways of asking that headlines are about, the first that a task has.
 
         Raises:
             InputError: The table lacks columns or rows.
@@ -130,10 +113,10 @@ class ScoreBook:
             for name in _ASKED:
                 about[name] = part.column(name)[0].as_py() if name in part.column_names else None
             subjects.setdefault(about["subject"], subject_of(about))
-            task = infos.setdefault(about["task"], _task(about, flags))
+            task = infos.setdefault(about["task"], task_of(about, flags))
             versions[task.name].add(about["task_fingerprint"])
             data_findings.update((task.name, text) for text in about["findings"] or ())
-            values = _cell_values(key, part, task, about, flags)
+            values = cell_values(key, part, task, about, flags)
             found[(about["subject"], about["task"], about["variant"])].append((about, values))
         cells = _settle_doubled(found, subjects, flags)
         subjects = with_parents(subjects)
@@ -149,11 +132,65 @@ class ScoreBook:
             for name, v in versions.items()
             if len(v) > 1
         ]
-        return cls(subjects, infos, cells, encoded.dictionary.to_pylist(), flags)
+        return cls(subjects, infos, cells, encoded.dictionary.to_pylist(), flags, tuple(preferred))
 
     def variants(self, subject: str, task: str) -> dict[str, CellValues]:
         """Variant name -> values of the cells scored, sorted by name; empty if there are none."""
         return self.cells.get((subject, task), {})
+
+    @cached_property
+    def models(self) -> list[SubjectInfo]:
+        """Subjects in order, training seeds of one tuning taken together (``models_of``)."""
+        return models_of(self.subjects.values())
+
+    def strata(self, subject: SubjectInfo, task: str) -> dict[Stratum, Cells]:
+        """A model's cells on a task by what may be averaged, plainest first.
+
+        Of several seeds those cells are left out that were asked otherwise than the first.
+        """
+        known = self._strata.get((subject.id, task))
+        if known is not None:
+            return known
+        found: dict[Stratum, Cells] = defaultdict(dict)
+        for number, run in enumerate(subject.run_ids):
+            for name, cell in self.variants(run, task).items():
+                runs = found[(cell.way, cell.numerics)].setdefault(name, {})
+                if all(other.setting == cell.setting for other in runs.values()):
+                    runs[number] = cell
+        ordered = {key: dict(sorted(found[key].items())) for key in sorted(found)}
+        self._strata[(subject.id, task)] = ordered
+        return ordered
+
+    @cached_property
+    def _ranked(self) -> list[Way]:
+        every = (c.way for cells in self.cells.values() for c in cells.values())
+        return [*self.preferred, *ranked(every)]
+
+    def primary(self, task: str) -> Way:
+        """The way of asking that headlines about a task are about.
+
+        A preferred one, else the one most cells of the table have (of equals the plainest),
+        among those the task was asked in.
+        """
+        here = self._ways.get(task, set())
+        return next((way for way in self._ranked if way in here), Way())
+
+    @cached_property
+    def _ways(self) -> dict[str, set[Way]]:
+        found: dict[str, set[Way]] = defaultdict(set)
+        for (_, task), cells in self.cells.items():
+            found[task].update(c.way for c in cells.values())
+        return found
+
+    def primary_stratum(self, subject: SubjectInfo, task: str) -> Stratum | None:
+        """The stratum of the primary way that a model has most cells in."""
+        way = self.primary(task)
+        sizes = {
+            key: sum(map(len, cells.values()))
+            for key, cells in self.strata(subject, task).items()
+            if key[0] == way
+        }
+        return max(sizes, key=lambda key: (sizes[key], key), default=None)
 
     def ordered_subjects(self) -> list[SubjectInfo]:
         """By pre-training step, then base before adapters, then name."""
@@ -191,75 +228,6 @@ def _keep(table: pa.Table, name: str, wanted: str | Sequence[str] | None) -> pa.
         if value not in known:
             raise UnknownNameError(name, value, known)
     return table.filter(pc.is_in(values, value_set=pa.array(names)))
-
-
-def _task(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
-    multiple_choice = about["output_type"] == "multiple_choice"
-    primary, baseline = about["primary_metric"], about["baseline"]
-    metric = document_metric(primary, about["output_type"])
-    if metric != primary:
-        text = f"{primary} has no value per document; {metric} is compared"
-        flags.append(Flag("metric", about["task"], text))
-        baseline = None  # it is in units of the primary metric
-    return TaskInfo(
-        name=about["task"], group=about["group"], tuned_by=about["tuned_by"],
-        domain=about["domain"] or "none", output_type=about["output_type"], metric=metric,
-        continuous="gold_prob" if multiple_choice else "gold_bits_per_byte",
-        baseline=float("nan") if baseline is None else float(baseline),
-    )  # fmt: skip
-
-
-def _cell_values(
-    key: str, part: pa.Table, task: TaskInfo, about: dict[str, Any], flags: list[Flag]
-) -> CellValues:
-    where = f"{subject_of(about).label}, {task.name}, {about['variant']}"
-    docs = integers(part, "_doc")
-    _, first = np.unique(docs, return_index=True)
-    if len(first) < len(docs):
-        doubled = len(docs) - len(first)
-        flags.append(
-            Flag("doubled", where, f"{doubled} rows repeat a document; the first is kept", doubled)
-        )
-    part, docs = part.take(pa.array(first)), docs[first]
-    metric = document_metric(task.metric, task.output_type, about["answer"] or "choices")
-    if metric != task.metric:
-        text = f"{task.metric} is not defined for answer={about['answer']}; {metric} is used"
-        flags.append(Flag("metric", where, text))
-    values = example_values(part, metric)
-    continuous = example_values(part, task.continuous)
-    overflow = int((~is_scored(part)).sum())
-    if overflow:
-        flags.append(
-            Flag("overflow", where, f"{overflow} prompts did not fit and are not scored", overflow)
-        )
-    keep = ~np.isnan(values)
-    other = len(docs) - int(keep.sum()) - overflow
-    if other:
-        flags.append(Flag("unscored", where, f"{other} rows have no value of {metric}", other))
-    dropped = int((integers(part, "shots_dropped", 0) > 0).sum())
-    if dropped:
-        flags.append(
-            Flag("shots_dropped", where, f"{dropped} prompts lost shots to fit the length", dropped)
-        )
-    cut = int((integers(part, "truncated_tokens", 0) > 0).sum())
-    if cut:
-        flags.append(
-            Flag("truncated", where, f"{cut} prompts lost their beginning to fit the length", cut)
-        )
-    # In the joined table the cell's own number of shots is called cell_shots.
-    nominal = "cell_shots" in part.column_names
-    shots = integers(part, "cell_shots" if nominal else "shots", 0)
-    if not nominal:
-        shots = shots + integers(part, "shots_dropped", 0)
-    return CellValues(
-        cell=key, way=Way.of(about, int(shots.max())), numerics=about["numerics"],
-        setting=(
-            about["variant_fingerprint"], about["max_length"], about["chat_template"],
-            tuple(about["end_tokens"] or ()),
-        ), docs=docs[keep],
-        values=values[keep], continuous=continuous[keep], unscored=len(docs) - int(keep.sum()),
-        modal_share=modal_share(part),
-    )  # fmt: skip
 
 
 def _settle_doubled(

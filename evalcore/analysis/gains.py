@@ -1,100 +1,102 @@
-"""Differences between subjects on the same documents: gain, control, forgetting, transfer."""
+"""Differences between models on the same documents: gain, control, contrast of checkpoints.
+
+A comparison is made within one stratum (``book.Stratum``): only wordings of the prompt and training
+seeds are pooled, each (prompt, seed) counting alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import median
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from evalcore.analysis.book import (
-    CellValues,
-    ScoreBook,
-    SubjectInfo,
-    TaskInfo,
-    require_same_numerics,
-)
-from evalcore.analysis.stats import (
-    EMPTY,
-    Estimate,
-    Method,
-    finite,
-    mean_estimate,
-    mean_of_estimates,
-)
-from evalcore.metrics import higher_is_better
-
-SMALL_DENOMINATOR = 0.05
-"""Base scores below this make a ratio of change meaningless."""
+from evalcore.analysis.book import ScoreBook, require_same_numerics
+from evalcore.analysis.cells import Cells, CellValues, Stratum
+from evalcore.analysis.estimates import estimate_of
+from evalcore.analysis.stats import EMPTY, Estimate
+from evalcore.analysis.subjects import SubjectInfo, TaskInfo
+from evalcore.analysis.variation import Layout
+from evalcore.analysis.ways import Way
+from evalcore.metrics import metric_bounds
 
 FloatArray = npt.NDArray[np.float64]
+CodeArray = npt.NDArray[np.int64]
+Bounds = tuple[float, float] | None
+Field = Literal["values", "continuous"]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Score of a subject minus score of another on the same documents and prompts.
+    """Score of a model minus score of another on the same documents and prompts.
 
     Attributes:
-        subject: The tuned subject (minuend).
+        subject: The tuned model (minuend); several training seeds of one tuning are one model.
         reference: What it is compared with: its base, or its control (subtrahend).
         task: The task.
-        pooled: Mean over documents of the mean over shared variants; intervals by document.
+        way, numerics: The stratum it is of.
+        pooled: Mean over prompts and seeds of the paired difference, with the intervals of the
+            widest claim the data support; ``pooled.over_documents`` has those for these prompts
+            and this run.
         own: Score of ``subject`` on the paired documents.
         other: Score of ``reference`` on the paired documents.
         by_variant: The same difference under each single prompt.
+        by_seed: Seed -> mean difference; empty for a single run.
         continuous: Difference of the task's continuous metric (bits: negative is better).
         missing_variants: Variants only one side was scored under.
-        missing_rows: Rows (variant, document) only one side has.
+        missing_rows: Rows (variant, seed, document) only one side has.
         missing_documents: Some of their ids, for a message.
-        uneven: Documents paired under fewer variants than others.
+        notes: What a reader must know of the number.
     """
 
     subject: SubjectInfo
     reference: SubjectInfo
     task: TaskInfo
+    way: Way
+    numerics: str
     pooled: Estimate
     own: Estimate
     other: Estimate
     by_variant: dict[str, Estimate]
+    by_seed: dict[int, float]
     continuous: Estimate
     missing_variants: tuple[str, ...] = ()
     missing_rows: int = 0
     missing_documents: str = ""
-    uneven: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """Values of paired documents, mean over the variants both sides have.
+class Pair:
+    """One cell of each side, of one prompt and training seed."""
 
-    Attributes:
-        docs: int64 [n] document codes.
-        own, other: float64 [n].
-        counts: int64 [n] variants behind each document.
-    """
-
-    docs: npt.NDArray[np.int64]
-    own: FloatArray
-    other: FloatArray
-    counts: npt.NDArray[np.int64]
+    prompt: str
+    run: int
+    reference_run: int
+    own: CellValues
+    other: CellValues
 
 
 def paired_gain(
     book: ScoreBook,
-    subject: str,
-    reference: str,
+    subject: SubjectInfo,
+    reference: SubjectInfo,
     task: str,
+    stratum: Stratum,
     *,
     variants: Collection[str] | None = None,
     allow_mixed: bool = False,
-    method: Method = "t",
-    seed: int = 0,
 ) -> Gain | None:
-    """Gain of ``subject`` over ``reference`` on one task, paired by document.
+    """Gain of ``subject`` over ``reference`` on one task in one stratum, paired by document.
 
     Args:
+        book: What was scored.
+        subject: The minuend, as ``book.models`` has it (or a single run).
+        reference: The subtrahend.
+        task: Name of the task.
+        stratum: (way of asking, numerics class) of the subject's cells.
         variants: Compare under these only; None: under all.
 
     Returns:
@@ -104,167 +106,223 @@ def paired_gain(
         IncompatibleError: The two were scored in different numerics classes (and mixing is not
             allowed).
     """
-    a, b = (
-        {n: c for n, c in book.variants(id_, task).items() if variants is None or n in variants}
-        for id_ in (subject, reference)
-    )
-    info, mine, theirs = book.tasks[task], book.subjects[subject], book.subjects[reference]
-    what = f"{mine.label} against {theirs.label}, {task}"
-    shared = []
-    for name in a.keys() & b.keys():
-        require_same_numerics(a[name], b[name], f"{what}, {name}", allow_mixed)
-        if a[name].setting == b[name].setting:
-            shared.append(name)
-    shared.sort()
-    pairs = {name: _pair(a[name], b[name], "values") for name in shared}
-    pooled = _pool(list(pairs.values()))
-    if len(pooled.docs) == 0:
+    mine = _wanted(book.strata(subject, task).get(stratum, {}), variants)
+    theirs = _wanted(_same_way(book, reference, task, stratum), variants)
+    pairs, notes = _pairs(subject, reference, mine, theirs)
+    what = f"{subject.label} against {reference.label}, {task}"
+    for pair in pairs:
+        require_same_numerics(pair.own, pair.other, f"{what}, {pair.prompt}", allow_mixed)
+    info = book.tasks[task]
+    bounds = metric_bounds(info.metric)
+    found = [(p, *_paired(p.own, p.other, "values")) for p in pairs]
+    found = [f for f in found if len(f[1])]
+    if not found:
         return None
-    lost = [np.setxor1d(a[n].docs, b[n].docs, assume_unique=True) for n in shared]
+    own = [(p.prompt, p.run, docs, a) for p, docs, a, _ in found]
+    other = {(p.prompt, p.reference_run): (p.prompt, p.reference_run, d, b) for p, d, _, b in found}
+    gaps = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in found]
+    more = [(p, *_paired(p.own, p.other, "continuous")) for p in pairs]
+    continuous = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in more]
+    shared = {p.prompt for p, *_ in found}
+    lost = [np.setxor1d(p.own.docs, p.other.docs, assume_unique=True) for p in pairs]
     absent = np.concatenate(lost)
-    continuous = _pool([_pair(a[name], b[name], "continuous") for name in shared])
-    estimate: Callable[[FloatArray], Estimate] = lambda v: mean_estimate(v, method, seed)  # noqa: E731
+    difference = difference_bounds(bounds)
+    seeds = subject.run_seeds
+    runs = {p.run for p, *_ in found} if len(seeds) > 1 else set()
     return Gain(
-        subject=mine,
-        reference=theirs,
+        subject=subject,
+        reference=reference,
         task=info,
-        pooled=estimate(pooled.own - pooled.other),
-        own=estimate(pooled.own),
-        other=estimate(pooled.other),
-        by_variant={n: estimate(own - other) for n, (_, own, other) in pairs.items()},
-        continuous=estimate(continuous.own - continuous.other),
-        missing_variants=tuple(sorted((a.keys() | b.keys()) - set(shared))),
+        way=stratum[0],
+        numerics=stratum[1],
+        pooled=pool(gaps, difference),
+        own=pool(own, bounds),
+        other=pool(list(other.values()), bounds),
+        by_variant={n: pool([g for g in gaps if g[0] == n], difference) for n in sorted(shared)},
+        by_seed={
+            int(seeds[r] or 0): pool([g for g in gaps if g[1] == r], difference).value
+            for r in sorted(runs)
+        },
+        continuous=pool(continuous, difference_bounds(metric_bounds(info.continuous))),
+        missing_variants=tuple(sorted((mine.keys() | theirs.keys()) - shared)),
         missing_rows=len(absent),
         missing_documents=book.document_names(np.unique(absent).tolist()),
-        uneven=int((pooled.counts < pooled.counts.max()).sum()),
+        notes=tuple(notes),
     )
 
 
-def pooled_score(cells: dict[str, CellValues], field: str = "values") -> Estimate:
-    """Score of one subject on one task: mean over documents of the mean over its variants."""
-    pooled = _pool([_pair(cell, cell, field) for cell in cells.values()])
-    return mean_estimate(pooled.own)
+def paired_gains(
+    book: ScoreBook,
+    subject: SubjectInfo,
+    reference: SubjectInfo,
+    task: str,
+    *,
+    allow_mixed: bool = False,
+) -> list[Gain]:
+    """The gain in every stratum that has one, plainest first."""
+    found = (
+        paired_gain(book, subject, reference, task, stratum, allow_mixed=allow_mixed)
+        for stratum in book.strata(subject, task)
+    )
+    return [gain for gain in found if gain is not None]
 
 
-def _pair(
-    a: CellValues, b: CellValues, field: str
-) -> tuple[npt.NDArray[np.int64], FloatArray, FloatArray]:
+def difference_bounds(bounds: Bounds) -> Bounds:
+    """Bounds of a difference of two values with these bounds."""
+    return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+
+
+Part = tuple[str, int, CodeArray, FloatArray]
+"""(prompt, run, document codes, values) of one cell."""
+
+
+def pool(parts: Sequence[Part], bounds: Bounds) -> Estimate:
+    """Mean over cells of their means over documents, with the widest interval there is."""
+    parts = [p for p in parts if len(p[2])]
+    if not parts:
+        return EMPTY
+    prompts = {name: i for i, name in enumerate(sorted({p[0] for p in parts}))}
+    sizes = [len(p[2]) for p in parts]
+    return estimate_of(
+        Layout(
+            values=np.concatenate([p[3] for p in parts]),
+            clusters=np.concatenate([p[2] for p in parts]),
+            prompts=np.repeat([prompts[p[0]] for p in parts], sizes),
+            seeds=np.repeat([p[1] for p in parts], sizes),
+            bounds=bounds,
+        )
+    )
+
+
+def pooled_score(cells: Cells, task: TaskInfo, field: Field = "values") -> Estimate:
+    """Score of one model on one task in one stratum (see :func:`pool`)."""
+    parts = []
+    for name, runs in cells.items():
+        for run, cell in runs.items():
+            values = cell.values if field == "values" else cell.continuous
+            known = ~np.isnan(values)
+            parts.append((name, run, cell.docs[known], values[known]))
+    return pool(parts, metric_bounds(task.metric if field == "values" else task.continuous))
+
+
+def _wanted(cells: Cells, variants: Collection[str] | None) -> Cells:
+    return {n: runs for n, runs in cells.items() if variants is None or n in variants}
+
+
+def _same_way(book: ScoreBook, model: SubjectInfo, task: str, stratum: Stratum) -> Cells:
+    """Cells of the stratum's way; of other numerics where there are none of its own."""
+    found: Cells = {}
+    for (way, numerics), cells in book.strata(model, task).items():
+        if way == stratum[0]:
+            for name, runs in cells.items():
+                if name not in found or numerics == stratum[1]:
+                    found[name] = runs
+    return found
+
+
+def _pairs(
+    subject: SubjectInfo, reference: SubjectInfo, mine: Cells, theirs: Cells
+) -> tuple[list[Pair], list[str]]:
+    """Cells to be compared: of one prompt, asked alike, each run with its own reference run."""
+    seeds, others = subject.run_seeds, reference.run_seeds
+    matched: dict[int, int] = {}
+    notes = []
+    what = "control" if reference.control else "reference"
+    if len(others) == 1:
+        matched = dict.fromkeys(range(len(seeds)), 0)
+        if len(seeds) > 1 and reference.base is not None:
+            notes.append(f"one {what} (seed {others[0]}) for {len(seeds)} seeds")
+    else:
+        matched = {i: others.index(s) for i, s in enumerate(seeds) if s in others}
+        if not matched:
+            matched = dict.fromkeys(range(len(seeds)), 0)
+            notes.append(f"no {what} of the same seed: that of seed {others[0]} is used")
+        elif len(matched) < len(seeds):
+            notes.append(f"{what}s for {len(matched)} of {len(seeds)} seeds")
+    pairs = []
+    for name in sorted(mine.keys() & theirs.keys()):
+        for run, cell in mine[name].items():
+            other = theirs[name].get(matched[run]) if run in matched else None
+            if other is not None and other.setting == cell.setting:
+                pairs.append(Pair(name, run, matched[run], cell, other))
+    return pairs, notes
+
+
+def _paired(a: CellValues, b: CellValues, field: Field) -> tuple[CodeArray, FloatArray, FloatArray]:
     docs, i, j = np.intersect1d(a.docs, b.docs, assume_unique=True, return_indices=True)
     own, other = getattr(a, field)[i], getattr(b, field)[j]
     known = ~(np.isnan(own) | np.isnan(other))
     return docs[known], own[known], other[known]
 
 
-def _pool(pairs: list[tuple[npt.NDArray[np.int64], FloatArray, FloatArray]]) -> Pooled:
-    if not pairs:
-        none = np.zeros(0)
-        return Pooled(np.zeros(0, dtype=np.int64), none, none, np.zeros(0, dtype=np.int64))
-    docs, group = np.unique(np.concatenate([p[0] for p in pairs]), return_inverse=True)
-    counts = np.bincount(group, minlength=len(docs))
-    own, other = (
-        np.bincount(group, np.concatenate([p[k] for p in pairs]), len(docs)) / np.maximum(counts, 1)
-        for k in (1, 2)
-    )
-    return Pooled(docs, own, other, counts)
-
-
 @dataclass(frozen=True)
 class ControlComparison:
-    """An adapter against its format-only control (same tuning, labels shuffled).
+    """A model against its format-only control (same tuning, labels shuffled).
 
     Attributes:
-        difference: Gain of the adapter minus gain of the control. The base cancels, so this is
-            adapter minus control on the documents both were scored on.
+        difference: Gain of the model minus gain of the control. The base cancels, so this is
+            model minus control on the documents both were scored on.
         control_gain: The control's own gain over the base (None: the base lacks the task).
     """
 
     difference: Gain
     control_gain: Gain | None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of "gain over control" must know."""
+        own = self.control_gain
+        below = own is not None and own.pooled.over_documents.high99 < 0
+        lost = ["control below its own base: gain over control is no form removed"] * below
+        return (*self.difference.notes, *lost)
+
 
 def controls_of(book: ScoreBook, subject: SubjectInfo) -> list[SubjectInfo]:
-    """Controls of an adapter: same base and tuning; those of its own seed if there are any."""
+    """Controls of a model: same base and tuning; those of its own seeds if there are any."""
     found = [
-        s for s in book.subjects.values()
+        s for s in book.models
         if s.control is not None and s.base == subject.base and s.tuning == subject.tuning
     ]  # fmt: skip
-    return [s for s in found if s.seed == subject.seed] or found
+    own = set(subject.run_seeds)
+    return [s for s in found if own & set(s.run_seeds)] or found
 
 
 @dataclass(frozen=True)
-class Forgetting:
-    """Change on a task outside the tuned group.
+class Contrast:
+    """Gain at one checkpoint minus gain at an earlier one, paired by document.
 
     Attributes:
-        gain: The raw paired change.
-        above_floor: Base score minus the trivial baseline (in the better direction).
-        measurable: The 99 % lower bound of ``above_floor`` is above 0; otherwise there was
-            nothing to forget and the change says nothing.
-        corrected: Change over (1 - baseline): what part of the room above the trivial answer was
-            won or lost. None for metrics without an upper bound of 1.
-        ratio: Change over base score (a term of the study's MRC).
-        small_denominator: The base score is too near 0 for the ratio to mean anything.
+        later, earlier: The two gains.
+        difference: Mean over prompts and seeds of the paired difference of the differences.
     """
 
-    gain: Gain
-    above_floor: Estimate
-    measurable: bool
-    corrected: Estimate | None
-    ratio: float
-    small_denominator: bool
+    later: Gain
+    earlier: Gain
+    difference: Estimate
 
 
-def forgetting(gain: Gain) -> Forgetting:
-    """Reads a gain on a task outside the tuned group as forgetting."""
-    task, base = gain.task, gain.other
-    upward = higher_is_better(task.metric)
-    above = base.shifted(-task.baseline).scaled(1.0 if upward else -1.0)
-    room = 1.0 - task.baseline
-    corrected = gain.pooled.scaled(1.0 / room) if upward and room > 0 else None
-    return Forgetting(
-        gain=gain,
-        above_floor=above,
-        measurable=finite(above.low99) > 0,
-        corrected=corrected,
-        ratio=gain.pooled.value / base.value if base.value else float("nan"),
-        small_denominator=abs(base.value) < SMALL_DENOMINATOR,
-    )
+def contrast(book: ScoreBook, later: Gain, earlier: Gain) -> Contrast | None:
+    """Whether a tuning gives more at a later checkpoint; None where nothing is in common.
 
-
-@dataclass(frozen=True)
-class ForgettingSummary:
-    """Forgetting of one tuned subject over all tasks outside its group.
-
-    Attributes:
-        measurable, unmeasurable: Numbers of tasks.
-        mean: Mean chance-corrected change over the measurable tasks.
-        median: Median of the same.
-        mrc: Mean ratio of change over all outside tasks, as the study defines it.
-        median_ratio: Median of those ratios.
-        small_denominators: Tasks whose base score is too near 0 (they are in ``mrc``).
+    The same documents and prompts on all four sides; seeds are paired by their number, or all
+    with the one there is.
     """
-
-    subject: SubjectInfo
-    measurable: int
-    unmeasurable: int
-    mean: Estimate
-    median: float
-    mrc: float
-    median_ratio: float
-    small_denominators: tuple[str, ...]
-
-
-def summarize_forgetting(subject: SubjectInfo, rows: list[Forgetting]) -> ForgettingSummary:
-    """Mean and median over the tasks outside the tuned group of one subject."""
-    good = [r.corrected for r in rows if r.measurable and r.corrected is not None]
-    ratios = [r.ratio for r in rows if r.ratio == r.ratio]
-    return ForgettingSummary(
-        subject=subject,
-        measurable=len(good),
-        unmeasurable=len(rows) - len(good),
-        mean=mean_of_estimates(good) if good else EMPTY,
-        median=median(e.value for e in good) if good else float("nan"),
-        mrc=float(np.mean(ratios)) if ratios else float("nan"),
-        median_ratio=median(ratios) if ratios else float("nan"),
-        small_denominators=tuple(r.gain.task.name for r in rows if r.small_denominator),
-    )
+    stratum_a, stratum_b = (later.way, later.numerics), (earlier.way, earlier.numerics)
+    a, b = (
+        _pairs(g.subject, g.reference, book.strata(g.subject, g.task.name).get(s, {}),
+               _same_way(book, g.reference, g.task.name, s))[0]
+        for g, s in ((later, stratum_a), (earlier, stratum_b))
+    )  # fmt: skip
+    of = {(p.prompt, earlier.subject.run_seeds[p.run]): p for p in b}
+    parts: list[Part] = []
+    for p in a:
+        q = of.get((p.prompt, later.subject.run_seeds[p.run]))
+        if q is None or q.own.setting != p.own.setting:
+            continue
+        docs, own, other = _paired(p.own, p.other, "values")
+        before, one, two = _paired(q.own, q.other, "values")
+        shared, i, j = np.intersect1d(docs, before, assume_unique=True, return_indices=True)
+        parts.append((p.prompt, p.run, shared, (own - other)[i] - (one - two)[j]))
+    bounds = difference_bounds(difference_bounds(metric_bounds(later.task.metric)))
+    found = pool(parts, bounds)
+    return Contrast(later, earlier, found) if found.n else None

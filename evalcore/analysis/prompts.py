@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,24 +10,23 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from evalcore.analysis.book import CellValues, ScoreBook, SubjectInfo, TaskInfo
-from evalcore.analysis.stats import (
-    Estimate,
-    Method,
-    SpreadEstimate,
-    mean_estimate,
-    prompt_spread,
-)
-from evalcore.metrics import higher_is_better
+from evalcore.analysis.book import ScoreBook
+from evalcore.analysis.cells import Cells, CellValues, Stratum
+from evalcore.analysis.gains import difference_bounds, pool
+from evalcore.analysis.stats import Estimate, SpreadEstimate, prompt_spread
+from evalcore.analysis.subjects import SubjectInfo, TaskInfo
+from evalcore.analysis.ways import Way
+from evalcore.metrics import higher_is_better, metric_bounds
 
 
 @dataclass(frozen=True)
 class PromptSpread:
-    """Spread of one subject's score over prompts with the same number of shots.
+    """Spread of one model's score over prompt texts, in one stratum.
 
     Attributes:
+        way: How all of them were asked.
         variants: The prompts compared (their number is ``spread.prompts``).
-        spread: The subject's spread.
+        spread: The model's spread (of its mean over training seeds).
         base: Its base's spread over the same prompts; None for a base or where it lacks some.
         above_floor: Mean score minus the trivial baseline, in the better direction: near 0, a small
             spread means nothing.
@@ -36,7 +34,7 @@ class PromptSpread:
 
     subject: SubjectInfo
     task: TaskInfo
-    shots: int
+    way: Way
     variants: tuple[str, ...]
     spread: SpreadEstimate
     base: SpreadEstimate | None
@@ -44,43 +42,29 @@ class PromptSpread:
 
 
 def prompt_spreads(book: ScoreBook) -> list[PromptSpread]:
-    """Spread of every subject and task with two prompts or more at one number of shots."""
+    """Spread of every model and task with two prompts or more asked in one way."""
     rows = []
-    for subject in book.ordered_subjects():
+    for subject in book.models:
         base = book.base_of(subject)
         for task in book.tasks.values():
             upward = higher_is_better(task.metric)
-            own = book.variants(subject.id, task.name)
-            theirs = book.variants(base.id, task.name) if base is not None else {}
-            for shots, names in sorted(_by_shots(own).items()):
-                shared = [n for n in names if n in theirs] if len(theirs) > 1 else names
-                names = shared if len(shared) > 1 else names
-                spread = _spread(own, names)
+            theirs = book.strata(base, task.name) if base is not None else {}
+            for stratum, cells in book.strata(subject, task.name).items():
+                beside = theirs.get(stratum, {})
+                shared = [n for n in cells if n in beside]
+                names = shared if len(shared) > 1 else list(cells)
+                spread = _spread(cells, names)
                 if spread is None:
                     continue
-                beside = _spread(theirs, names) if all(n in theirs for n in names) else None
+                of_base = _spread(beside, names) if all(n in beside for n in names) else None
+                above = (spread.mean - task.baseline) * (1 if upward else -1)
                 rows.append(
-                    PromptSpread(
-                        subject,
-                        task,
-                        shots,
-                        tuple(names),
-                        spread,
-                        beside,
-                        (spread.mean - task.baseline) * (1 if upward else -1),
-                    )
+                    PromptSpread(subject, task, stratum[0], tuple(names), spread, of_base, above)
                 )
     return rows
 
 
-def _by_shots(cells: dict[str, CellValues]) -> dict[int, list[str]]:
-    groups: dict[int, list[str]] = defaultdict(list)
-    for name, cell in cells.items():
-        groups[cell.way.shots].append(name)
-    return groups
-
-
-def _spread(cells: dict[str, CellValues], names: Sequence[str]) -> SpreadEstimate | None:
+def _spread(cells: Cells, names: Sequence[str]) -> SpreadEstimate | None:
     if len(names) < 2:
         return None
     _, values = document_matrix([cells[n] for n in names])
@@ -88,11 +72,15 @@ def _spread(cells: dict[str, CellValues], names: Sequence[str]) -> SpreadEstimat
 
 
 def document_matrix(
-    cells: Sequence[CellValues],
+    prompts: Sequence[dict[int, CellValues]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """(document codes [n], values [n, P]) of the documents every cell has."""
-    docs = reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), (c.docs for c in cells))
-    columns = [c.values[np.searchsorted(c.docs, docs)] for c in cells]
+    """(document codes [n], values [n, P]) of the documents every cell has, mean over seeds."""
+    every = [cell.docs for runs in prompts for cell in runs.values()]
+    docs = reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), every)
+    columns = [
+        np.mean([c.values[np.searchsorted(c.docs, docs)] for c in runs.values()], axis=0)
+        for runs in prompts
+    ]
     return docs, np.stack(columns, axis=1)
 
 
@@ -104,14 +92,16 @@ class BestOfPrompts:
     both ways, so that every document is scored once with a prompt it did not choose.
 
     Attributes:
+        way: How they were asked.
         prompts: Number of prompts to choose from.
         own, base: Score with the chosen prompts.
-        gain: Paired difference; its interval takes the choices as given.
+        gain: Paired difference; its interval takes the choices and this run as given.
         chosen_own, chosen_base: Prompts chosen on the two halves.
     """
 
     subject: SubjectInfo
     task: TaskInfo
+    way: Way
     prompts: int
     own: Estimate
     base: Estimate
@@ -121,38 +111,39 @@ class BestOfPrompts:
 
 
 def best_of_prompts(
-    book: ScoreBook,
-    subject: SubjectInfo,
-    task: TaskInfo,
-    *,
-    seed: int = 0,
-    method: Method = "t",
+    book: ScoreBook, subject: SubjectInfo, task: TaskInfo, stratum: Stratum, *, seed: int = 0
 ) -> BestOfPrompts | None:
-    """Best of the prompts both subject and base were scored under; None below two prompts."""
+    """Best of the prompts both model and base were scored under; None below two prompts."""
     base = book.base_of(subject)
     if base is None:
         return None
-    a, b = book.variants(subject.id, task.name), book.variants(base.id, task.name)
-    names = sorted(n for n in a.keys() & b.keys() if a[n].setting == b[n].setting)
+    a = book.strata(subject, task.name).get(stratum, {})
+    b = book.strata(base, task.name).get(stratum, {})
+    names = sorted(n for n in a.keys() & b.keys() if _asked(a[n]) == _asked(b[n]))
     if len(names) < 2:
         return None
     docs, values = document_matrix([a[n] for n in names] + [b[n] for n in names])
     half = np.array([_in_first_half(book.documents[d], seed) for d in docs], dtype=bool)
     if min(half.sum(), (~half).sum()) < 2:
         return None
-    upward = higher_is_better(task.metric)
+    upward, bounds = higher_is_better(task.metric), metric_bounds(task.metric)
     own, own_choice = _cross_chosen(values[:, : len(names)], half, upward)
     other, base_choice = _cross_chosen(values[:, len(names) :], half, upward)
     return BestOfPrompts(
         subject=subject,
         task=task,
+        way=stratum[0],
         prompts=len(names),
-        own=mean_estimate(own, method, seed),
-        base=mean_estimate(other, method, seed),
-        gain=mean_estimate(own - other, method, seed),
+        own=pool([("best", 0, docs, own)], bounds),
+        base=pool([("best", 0, docs, other)], bounds),
+        gain=pool([("best", 0, docs, own - other)], difference_bounds(bounds)),
         chosen_own=(names[own_choice[0]], names[own_choice[1]]),
         chosen_base=(names[base_choice[0]], names[base_choice[1]]),
     )
+
+
+def _asked(runs: dict[int, CellValues]) -> tuple[object, ...]:
+    return next(iter(runs.values())).setting
 
 
 def _in_first_half(document: str, seed: int) -> bool:

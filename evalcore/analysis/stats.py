@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import erf, inf, nan, sqrt
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-Method = Literal["t", "bootstrap"]
-BOOTSTRAP_RESAMPLES = 3000
+Limits = Callable[[float], tuple[float, float]]
+"""Two-sided interval of any level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over independent documents with its uncertainty.
+    """A number as it is shown, with what it may be.
 
     Attributes:
         value: The mean; NaN when there is no document.
-        stderr: Standard error; NaN below two documents.
-        n: Independent documents (clusters) behind it.
-        low95, high95, low99, high99: Two-sided confidence intervals.
-        method: ``t`` (Student) or ``bootstrap`` (percentile, over documents).
-        degenerate: Every document gave the same value, so the interval has no width and says
-            nothing about documents not seen.
+        stderr: Standard error under ``claim``; NaN below two documents.
+        n: Documents (clusters) behind it.
+        low95, high95, low99, high99: Two-sided intervals under ``claim``; NaN where there is none.
+        degenerate: Every document gave the same value.
+        claim: What the intervals generalise over (``variation.CLAIMS``); empty without any.
+        documents: The same mean with the intervals for these prompts and this run alone; None
+            where ``claim`` is that already.
+        prompts, seeds: How many are behind it.
+        low_prompt, high_prompt: Smallest and largest mean under a single prompt.
+        turned: Prompts whose own mean has the other sign.
+        seed_sd: Standard deviation between the means of the seeds; NaN below two.
+        smallest: True difference from 0 that such data find four times in five at 95 %.
+        limits: Interval of any level; None where there is none.
     """
 
     value: float
@@ -36,94 +43,83 @@ class Estimate:
     high95: float
     low99: float
     high99: float
-    method: Method = "t"
     degenerate: bool = False
+    claim: str = ""
+    documents: Estimate | None = None
+    prompts: int = 1
+    seeds: int = 1
+    low_prompt: float = nan
+    high_prompt: float = nan
+    turned: int = 0
+    seed_sd: float = nan
+    smallest: float = nan
+    limits: Limits | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def over_documents(self) -> Estimate:
+        """The estimate for these prompts and this run."""
+        return self.documents or self
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in other units (a negative factor turns the interval round)."""
-        low95, high95 = sorted((self.low95 * factor, self.high95 * factor))
-        low99, high99 = sorted((self.low99 * factor, self.high99 * factor))
-        return Estimate(
-            self.value * factor, self.stderr * abs(factor), self.n, low95, high95, low99, high99,
-            self.method, self.degenerate,
-        )  # fmt: skip
+        return self._moved(factor, 0.0)
 
     def shifted(self, offset: float) -> Estimate:
         """The same estimate plus a constant."""
-        return Estimate(
-            self.value + offset, self.stderr, self.n, self.low95 + offset, self.high95 + offset,
-            self.low99 + offset, self.high99 + offset, self.method, self.degenerate,
+        return self._moved(1.0, offset)
+
+    def _moved(self, factor: float, offset: float) -> Estimate:
+        def move(low: float, high: float) -> tuple[float, float]:
+            a, b = low * factor + offset, high * factor + offset
+            return (a, b) if factor >= 0 else (b, a)
+
+        low95, high95 = move(self.low95, self.high95)
+        low99, high99 = move(self.low99, self.high99)
+        low_prompt, high_prompt = move(self.low_prompt, self.high_prompt)
+        limits = self.limits
+        return replace(
+            self, value=self.value * factor + offset, stderr=self.stderr * abs(factor),
+            low95=low95, high95=high95, low99=low99, high99=high99, low_prompt=low_prompt,
+            high_prompt=high_prompt, seed_sd=self.seed_sd * abs(factor),
+            smallest=self.smallest * abs(factor),
+            documents=self.documents._moved(factor, offset) if self.documents else None,
+            limits=None if limits is None else (lambda level: move(*limits(level))),
         )  # fmt: skip
 
 
 EMPTY = Estimate(nan, nan, 0, nan, nan, nan, nan)
 
 
-def mean_estimate(values: FloatArray, method: Method = "t", seed: int = 0) -> Estimate:
-    """Mean of independent values with 95 % and 99 % intervals.
+def mean_estimate(values: FloatArray) -> Estimate:
+    """Mean of independent values with Student's 95 % and 99 % intervals.
 
     Args:
         values: float64 [n], one per document (cluster); no NaN.
-        method: ``t`` or ``bootstrap`` (3,000 resamples of whole documents, percentile).
-        seed: Seed of the bootstrap.
     """
     n = len(values)
     if n == 0:
         return EMPTY
     mean = float(values.mean())
     if n == 1:
-        return Estimate(mean, nan, 1, nan, nan, nan, nan, method)
+        return Estimate(mean, nan, 1, nan, nan, nan, nan)
     spread = float(values.std(ddof=1))
     stderr = spread / sqrt(n)
     # Rounding leaves a spread of about 1e-17 among equal values.
     flat = spread <= 1e-12 * max(1.0, abs(mean))
-    if method == "bootstrap":
-        low99, low95, high95, high99 = bootstrap_quantiles(
-            values, (0.005, 0.025, 0.975, 0.995), seed
-        )
-    else:
-        half95, half99 = (t_quantile(p, n - 1) * stderr for p in (0.975, 0.995))
-        low95, high95, low99, high99 = mean - half95, mean + half95, mean - half99, mean + half99
-    return Estimate(mean, stderr, n, low95, high95, low99, high99, method, flat)
+
+    def limits(level: float) -> tuple[float, float]:
+        half = t_quantile(0.5 + level / 2, n - 1) * stderr
+        return mean - half, mean + half
+
+    return Estimate(mean, stderr, n, *limits(0.95), *limits(0.99), degenerate=flat, limits=limits)
 
 
 @lru_cache(maxsize=4096)
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit  # scipy is heavy and only intervals need it
 
     return float(stdtrit(degrees, probability))
-
-
-def bootstrap_quantiles(
-    values: FloatArray, probabilities: tuple[float, ...], seed: int
-) -> tuple[float, ...]:
-    """Quantiles of the mean over resampled documents (percentile bootstrap)."""
-    generator = np.random.default_rng(seed)
-    n, means = len(values), []
-    chunk = max(1, 2_000_000 // n)  # keeps the index array near 16 MB
-    for start in range(0, BOOTSTRAP_RESAMPLES, chunk):
-        size = min(chunk, BOOTSTRAP_RESAMPLES - start)
-        means.append(values[generator.integers(0, n, (size, n))].mean(axis=1))
-    return tuple(float(q) for q in np.quantile(np.concatenate(means), probabilities))
-
-
-def mean_of_estimates(estimates: list[Estimate]) -> Estimate:
-    """Mean of independent estimates (other tasks, other documents), tasks taken as fixed.
-
-    The error is that of the documents alone (normal intervals): it does not say what would happen
-    on other tasks. NaN estimates must be left out by the caller.
-    """
-    if not estimates:
-        return EMPTY
-    k = len(estimates)
-    value = float(np.mean([e.value for e in estimates]))
-    stderr = sqrt(sum(e.stderr**2 for e in estimates)) / k
-    half95, half99 = 1.959963984540054 * stderr, 2.5758293035489004 * stderr
-    n = sum(e.n for e in estimates)
-    return Estimate(
-        value, stderr, n, value - half95, value + half95, value - half99, value + half99
-    )
 
 
 @dataclass(frozen=True, slots=True)

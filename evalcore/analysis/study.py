@@ -2,67 +2,68 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 
-from evalcore.analysis.book import Flag, ScoreBook, SubjectInfo, TaskInfo
-from evalcore.analysis.gains import (
-    ControlComparison,
+from evalcore.analysis.book import ScoreBook
+from evalcore.analysis.forgetting import (
     Forgetting,
     ForgettingSummary,
-    Gain,
-    controls_of,
     forgetting,
-    paired_gain,
-    pooled_score,
     summarize_forgetting,
 )
+from evalcore.analysis.gains import (
+    Contrast,
+    ControlComparison,
+    Gain,
+    contrast,
+    controls_of,
+    paired_gain,
+    paired_gains,
+    pooled_score,
+)
+from evalcore.analysis.groups import Group, Role, check_groups, default_groups, mixes_of, role_of
 from evalcore.analysis.prompts import (
     BestOfPrompts,
     PromptSpread,
     best_of_prompts,
     prompt_spreads,
 )
-from evalcore.analysis.stats import EMPTY, Estimate, Method, mean_of_estimates
+from evalcore.analysis.stats import Estimate
+from evalcore.analysis.subjects import Flag, SubjectInfo, TaskInfo
+from evalcore.analysis.summary import CheckpointSummary, summarize
+from evalcore.analysis.ways import Way
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Score of one subject on one task, pooled over its prompts; a point of a learning curve."""
+    """Score of one model on one task in the primary way; a point of a learning curve."""
 
     subject: SubjectInfo
     task: TaskInfo
+    way: Way
     score: Estimate
     continuous: Estimate
     variants: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class CheckpointSummary:
-    """One checkpoint in the manner of the study's Table 6.
+class Analysis:
+    """All derived quantities of a results table; nothing in it needs a device or the data.
 
     Attributes:
-        own_tasks: In-domain tasks that have a tuning of their own.
-        own_gain: Mean gain over them, each under its own tuning.
-        other_tasks: Tasks no tuning here was meant for.
-        other_base: Mean score of the untuned checkpoint over those.
-        other_gain: Mean over those of the change under the tunings.
+        book: What was scored.
+        gains: In every stratum; headlines are those of :meth:`primary_gains`.
+        curves, forgetting, forgetting_summaries, out_of_domain, summary, contrasts: Of each task's
+            primary way of asking (``book.primary``) alone.
+        controls, spreads, best_of: In every stratum.
+        groups: The groups of ``summary``; ``declared`` says whether a study named them.
+        mixes: Tunings that are instruction mixes.
     """
-
-    checkpoint: str
-    step: int | None
-    own_tasks: tuple[str, ...]
-    own_gain: Estimate
-    other_tasks: tuple[str, ...]
-    other_base: Estimate
-    other_gain: Estimate
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """All derived quantities of a results table; nothing in it needs a device or the data."""
 
     book: ScoreBook
     curves: list[CurvePoint]
@@ -73,24 +74,40 @@ class Analysis:
     out_of_domain: list[Gain]
     spreads: list[PromptSpread]
     best_of: list[BestOfPrompts]
+    contrasts: list[Contrast]
+    groups: list[Group]
+    declared: bool
     summary: list[CheckpointSummary]
+    mixes: frozenset[str]
     flags: list[Flag]
 
+    def role(self, gain: Gain) -> Role:
+        """What the task is to the gain's model."""
+        return role_of(gain.task, gain.subject, self.mixes)
+
+    def is_primary(self, gain: Gain) -> bool:
+        """Whether it is of the stratum that headlines are about."""
+        stratum = self.book.primary_stratum(gain.subject, gain.task.name)
+        return stratum == (gain.way, gain.numerics)
+
+    def primary_gains(self) -> list[Gain]:
+        return [g for g in self.gains if self.is_primary(g)]
+
     def own_gains(self) -> list[Gain]:
-        """Gains of adapters (controls left out) on in-domain tasks of their own tuning."""
-        return [g for g in self.gains if is_own(g) and g.subject.control is None]
+        """Primary gains of models (controls left out) on the tasks of their own tuning."""
+        return [
+            g for g in self.primary_gains()
+            if self.role(g) == "own" and g.subject.control is None
+        ]  # fmt: skip
 
     def control_of(self, gain: Gain) -> list[ControlComparison]:
-        """Control comparisons of the same adapter and task."""
-        key = (gain.subject.id, gain.task.name)
-        return [
-            c for c in self.controls if (c.difference.subject.id, c.difference.task.name) == key
-        ]
+        """Control comparisons of the same model, task and stratum."""
+        key = _key(gain)
+        return [c for c in self.controls if _key(c.difference) == key]
 
 
-def is_own(gain: Gain) -> bool:
-    """Whether the task belongs to the subject's tuning and is in its domain."""
-    return gain.task.tuned_by == gain.subject.tuned_on is not None and gain.task.domain != "out"
+def _key(gain: Gain) -> tuple[str, str, Way, str]:
+    return (gain.subject.id, gain.task.name, gain.way, gain.numerics)
 
 
 def analyse(
@@ -98,8 +115,9 @@ def analyse(
     *,
     numerics: str | None = None,
     allow_mixed: bool = False,
-    method: Method = "t",
     seed: int = 0,
+    groups: Sequence[Group] | None = None,
+    primary: Way | None = None,
 ) -> Analysis:
     """Derives the study's quantities.
 
@@ -107,35 +125,39 @@ def analyse(
         table: What ``ResultStore.read()`` gives.
         numerics: Use only this numerics class (label).
         allow_mixed: Allow differences between scores of different numerics classes.
-        method: Intervals by Student's t, or by bootstrap over documents.
-        seed: Of bootstrap and of the halves on which best prompts are chosen.
+        seed: Of the halves on which best prompts are chosen.
+        groups: Groups of tasks of the table per checkpoint; None: ``default_groups``.
+        primary: The way of asking that headlines are about; None: see ``ScoreBook.primary``.
 
     Raises:
         InputError: The table lacks columns or rows.
         IncompatibleError: A difference would mix numerics classes.
     """
-    book = ScoreBook.from_table(table, numerics=numerics)
+    book = ScoreBook.from_table(table, numerics=numerics, preferred=(primary,) if primary else ())
     flags = list(book.flags)
-    gains = _all_gains(book, flags, allow_mixed, method, seed)
-    controls = _all_controls(book, gains, allow_mixed, method, seed, flags)
-    outside = [
-        forgetting(g) for g in gains
-        if g.subject.tuned_on is not None and g.task.tuned_by != g.subject.tuned_on
-    ]  # fmt: skip
+    tuned = {s.tuned_on for s in book.models if s.base and s.tuned_on}
+    mixes = mixes_of(book.tasks, tuned)
+    gains = _all_gains(book, flags, allow_mixed)
+    controls = _all_controls(book, gains, allow_mixed, flags)
+    main = [g for g in gains if (g.way, g.numerics) == book.primary_stratum(g.subject, g.task.name)]
+    roles = [(g, role_of(g.task, g.subject, mixes)) for g in main]
+    outside = [forgetting(book, g) for g, role in roles if role == "outside"]
     by_subject: dict[str, list[Forgetting]] = defaultdict(list)
     for row in outside:
         by_subject[row.gain.subject.id].append(row)
-    for row in outside:
         if row.measurable and row.small_denominator:
             where = f"{row.gain.subject.label}, {row.gain.task.name}"
             flags.append(Flag("ratio", where, f"base score {row.gain.other.value:.3f} is small"))
     best = [
-        best_of_prompts(book, g.subject, g.task, seed=seed, method=method)
+        best_of_prompts(book, g.subject, g.task, (g.way, g.numerics), seed=seed)
         for g in gains
         if g.task.tuned_by == g.subject.tuned_on
     ]
     spreads = prompt_spreads(book)
     _flag_prompt_counts(spreads, flags)
+    chosen = list(groups) if groups is not None else default_groups(book.tasks, tuned)
+    flags += check_groups(chosen, book.tasks)
+    tuned_gains = [g for g in main if g.subject.control is None]
     return Analysis(
         book=book,
         curves=_curves(book),
@@ -143,62 +165,61 @@ def analyse(
         controls=controls,
         forgetting=outside,
         forgetting_summaries=[
-            summarize_forgetting(book.subjects[s], rows) for s, rows in by_subject.items()
+            summarize_forgetting(rows[0].gain.subject, rows) for rows in by_subject.values()
         ],
-        out_of_domain=[
-            g for g in gains
-            if g.task.tuned_by == g.subject.tuned_on is not None and g.task.domain == "out"
-        ],
+        out_of_domain=[g for g, role in roles if role == "far"],
         spreads=spreads,
         best_of=[b for b in best if b is not None],
-        summary=_summaries(book, gains),
+        contrasts=_contrasts(book, [g for g, r in roles if r == "own" and not g.subject.control]),
+        groups=chosen,
+        declared=groups is not None,
+        summary=summarize(book, tuned_gains, chosen, flags),
+        mixes=mixes,
         flags=flags,
-    )  # fmt: skip
+    )
 
 
-def _all_gains(
-    book: ScoreBook, flags: list[Flag], allow_mixed: bool, method: Method, seed: int
-) -> list[Gain]:
+def _all_gains(book: ScoreBook, flags: list[Flag], allow_mixed: bool) -> list[Gain]:
     gains = []
-    for subject in book.ordered_subjects():
+    for subject in book.models:
         if subject.base is None:
             continue
-        if subject.base not in book.subjects:
+        base = book.subjects.get(subject.base)
+        if base is None:
             flags.append(Flag("missing", subject.label, "its base was not scored; no gain"))
             continue
-        for task in book.tasks.values():
-            own = book.variants(subject.id, task.name)
-            theirs = book.variants(subject.base, task.name)
-            where = f"{subject.label}, {task.name}"
+        for task in book.tasks:
+            own, theirs = book.strata(subject, task), book.strata(base, task)
+            where = f"{subject.label}, {task}"
             if not own and not theirs:
                 continue
-            gain = paired_gain(
-                book, subject.id, subject.base, task.name,
-                allow_mixed=allow_mixed, method=method, seed=seed,
-            )  # fmt: skip
-            if gain is None:
+            found = paired_gains(book, subject, base, task, allow_mixed=allow_mixed)
+            if not found:
                 side = "tuned" if not own else "base" if not theirs else "common"
                 flags.append(Flag("missing", where, f"no {side} scores; no gain"))
                 continue
-            gains.append(gain)
-            if gain.missing_variants:
-                names = ", ".join(gain.missing_variants)
-                flags.append(
-                    Flag("missing", where, f"not comparable on both sides: {names}",
-                         len(gain.missing_variants))
-                )  # fmt: skip
-            if gain.missing_rows:
-                text = f"{gain.missing_rows} rows on one side only ({gain.missing_documents})"
-                flags.append(Flag("missing", where, text, gain.missing_rows))
+            gains += found
+            _flag_missing(found, {n for s in (own, theirs) for c in s.values() for n in c}, where,
+                          flags)  # fmt: skip
     return gains
 
 
+def _flag_missing(found: Sequence[Gain], names: set[str], where: str, flags: list[Flag]) -> None:
+    lost = sorted(names - {n for g in found for n in g.by_variant})
+    if lost:
+        text = f"not comparable on both sides: {', '.join(lost)}"
+        flags.append(Flag("missing", where, text, len(lost)))
+    rows = sum(g.missing_rows for g in found)
+    if rows:
+        some = next(g.missing_documents for g in found if g.missing_rows)
+        flags.append(Flag("missing", where, f"{rows} rows on one side only ({some})", rows))
+
+
 def _all_controls(
-    book: ScoreBook, gains: list[Gain], allow_mixed: bool, method: Method, seed: int,
-    flags: list[Flag],
-) -> list[ControlComparison]:  # fmt: skip
-    by_key = {(g.subject.id, g.task.name): g for g in gains}
-    rows, without = [], []
+    book: ScoreBook, gains: Sequence[Gain], allow_mixed: bool, flags: list[Flag]
+) -> list[ControlComparison]:
+    by_key = {_key(g): g for g in gains}
+    rows, without = [], set()
     for gain in gains:
         if gain.subject.control is not None or gain.task.tuned_by != gain.subject.tuned_on:
             continue
@@ -206,106 +227,74 @@ def _all_controls(
             continue
         found = controls_of(book, gain.subject)
         if not found:
-            without.append(gain.subject.label)
+            without.add(gain.subject.label)
         for control in found:
+            stratum = (gain.way, gain.numerics)
             difference = paired_gain(
-                book, gain.subject.id, control.id, gain.task.name,
-                allow_mixed=allow_mixed, method=method, seed=seed,
-            )  # fmt: skip
+                book, gain.subject, control, gain.task.name, stratum, allow_mixed=allow_mixed
+            )
             if difference is None:
-                where = f"{gain.subject.label}, {gain.task.name}"
-                flags.append(Flag("missing", where, f"control {control.adapter} lacks scores"))
+                where = f"{gain.subject.label}, {gain.task.name}, {gain.way.label}"
+                flags.append(Flag("missing", where, f"control {control.label} lacks scores"))
                 continue
-            rows.append(ControlComparison(difference, by_key.get((control.id, gain.task.name))))
+            of = (control.id, gain.task.name, *stratum)
+            comparison = ControlComparison(difference, by_key.get(of))
+            rows.append(comparison)
+            where = f"{gain.subject.label}, {gain.task.name}, {gain.way.label}"
+            flags += [Flag("control", where, note) for note in comparison.notes]
     if without:
-        listed = sorted(set(without))
+        listed = sorted(without)
         text = f"{len(listed)} tuned subjects have no format-only control: their gain may be format"
         flags.append(Flag("control", ", ".join(listed[:3]) + (" ..." if listed[3:] else ""), text,
                           len(listed)))  # fmt: skip
     return rows
 
 
+def _contrasts(book: ScoreBook, own: Sequence[Gain]) -> list[Contrast]:
+    """Of each tuning and task: every checkpoint against the one before, the last against the first.
+
+    Tunings are the same where name, method and step of the tuning are.
+    """
+    lines: dict[tuple[object, ...], list[Gain]] = defaultdict(list)
+    for g in own:
+        s = g.subject
+        if s.step is not None and s.tuning is not None:
+            lines[(s.tuning, s.method, s.tuning_step, g.task.name, g.way, g.numerics)].append(g)
+    found: list[Contrast | None] = []
+    for line in lines.values():
+        steps = [g.subject.step for g in line]
+        if len(set(steps)) < len(steps):
+            continue  # two models of one tuning at a checkpoint: nobody can say which is meant
+        line = sorted(line, key=lambda g: g.subject.step or 0)
+        pairs = list(pairwise(line))
+        if len(line) > 2:
+            pairs.append((line[0], line[-1]))
+        found += [contrast(book, later, earlier) for earlier, later in pairs]
+    return [c for c in found if c is not None]
+
+
 def _curves(book: ScoreBook) -> list[CurvePoint]:
     points = []
-    for subject in book.ordered_subjects():
+    for subject in book.models:
         for task in book.tasks.values():
-            cells = book.variants(subject.id, task.name)
-            score = pooled_score(cells)
+            stratum = book.primary_stratum(subject, task.name)
+            if stratum is None:
+                continue
+            cells = book.strata(subject, task.name)[stratum]
+            score = pooled_score(cells, task)
             if score.n:
-                continuous = pooled_score(cells, "continuous")
-                points.append(CurvePoint(subject, task, score, continuous, tuple(cells)))
+                continuous = pooled_score(cells, task, "continuous")
+                points.append(
+                    CurvePoint(subject, task, stratum[0], score, continuous, tuple(cells))
+                )
     return points
 
 
-def _flag_prompt_counts(spreads: list[PromptSpread], flags: list[Flag]) -> None:
-    counts: dict[tuple[str, int], set[int]] = defaultdict(set)
+def _flag_prompt_counts(spreads: Sequence[PromptSpread], flags: list[Flag]) -> None:
+    counts: dict[tuple[str, Way], set[int]] = defaultdict(set)
     for row in spreads:
-        counts[(row.task.name, row.shots)].add(row.spread.prompts)
-    for (task, shots), found in counts.items():
+        counts[(row.task.name, row.way)].add(row.spread.prompts)
+    for (task, way), found in counts.items():
         if len(found) > 1:
             text = "prompt counts differ between subjects: ranges are not comparable"
-            flags.append(Flag("prompts", f"{task}, {shots} shots", text, len(found)))
-
-
-def _summaries(book: ScoreBook, gains: list[Gain]) -> list[CheckpointSummary]:
-    doubled = Counter(
-        (s.base, s.tuning, s.seed, s.tuning_step)
-        for s in book.subjects.values()
-        if s.base and not s.control
-    )
-    own: dict[str, dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
-    other: dict[str, dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
-    tunings = {s.tuned_on for s in book.subjects.values() if s.base and s.tuned_on}
-    for gain in gains:
-        s = gain.subject
-        if (
-            s.control
-            or s.base is None
-            or s.tuning is None
-            or doubled[(s.base, s.tuning, s.seed, s.tuning_step)] > 1
-        ):
-            continue  # two adapters of one tuning and seed: flagged, not averaged
-        if is_own(gain):
-            own[s.base][gain.task.name].append(gain.pooled)
-        elif gain.task.tuned_by not in tunings:
-            other[s.base][gain.task.name].append(gain.pooled)
-    rows = []
-    for subject in book.ordered_subjects():
-        if subject.base is not None:
-            continue
-        mine, rest = own.get(subject.id, {}), sorted(
-            t.name for t in book.tasks.values()
-            if t.tuned_by not in tunings and book.variants(subject.id, t.name)
-        )  # fmt: skip
-        changed = other.get(subject.id, {})
-        base = [pooled_score(book.variants(subject.id, t)) for t in rest]
-        rows.append(
-            CheckpointSummary(
-                checkpoint=subject.checkpoint,
-                step=subject.step,
-                own_tasks=tuple(sorted(mine)),
-                own_gain=mean_of_estimates([_same_documents(mine[t]) for t in sorted(mine)]),
-                other_tasks=tuple(rest),
-                other_base=mean_of_estimates(base),
-                other_gain=mean_of_estimates(
-                    [_same_documents(changed[t]) for t in sorted(changed)]
-                ),
-            )
-        )
-    return rows
-
-
-def _same_documents(estimates: list[Estimate]) -> Estimate:
-    """Mean of estimates that share documents (seeds, tunings): errors taken as fully correlated.
-
-    That is the cautious end: independent errors would give a smaller one.
-    """
-    if not estimates:
-        return EMPTY
-    k = len(estimates)
-    value, stderr = sum(e.value for e in estimates) / k, sum(e.stderr for e in estimates) / k
-    half95, half99 = 1.959963984540054 * stderr, 2.5758293035489004 * stderr
-    n = min(e.n for e in estimates)
-    return Estimate(
-        value, stderr, n, value - half95, value + half95, value - half99, value + half99
-    )
+            flags.append(Flag("prompts", f"{task}, {way.label}", text, len(found)))

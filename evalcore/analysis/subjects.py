@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,9 @@ class SubjectInfo:
         method: ``lora`` or ``full``; None if it is not known.
         tuning_step: Step of the tuning it was saved at, if known.
         labels_from: Who says what it was tuned on (see ``types.Checkpoint``).
+        runs: Ids of the subjects it stands for, where training seeds are taken together (see
+            :func:`models_of`); empty for a subject as it was scored.
+        seeds: The seeds of ``runs``.
     """
 
     id: str
@@ -55,10 +58,26 @@ class SubjectInfo:
     method: str | None = None
     tuning_step: int | None = None
     labels_from: str | None = None
+    runs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Ids of the subjects behind it: its own, or those of every seed."""
+        return self.runs or (self.id,)
+
+    @property
+    def run_seeds(self) -> tuple[int | None, ...]:
+        """Training seed of each of ``run_ids``."""
+        return self.seeds or (self.seed,)
 
     @property
     def label(self) -> str:
         own = self.adapter
+        if self.runs:
+            own = (self.tuning or "tuned") + (f"-{self.control}" if self.control else "")
+            own += "" if self.tuning_step is None else f"/step-{self.tuning_step}"
+            return f"{self.checkpoint} + {own} ({len(self.runs)} seeds)"
         if own is None and self.base is not None:
             own = self.tuning or self.method or "tuned"
             own += "" if self.tuning_step is None else f"/step-{self.tuning_step}"
@@ -148,6 +167,39 @@ def settle_tuned(subjects: dict[str, SubjectInfo], tasks: dict[str, TaskInfo]) -
     for name, task in tasks.items():
         if task.tuned_by is None and name in labels:
             tasks[name] = replace(task, tuned_by=name)
+
+
+def models_of(subjects: Iterable[SubjectInfo]) -> list[SubjectInfo]:
+    """Subjects with those that differ in the training seed alone taken together.
+
+    Methods, grid points, controls and steps of a tuning stay apart, and so does everything of a
+    tuning in which a seed stands twice: nobody can say which of the two is meant.
+    """
+    subjects = sorted(subjects, key=subject_order)
+    same: dict[tuple[Any, ...], list[SubjectInfo]] = defaultdict(list)
+    for s in subjects:
+        same[_apart_from_seed(s)].append(s)
+    out, done = [], set()
+    for s in subjects:
+        key = _apart_from_seed(s)
+        group = same[key]
+        seeds = [g.seed for g in group if g.seed is not None]
+        if s.base is None or s.tuning is None or len(group) < 2 or len(set(seeds)) < len(group):
+            out.append(s)
+        elif key not in done:
+            done.add(key)
+            out.append(
+                replace(
+                    s, id="|".join(g.id for g in group), adapter=None, seed=None,
+                    untrained=all(g.untrained for g in group),
+                    runs=tuple(g.id for g in group), seeds=tuple(seeds),
+                )
+            )  # fmt: skip
+    return out
+
+
+def _apart_from_seed(s: SubjectInfo) -> tuple[Any, ...]:
+    return (s.base, s.tuning, s.tuned_on, s.method, s.control, s.tuning_step, s.base or s.id)
 
 
 def flag_subjects(subjects: dict[str, SubjectInfo], flags: list[Flag]) -> None:

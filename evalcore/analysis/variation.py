@@ -5,10 +5,12 @@ mean is one number; how far it may be from what one wanted to know depends on th
 
 ``these prompts, this run``
     other documents of the same kind, under exactly these prompts, of exactly these tuned models;
+``these prompts, other seeds``
+    also other training seeds, of exactly these prompts;
 ``other prompts``
-    also other prompt texts of the kind that was drawn;
+    also other prompt texts of the kind that was drawn, of exactly these tuned models;
 ``other prompts and seeds``
-    also other training seeds.
+    all of it.
 
 The model is the crossed random-effects layout document x prompt x seed. Documents enter by
 influence: each cluster of documents moves the mean of every (prompt, seed) cell by a known amount,
@@ -29,7 +31,7 @@ soon as a part with few degrees (three prompts: two) comes out small by chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import exp, inf, isfinite, nan, sqrt
@@ -42,8 +44,15 @@ from evalcore.analysis.stats import t_quantile
 
 FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int64]
-Claim = Literal["these prompts, this run", "other prompts", "other prompts and seeds"]
-CLAIMS: tuple[Claim, ...] = ("these prompts, this run", "other prompts", "other prompts and seeds")
+Claim = Literal[
+    "these prompts, this run", "these prompts, other seeds", "other prompts",
+    "other prompts and seeds",
+]  # fmt: skip
+CLAIMS: tuple[Claim, ...] = (
+    "these prompts, this run", "these prompts, other seeds", "other prompts",
+    "other prompts and seeds",
+)  # fmt: skip
+THIS_RUN, OTHER_SEEDS, OTHER_PROMPTS, OTHER_BOTH = CLAIMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,22 +223,26 @@ class Interval:
 
         NaN where there is no interval.
         """
-        if self.parts is None:
-            return nan
-        tail, most = 1e-9, 1.0 - 1e-9
-        if not self._holds(null, 1 - tail):
-            return tail
-        if self._holds(null, 1 - most):
-            return 1.0
-        low, high = np.log(tail), np.log(most)  # held at low, not held at high
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._holds(null, 1 - exp(middle)) else (low, middle)
-        return float(exp((low + high) / 2))
+        return p_of_limits(self.limits, null) if self.parts is not None else nan
 
-    def _holds(self, null: float, level: float) -> bool:
-        low, high = self.limits(level)
+
+def p_of_limits(limits: Callable[[float], tuple[float, float]], null: float = 0.0) -> float:
+    """Two-sided p of ``null`` from intervals of any level; at least 1e-9."""
+
+    def holds(level: float) -> bool:
+        low, high = limits(level)
         return low <= null <= high
+
+    tail, most = 1e-9, 1.0 - 1e-9
+    if not holds(1 - tail):
+        return tail
+    if holds(1 - most):
+        return 1.0
+    low, high = np.log(tail), np.log(most)  # held at low, not held at high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(1 - exp(middle)) else (low, middle)
+    return float(exp((low + high) / 2))
 
 
 @dataclass(frozen=True)
@@ -387,18 +400,27 @@ class _Cells:
 
     def over_seeds(self) -> _Cells:
         """One cell per prompt: the mean over its seeds."""
-        names, at = np.unique(self.prompt, return_inverse=True)
+        names, merged = self._merged(self.prompt)
+        return replace(merged, prompt=names, seed=np.zeros(len(names), dtype=np.int64))
+
+    def over_prompts(self) -> _Cells:
+        """One cell per seed: the mean over its prompts."""
+        names, merged = self._merged(self.seed)
+        return replace(merged, prompt=np.zeros(len(names), dtype=np.int64), seed=names)
+
+    def _merged(self, factor: CodeArray) -> tuple[CodeArray, _Cells]:
+        """(levels of a factor, one cell for each of them: the mean over its cells)."""
+        names, at = np.unique(factor, return_inverse=True)
         share = np.zeros((len(self.means), len(names)))
         share[np.arange(len(at)), at] = 1.0
         share /= np.maximum(share.sum(axis=0), 1)
-        return replace(
+        merged = replace(
             self,
             means=self.means @ share,
             counts=np.bincount(at, self.counts, len(names)).astype(np.int64),
-            prompt=names,
-            seed=np.zeros(len(names), dtype=np.int64),
             influence=self.influence @ share,
         )
+        return np.asarray(names, dtype=np.int64), merged
 
 
 def _interval(cells: _Cells, bounds: tuple[float, float] | None, claim: Claim) -> Interval:
@@ -408,18 +430,22 @@ def _interval(cells: _Cells, bounds: tuple[float, float] | None, claim: Claim) -
     if not k or len(cells.influence) < 2:
         count = len(cells.influence)
         return _refused(claim, value, f"{count} documents: nothing can be said about others")
-    if claim != CLAIMS[0] and prompts < 2:
+    if claim in (OTHER_PROMPTS, OTHER_BOTH) and prompts < 2:
         return _refused(claim, value, "one prompt: nothing can be said about other prompts")
-    if claim == CLAIMS[2] and seeds < 2:
+    if claim in (OTHER_SEEDS, OTHER_BOTH) and seeds < 2:
         return _refused(claim, value, "one seed: nothing can be said about other seeds")
     clusters = 1.0 / float((cells.sizes**2).sum())
     documents = _documents(cells.influence.mean(axis=1))
     parts = Parts(documents, 0.0, 0.0, clusters)
-    if claim == CLAIMS[1]:
+    if claim == OTHER_PROMPTS:
         one = cells.over_seeds()
         between = _between(one.means, one.influence, one.prompt, None)
         parts = replace(parts, prompts=between["prompt"] / prompts, num_prompts=prompts)
-    elif claim == CLAIMS[2]:
+    elif claim == OTHER_SEEDS:
+        one = cells.over_prompts()
+        between = _between(one.means, one.influence, one.seed, None)
+        parts = replace(parts, seeds=between["prompt"] / seeds, num_seeds=seeds)
+    elif claim == OTHER_BOTH:
         found = _between(cells.means, cells.influence, cells.prompt, cells.seed)
         weight = _weights(cells)
         parts = replace(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +55,9 @@ class Way:
         parts += [self.listing] if self.listing != "cloze" else []
         parts += [f"answer {self.answer.replace('_', ' ')}"] if self.answer != "choices" else []
         return ", ".join(parts)
+
+
+def ranked(ways: Iterable[Way]) -> list[Way]:
+    """Ways of asking, the one most cells have first; of equals the plainest."""
+    count = Counter(ways)
+    return sorted(count, key=lambda way: (-count[way], way))

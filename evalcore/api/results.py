@@ -25,9 +25,11 @@ _SHOWN_SCORES = (
 )  # fmt: skip
 _SHOWN_PROMPT_SCORES = ("model", "task", "prompt", "n", "score", "stderr", "gain", "note")
 _GAIN_COLUMNS = (
-    "model", "base", "tuned_on", "seed", "control", "tuning_step", "task", "metric", "way",
+    "model", "base", "tuned_on", "seed", "seeds", "control", "tuning_step", "task", "metric", "way",
     "prompts", "prompt", "gain_n", "base_score", "score", "gain", "gain_stderr", "gain_low95",
-    "gain_high95", "gain_low99", "gain_high99", "gain_prompt_low", "gain_prompt_high", "error_of",
+    "gain_high95", "gain_low99", "gain_high99", "gain_error_of", "gain_prompt_low",
+    "gain_prompt_high", "prompts_turned", "gain_seed_sd", "gain_stderr_documents",
+    "gain_low99_documents", "gain_high99_documents", "smallest_effect", "p", "p_holm", "p_bh",
     "note",
 )  # fmt: skip
 _SHOWN_GAINS = (
@@ -99,8 +101,8 @@ class Results:
         """Scores with their errors, and gains over each model's base.
 
         A row is a model on a task in one way of asking (shots, chat, listing, way of answering):
-        the mean over its prompts. Errors are those of the documents, for these prompts and this
-        run.
+        the mean over its prompts, and over the training seeds of one tuning. ``error_of`` says
+        what errors are about; ``stderr_documents`` is for these prompts and this run.
 
         Args:
             by: ``task``, or ``prompt`` for a row per prompt (a cell).

@@ -92,9 +92,11 @@ def scores(
         by: ``task``: one row per subject, task and way of asking; ``prompt``: one per cell.
         cells: Only these cells (keys), and those of their subjects' bases; None: all.
     """
-    from evalcore.analysis import ScoreBook, score_rows
+    from evalcore.analysis import ScoreBook, Way, score_rows
+    from evalcore.analysis.ways import ranked
 
-    about = store.cells().select(["cell", "task", "variant", "subject", "base"]).to_pylist()
+    about = store.cells().to_pylist()
+    preferred = ranked(Way.of(row, row["shots"] or 0) for row in about)  # as one book of all has
     asked = [row for row in about if cells is None or row["cell"] in cells]
     bases = {(row["task"], row["variant"], row["base"]) for row in asked}
     own = {row["cell"] for row in asked}
@@ -106,7 +108,7 @@ def scores(
     for task in sorted(by_task):
         table = store.read(cells=by_task[task])
         if table.num_rows:
-            rows += score_rows(ScoreBook.from_table(table), by)
+            rows += score_rows(ScoreBook.from_table(table, preferred=preferred), by)
     return rows
 
 

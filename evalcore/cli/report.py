@@ -14,7 +14,8 @@ from evalcore.cli.output import echo
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option(
     "--by", type=click.Choice(["task", "prompt"]), default="task", show_default=True,
-    help="task: mean over the prompts of one way of asking; prompt: every prompt by itself.",
+    help="task: mean over the prompts of one way of asking and over training seeds; "
+    "prompt: every prompt and model by itself.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.csv",
@@ -23,7 +24,8 @@ from evalcore.cli.output import echo
 def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) -> int:
     """Prints the score of every model on every task, and its gain over its base.
 
-    Errors are those of the documents: they hold for these prompts and this run.
+    Below the table stands what its errors and intervals are about: other prompts and seeds where
+    there are several, else documents alone.
     """
     from evalcore.app import open_results, write_scores_csv
     from evalcore.app import scores as score_rows

@@ -12,6 +12,7 @@ from evalcore.metrics.registry import (
     document_metric,
     find_metric,
     higher_is_better,
+    metric_bounds,
     needs_unconditional,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "find_metric",
     "higher_is_better",
     "is_scored",
+    "metric_bounds",
     "needs_unconditional",
 ]

@@ -205,6 +205,14 @@ def higher_is_better(metric: str) -> bool:
     return find_metric(metric).higher_is_better
 
 
+_BOUNDS = {_UNIT: (0.0, 1.0), "0 to 2": (0.0, 2.0), "-1 to 1": (-1.0, 1.0)}
+
+
+def metric_bounds(metric: str) -> tuple[float, float] | None:
+    """Least and largest value of a document; None where there is no bound."""
+    return _BOUNDS.get(find_metric(metric).scale)
+
+
 def cell_metrics(listed: Iterable[str], output_type: str, answer: str) -> list[str]:
     """The metrics reported for a cell: those listed that are defined for it, and what its way of
     answering needs beside them (accuracy; label mass; share of valid answers)."""

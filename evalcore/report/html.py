@@ -18,16 +18,17 @@ from evalcore.analysis.scores import metric_table
 from evalcore.errors import InputError
 from evalcore.metrics import METRICS_VERSION
 from evalcore.metrics.arrays import column
+from evalcore.report.csvs import p_columns, write_tables
 from evalcore.report.losses import draw_losses
 from evalcore.report.pictures import Picture, draw_all
 from evalcore.report.scores import page_rows, write_scores
 from evalcore.report.steps import draw_steps
-from evalcore.report.tables import interval, labelled_rows, plain, signed, study_rows, write_tables
+from evalcore.report.tables import SERIOUS, labelled_rows, study_rows
+from evalcore.report.words import by_prompt, interval, plain, signed
 
 REPORT_NAME = "report.html"
 SHOWN_FLAGS = 6
 SHOWN_SCORES = 1000
-SERIOUS = ("missing", "doubled", "overflow", "untrained", "unscored", "task")
 FLAG_TITLES = {
     "missing": "Missing: a comparison lacks a side",
     "doubled": "Several entries for one key (never averaged)",
@@ -35,7 +36,8 @@ FLAG_TITLES = {
     "unscored": "Rows without a value",
     "untrained": "Adapters that change nothing",
     "shots_dropped": "Prompts that lost shots to fit",
-    "control": "Tuned models without a format-only control",
+    "control": "Format-only controls",
+    "group": "Tasks in no group, or in several, of the table per checkpoint",
     "ratio": "Base score too small for a ratio",
     "prompts": "Different numbers of prompts",
     "metric": "Primary metric without a value per document",
@@ -137,7 +139,6 @@ def render(
     from markupsafe import Markup
 
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    methods = {g.pooled.method for g in analysis.gains}
     return environment.get_template("template.html.j2").render(
         title=title,
         style=Markup(style),
@@ -158,10 +159,8 @@ def render(
         versions=_versions(table),
         pictures=[_embed(p) for p in pictures],
         tables=tables,
-        interval_words=(
-            "Percentile bootstrap over documents." if methods == {"bootstrap"}
-            else "Student's t over documents."
-        ),
+        contrasts=_contrasts(analysis),
+        ways=_ways(analysis),
     )  # fmt: skip
 
 
@@ -172,6 +171,16 @@ def _embed(picture: Picture) -> dict[str, Any]:
         "section": picture.section, "alt": picture.alt, "width": width, "height": height,
         "data": base64.b64encode(data).decode("ascii"),
     }  # fmt: skip
+
+
+def _ways(analysis: Analysis) -> str:
+    """The ways of asking that headlines are about, with their tasks where they differ."""
+    ways: dict[str, list[str]] = defaultdict(list)
+    for task in analysis.book.tasks:
+        ways[analysis.book.primary(task).label].append(task)
+    if len(ways) == 1:
+        return next(iter(ways))
+    return "; ".join(f"{way} ({', '.join(tasks)})" for way, tasks in ways.items())
 
 
 def _sure(estimate: Estimate) -> bool:
@@ -203,14 +212,17 @@ def _lead(analysis: Analysis) -> list[str]:
     lines = []
     for row in (r for r in rows if r.subject.base == last):
         tasks = ", ".join(row.tasks)
-        verdict = (
-            "a gain" if row.gain.low99 > 0 else "a loss" if row.gain.high99 < 0
-            else "a change that could be chance"
-        )  # fmt: skip
+        verdict = _verdict(row.gain)
+        seeds = f" ({len(row.subject.runs)} seeds)" if row.subject.runs else ""
         text = (
-            f"{row.subject.checkpoint} tuned on {row.subject.tuning}: {plain(row.base.value)} "
-            f"becomes {plain(row.tuned.value)} on {tasks}, {verdict} of {interval(row.gain)}"
+            f"{row.subject.checkpoint} tuned on {row.subject.tuning}{seeds}: "
+            f"{plain(row.base.value)} becomes {plain(row.tuned.value)} on {tasks}, "
+            f"{verdict} of {interval(row.gain)} ({row.gain.claim or 'no interval'})"
         )
+        if row.gain.prompts > 1:
+            text += f", by prompt {by_prompt(row.gain)}"
+        if row.gain.turned:
+            text += f" ({row.gain.turned} of {row.gain.prompts} have the other sign)"
         if row.over_control.n:
             beyond = (
                 "above" if row.over_control.low99 > 0 else "below" if row.over_control.high99 < 0
@@ -219,8 +231,21 @@ def _lead(analysis: Analysis) -> list[str]:
             text += f"; {beyond} the format-only control ({interval(row.over_control)})"
         else:
             text += "; there is no control to tell format from ability"
+        if row.notes:
+            text += f" ({'; '.join(row.notes)})"
         lines.append(text + ".")
     return lines
+
+
+def _verdict(gain: Estimate) -> str:
+    if gain.low99 > 0:
+        return "a gain"
+    if gain.high99 < 0:
+        return "a loss"
+    within = gain.over_documents
+    if gain.claim and (within.low99 > 0 or within.high99 < 0):
+        return "under these prompts and in this run a credible change"
+    return "a change that could be chance"
 
 
 def _named(subject: Any) -> dict[str, Any]:
@@ -229,7 +254,9 @@ def _named(subject: Any) -> dict[str, Any]:
         tuning = "untuned"
     if subject.control:
         tuning += " (control)"
-    if subject.seed:
+    if subject.runs:
+        tuning += f", {len(subject.runs)} seeds"
+    elif subject.seed:
         tuning += f", seed {subject.seed}"
     if subject.tuning_step is not None:
         tuning += f", step {subject.tuning_step:,}"
@@ -244,7 +271,11 @@ def _study(analysis: Analysis) -> list[dict[str, Any]]:
             {
                 **named, "first": not out or out[-1]["checkpoint"] != named["checkpoint"],
                 "base": plain(row.base.value), "tuned": plain(row.tuned.value),
-                "gain": interval(row.gain), "gain_sure": _sure(row.gain),
+                "gain": interval(row.gain), "gain_sure": row.p_holm < 0.01,
+                "range": by_prompt(row.gain), "turned": row.gain.turned or "",
+                "within": interval(row.gain.over_documents), "claim": row.gain.claim,
+                "smallest": plain(row.gain.smallest), "seed_sd": plain(row.gain.seed_sd),
+                "note": "; ".join(row.notes),
                 "control": signed(row.control_gain.value),
                 "over": interval(row.over_control), "over_sure": _sure(row.over_control),
                 "forgetting": interval(row.forgetting), "forgetting_sure": _sure(row.forgetting),
@@ -257,21 +288,38 @@ def _study(analysis: Analysis) -> list[dict[str, Any]]:
 def _summary(analysis: Analysis) -> list[dict[str, Any]]:
     return [
         {
-            "checkpoint": s.checkpoint, "own": interval(s.own_gain), "own_n": len(s.own_tasks),
-            "base": plain(s.other_base.value), "other": interval(s.other_gain),
-            "other_n": len(s.other_tasks),
+            "checkpoint": s.checkpoint, "method": s.method, "group": m.group.name,
+            "base": plain(m.base.value), "gain": interval(m.gain),
+            "tasks": f"{len(m.tasks)} of {len(m.tasks) + len(m.missing)}",
+            "claim": m.gain.claim, "first": number == 0,
         }
         for s in analysis.summary
-        if s.own_tasks or s.other_tasks
+        for number, m in enumerate(s.groups)
+    ]  # fmt: skip
+
+
+def _contrasts(analysis: Analysis) -> list[dict[str, Any]]:
+    found = analysis.contrasts
+    p = p_columns([c.difference for c in found])
+    return [
+        {
+            "tuning": c.later.subject.tuning, "task": c.later.task.name,
+            "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
+            "before": signed(c.earlier.pooled.value), "after": signed(c.later.pooled.value),
+            "difference": interval(c.difference), "sure": own["p_holm"] < 0.01,
+            "range": by_prompt(c.difference), "claim": c.difference.claim,
+            "smallest": plain(c.difference.smallest),
+        }
+        for c, own in zip(found, p, strict=True)
     ]  # fmt: skip
 
 
 def _best(analysis: Analysis) -> list[dict[str, Any]]:
-    best = {(b.subject.id, b.task.name): b for b in analysis.best_of}
+    best = {(b.subject.id, b.task.name, b.way): b for b in analysis.best_of}
     rows = []
     for gain in analysis.own_gains():
         single = [e.value for e in gain.by_variant.values() if e.n]
-        found = best.get((gain.subject.id, gain.task.name))
+        found = best.get((gain.subject.id, gain.task.name, gain.way))
         rows.append(
             {
                 **_named(gain.subject), "task": gain.task.name, "gain": interval(gain.pooled),
@@ -292,7 +340,7 @@ def _spreads(analysis: Analysis) -> list[dict[str, Any]]:
 
     return [
         {
-            **_named(s.subject), "task": s.task.name, "shots": s.shots,
+            **_named(s.subject), "task": s.task.name, "way": s.way.label,
             "prompts": s.spread.prompts, "range": plain(s.spread.range),
             "noise": plain(s.spread.range_noise), "std": beyond(s.spread),
             "base_std": beyond(s.base) if s.base else "–", "above": signed(s.above_floor),

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.analysis import Analysis, CurvePoint, Estimate, Forgetting, Gain, SubjectInfo
-from evalcore.analysis.study import is_own
-from evalcore.report.tables import signed
+from evalcore.report.words import signed
 
 # Okabe and Ito's palette: told apart with any common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -46,6 +45,7 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
     colours = tuning_colours(analysis)
     pictures = []
     last = _ends_of_tunings(analysis)
+    primary = analysis.primary_gains()
     tasks = [t for t in analysis.book.tasks.values() if any(p.task == t for p in analysis.curves)]
     for task in tasks:
         points = [p for p in analysis.curves if p.task.name == task.name and p.subject.id in last]
@@ -54,8 +54,11 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
             draw_curve(axes, points, axis, colours)
             pictures.append(save(figure, out_dir, "curves", f"curve_{task.name}", alt))
     for task in tasks:
-        gains = [g for g in analysis.gains if g.task.name == task.name and _mine(g)]
-        gains = [g for g in gains if g.subject.id in last]
+        gains = [
+            g for g in primary
+            if g.task.name == task.name and analysis.role(g) in ("own", "far", "unknown")
+            and g.subject.id in last
+        ]  # fmt: skip
         if not gains:
             continue
         alt = f"Gain on {task.name} per checkpoint with 99 % intervals, control beside"
@@ -64,7 +67,7 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
             pictures.append(save(figure, out_dir, "gains", f"gain_{task.name}", alt))
     for task in tasks:
         subjects = _spread_subjects(analysis, task.name)
-        if all(len(analysis.book.variants(s.id, task.name)) < 2 for s in subjects):
+        if all(len(_prompt_scores(analysis, s, task.name)) < 2 for s in subjects):
             continue
         alt = f"{task.metric} on {task.name} under each prompt, one row per subject"
         with panel(height=1.7 + 0.26 * len(subjects)) as (figure, axes):
@@ -84,7 +87,7 @@ def draw_all(analysis: Analysis, out_dir: Path) -> list[Picture]:
 def _ends_of_tunings(analysis: Analysis) -> set[str]:
     """Subjects but for those that are an earlier step of a tuning (they have their own curve)."""
     ends: dict[tuple[Any, ...], SubjectInfo] = {}
-    for s in analysis.book.ordered_subjects():
+    for s in analysis.book.models:
         stepped = s.tuning_step is not None
         ends[(s.base, s.tuning, s.seed, s.control) if stepped else (s.id,)] = s
     return {s.id for s in ends.values()}
@@ -193,7 +196,7 @@ def draw_gains(axes: Any, gains: list[Gain], axis: CheckpointAxis, colours: dict
     for number, ((control, tuning, seed), rows) in enumerate(sorted(series.items())):
         offset = (number - (len(series) - 1) / 2) * shift
         colour = BASE_COLOUR if control and len(tunings) == 1 else colours[tuning]
-        seeds = sum(not key[0] and key[1] == tuning for key in series) > 1
+        seeds = seed != "None" and sum(not k[0] and k[1] == tuning for k in series) > 1
         name = tuning if len(tunings) > 1 else "tuned"
         label = f"{name}, control" if len(tunings) > 1 else "format-only control"
         if not control:
@@ -215,10 +218,9 @@ def draw_gains(axes: Any, gains: list[Gain], axis: CheckpointAxis, colours: dict
 def draw_spread(axes: Any, analysis: Analysis, task: str, subjects: list[SubjectInfo]) -> None:
     """One row per subject, one mark per prompt; the line spans smallest to largest."""
     every = sorted({v for cells in analysis.book.cells.values() for v in cells})
-    here = {v for s in subjects for v in analysis.book.variants(s.id, task)}
+    here = {v for s in subjects for v in _prompt_scores(analysis, s, task)}
     for row, subject in enumerate(subjects):
-        cells = analysis.book.variants(subject.id, task)
-        scores = {n: float(c.values.mean()) for n, c in cells.items() if len(c.values)}
+        scores = _prompt_scores(analysis, subject, task)
         if not scores:
             continue
         axes.plot([min(scores.values()), max(scores.values())], [row, row], color="#c4c4c4",
@@ -244,8 +246,21 @@ def draw_spread(axes: Any, analysis: Analysis, task: str, subjects: list[Subject
     axes.set_ylim(len(subjects) - 0.4, -0.6)
     axes.set_xlabel(metric_words(info.metric))
     axes.grid(axis="y", visible=False)
-    axes.set_title(task)
+    axes.set_title(f"{task}, {analysis.book.primary(task).label}")
     legend(axes)
+
+
+def _prompt_scores(analysis: Analysis, subject: SubjectInfo, task: str) -> dict[str, float]:
+    """Prompt -> score (mean over seeds) in the primary way of asking."""
+    stratum = analysis.book.primary_stratum(subject, task)
+    if stratum is None:
+        return {}
+    cells = analysis.book.strata(subject, task)[stratum]
+    scores = {
+        name: [float(c.values.mean()) for c in runs.values() if len(c.values)]
+        for name, runs in cells.items()
+    }
+    return {name: sum(found) / len(found) for name, found in scores.items() if found}
 
 
 def draw_forgetting(
@@ -313,15 +328,9 @@ def metric_words(metric: str) -> str:
     }.get(metric, metric)
 
 
-def _mine(gain: Gain) -> bool:
-    return is_own(gain) or (gain.subject.tuning is None) or (
-        gain.task.tuned_by == gain.subject.tuned_on and gain.task.domain == "out"
-    )  # fmt: skip
-
-
 def _spread_subjects(analysis: Analysis, task: str) -> list[SubjectInfo]:
     """Bases and the task's own tuned subjects; other adapters only where it has no tuning."""
-    scored = [s for s in analysis.book.ordered_subjects() if analysis.book.variants(s.id, task)]
+    scored = [s for s in analysis.book.models if analysis.book.strata(s, task)]
     tuned_by = analysis.book.tasks[task].tuned_by
     last = analysis.book.ordered_subjects()[-1]
     end = last.base or last.id

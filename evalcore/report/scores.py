@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.analysis import Analysis
-from evalcore.analysis.scores import By, ScoreRow, score_rows, scores_table
+from evalcore.analysis.scores import By, ScoreRow, adjusted, score_rows, scores_table
 from evalcore.metrics import higher_is_better
-from evalcore.report.tables import fit, interval, labelled_rows, plain, signed, study_table
+from evalcore.report.tables import labelled_rows, study_table
+from evalcore.report.words import by_prompt, fit, interval, mark, note_lines, plain, signed
 from evalcore.store import text_columns
 
 SHOWN_LINES = 40
 """Lines of the table after a run; the rest is one command away."""
 _NUMBERS = (3, 4, 6)  # columns set to the right
-_MOST_NOTES = 6
-_SCORES_FOOT = "± standard error over documents (these prompts, this run)"
 
 
 def scores_text(rows: Sequence[ScoreRow], *, most: int | None = None, rest: str = "") -> list[str]:
@@ -48,9 +47,8 @@ def scores_text(rows: Sequence[ScoreRow], *, most: int | None = None, rest: str 
     lines = [lines[0], rule, *lines[1:], rule]
     if hidden:
         lines.append(f"{hidden:,} more lines (each task shows its best here): {rest}")
-    gains = "; gain: paired by document, [99 % interval]" if any(r.base for r in rows) else ""
-    lines.append(_SCORES_FOOT + gains)
-    lines += _note_lines(shown)
+    lines += _foot(shown)
+    lines += note_lines(_notes(shown))
     return [line.rstrip() for line in lines]
 
 
@@ -80,7 +78,7 @@ def _head(rows: Sequence[ScoreRow], several: bool) -> list[str]:
 
 def _lines(shown: Sequence[ScoreRow], rows: Sequence[ScoreRow], several: bool) -> list[list[str]]:
     single = all(len(r.prompts) == 1 for r in rows)
-    marks = {note: _mark(i) for i, note in enumerate(_notes(shown))}
+    marks = {note: mark(i) for i, note in enumerate(_notes(shown))}
     lines, last = [], ""
     for row in shown:
         task = f"{row.task.name} ({row.task.metric})"
@@ -100,28 +98,37 @@ def _with_error(row: ScoreRow) -> str:
 
 
 def _range(row: ScoreRow) -> str:
-    return "1 prompt" if len(row.prompts) == 1 else f"{plain(row.low)} to {plain(row.high)}"
+    score = row.score
+    if len(row.prompts) == 1:
+        return "1 prompt"
+    return f"{plain(score.low_prompt)} to {plain(score.high_prompt)}"
+
+
+def _foot(rows: Sequence[ScoreRow]) -> list[str]:
+    """What errors and intervals are about."""
+    claims = list(dict.fromkeys(r.score.claim for r in rows if r.score.claim))
+    lines = [f"± standard error; it is about {'; '.join(claims)}"] if claims else []
+    gains = list(dict.fromkeys(r.gain.claim for r in rows if r.gain.claim))
+    if gains:
+        lines.append(
+            f"gain: paired by document, [99 % interval] about {'; '.join(gains)}; "
+            "by document alone: see scores.csv"
+        )
+    turned = sum(bool(r.gain.turned) for r in rows)
+    if turned:
+        lines.append(f"in {turned} rows some prompts have the other sign than the mean gain")
+    return lines
 
 
 def gain_text(row: ScoreRow) -> str:
     """``+0.345 [+0.254, +0.436]``; without an interval where every document changed alike."""
-    if row.gain.n and row.gain.degenerate:
+    if row.gain.n and row.gain.degenerate and row.gain.low99 != row.gain.low99:
         return f"{signed(row.gain.value)} (every document)"
     return interval(row.gain) if row.base is not None else ""
 
 
 def _notes(rows: Sequence[ScoreRow]) -> list[str]:
     return list(dict.fromkeys(note for row in rows for note in row.notes))
-
-
-def _mark(number: int) -> str:
-    return f"({chr(ord('a') + number)})" if number < 26 else f"({number})"
-
-
-def _note_lines(shown: Sequence[ScoreRow]) -> list[str]:
-    notes = _notes(shown)
-    lines = [f"{_mark(i)} {note}" for i, note in enumerate(notes[:_MOST_NOTES])]
-    return lines + [f"... {len(notes) - _MOST_NOTES} more notes"] * (len(notes) > _MOST_NOTES)
 
 
 def _shortened(rows: Sequence[ScoreRow], most: int | None) -> tuple[list[ScoreRow], int]:
@@ -145,19 +152,20 @@ def _shortened(rows: Sequence[ScoreRow], most: int | None) -> tuple[list[ScoreRo
 def page_rows(rows: Sequence[ScoreRow], by: By, most: int) -> tuple[list[dict[str, Any]], int]:
     """Rows for the page's template (texts), at most ``most``, and how many are left out."""
     out: list[dict[str, Any]] = []
-    for row in rows[:most]:
+    _, p_holm, _ = adjusted(rows)
+    for row, p in zip(rows[:most], p_holm, strict=False):
+        single = by == "prompt" or len(row.prompts) < 2
         out.append(
             {
                 "task": row.task.name, "metric": row.task.metric, "model": row.model,
-                "way": row.way.label, "prompt": ", ".join(row.prompts),
-                "prompts": len(row.prompts), "n": f"{row.score.n:,}", "score": _with_error(row),
+                "way": row.way.label + ("" if row.primary else " *"),
+                "prompt": ", ".join(row.prompts), "prompts": len(row.prompts),
+                "n": f"{row.score.n:,}", "score": _with_error(row),
                 "trivial": plain(row.task.baseline), "range": _range(row), "gain": gain_text(row),
-                "sure": row.gain.low99 > 0 or row.gain.high99 < 0,
-                "gain_range": (
-                    f"{signed(row.gain_low)} to {signed(row.gain_high)}"
-                    if by == "task" and row.gain.n and len(row.prompts) > 1 else ""
-                ),
-                "note": "; ".join(row.notes),
+                "sure": p < 0.01, "gain_range": "" if single else by_prompt(row.gain),
+                "turned": f"{row.gain.turned} of {row.gain.prompts}" if row.gain.turned else "",
+                "claim": row.gain.claim or row.score.claim,
+                "smallest": plain(row.gain.smallest), "note": "; ".join(row.notes),
                 "first": not out or out[-1]["task"] != row.task.name,
             }
         )  # fmt: skip

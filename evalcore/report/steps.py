@@ -24,7 +24,9 @@ Run = tuple[str, str, str, str]
 
 def run_of(subject: SubjectInfo) -> Run:
     """What the steps of one tuning have in common."""
-    seed = "" if subject.seed is None else str(subject.seed)
+    seed = f"{len(subject.runs)} seeds" if subject.runs else ""
+    if not subject.runs and subject.seed is not None:
+        seed = f"seed {subject.seed}"
     return (subject.base or "", subject.tuning or "", seed, subject.control or "")
 
 
@@ -72,7 +74,7 @@ def _draw(
         shown = [bases[base], *line] if base in bases else line  # a tuning begins at its base
         x = [0 if r.subject.base is None else r.subject.tuning_step for r in shown]
         colour = PALETTE[number % len(PALETTE)]
-        name = tuning + (f", seed {seed}" if seed else "") + (", control" if control else "")
+        name = tuning + (f", {seed}" if seed else "") + (", control" if control else "")
         if several_bases:
             name += f" ({line[0].subject.checkpoint})"
         axes.plot(x, [r.score.value for r in shown], "-o", color=colour, lw=1.8, ms=5, label=name)

@@ -61,9 +61,11 @@ def test_tuning_pays_at_the_last_checkpoint(demo: Path) -> None:
     assert own.keys() == TUNINGS
     for tuning, gain in own.items():
         assert gain.pooled.n == 200
-        assert gain.pooled.low99 > 0, tuning
+        assert gain.pooled.over_documents.low99 > 0, tuning
         (control,) = analysis.control_of(gain)
-        assert control.difference.pooled.low99 > 0, f"{tuning} is not above its control"
+        assert control.difference.pooled.over_documents.low99 > 0, (
+            f"{tuning} is not above its control"
+        )
 
 
 def test_every_score_equals_the_reference_engine(

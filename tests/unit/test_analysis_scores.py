@@ -53,22 +53,23 @@ def test_rows_equal_the_plain_version_on_a_ragged_study() -> None:
             of = right[key].setdefault(row["variant"], {})
             of[row["doc_id"]] = float(row["prediction"] == row["gold"])
 
-    def by_document(cells: dict[str, dict[str, float]]) -> dict[str, float]:
-        found: dict[str, list[float]] = defaultdict(list)
-        for documents in cells.values():
-            for document, value in documents.items():
-                found[document].append(value)
-        return {d: sum(v) / len(v) for d, v in found.items()}
-
     checked = 0
     for row in score_rows(ScoreBook.from_table(table)):
         own = right.pop((row.subject.id, row.task.name, row.way.shots), None)
         if own is None:
             continue
-        expected = mean_and_error(list(by_document(own).values()))
-        assert (row.score.value, row.score.stderr) == pytest.approx(expected)
         singles = [sum(c.values()) / len(c) for c in own.values()]
-        assert (row.low, row.high) == pytest.approx((min(singles), max(singles)))
+        moves: dict[str, float] = defaultdict(float)
+        for cell, mean in zip(own.values(), singles, strict=True):
+            for document, value in cell.items():
+                moves[document] += (value - mean) / len(cell) / len(own)
+        n = len(moves)
+        error = math.sqrt(sum(m * m for m in moves.values()) * n / (n - 1))
+        score = row.score
+        assert score.value == pytest.approx(sum(singles) / len(singles))
+        assert score.over_documents.stderr == pytest.approx(error)
+        assert (score.low_prompt, score.high_prompt) == pytest.approx((min(singles), max(singles)))
+        assert score.stderr >= error - 1e-12
         assert sorted(row.prompts) == sorted(own)
         checked += 1
     assert checked == 22 * 4 + 22 * 2  # four tasks of choices, two of them with shots as well
@@ -86,8 +87,10 @@ def test_gain_is_paired_and_needs_no_label() -> None:
     assert (base.model, base.base, base.gain.n) == ("step-00100", None, 0)
     assert (tuned.model, tuned.base) == ("step-00100 + lora", "step-00100")
     mean, error = mean_and_error([0.5, 1.0, 0.5, 0.5])  # (b - a of each document, two prompts)
-    assert (tuned.gain.value, tuned.gain.stderr) == pytest.approx((mean, error))
-    assert (tuned.gain_low, tuned.gain_high) == (0.25, 1.0)
+    within = tuned.gain.over_documents
+    assert (tuned.gain.value, within.stderr) == pytest.approx((mean, error))
+    assert (tuned.gain.low_prompt, tuned.gain.high_prompt) == (0.25, 1.0)
+    assert tuned.gain.claim == "other prompts"
     first, second = [r for r in rows_of(rows, "prompt") if r.base]
     assert (first.prompts, first.gain.value) == (("a",), 0.25)
     assert (second.prompts, second.gain.value) == (("b",), 1.0)
@@ -147,7 +150,7 @@ def test_table_groups_in_pandas_without_losing_bases() -> None:
     frame = table.to_pandas()
     assert len(frame.groupby(["checkpoint", "adapter", "task"])) == 2
     assert frame["gain"].isna().tolist() == [True, False]
-    assert set(frame["error_of"]) == {"documents (these prompts, this run)"}
+    assert set(frame["error_of"]) == {"these prompts, this run"}
 
 
 def test_two_adapters_of_one_name_are_told_apart() -> None:
@@ -178,6 +181,7 @@ def test_text_of_one_adapter_is_short() -> None:
     lines = scores_text(rows_of([
         *cell_rows(BASE, TASK, "a", right("0011")), *cell_rows(TUNED, TASK, "a", right("0111")),
     ]))  # fmt: skip
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert "+0.250 [" in lines[3]
-    assert lines[-1].startswith("± standard error over documents (these prompts, this run)")
+    assert lines[-2] == "± standard error; it is about these prompts, this run"
+    assert lines[-1].startswith("gain: paired by document, [99 % interval] about these prompts")

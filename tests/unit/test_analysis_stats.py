@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from evalcore.analysis import mean_estimate, normal_range, prompt_spread
-from evalcore.analysis.stats import Estimate, mean_of_estimates, t_quantile
+from evalcore.analysis.estimates import mean_of_estimates
+from evalcore.analysis.stats import Estimate, t_quantile
 
 
 def slow_spread(values: list[list[float]]) -> tuple[float, float]:
@@ -46,36 +47,24 @@ def test_no_document_one_document_and_no_spread() -> None:
     assert not mean_estimate(np.array([0.0, 1.0])).degenerate
 
 
-def coverage(method: str, runs: int, n: int) -> tuple[float, float]:
+def coverage(runs: int, n: int) -> tuple[float, float]:
     """Share of 95 % and 99 % intervals that hold the true mean of paired 0/1 differences."""
     rng = np.random.default_rng(11)
     hits95 = hits99 = 0
-    for run in range(runs):
+    for _ in range(runs):
         difficulty = rng.random(n)
         base, tuned = rng.random(n) < difficulty * 0.8, rng.random(n) < 0.3 + difficulty * 0.6
         truth = 0.3 + 0.5 * 0.6 - 0.5 * 0.8
-        got = mean_estimate(tuned.astype(float) - base, method, seed=run)  # type: ignore[arg-type]
+        got = mean_estimate(tuned.astype(float) - base)
         hits95 += got.low95 <= truth <= got.high95
         hits99 += got.low99 <= truth <= got.high99
     return hits95 / runs, hits99 / runs
 
 
 def test_t_interval_covers_as_it_says() -> None:
-    share95, share99 = coverage("t", 3000, 60)
+    share95, share99 = coverage(3000, 60)
     assert share95 == pytest.approx(0.95, abs=0.015)
     assert share99 == pytest.approx(0.99, abs=0.007)
-
-
-def test_bootstrap_interval_covers_nearly_as_it_says() -> None:
-    share95, share99 = coverage("bootstrap", 300, 80)
-    assert share95 == pytest.approx(0.95, abs=0.04)
-    assert share99 == pytest.approx(0.99, abs=0.025)
-
-
-def test_bootstrap_is_seeded() -> None:
-    values = np.random.default_rng(0).normal(size=50)
-    assert mean_estimate(values, "bootstrap", 4) == mean_estimate(values, "bootstrap", 4)
-    assert mean_estimate(values, "bootstrap", 4) != mean_estimate(values, "bootstrap", 5)
 
 
 def test_scaled_and_shifted_keep_the_interval_in_order() -> None:

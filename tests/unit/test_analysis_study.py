@@ -19,7 +19,7 @@ from test_analysis_tables import (
     to_table,
 )
 
-from evalcore.analysis import Analysis, ScoreBook, analyse, best_of_prompts, paired_gain
+from evalcore.analysis import Analysis, ScoreBook, analyse, best_of_prompts, paired_gains
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
 
 NLI = task_columns("pocket_nli", tuned_by="pocket_nli", domain="in")
@@ -38,21 +38,33 @@ def kinds(analysis: Analysis) -> list[str]:
 
 def gain_of(rows: Iterable[dict[str, Any]], **more: Any) -> Any:
     book = ScoreBook.from_table(to_table(list(rows)))
-    return paired_gain(book, TUNED["subject"], BASE["subject"], "pocket_nli", **more)
+    tuned, base = book.subjects[TUNED["subject"]], book.subjects[BASE["subject"]]
+    found = paired_gains(book, tuned, base, "pocket_nli", **more)
+    return found[0] if found else None
 
 
 def slow_gain(
-    right: dict[tuple[str, str, str, str], float], tuned: str, base: str, task: str
+    right: dict[tuple[str, str, str, str], float], tuned: str, base: str, task: str, shots: str
 ) -> tuple[float, float, int]:
-    """Per document the mean over variants both have; then mean and its error, by dictionaries."""
-    by_document: dict[str, list[float]] = {}
+    """Mean over prompts of means over documents both have, and its error, by dictionaries.
+
+    The error: by how much each document moves the mean, squared and added up.
+    """
+    by_prompt: dict[str, dict[str, float]] = {}
     for (subject, of, variant, doc), value in right.items():
-        if subject == tuned and of == task and (base, of, variant, doc) in right:
-            by_document.setdefault(doc, []).append(value - right[(base, of, variant, doc)])
-    means = [sum(v) / len(v) for v in by_document.values()]
-    n = len(means)
-    mean = sum(means) / n
-    return mean, math.sqrt(sum((m - mean) ** 2 for m in means) / (n - 1) / n), n
+        asked = variant.partition(":")[2] == shots and (subject, of) == (tuned, task)
+        if asked and (base, of, variant, doc) in right:
+            gap = value - right[(base, of, variant, doc)]
+            by_prompt.setdefault(variant, {})[doc] = gap
+    means = {p: sum(docs.values()) / len(docs) for p, docs in by_prompt.items()}
+    moves: dict[str, float] = {}
+    for p, docs in by_prompt.items():
+        for doc, gap in docs.items():
+            move = (gap - means[p]) / len(docs) / len(means)
+            moves[doc] = moves.get(doc, 0.0) + move
+    n = len(moves)
+    error = math.sqrt(sum(m * m for m in moves.values()) * n / (n - 1))
+    return sum(means.values()) / len(means), error, n
 
 
 def test_gain_equals_the_plain_version_on_a_ragged_study() -> None:
@@ -70,14 +82,19 @@ def test_gain_equals_the_plain_version_on_a_ragged_study() -> None:
     for gain in analysis.gains:
         if gain.task.metric != "acc":
             continue
-        mean, stderr, n = slow_gain(right, gain.subject.id, gain.reference.id, gain.task.name)
-        assert (gain.pooled.value, gain.pooled.stderr) == pytest.approx((mean, stderr))
+        shots = f"shots={gain.way.shots}" if gain.way.shots else ""
+        mean, stderr, n = slow_gain(
+            right, gain.subject.id, gain.reference.id, gain.task.name, shots
+        )
+        within = gain.pooled.over_documents
+        assert (gain.pooled.value, within.stderr) == pytest.approx((mean, stderr))
+        assert (gain.pooled.claim == "other prompts") == (len(gain.by_variant) > 1)
         assert gain.pooled.n == n
         assert gain.own.value - gain.other.value == pytest.approx(mean)
         assert gain.missing_rows > 0
         checked += 1
-    assert checked == 4 * 17
-    assert kinds(analysis).count("missing") >= checked
+    assert checked == 4 * 17 + 2 * 17, "four tasks, two of them with shots as well"
+    assert kinds(analysis).count("missing") >= 4 * 17
 
 
 def test_pooling_takes_documents_as_clusters() -> None:
@@ -89,8 +106,10 @@ def test_pooling_takes_documents_as_clusters() -> None:
         row for v in "ab" for row in (*cell_rows(BASE, NLI, v, bits("0011")),
                                       *cell_rows(TUNED, NLI, v, bits("1011")))
     )  # fmt: skip
-    assert one.pooled == two.pooled
-    assert one.pooled.value == 0.25
+    assert two.pooled.over_documents.stderr == pytest.approx(one.pooled.stderr)
+    assert two.pooled.over_documents.low99 == pytest.approx(one.pooled.low99)
+    assert one.pooled.value == two.pooled.value == 0.25
+    assert (one.pooled.claim, two.pooled.claim) == ("these prompts, this run", "other prompts")
     assert set(two.by_variant) == {"a", "b"}
     assert two.by_variant["a"].value == 0.25
 
@@ -171,10 +190,11 @@ def test_two_adapters_of_one_seed_are_not_averaged_but_two_seeds_are() -> None:
     twin = {**TUNED, "adapter": "again", "subject": BASE["subject"] + "+again"}
     analysis = study(twin)
     assert "doubled" in kinds(analysis)
-    assert analysis.summary[0].own_tasks == ()
+    assert analysis.summary[0].groups[0].tasks == ()
     seeds = study(subject_columns(100, "pocket_nli", seed=1))
     assert "doubled" not in kinds(seeds)
-    assert seeds.summary[0].own_gain.value == pytest.approx(0.75)
+    (group,) = seeds.summary[0].groups
+    assert (group.gain.value, group.gain.seeds) == (pytest.approx(0.75), 2)
 
 
 def test_overflow_is_left_out_on_both_sides_and_said() -> None:
@@ -257,7 +277,9 @@ def test_best_prompt_is_chosen_on_other_documents() -> None:
         rows += cell_rows(BASE, NLI, f"p{p:02}", rng.random(n) < 0.5)
         rows += cell_rows(TUNED, NLI, f"p{p:02}", rng.random(n) < 0.5)
     book = ScoreBook.from_table(to_table(rows))
-    found = best_of_prompts(book, book.subjects[TUNED["subject"]], book.tasks["pocket_nli"])
+    tuned = book.subjects[TUNED["subject"]]
+    (stratum,) = book.strata(tuned, "pocket_nli")
+    found = best_of_prompts(book, tuned, book.tasks["pocket_nli"], stratum)
     assert found is not None
     assert found.prompts == prompts
     naive = max(c.values.mean() for c in book.variants(TUNED["subject"], "pocket_nli").values())
@@ -291,7 +313,7 @@ def test_spread_keeps_shots_apart_and_has_its_base_beside() -> None:
                     *cell_rows(TUNED, NLI, v, bits("1111")))
     ]  # fmt: skip
     analysis = analyse(to_table(rows))
-    assert [(s.shots, s.spread.prompts) for s in analysis.spreads] == [(0, 2), (4, 2)] * 2
+    assert [(s.way.shots, s.spread.prompts) for s in analysis.spreads] == [(0, 2), (4, 2)] * 2
     tuned = next(s for s in analysis.spreads if s.subject.base)
     assert tuned.spread.range == 0
     assert tuned.base is not None
@@ -303,29 +325,28 @@ def test_study_finds_the_effects_that_were_put_in() -> None:
     analysis = analyse(study_table(documents=80))
     last = [g for g in analysis.own_gains() if g.subject.step == 1600]
     assert len(last) == 3
-    assert all(g.pooled.low99 > 0.2 for g in last)
-    assert all(g.continuous.low99 > 0 for g in last if g.task.output_type == "multiple_choice")
-    titles = next(g for g in last if g.task.name == "pocket_titles")
-    assert titles.continuous.high99 < 0, "fewer bits are better"
-    assert all(c.difference.pooled.low99 > 0 for c in analysis.controls)
+    assert all(g.pooled.over_documents.low99 > 0.2 for g in last)
+    assert all(g.pooled.low95 > 0 for g in last), "for other prompts, too"
     assert all(
-        c.control_gain is not None and c.control_gain.pooled.low99 < 0.05 for c in analysis.controls
+        g.continuous.over_documents.low99 > 0 for g in last
+        if g.task.output_type == "multiple_choice"
+    )  # fmt: skip
+    titles = next(g for g in last if g.task.name == "pocket_titles")
+    assert titles.continuous.over_documents.high99 < 0, "fewer bits are better"
+    assert all(c.difference.pooled.over_documents.low99 > 0 for c in analysis.controls)
+    assert all(
+        c.control_gain is not None and c.control_gain.pooled.over_documents.low99 < 0.05
+        for c in analysis.controls
     )
-    gains = [s.own_gain.value for s in analysis.summary]
+    groups = [{m.group.name: m for m in s.groups} for s in analysis.summary]
+    gains = [g["learned in fine-tuning"].gain.value for g in groups]
     assert gains == sorted(gains)
-    facts = [s.other_base.value for s in analysis.summary]
+    facts = [g["learned in pre-training"].base.value for g in groups]
     assert facts == sorted(facts)
-    assert all(s.other_tasks == ("pocket_facts",) for s in analysis.summary)
+    assert all(g["learned in pre-training"].tasks == ("pocket_facts",) for g in groups)
+    assert all(g["out of domain"].tasks == ("pocket_nli_far",) for g in groups)
     assert len(analysis.curves) == (15 + 5 + 2) * len(STUDY_TASKS)
     assert set(kinds(analysis)) == {"control"}
-
-
-def test_bootstrap_and_t_tell_the_same_story() -> None:
-    table = study_table(documents=20)
-    one, two = analyse(table), analyse(table, method="bootstrap", seed=1)
-    for a, b in zip(one.gains, two.gains, strict=True):
-        assert a.pooled.value == b.pooled.value
-        assert b.pooled.low95 == pytest.approx(a.pooled.low95, abs=0.04)
 
 
 def test_a_table_without_columns_or_rows_is_refused() -> None:

@@ -12,7 +12,7 @@ from bench.coverage import Point, draw, simulate
 from evalcore.analysis.stats import t_quantile
 from evalcore.analysis.variation import CLAIMS, Layout, variation, variation_of_table
 
-THESE, PROMPTS, SEEDS = CLAIMS
+THESE, RUNS, PROMPTS, SEEDS = CLAIMS
 
 
 def crossed(n: int, p: int, s: int, seed: int = 0) -> np.ndarray:

@@ -24,7 +24,7 @@ from evalcore.analysis import Analysis, analyse
 from evalcore.errors import InputError
 from evalcore.report import study_rows, write_report
 from evalcore.report.pictures import short_step
-from evalcore.report.tables import interval, plain, signed
+from evalcore.report.words import interval, plain, signed
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
 
 RUN = {"started": "2026-01-02T03:04:05Z", "examples_per_s": 412.5, "computed_tokens": 1203320,
@@ -129,7 +129,7 @@ def test_tables_agree_with_the_analysis(page: Path, analysis: Analysis) -> None:
 def test_study_table_fits_a_terminal(analysis: Analysis) -> None:
     text = report.study_table(analysis)
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 118
     last = analysis.own_gains()[-1]
     assert interval(last.pooled) in text
     rows = [line for line in lines if "pocket_" in line]
@@ -147,9 +147,9 @@ def test_study_table_keeps_its_width_with_long_names_and_seeds() -> None:
         rows += cell_rows({**subject, **step}, task, "default", np.arange(9) % 2)
     rows += cell_rows({**subject_columns(5), **step}, task, "default", np.arange(9) % 3 == 0)
     text = report.study_table(analyse(to_table(rows)))
-    assert max(map(len, text.splitlines())) <= 110
-    assert "(seed 0)" in text
-    assert "(seed 1)" in text
+    assert max(map(len, text.splitlines())) <= 118
+    assert "(2 seeds)" in text
+    assert "these prompts, other seeds" in text
 
 
 def test_bases_alone_make_a_report(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_report_from_a_results_folder(tmp_path: Path) -> None:
     assert [g.pooled.value for g in stored.gains] == pytest.approx(
         [g.pooled.value for g in direct.gains]
     )
-    assert [s.shots for s in stored.spreads] == [s.shots for s in direct.spreads]
+    assert [s.way for s in stored.spreads] == [s.way for s in direct.spreads]
     page = write_report(tmp_path / "results", tmp_path / "report", title="Stored")
     assert "1,203,320" in page.read_text()
 

@@ -1,0 +1,55 @@
+"""Numbers and notes as they are written in tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evalcore.analysis import Estimate
+
+
+def by_prompt(estimate: Estimate) -> str:
+    """``-0.355 to +0.670`` under single prompts; nothing for one prompt."""
+    if not estimate.n or estimate.prompts < 2:
+        return ""
+    return f"{signed(estimate.low_prompt)} to {signed(estimate.high_prompt)}"
+
+
+def mark(number: int) -> str:
+    """The mark of a note: ``(a)``, ``(b)`` ..."""
+    return f"({chr(ord('a') + number)})" if number < 26 else f"({number})"
+
+
+def note_lines(notes: Sequence[str], most: int = 6) -> list[str]:
+    """The notes below a table, the first of them."""
+    lines = [f"{mark(i)} {note}" for i, note in enumerate(notes[:most])]
+    return lines + [f"... {len(notes) - most} more notes: see the report"] * (len(notes) > most)
+
+
+def fit(text: str, width: int, right: bool) -> str:
+    """``text`` in ``width`` columns, cut with a sign where it is longer."""
+    if len(text) > width:
+        text = text[: width - 1] + "…"
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign, or a dash where there is none."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """``+0.466 [+0.380, +0.552]``: a difference with its 99 % interval."""
+    if math.isnan(estimate.value):
+        return "–"
+    if math.isnan(estimate.low99):
+        return signed(estimate.value)
+    return f"{signed(estimate.value)} [{signed(estimate.low99)}, {signed(estimate.high99)}]"
