@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError, UnknownNameError
-from evalcore.identity import text_fingerprint, weight_layout
+from evalcore.identity import adapter_fingerprint, checkpoint_fingerprint, weight_layout
 from evalcore.types import Adapter, Checkpoint, Subject
 
 _LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
@@ -197,20 +197,13 @@ def random_adapter(folder: Path, checkpoint: Path, rank: int, seed: int) -> Path
 
 
 def subjects_of(checkpoint: Path, adapters: Sequence[Path], rank: int) -> list[Subject]:
-    """The checkpoint alone, then with each adapter.
-
-    Fingerprints stand for paths and not for bytes: nothing measured here is kept as a score, and
-    hashing many gigabytes would take longer than the measurement.
-    """
-    fingerprint = text_fingerprint(["bench", str(checkpoint.resolve())])
+    """The checkpoint alone, then with each adapter, fingerprinted: engines check what they read."""
+    fingerprint = checkpoint_fingerprint(checkpoint)
     # One tokenizer for all, or an engine would start anew for each: nothing here becomes text.
     base = Checkpoint(checkpoint.name, str(checkpoint), fingerprint, "0" * 32)
     return [
         Subject(base),
-        *(
-            Subject(base, Adapter(a.name, str(a), text_fingerprint(["bench", str(a)]), rank))
-            for a in adapters
-        ),
+        *(Subject(base, Adapter(a.name, str(a), adapter_fingerprint(a), rank)) for a in adapters),
     ]
 
 

@@ -13,7 +13,12 @@ import pytest
 from evalcore.app import bench_jobs
 from evalcore.app.bench import BenchOptions, bench, requests_of, sweep
 from evalcore.app.bench_jobs import BenchJob, BenchPoint, flops_of, last_error, run_job
-from evalcore.app.bench_models import read_config, subjects_of
+from evalcore.app.bench_models import (
+    random_adapter,
+    random_checkpoint,
+    read_config,
+    subjects_of,
+)
 from evalcore.app.bench_requests import (
     RequestCounts,
     RequestShape,
@@ -28,7 +33,7 @@ from evalcore.app.flops import ModelShape
 from evalcore.engines.protocol import EngineSpec, LoadReport
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.planning import token_limit
-from evalcore.types import ScoreBatch, ScoreResult, Subject
+from evalcore.types import Adapter, Checkpoint, ScoreBatch, ScoreResult, Subject
 
 SHAPE = RequestShape(contexts=12, context_tokens=20, choices=3, continuation_tokens=4, shots=2)
 
@@ -182,7 +187,9 @@ def test_a_config_file_is_read_and_checked(tmp_path: Path) -> None:
 
 
 def test_subjects_are_told_apart(tmp_path: Path) -> None:
-    subjects = subjects_of(tmp_path / "m", [tmp_path / "a", tmp_path / "b"], 4)
+    model = random_checkpoint(tmp_path / "m", read_config("pocket"), "float32")
+    adapters = [random_adapter(tmp_path / name, model, 4, seed=i) for i, name in enumerate("ab")]
+    subjects = subjects_of(model, adapters, 4)
     assert len({s.id for s in subjects}) == 3
     assert subjects[0].adapter is None
 
@@ -281,8 +288,11 @@ class NotingEngine:
         return [self.score(batch) for _, batch in items]
 
 
+BASE = Checkpoint("m", "m", "0" * 32, "0" * 32)
+
+
 def test_a_point_is_scored_for_every_subject_and_never_twice_the_same() -> None:
-    subjects = subjects_of(Path("m"), [Path("a")], 4)
+    subjects = [Subject(BASE), Subject(BASE, Adapter("a", "a", "1" * 32, 4))]
     batch, engine = synthetic_requests(SHAPE, 500), NotingEngine()
     found = measure_point(engine, subjects, batch, 2, 500, together=False)  # type: ignore[arg-type]
     each = [("load", "m"), ("score", ""), ("load", "m + a"), ("score", "")]
@@ -295,7 +305,7 @@ def test_a_point_is_scored_for_every_subject_and_never_twice_the_same() -> None:
 
 
 def test_batched_adapters_are_scored_together() -> None:
-    subjects = subjects_of(Path("m"), [Path("a")], 4)
+    subjects = [Subject(BASE), Subject(BASE, Adapter("a", "a", "1" * 32, 4))]
     batch, engine = synthetic_requests(SHAPE, 500), NotingEngine()
     found = measure_point(engine, subjects, batch, 1, 500, together=True)  # type: ignore[arg-type]
     assert [what for what, _ in engine.log[1:]] == ["together", "score", "score"] * 2
