@@ -224,6 +224,23 @@ class EvaluationSpec(Strict):
     certify: float = Field(
         0.0, ge=0, le=1, description="share of the examples scored a second time; 0: none"
     )
+    engine: Literal["vllm", "hf"] | None = Field(None, description="as evalcore score --engine")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        None, description="as evalcore score --dtype"
+    )
+    device: Literal["auto", "cpu", "cuda"] | None = Field(
+        None, description="as evalcore score --device"
+    )
+    strategy: Literal["auto", "packed", "cached", "plain"] | None = Field(
+        None, description="as evalcore score --strategy"
+    )
+    max_length: int | None = Field(
+        None, ge=8, le=2**24, description="tokens of prompt and answer, as --max-length"
+    )
+    num_fewshot: int | None = Field(
+        None, ge=0, le=10_000, description="shots of every variant, as --num-fewshot"
+    )
+    tensor_parallel: int | None = Field(None, ge=1, le=64, description="GPUs of one engine")
 
     @field_validator("limit")
     @classmethod

@@ -18,6 +18,7 @@ from evalcore.app.study import (
     finetune_plan,
     pocket_study_file,
     study,
+    study_plan,
 )
 from evalcore.app.tuning import collect_loss_curves, tuned_lines, tuned_status
 
@@ -39,6 +40,7 @@ __all__ = [
     "score",
     "scores",
     "study",
+    "study_plan",
     "tuned_lines",
     "tuned_status",
     "write_scores_csv",

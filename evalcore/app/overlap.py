@@ -53,6 +53,7 @@ def tune_and_score(
     options: StudyOptions,
     progress: StudyProgress,
     scoring: Callable[[], ScoreOptions],
+    signals: StopSignals,
 ) -> tuple[TuneSummary, ScoreOutcome]:
     """Tunes what is missing and scores what is there, both at once.
 
@@ -61,6 +62,7 @@ def tune_and_score(
         options: Where it runs.
         progress: Told of both stages.
         scoring: Gives the scoring options for what is tuned by now.
+        signals: What may stop tuning, entered already.
 
     Raises:
         EvalcoreError: As either stage alone.
@@ -79,7 +81,7 @@ def tune_and_score(
         return replace(given, num_gpus=None, workers=workers) if apart else given
 
     outcome, rounds = None, 0
-    with _shared_ray(options), StopSignals() as signals:
+    with _shared_ray(options):
         tuning = _TuningThread(plan, options, for_tuning, signals, progress)
         tuning.start()
         try:

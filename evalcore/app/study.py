@@ -25,7 +25,8 @@ from evalcore.app.tuning import (
     tuned_models,
     tuned_status,
 )
-from evalcore.errors import InputError
+from evalcore.cluster import StopSignals
+from evalcore.errors import EvalcoreError, InputError
 from evalcore.machine import cores
 from evalcore.scoring import Progress
 
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 
 # Seconds each stage of the pocket study may take on two cores; printed beside what it took.
 POCKET_BUDGET_S = {"pretrain": 120, "finetune": 120, "score": 180, "report": 40}
+
+
+FROM_FILE = {
+    "limit": "limit", "certify": "certify", "adapters": "adapter_way", "engine": "engine",
+    "dtype": "dtype", "device": "device", "strategy": "strategy", "max_length": "max_length",
+    "num_fewshot": "num_fewshot", "tensor_parallel": "tensor_parallel",
+}  # fmt: skip
+"""Keys of a study's evaluation block -> options of scoring, where those are not given."""
 
 
 class StudyProgress(Progress, Protocol):
@@ -55,6 +64,8 @@ class StudyOptions:
         output: Folder for pretrained/, adapters/, results/ and report/.
         text: Folder with real text for pre-training the pocket model; None: generated text alone.
         scoring: Engine, cluster and worker options of the scoring stage.
+        given: Fields of ``scoring`` that go before the study file; None: those that differ from
+            their defaults.
         tune_workers: Tuning processes at a time; None: as many as the GPUs hold, or one per core
             up to two.
         data_root: Folder of local task data; None: the study file's own.
@@ -68,12 +79,19 @@ class StudyOptions:
     output: Path
     text: Path | None = None
     scoring: ScoreOptions = field(default_factory=lambda: ScoreOptions(grid=()))
+    given: frozenset[str] | None = None
     tune_workers: int | None = None
     data_root: Path | None = None
     jobs_per_gpu: int | None = None
     overlap: bool | None = None
     replace_changed: bool = False
     gpu_speed: tuple[float, float] | None = None
+
+    def goes_before_the_file(self, name: str) -> bool:
+        """Whether a field of ``scoring`` was given by whoever calls."""
+        if self.given is not None:
+            return name in self.given
+        return bool(getattr(self.scoring, name) != getattr(ScoreOptions(grid=()), name))
 
 
 @dataclass
@@ -126,21 +144,42 @@ def study(
     from finetune import load_study
 
     spec = load_study(options.file)
-    outcome, timer = StudyOutcome(), _Timer(progress, budget_s or {})
+    limit = options.scoring.time_limit
+    # Without a limit a model at hand is tuned to its end, however long that takes.
+    with StopSignals(limit, None if limit is None else options.scoring.stop_grace) as signals:
+        return _stages(spec, options, progress, budget_s or {}, signals)
+
+
+def _stages(
+    spec: Study,
+    options: StudyOptions,
+    progress: StudyProgress,
+    budget_s: Mapping[str, float],
+    signals: StopSignals,
+) -> StudyOutcome:
+    outcome, timer = StudyOutcome(), _Timer(progress, budget_s)
+
+    def asked() -> ScoreOptions:
+        left_s = signals.left_s()
+        limit = None if left_s is None else max(left_s, 0.001)
+        return replace(scoring_options(spec, options), time_limit=limit)
+
+    if options.scoring.shard is not None:
+        _require_tuned(spec, options)
     with timer.stage("pretrain", "pre-training checkpoints", skip=spec.pretrain is None):
         pretrain(spec, options, progress)
-    if spec.evaluation is not None and wants_overlap(options):
+    overlap = options.scoring.shard is None and wants_overlap(options)
+    if spec.evaluation is not None and overlap:
         with timer.stage("finetune and score", "training adapters, scoring what is ready"):
-            outcome.tuned, outcome.scored = tune_and_score(
-                spec, options, progress, lambda: scoring_options(spec, options)
-            )
+            outcome.tuned, outcome.scored = tune_and_score(spec, options, progress, asked, signals)
     else:
         with timer.stage("finetune", "training adapters"):
-            outcome.tuned = tune_missing(spec, options, progress)
+            outcome.tuned = tune_missing(spec, options, progress, signals)
         if spec.evaluation is not None and not outcome.tuned.stopped:
             with timer.stage("score", "scoring"):
-                outcome.scored = score(scoring_options(spec, options), progress)
-    if outcome.scored is not None and outcome.scored.summary.stopped is None:
+                outcome.scored = score(asked(), progress)
+    whole = options.scoring.shard is None  # the report of a part would look like that of all
+    if whole and outcome.scored is not None and outcome.scored.summary.stopped is None:
         with timer.stage("report", "writing the report"):
             results, out = options.output / "results", options.output / "report"
             losses = collect_loss_curves(options.output).sort_by("base_step")
@@ -148,6 +187,43 @@ def study(
             outcome.made = report(results, out, title=title, losses=losses)
     outcome.seconds = timer.seconds
     return outcome
+
+
+def _require_tuned(spec: Study, options: StudyOptions) -> None:
+    """Parts of one grid need all models first: each would tune them, and cut another grid."""
+    from finetune import plan_jobs
+
+    jobs = plan_jobs(spec, options.output, data_root=options.data_root).jobs
+    if jobs:
+        raise InputError(
+            f"--shard: {len(jobs)} models are not tuned yet ({jobs[0].id}); run evalcore finetune "
+            f"{options.file} first"
+        )
+
+
+def study_plan(options: StudyOptions) -> list[str]:
+    """What a study would tune and score, as lines; it fetches, tunes and writes nothing.
+
+    Raises:
+        InputError: The study file or something it names is wrong.
+    """
+    from finetune import load_study
+    from finetune.checkpoints import offline
+
+    spec = load_study(options.file)
+    lines = []
+    if spec.pretrain is not None:
+        lines.append(f"pre-training: {spec.pretrain.steps} steps, unless it is done already")
+    lines += dry_run_lines(spec, options)
+    if spec.evaluation is None:
+        return lines
+    lines.append("scoring what is tuned by now:")
+    try:
+        with offline():
+            asked = replace(scoring_options(spec, options), dry_run=True)
+            return [*lines, *score(asked).lines()]
+    except EvalcoreError as error:
+        return [*lines, f"not planned: {error}"]
 
 
 @dataclass
@@ -219,13 +295,17 @@ def scoring_options(spec: Study, options: StudyOptions) -> ScoreOptions:
 
     assert spec.evaluation is not None
     adapters, tuned = tuned_models(options.output)
-    given = options.scoring.adapter_way  # the command line goes before the file
+    file = {
+        name: getattr(spec.evaluation, key)
+        for key, name in FROM_FILE.items()
+        if getattr(spec.evaluation, key) is not None
+        and key in spec.evaluation.model_fields_set
+        and not options.goes_before_the_file(name)
+    }
     return replace(
         options.scoring,
-        adapter_way=spec.evaluation.adapters if given == "auto" else given,
-        certify=options.scoring.certify or spec.evaluation.certify,
+        **file,
         grid=tuple(spec.evaluation.blocks),
-        limit=spec.evaluation.limit,
         output=options.output / "results",
         data_root=options.data_root or spec.data_folder,
         adapters=tuple(str(path) for path in adapters),

@@ -107,7 +107,12 @@ def _devices(options: StudyOptions, gpus: Sequence[str] | None) -> tuple[tuple[s
     return names, len(names), cores()
 
 
-def tune_missing(spec: Study, options: StudyOptions, progress: StudyProgress) -> TuneSummary:
+def tune_missing(
+    spec: Study,
+    options: StudyOptions,
+    progress: StudyProgress,
+    signals: StopSignals | None = None,
+) -> TuneSummary:
     """Trains everything of the study that is not finished yet, and shows how it goes."""
 
     def on_event(event: TuneEvent) -> None:
@@ -118,8 +123,11 @@ def tune_missing(spec: Study, options: StudyOptions, progress: StudyProgress) ->
     plan = plan_tuning(spec, options, progress)
     address = options.scoring.ray_address
     on_ray = options.scoring.cluster == "ray"
-    with joined(address) if on_ray else contextlib.nullcontext(), StopSignals() as signals:
-        return tune(plan, options, on_event, should_stop=signals)
+    with joined(address) if on_ray else contextlib.nullcontext():
+        if signals is not None:
+            return tune(plan, options, on_event, should_stop=signals)
+        with StopSignals() as own:
+            return tune(plan, options, on_event, should_stop=own)
 
 
 def tuned_status(summary: TuneSummary) -> int:

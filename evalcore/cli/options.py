@@ -8,11 +8,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from evalcore.cli.output import echo, echo_line
 
 if TYPE_CHECKING:
     from evalcore.app import ScoreOptions, ScoreOutcome
+
+
+_RENAMED = {
+    "apply_chat_template": "chat",
+    "system_instruction": "system",
+    "fewshot_as_multiturn": "multiturn",
+}
+_NEGATED = {"no_bases": "include_bases", "no_documents": "documents"}
+_SAID = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.PROMPT)
 
 
 class Finite(click.FloatRange):
@@ -49,6 +59,70 @@ class _Limit(click.ParamType):
 
 
 LIMIT = _Limit()
+
+
+def parse_shard(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    index, _, count = value.partition("/")
+    plain = all(re.fullmatch(r"[0-9]{1,7}", number) for number in (index, count))
+    if not (plain and int(index) < int(count)):
+        raise click.BadParameter(f"{value[:40]!r} is not I/N with 0 <= I < N, for example 0/4")
+    return int(index), int(count)
+
+
+def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    from evalcore.cluster import parse_duration
+
+    seconds = parse_duration(value[:_LONGEST_DURATION])
+    if len(value) > _LONGEST_DURATION or seconds > _MAX_SECONDS:
+        raise click.BadParameter(f"{value[:_LONGEST_DURATION]!r} is more than ten years")
+    return seconds
+
+
+_RUN_OPTIONS = [
+    click.option(
+        "--limit", type=LIMIT, metavar="N|first:N",
+        help="At most N documents a task: a random sample, the same for every subject, that a "
+        "larger N contains; first:N takes the first ones (tasks of lm-eval: always the first).",
+    ),
+    click.option("--shard", metavar="I/N", callback=parse_shard, help="Do part I (from 0) of N."),
+    click.option(
+        "--time-limit", callback=parse_time_limit, metavar="DURATION",
+        help="After this long (90m, 1:30:00) finish the units at hand, commit and exit 75.",
+    ),
+    click.option(
+        "--stop-grace", type=Finite(0), default=60.0, show_default=True, metavar="SECONDS",
+        help="After a signal to stop, units that have not ended in so long are killed (after the "
+        "time limit: 20 at most).",
+    ),
+    click.option(
+        "--unit-examples", type=click.IntRange(1, 10_000_000), default=4096, show_default=True,
+        help="Examples handed to an engine at once, at most.",
+    ),
+    click.option(
+        "--commit-every", type=Finite(0, 86400), default=60.0, show_default=True, metavar="SECONDS",
+        help="Most work a crash may cost; committing more often makes more files.",
+    ),
+    click.option(
+        "--certify", is_flag=True,
+        help="Score a sample a second time, cold, in another order and batch size; report "
+        "differences.",
+    ),
+    click.option(
+        "--certify-share", type=Finite(0, 1, min_open=True), default=0.02, show_default=True,
+        help="Share of each cell's examples in that sample.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the plan and score nothing."),
+    click.option(
+        "--no-documents", is_flag=True,
+        help="Keep no questions, choices, golds and prompts in the results.",
+    ),
+]  # fmt: skip
 
 _ENGINE_OPTIONS = [
     click.option(
@@ -117,27 +191,34 @@ def engine_options(command: Callable) -> Callable:
     return command
 
 
-def parse_shard(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    index, _, count = value.partition("/")
-    plain = all(re.fullmatch(r"[0-9]{1,7}", number) for number in (index, count))
-    if not (plain and int(index) < int(count)):
-        raise click.BadParameter(f"{value[:40]!r} is not I/N with 0 <= I < N, for example 0/4")
-    return int(index), int(count)
+def run_options(command: Callable) -> Callable:
+    """Adds the options that say how much is scored in one run, and how it ends."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
 
 
-def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    from evalcore.cluster import parse_duration
+def score_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """The command line's values by the names of ``app.ScoreOptions``."""
+    values = dict(options)
+    for option, name in _RENAMED.items():
+        if option in values:
+            values[name] = values.pop(option)
+    for option, name in _NEGATED.items():
+        if option in values:
+            values[name] = not values.pop(option)
+    share = values.pop("certify_share", 0.0)
+    return values | ({"certify": values["certify"] * share} if "certify" in values else {})
 
-    seconds = parse_duration(value[:_LONGEST_DURATION])
-    if len(value) > _LONGEST_DURATION or seconds > _MAX_SECONDS:
-        raise click.BadParameter(f"{value[:_LONGEST_DURATION]!r} is more than ten years")
-    return seconds
+
+def given_fields(context: click.Context) -> frozenset[str]:
+    """The fields of ``app.ScoreOptions`` that were said on the command line."""
+    said = {
+        name: context.params[name]
+        for name in context.params
+        if context.get_parameter_source(name) in _SAID
+    }
+    return frozenset(score_fields(said))
 
 
 def score_options(options: dict[str, Any]) -> ScoreOptions:
@@ -146,15 +227,7 @@ def score_options(options: dict[str, Any]) -> ScoreOptions:
 
     values = dict(options)
     grid = ((values.pop("tasks"), values.pop("prompts")),)
-    renamed = {
-        "chat": values.pop("apply_chat_template"),
-        "system": values.pop("system_instruction"),
-        "multiturn": values.pop("fewshot_as_multiturn"),
-        "include_bases": not values.pop("no_bases"),
-        "documents": not values.pop("no_documents"),
-        "certify": values.pop("certify") * values.pop("certify_share"),
-    }
-    return ScoreOptions(grid=grid, **renamed, **values)
+    return ScoreOptions(grid=grid, **score_fields(values))
 
 
 def echo_summary(outcome: ScoreOutcome, *, scores: bool = True) -> int:

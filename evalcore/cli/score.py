@@ -7,13 +7,10 @@ from pathlib import Path
 import click
 
 from evalcore.cli.options import (
-    LIMIT,
     SEED,
-    Finite,
     echo_summary,
     engine_options,
-    parse_shard,
-    parse_time_limit,
+    run_options,
 )
 
 
@@ -42,11 +39,6 @@ from evalcore.cli.options import (
 @click.option(
     "--num_fewshot", type=click.IntRange(0, 10_000), help="Shots of every variant named with -p."
 )
-@click.option(
-    "--limit", type=LIMIT, metavar="N|first:N",
-    help="At most N documents a task: a random sample, the same for every subject, that a larger N "
-    "contains; first:N takes the first ones (tasks of lm-eval: always the first).",
-)  # fmt: skip
 @click.option(
     "--seed", type=SEED, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
 )
@@ -109,38 +101,8 @@ from evalcore.cli.options import (
     help="The same read from their paths, for example '{step}/{tuning}-seed{seed}'.",
 )  # fmt: skip
 @click.option("--no-bases", is_flag=True, help="Do not score the adapters' bases by themselves.")
-@click.option("--shard", metavar="I/N", callback=parse_shard, help="Do part I (from 0) of N.")
-@click.option(
-    "--time-limit", callback=parse_time_limit, metavar="DURATION",
-    help="After this long (90m, 1:30:00) finish the units at hand, commit and exit 75.",
-)  # fmt: skip
-@click.option(
-    "--stop-grace", type=Finite(0), default=60.0, show_default=True, metavar="SECONDS",
-    help="After a signal to stop, units that have not ended in so long are killed (after the time "
-    "limit: 20 at most).",
-)  # fmt: skip
-@click.option(
-    "--unit-examples", type=click.IntRange(1, 10_000_000), default=4096, show_default=True,
-    help="Examples handed to an engine at once, at most.",
-)  # fmt: skip
-@click.option(
-    "--commit-every", type=Finite(0, 86400), default=60.0, show_default=True, metavar="SECONDS",
-    help="Most work a crash may cost; committing more often makes more files.",
-)  # fmt: skip
-@click.option(
-    "--certify", is_flag=True,
-    help="Score a sample a second time, cold, in another order and batch size; report differences.",
-)  # fmt: skip
-@click.option(
-    "--certify-share", type=Finite(0, 1, min_open=True), default=0.02, show_default=True,
-    help="Share of each cell's examples in that sample.",
-)  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print the plan and score nothing.")
-@click.option(
-    "--no-documents", is_flag=True,
-    help="Keep no questions, choices, golds and prompts in the results.",
-)  # fmt: skip
 @click.option("--strict", is_flag=True, help="Findings about the data are errors.")
+@run_options
 @engine_options
 def score(**options: object) -> int:
     """Scores every checkpoint and adapter on every task under every prompt variant.

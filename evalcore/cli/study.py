@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalcore.cli.options import MAX_WORKERS, Finite, echo_summary, engine_options
+from evalcore.cli.options import (
+    MAX_WORKERS,
+    Finite,
+    echo_summary,
+    engine_options,
+    given_fields,
+    run_options,
+    score_fields,
+)
 from evalcore.cli.output import echo
 
 if TYPE_CHECKING:
@@ -58,6 +66,7 @@ def _tuning_options(command: Callable) -> Callable:
 @click.argument("output", type=click.Path(path_type=Path), default="evalcore-demo")
 @_OVERLAP
 @_tuning_options
+@run_options
 @engine_options
 def demo(output: Path, **options: Any) -> int:
     """Pre-trains a pocket model, tunes adapters, scores the grid and reports, into OUTPUT.
@@ -76,9 +85,15 @@ def demo(output: Path, **options: Any) -> int:
 @_OUTPUT
 @_OVERLAP
 @_tuning_options
+@run_options
 @engine_options
 def run(study_file: Path, output: Path | None, **options: Any) -> int:
-    """Runs a study: tunes missing models, scores what is missing, writes the report."""
+    """Runs a study: tunes missing models, scores what is missing, writes the report.
+
+    What is said here goes before the study file, what the file says before the defaults.
+    --time-limit counts for tuning and scoring together; with --shard all models must be tuned, and
+    the report is made afterwards (evalcore report).
+    """
     from evalcore.app import study
 
     return _run(study, study_file, output or study_file.parent, options)
@@ -132,9 +147,13 @@ def finetune(
 
 
 def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -> int:
-    from evalcore.app import tuned_lines
+    from evalcore.app import study_plan, tuned_lines
     from evalcore.cli.progress import StudyProgress
 
+    if options["dry_run"]:
+        for line in study_plan(_study_options(study_file, output, options)):
+            echo(line)
+        return 0
     with StudyProgress() as progress:
         outcome = action(_study_options(study_file, output, options), progress)
     if outcome.tuned is not None:
@@ -162,5 +181,6 @@ def _study_options(
     names = ("text", "data_root", "tune_workers", "jobs_per_gpu", "replace_changed", "overlap")
     own = {name: options[name] for name in names if name in options}
     rest = {name: value for name, value in options.items() if name not in own}
-    scoring = ScoreOptions(grid=(), **rest)
-    return StudyOptions(study_file, output, scoring=scoring, gpu_speed=speed, **own)
+    scoring = ScoreOptions(grid=(), **score_fields(rest))
+    given = given_fields(click.get_current_context())
+    return StudyOptions(study_file, output, scoring=scoring, given=given, gpu_speed=speed, **own)
