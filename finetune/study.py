@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 from evalcore.errors import InputError
 from evalcore.tasks import RowLimit
 from finetune.grids import Value, as_number, expand_grid, grid_keys
+from finetune.groups import GroupSpec, PrimarySpec, tasks_in_several
 from finetune.method import MethodSpec, Strict
 
 LAST = "last"
@@ -241,6 +242,20 @@ class EvaluationSpec(Strict):
         None, ge=0, le=10_000, description="shots of every variant, as --num-fewshot"
     )
     tensor_parallel: int | None = Field(None, ge=1, le=64, description="GPUs of one engine")
+    groups: dict[str, GroupSpec] = Field(
+        {}, description="name -> tasks that the table per checkpoint averages; a task in one group"
+    )
+    primary: PrimarySpec | None = Field(
+        None, description="way of asking of the headlines; default: the one most cells have"
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _each_task_once(cls, value: dict[str, GroupSpec]) -> dict[str, GroupSpec]:
+        several = tasks_in_several(value)
+        if several:
+            raise ValueError(f"{', '.join(several)}: a task stands in one group, once")
+        return value
 
     @field_validator("limit")
     @classmethod

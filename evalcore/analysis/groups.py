@@ -27,13 +27,19 @@ class Group:
         tasks: Names, each counted once.
         tuned_by: Gains are those of models tuned on this; None: each task's own ``tuned_by``,
             every tuning where it has none here.
-        prompts: Only these prompts; empty: all of the primary way of asking.
+        prompts: Only these prompts (by their texts' names, without ``:shots=4`` and the like);
+            empty: all of the primary way of asking.
     """
 
     name: str
     tasks: tuple[str, ...]
     tuned_by: str | None = None
     prompts: tuple[str, ...] = ()
+
+    def asks(self, variant: str) -> bool:
+        """Whether a prompt variant counts."""
+        names = (variant, variant.partition(":")[0])
+        return not self.prompts or any(name in self.prompts for name in names)
 
 
 def mixes_of(tasks: Mapping[str, TaskInfo], tuned: Collection[str]) -> frozenset[str]:

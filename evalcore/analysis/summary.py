@@ -121,7 +121,7 @@ def _chosen(book: ScoreBook, gains: Sequence[Gain], group: Group) -> list[Gain]:
         return list(gains)
     found = (
         paired_gain(book, g.subject, g.reference, g.task.name, (g.way, g.numerics),
-                    variants=group.prompts, allow_mixed=True)
+                    variants=[n for n in g.by_variant if group.asks(n)], allow_mixed=True)
         for g in gains
     )  # fmt: skip
     return [g for g in found if g is not None]
@@ -132,5 +132,5 @@ def _base_score(book: ScoreBook, base: SubjectInfo, task: str, group: Group) -> 
     if stratum is None:
         return EMPTY
     cells = book.strata(base, task)[stratum]
-    kept = {n: c for n, c in cells.items() if not group.prompts or n in group.prompts}
+    kept = {n: c for n, c in cells.items() if group.asks(n)}
     return pooled_score(kept, book.tasks[task])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ class Way:
         chat: Whether the chat template was applied.
         listing: ``cloze`` or ``letters``.
         answer: How a choice is made (``choices``, ``first_token``, ``constrained``, ``free``).
+        space: 1: a space before the answer, 0: none, -1: as the prompt's file has it.
+        chat_shots: How worked examples stand in a chat, where that was asked for.
     """
 
     shots: int = 0
@@ -28,6 +31,8 @@ class Way:
     chat: bool = False
     listing: str = "cloze"
     answer: str = "choices"
+    space: int = -1
+    chat_shots: str = ""
 
     @classmethod
     def of(cls, about: Mapping[str, Any], shots: int) -> Way:
@@ -41,6 +46,8 @@ class Way:
             chat=bool(about["chat"]),
             listing=about["listing"] or "cloze",
             answer=about["answer"] or "choices",
+            space=int(_option(about["variant"], "space") or -1),
+            chat_shots=_option(about["variant"], "chat_shots"),
         )
 
     @property
@@ -54,7 +61,15 @@ class Way:
         parts += ["chat"] if self.chat else []
         parts += [self.listing] if self.listing != "cloze" else []
         parts += [f"answer {self.answer.replace('_', ' ')}"] if self.answer != "choices" else []
+        parts += [f"space={self.space}"] if self.space >= 0 else []
+        parts += [f"shots as {self.chat_shots}"] if self.chat_shots else []
         return ", ".join(parts)
+
+
+def _option(variant: str, key: str) -> str:
+    """The value of an option that only a variant's name has; empty if it was not given."""
+    found = re.search(rf"[:,]{key}=(\w+)", variant)
+    return found[1] if found else ""
 
 
 def ranked(ways: Iterable[Way]) -> list[Way]:

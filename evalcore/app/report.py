@@ -13,8 +13,9 @@ from evalcore.store import ResultStore, text_columns, to_csv, to_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from evalcore.analysis import Flag
+    from evalcore.analysis import Flag, Group, Way
     from evalcore.analysis.scores import By, ScoreRow
+    from finetune import Study
 
 # Of what made a row: these belong to its subject, not to the machine.
 MAY_DIFFER = {"adapter", "proven_share", "compared"}
@@ -35,10 +36,13 @@ def report(
     title: str,
     losses: pa.Table | None = None,
     allow_mixed: bool = False,
+    groups: Sequence[Group] | None = None,
+    primary: Way | None = None,
 ) -> MadeReport:
     """Analyses a results folder and writes report.html, PNGs and CSVs into ``output``.
 
-    ``losses``: training losses to show as well (``evalcore.report.losses.LOSS_COLUMNS``).
+    ``losses``: training losses to show as well (``evalcore.report.losses.LOSS_COLUMNS``);
+    ``groups`` and ``primary``: what a study declares (see ``evalcore.analysis.analyse``).
 
     Raises:
         InputError: There are no results, or the output cannot be written.
@@ -49,7 +53,7 @@ def report(
 
     store = open_results(results)
     table = store.read()
-    analysis = analyse(table, allow_mixed=allow_mixed)
+    analysis = analyse(table, allow_mixed=allow_mixed, groups=groups, primary=primary)
     analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
     analysis.flags.extend(_maker_flags(store, table))
     page = write_report(
@@ -61,6 +65,30 @@ def report(
         losses=losses,
     )
     return MadeReport(report_table(analysis), page)
+
+
+def declared(file: Path) -> tuple[list[Group] | None, Way | None]:
+    """(groups of tasks, primary way of asking) that a study file declares; None where it does not.
+
+    Raises:
+        InputError: The study file is wrong.
+    """
+    from finetune import load_study
+
+    return declared_by(load_study(file))
+
+
+def declared_by(study: Study) -> tuple[list[Group] | None, Way | None]:
+    """The same of a study that was read."""
+    from evalcore.analysis import Group, Way
+
+    spec = study.evaluation
+    if spec is None:
+        return None, None
+    groups = [
+        Group(name, tuple(g.tasks), g.tuned_by, tuple(g.prompts)) for name, g in spec.groups.items()
+    ]
+    return groups or None, None if spec.primary is None else Way(**spec.primary.model_dump())
 
 
 def _maker_flags(store: ResultStore, table: pa.Table) -> list[Flag]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from evalcore.app.overlap import tune_and_score, wants_overlap
-from evalcore.app.report import MadeReport, report
+from evalcore.app.report import MadeReport, declared_by, report
 from evalcore.app.score import ScoreOptions, ScoreOutcome, score
 from evalcore.app.tuning import (
     collect_loss_curves,
@@ -184,7 +184,10 @@ def _stages(
             results, out = options.output / "results", options.output / "report"
             losses = collect_loss_curves(options.output).sort_by("base_step")
             title = f"{spec.name}: {spec.description}"
-            outcome.made = report(results, out, title=title, losses=losses)
+            groups, primary = declared_by(spec)
+            outcome.made = report(
+                results, out, title=title, losses=losses, groups=groups, primary=primary
+            )
     outcome.seconds = timer.seconds
     return outcome
 

@@ -51,11 +51,22 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
     "--allow-mixed", is_flag=True,
     help="Compare scores of different engines, dtypes or devices all the same.",
 )  # fmt: skip
-def report(results: Path, output: Path | None, title: str, allow_mixed: bool) -> int:
+@click.option(
+    "--study", type=click.Path(path_type=Path), metavar="STUDY.yaml",
+    help="Take groups of tasks and the primary way of asking from it.",
+)  # fmt: skip
+def report(
+    results: Path, output: Path | None, title: str, allow_mixed: bool, study: Path | None
+) -> int:
     """Prints the study's table and writes report.html, pictures (PNG) and tables (CSV)."""
     from evalcore.app import report as make
+    from evalcore.app.report import declared
 
-    made = make(results, output or results / "report", title=title, allow_mixed=allow_mixed)
+    groups, primary = (None, None) if study is None else declared(study)
+    made = make(
+        results, output or results / "report", title=title, allow_mixed=allow_mixed,
+        groups=groups, primary=primary,
+    )  # fmt: skip
     echo(made.table)
     echo(f"report: {made.page}")
     return 0

@@ -107,6 +107,8 @@ def test_only_wordings_are_averaged() -> None:
                   cell_shots=2),
         with_cell(cell_rows(BASE, TASK, "a:answer=first_token", right("1000")),
                   answer="first_token"),
+        with_cell(cell_rows(BASE, TASK, "a:answer=first_token,space=1", right("1000")),
+                  answer="first_token"),
         cell_rows(BASE, TASK, "c", right("1111"), numerics="vllm/bfloat16"),
     ]  # fmt: skip
     rows = [row for cell in cells for row in cell]
@@ -119,6 +121,7 @@ def test_only_wordings_are_averaged() -> None:
         "0 shots, chat/float32": ("a:chat=1",),
         "0 shots, letters/float32": ("a:listing=letters",),
         "0 shots, answer first token/float32": ("a:answer=first_token",),
+        "0 shots, answer first token, space=1/float32": ("a:answer=first_token,space=1",),
     }
 
 

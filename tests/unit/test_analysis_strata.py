@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_analysis_tables import (
 
 from evalcore.analysis import Analysis, Gain, Group, ScoreBook, Way, analyse, score_rows
 from evalcore.analysis.stats import t_quantile
+from evalcore.app.report import declared
 from evalcore.report import study_rows, study_table
 
 NLI = task_columns("pocket_nli", tuned_by="pocket_nli", domain="in")
@@ -310,3 +312,20 @@ def test_two_models_of_one_seed_stay_apart() -> None:
     analysis = analyse(to_table(rows))
     assert len(study_rows(analysis)) == 3
     assert all(not row.subject.runs for row in study_rows(analysis))
+
+
+def test_a_study_file_declares_groups_and_the_way_of_its_headlines(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "name: s\ncheckpoints: {paths: [x]}\ntunings: [{name: nli, task: pocket_nli}]\n"
+        "method: {steps: 5, learning_rate: 1e-3}\n"
+        "evaluation: {tasks: [pocket_nli], primary: {shots: 2},\n"
+        "  groups: {mine: {tasks: [pocket_nli], prompts: [io]}}}\n"
+    )
+    groups, way = declared(file)
+    assert groups == [Group("mine", ("pocket_nli",), None, ("io",))]
+    assert way == Way(shots=2)
+    two = [row for p, t in (("default", 0.9), ("io", 0.5)) for row in both(f"{p}:shots=2", 0.2, t)]
+    analysis = analyse(to_table([*PROMPTS, *two]), groups=groups, primary=way)
+    (mean,) = analysis.summary[0].groups
+    assert mean.gain.value == pytest.approx(0.3), "io at 2 shots alone"

@@ -225,6 +225,33 @@ def test_every_mistake_gets_its_own_line() -> None:
     assert all(line.startswith("s.yaml: ") for line in lines)
 
 
+def test_groups_and_the_primary_way_are_checked() -> None:
+    evaluation = """
+evaluation:
+  tasks: [pocket_nli, pocket_facts]
+  primary: {shots: 4, answer: first_token}
+  groups:
+    one: {tasks: [pocket_nli]}
+    two: {tasks: [pocket_facts], tuned_by: mix, prompts: [default]}
+"""
+    spec = parse_study(GOOD + evaluation, Path("s.yaml")).evaluation
+    assert spec is not None
+    assert spec.primary is not None
+    assert (spec.primary.shots, spec.primary.answer, spec.primary.chat) == (4, "first_token", False)
+    assert [(n, g.tasks, g.tuned_by, g.prompts) for n, g in spec.groups.items()] == [
+        ("one", ["pocket_nli"], None, []), ("two", ["pocket_facts"], "mix", ["default"]),
+    ]  # fmt: skip
+    for old, new, said in (
+        ("[pocket_facts], tuned_by", "[pocket_nli], tuned_by", "pocket_nli: a task stands in one"),
+        ("tasks: [pocket_nli]}", "tasks: []}", "evaluation.groups.one.tasks"),
+        ("answer: first_token", "answer: guess", "evaluation.primary.answer"),
+        ("shots: 4", "shot: 4", "evaluation.primary.shot: unknown key"),
+    ):
+        with pytest.raises(DefinitionError) as caught:
+            parse_study(GOOD + evaluation.replace(old, new), Path("s.yaml"))
+        assert said in str(caught.value), caught.value
+
+
 def test_two_tunings_of_one_name() -> None:
     text = GOOD.replace("controls:", "  - {name: nli, task: pocket_nli}\ncontrols:")
     with pytest.raises(DefinitionError, match=r"tunings\.1\.name: 'nli' is used twice"):
