@@ -51,8 +51,10 @@ proofs-matrix: $(STAMP)  ## architectures, strategies and adapters against trans
 proofs-bitflips: $(STAMP)  ## 1,000 flipped bits in results: found or without effect (20 minutes)
 	$(BIN)/python -m bench.bitflips --flips 400,300,300
 
-proofs-chaos: $(STAMP)  ## 160 runs killed at random and resumed, in chaos/ (up to 90 minutes)
-	$(BIN)/python -m bench.chaos -o chaos
+proofs-chaos: $(STAMP)  ## 200 runs killed at random and resumed, in chaos/ (up to 90 minutes)
+	$(BIN)/python -m bench.chaos -o chaos --cost
+	$(BIN)/python -m bench.chaos -o chaos --engine hf --trials 160 --minutes 50
+	$(BIN)/python -m bench.chaos -o chaos --engine vllm --trials 40 --minutes 30
 
 proofs-fuzz: $(STAMP)  ## every parser of what comes from outside, a minute each
 	$(BIN)/python -m pytest -q -m proof tests/faults/test_fuzz_parsers.py

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from evalcore.app import ScoreOutcome
     from evalcore.app.labels import ModelLabels
+    from evalcore.app.status import Status
 
 _SHOWN_SCORES = (
     "model", "task", "way", "prompts", "n", "score", "stderr", "prompt_low", "prompt_high", "gain",
@@ -94,6 +95,12 @@ class Results:
         if self.outcome is None:
             return []
         return [f"{what}: {message}" for what, message in self.outcome.problems]
+
+    def status(self) -> Status:
+        """What runs on the folder do now, or how they ended; printed, the lines of the command."""
+        from evalcore.app.status import status
+
+        return status(self.path)
 
     # Numbers ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from evalcore.app.report import (
     write_scores_csv,
 )
 from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.status import Status, status
 from evalcore.app.study import (
     StudyOptions,
     StudyOutcome,
@@ -27,6 +28,7 @@ __all__ = [
     "MadeReport",
     "ScoreOptions",
     "ScoreOutcome",
+    "Status",
     "StudyOptions",
     "StudyOutcome",
     "collect_loss_curves",
@@ -39,6 +41,7 @@ __all__ = [
     "report",
     "score",
     "scores",
+    "status",
     "study",
     "study_plan",
     "tuned_lines",

@@ -44,7 +44,7 @@ from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError, Results
 from evalcore.files import utc_stamp
 from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config
 from evalcore.planning import Plan, PlanCounts, plan_units
-from evalcore.scoring import CellWork, Progress, RunSummary, WorkerConfig, score_units
+from evalcore.scoring import CellWork, Progress, RunSummary, Watch, WorkerConfig, score_units
 from evalcore.store import ResultStore
 from evalcore.tasks import data_commits
 from evalcore.types import Subject, generation_of
@@ -77,6 +77,7 @@ class ScoreOptions(GridOptions):
         certify: Share of the examples scored a second time; 0: none.
         device: ``auto``: GPUs where the engines are, if there are some (see ``app.place``).
         num_gpus: GPUs to use at most, over all engines; None: all that are shown.
+        log_json: File that gets one JSON line per event of the run.
     """
 
     output: Path = Path("results")
@@ -111,6 +112,7 @@ class ScoreOptions(GridOptions):
     threads: int | None = None
     trust_remote_code: bool = False
     peak_tflops: float | None = None
+    log_json: Path | None = None
 
 
 @dataclass
@@ -153,6 +155,15 @@ class ScoreOutcome:
         if self.summary.stopped:
             return EXIT_STOPPED
         return EXIT_CELLS_FAILED if self.problems or self.summary.failed_cells else 0
+
+    @property
+    def how_it_ended(self) -> str:
+        """In a line, for whoever looks from outside."""
+        if self.summary.error is not None:
+            return str(self.summary.error)
+        if self.summary.stopped:
+            return f"stopped ({self.summary.stopped}); run the same command again to go on"
+        return "some cells could not be scored" if self.exit_status else "done"
 
     def lines(self, *, scores: bool = True) -> list[str]:
         """The summary for a person: scores (if wanted), how to go on, what it cost."""
@@ -207,12 +218,21 @@ def score(
     if signals is None:
         with StopSignals(options.time_limit, options.stop_grace) as own:
             return score(options, progress, own)
-    with joined(options.ray_address) if options.cluster == "ray" else nullcontext():
+    ray = joined(options.ray_address) if options.cluster == "ray" else nullcontext()
+    with ray, nullcontext(Watch()) if options.dry_run else _watch(options) as watch:
         with signals.interrupting(), _results(options) as (store, cache, place, notes):
             outcome, prepared = _prepare(options, place, store, cache, notes)
         if prepared is not None:
-            _run(outcome, options, prepared, progress or Silent(), signals)
+            _run(outcome, options, prepared, progress or Silent(), signals, watch)
+        watch.end(outcome.exit_status, outcome.how_it_ended)
     return outcome
+
+
+def _watch(options: ScoreOptions) -> Watch:
+    about: dict[str, Any] = {"engine": options.engine, "cluster": options.cluster}
+    if options.shard is not None:
+        about["shard"] = "{}/{}".format(*options.shard)
+    return Watch(_run_name(), options.output, options.log_json, about)
 
 
 @dataclass(frozen=True)
@@ -322,12 +342,13 @@ def _run(
     prepared: _Prepared,
     progress: Progress,
     signals: StopSignals,
+    watch: Watch,
 ) -> None:
     """Scores the plan; whatever ends that, the run is recorded."""
     store, grid = prepared.store, prepared.grid
     if outcome.plan.units:
         try:
-            _score_plan(outcome, options, prepared, progress, signals)
+            _score_plan(outcome, options, prepared, progress, signals, watch)
         finally:
             _count_flops(outcome, prepared, options.peak_tflops)
             _name_failures(outcome, grid)
@@ -488,6 +509,7 @@ def _score_plan(
     prepared: _Prepared,
     progress: Progress,
     signals: StopSignals,
+    watch: Watch,
 ) -> None:
     spec, place, summary = prepared.spec, prepared.place, outcome.summary
     gpus = place.gpus if options.cluster == "local" else ()  # Ray gives its actors their own
@@ -501,20 +523,21 @@ def _score_plan(
         limits=outcome.limits,
         time_left_s=signals.left_s,
         summary=summary,
+        watch=watch,
         workers=place.workers,
         backend=options.cluster,
         patience=Patience(),
         env=partial(worker_env, spec, gpus),
-        log_dir=_log_folder(options.output),
+        log_dir=options.output / "logs" / watch.name,
         ray_options={**place.ray_options, "address": options.ray_address},
     )
     if summary.stopped:
         summary.stopped = signals.reason or "time limit"
 
 
-def _log_folder(output: Path) -> Path:
-    """One of this run alone: shards of one grid write at the same time."""
-    return output / "logs" / f"{utc_stamp()}-{socket.gethostname()}-{os.getpid()}"
+def _run_name() -> str:
+    """Of this run alone: shards of one grid write at the same time."""
+    return f"{utc_stamp()}-{socket.gethostname()}-{os.getpid()}"
 
 
 def _count_flops(outcome: ScoreOutcome, prepared: _Prepared, peak_tflops: float | None) -> None:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "score": ("evalcore.cli.score", "Score checkpoints and adapters on tasks and prompts."),
     "finetune": ("evalcore.cli.study", "Train the adapters of a study that are missing."),
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
+    "status": ("evalcore.cli.status", "What runs on results do, or how they ended."),
     "scores": ("evalcore.cli.report", "Print scores, and gains over the base."),
     "label": ("evalcore.cli.label", "Say what scored models were tuned on."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,6 +122,10 @@ _RUN_OPTIONS = [
     click.option(
         "--no-documents", is_flag=True,
         help="Keep no questions, choices, golds and prompts in the results.",
+    ),
+    click.option(
+        "--log-json", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="Append a JSON line per event of scoring (unit, commit, failure, worker ...) to FILE.",
     ),
 ]  # fmt: skip
 

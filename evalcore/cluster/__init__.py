@@ -8,6 +8,7 @@ Knows nothing of models and engines. ``JobPool("package.module:make_worker", con
 from evalcore.cluster.patience import Patience
 from evalcore.cluster.pool import JobPool
 from evalcore.cluster.protocol import (
+    ErrorInfo,
     Job,
     JobSource,
     ListSource,
@@ -20,6 +21,7 @@ from evalcore.cluster.signals import GRACE_S, StopSignals, any_stop, parse_durat
 
 __all__ = [
     "GRACE_S",
+    "ErrorInfo",
     "Job",
     "JobPool",
     "JobSource",

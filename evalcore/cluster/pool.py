@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from evalcore.cluster.loop import PoolEvents, PoolRun, RunLimits
+from evalcore.cluster.crew import PoolEvents, RunLimits
+from evalcore.cluster.loop import PoolRun
 from evalcore.cluster.patience import Patience
 from evalcore.cluster.protocol import (
     Command,
@@ -95,6 +96,7 @@ class JobPool:
         on_worker: Callable[[int, WorkerState], None] | None = None,
         on_flush: Callable[[int, Any], None] | None = None,
         on_given_up: Callable[[int, str, str], None] | None = None,
+        on_begun: Callable[[int, str, Job], None] | None = None,
         time_left_s: Callable[[], float | None] | None = None,
     ) -> Outcome:
         """Runs the source's jobs; returns when all are done or stopping was asked for.
@@ -119,6 +121,7 @@ class JobPool:
             "on_worker": on_worker,
             "on_flush": on_flush,
             "on_given_up": on_given_up,
+            "on_begun": on_begun,
         }
         events = PoolEvents(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         transport = self._transport()

@@ -10,6 +10,7 @@ from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
 from evalcore.scoring.run import Progress, score_units
 from evalcore.scoring.source import UnitSource
+from evalcore.scoring.watch import Watch
 from evalcore.scoring.worker import CellWork, ScoringWorker, UnitJob, WorkerConfig
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "UnitJob",
     "UnitReport",
     "UnitSource",
+    "Watch",
     "WorkerConfig",
     "example_rows",
     "generate_requests",

@@ -14,6 +14,7 @@ from evalcore.planning import Plan, PlanCounts, Unit
 from evalcore.scoring.certifying import choose_sample
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
 from evalcore.scoring.source import UnitSource
+from evalcore.scoring.watch import Watch
 from evalcore.scoring.worker import CellWork, WorkerConfig
 
 
@@ -40,8 +41,8 @@ log = logging.getLogger("evalcore")
 class _Book:
     """Keeps the summary of a run from what the pool says."""
 
-    def __init__(self, summary: RunSummary, progress: Progress) -> None:
-        self.summary, self._progress = summary, progress
+    def __init__(self, summary: RunSummary, progress: Progress, watch: Watch) -> None:
+        self.summary, self._progress, self._watch = summary, progress, watch
         self.twice: list[Rescored] = []
         self._reports: dict[str, UnitReport] = {}  # of units scored and not yet committed
         self._told: set[tuple[str, str]] = set()
@@ -50,6 +51,7 @@ class _Book:
         self._reports[job.id] = report
         self.summary.spent(report)
         self._progress.unit(job.payload.unit.label, report)
+        self._watch.scored(job, report)
 
     def on_committed(self, job: Job) -> None:
         report = self._reports.pop(job.id)
@@ -57,6 +59,7 @@ class _Book:
         if report.rescored is not None:
             self.twice.append(report.rescored)
         self._progress.committed(report)
+        self._watch.committed(job, report)
 
     def on_failure(self, job: Job, error: EvalcoreError) -> None:
         unit: Unit = job.payload.unit
@@ -68,6 +71,7 @@ class _Book:
         if (unit.label, message) not in self._told:
             self._told.add((unit.label, message))
             self._progress.failure(unit.label, message)
+        self._watch.failure(job, error)
 
     def on_flush(self, index: int, report: FlushReport) -> None:
         self.summary.worker_s += report.wall_s
@@ -75,10 +79,12 @@ class _Book:
     def on_worker(self, index: int, state: WorkerState) -> None:
         self.summary.restarts += state == "restarted"
         self._progress.worker(index, state)
+        self._watch.worker(index, state)
 
     def on_given_up(self, index: int, node: str, why: str) -> None:
         where = f"worker {index}" + (f" on {node}" if node else "")
         self.summary.given_up[where] = why
+        self._watch.given_up(index, node, why)
 
 
 def score_units(
@@ -92,6 +98,7 @@ def score_units(
     limits: Mapping[str, int] | None = None,
     time_left_s: Callable[[], float | None] | None = None,
     summary: RunSummary | None = None,
+    watch: Watch | None = None,
     **pool_options: Any,
 ) -> RunSummary:
     """Scores every unit of a plan on a pool of workers.
@@ -110,15 +117,18 @@ def score_units(
         time_left_s: How long units may still take, if that is known.
         summary: Is filled, and given back: whoever has it has it too where something unexpected
             is raised.
+        watch: Told of all of it, for whoever looks from outside.
         pool_options: For :class:`evalcore.cluster.JobPool` (workers, backend, env ...).
     """
     summary = RunSummary() if summary is None else summary
     summary.planned, summary.covered = plan.counts.examples_planned, plan.counts.examples_covered
+    watch = watch or Watch()
     progress.begin(plan.counts, limits or {})
+    watch.begin(plan)
     if not plan.units:
         return summary
     sample = choose_sample(plan, certify) if certify else {}
-    book = _Book(summary, progress)
+    book = _Book(summary, progress, watch)
     begin = time.perf_counter()
     pool = JobPool("evalcore.scoring.worker:ScoringWorker", config, **pool_options)
     try:
@@ -130,7 +140,8 @@ def score_units(
             on_worker=book.on_worker,
             on_flush=book.on_flush,
             on_given_up=book.on_given_up,
-            should_stop=should_stop,
+            on_begun=watch.begun,
+            should_stop=_announced(should_stop, watch),
             time_left_s=time_left_s,
         )
     except EvalcoreError as error:
@@ -142,3 +153,18 @@ def score_units(
     if certify:
         summary.certificate = judge(Rescored.together(book.twice), config.spec.dtype)
     return summary
+
+
+def _announced(should_stop: Callable[[], Stop | bool], watch: Watch) -> Callable[[], Stop | bool]:
+    """The same, told once when it says so."""
+    told = False
+
+    def asked() -> Stop | bool:
+        nonlocal told
+        level = should_stop()
+        if level and not told:
+            told = True
+            watch.stop(getattr(should_stop, "reason", None) or "asked to stop")
+        return level
+
+    return asked

@@ -5,6 +5,7 @@ from evalcore.store.compaction import CompactReport
 from evalcore.store.coverage import Coverage
 from evalcore.store.export import to_csv, to_parquet
 from evalcore.store.merge import MergeReport, merge
+from evalcore.store.progress import ProgressFile, Seen, SeenRuns, read_progress
 from evalcore.store.results import ResultStore
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION
@@ -20,11 +21,15 @@ __all__ = [
     "CompactReport",
     "Coverage",
     "MergeReport",
+    "ProgressFile",
     "ResultStore",
     "RunLog",
+    "Seen",
+    "SeenRuns",
     "SegmentWriter",
     "VerifyReport",
     "merge",
+    "read_progress",
     "text_cell",
     "text_columns",
     "to_csv",

@@ -9,6 +9,7 @@ Layout::
     RESULTS/documents/*/*.arrow  questions, choices and golds, once per (task, data)
     RESULTS/requests/*.arrow     prompts as token ids, once per (task, variant, tokenizer)
     RESULTS/runs/*.json          one record per run
+    RESULTS/progress/*.json      what runs under way say of themselves
     RESULTS/damaged/             what failed its checksum, set aside
     RESULTS/cache/               encoded requests; may be deleted
 

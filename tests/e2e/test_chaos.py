@@ -7,15 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import differences, run
+from bench.chaos import differences, run, unaccounted
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_runs_that_are_struck_and_resumed_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    assert run(tmp_path, range(1000, 1004), minutes=20) == 0
+    """One strike each; driver, worker and SIGTERM alone are in test_kill.py."""
+    deeds = ("both", "pause", "SIGINT twice")
+    assert run(tmp_path, range(2), minutes=20, deeds=deeds, most_strikes=1) == 0
     lines = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
-    assert [line["seed"] for line in lines] == [1000, 1001, 1002, 1003]
-    assert any(strike["struck"] for line in lines for strike in line["strikes"])
+    assert [line["seed"] for line in lines] == [0, 1]
+    assert run(tmp_path, range(2), minutes=20, deeds=deeds, most_strikes=1) == 0
+    assert len((tmp_path / "chaos.jsonl").read_text().splitlines()) == 2, "none is done again"
+
+
+def test_tokens_that_were_computed_twice_are_seen() -> None:
+    rows = {i: {"computed_tokens": 10} for i in range(4)}
+    told = [{"event": "worker", "state": "starting"}] * 2
+    strike = {"deed": "worker", "unit": 2, "struck": True}
+
+    def wrong(found: dict, again: int, *, alike: bool = True) -> int:
+        line = {"strikes": [strike], "rows_again": again}
+        return len(unaccounted(line, told, rows, found, units_alike=alike))
+
+    assert wrong(rows, 2) == 0
+    assert wrong(rows, 3) == 1, "more than the unit at hand is on disk twice"
+    more = {i: {"computed_tokens": 13} for i in range(4)}
+    assert wrong(more, 0) == 1, "more than a prefix per process started again"
+    assert wrong(more, 0, alike=False) == 0
 
 
 def test_differences_are_seen() -> None:

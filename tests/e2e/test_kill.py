@@ -1,4 +1,7 @@
-"""kill -9 in the middle costs a chunk, never a run: the same keys and scores afterwards."""
+"""kill -9 in the middle costs a chunk, never a run: the same keys and scores afterwards.
+
+With vllm engines and tuned adapters as a proof; each time with hf engines, which start sooner.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from bench.chaos import build_grid, descendants, engine_process
+from evalcore.app.status import status
 from tests.e2e.test_score import TASKS, assert_same_scores
 
 pytestmark = pytest.mark.slow
 
 
-def command(mini: Path, out: Path) -> list[str]:
-    """Many small units, each committed at once, so that there is a middle to be killed in."""
-    options = f"-t {TASKS} -p default,io --limit 12 --unit-examples 6 --commit-every 0".split()
-    return ["score", str(mini / "adapters"), "-o", str(out), *options]
+@dataclass(frozen=True)
+class Killed:
+    """A grid, what scores it, and results of a run that nobody disturbed."""
+
+    folder: Path
+    options: str
+    undisturbed: Path
+
+    def command(self, out: Path) -> list[str]:
+        """Many small units, each committed at once: there is a middle to be killed in."""
+        options = f"{self.options} -p default,io --limit 12 --unit-examples 6 --commit-every 0"
+        return ["score", str(self.folder / "adapters"), "-o", str(out), *options.split()]
 
 
 def wait_for_segments(process: subprocess.Popen, out: Path, count: int) -> None:
@@ -31,42 +45,34 @@ def wait_for_segments(process: subprocess.Popen, out: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def start(mini: Path, out: Path) -> subprocess.Popen:
+def start(grid: Killed, out: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "evalcore", *command(mini, out)],
+        [sys.executable, "-m", "evalcore", *grid.command(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(mini: Path, evalcore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "results"
-    done = evalcore(*command(mini, out))
+@pytest.fixture(scope="module", params=["hf", pytest.param("vllm", marks=pytest.mark.proof)])
+def grid(
+    request: pytest.FixtureRequest, evalcore, tmp_path_factory: pytest.TempPathFactory
+) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    if request.param == "vllm":
+        grid = Killed(request.getfixturevalue("mini"), f"-t {TASKS}", folder / "results")
+    else:
+        build_grid(folder)
+        options = "-t pocket_nli --engine hf --threads 1"
+        grid = Killed(folder, options, folder / "results")
+    done = evalcore(*grid.command(grid.undisturbed))
     assert done.status == 0, done.err
-    return out
+    return grid
 
 
-def test_driver_killed(mini: Path, undisturbed: Path, evalcore, tmp_path: Path) -> None:
+def test_driver_killed(grid: Killed, evalcore, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    process = start(mini, out)
+    process = start(grid, out)
     wait_for_segments(process, out, 3)
     workers = descendants(process.pid)
     process.kill()
@@ -75,42 +81,57 @@ def test_driver_killed(mini: Path, undisturbed: Path, evalcore, tmp_path: Path) 
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "workers outlived their driver"
         time.sleep(0.1)
-    done = evalcore(*command(mini, out))
+    assert [run.life for run in status(out).runs] == ["dead"]
+    done = evalcore(*grid.command(out))
     assert done.status == 0, done.err
     kept = re.search(r"(\d+) were there already", done.out)
     assert kept is not None, done.out
     assert int(kept.group(1)) > 0
-    assert_same_scores(undisturbed, out)
+    assert [run.life for run in status(out).runs] == ["dead", "ended"]
+    assert_same_scores(grid.undisturbed, out)
 
 
-def test_worker_killed(mini: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_worker_killed(grid: Killed, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    process = start(mini, out)
+    process = start(grid, out)
     wait_for_segments(process, out, 3)
-    largest = max(descendants(process.pid), key=resident_pages)  # the one that has the engine
-    os.kill(largest, signal.SIGKILL)
+    worker = engine_process(process.pid)
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert "restarts 1" in text
-    assert_same_scores(undisturbed, out)
+    assert_same_scores(grid.undisturbed, out)
 
 
-def resident_pages(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-
-
-def test_sigterm_commits_and_exits_75(
-    mini: Path, undisturbed: Path, evalcore, tmp_path: Path
-) -> None:
+def test_sigterm_commits_and_exits_75(grid: Killed, evalcore, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    process = start(mini, out)
+    process = start(grid, out)
     wait_for_segments(process, out, 2)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 75, text
     assert "run the same command again" in text
-    assert evalcore(*command(mini, out)).status == 0
-    assert_same_scores(undisturbed, out)
+    assert "ended" in str(status(out))
+    assert "with status 75: stopped (SIGTERM)" in str(status(out))
+    assert evalcore(*grid.command(out)).status == 0
+    assert_same_scores(grid.undisturbed, out)
+
+
+@pytest.mark.proof
+def test_a_time_limit_ends_a_command_whose_worker_hangs(grid: Killed, tmp_path: Path) -> None:
+    """A worker that is stopped for good answers nothing, and takes no SIGTERM either."""
+    out = tmp_path / "results"
+    began = time.monotonic()
+    command = [sys.executable, "-m", "evalcore", *grid.command(out), "--time-limit", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_segments(process, out, 1)
+    family = descendants(process.pid)
+    worker = engine_process(process.pid)
+    assert worker is not None
+    os.kill(worker, signal.SIGSTOP)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, text
+    assert time.monotonic() - began < 90
+    assert not any(Path(f"/proc/{pid}").exists() for pid in family), "an orphan"
+    assert "with status 75: stopped (time limit)" in str(status(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from evalcore import errors
+from tests.e2e.conftest import run
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +29,20 @@ def start(checkpoint: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def test_done_then_stopped_then_bad_input(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    done = start(tiny_checkpoint, out)
+    out, log = tmp_path / "results", tmp_path / "events.jsonl"
+    done = start(tiny_checkpoint, out, "--log-json", str(log))
     said, complained = done.communicate(timeout=300)
     assert done.returncode == 0, complained
     assert "6 examples" in said
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
+    assert sum(event["examples"] for event in events if event["event"] == "committed") == 6
+    seen = json.loads(run("status", out, "--json"))
+    assert seen["examples"] == 6
+    (told,) = seen["runs"]
+    assert (told["life"], told["ended"]["status"], told["committed"]) == ("ended", 0, 6)
+    assert told["tasks"] == {"pocket_nli": {"planned": 6, "committed": 6, "failed": 0}}
+    assert "with status 0: done" in run("status", out)
     late = start(tiny_checkpoint, tmp_path / "late", "--time-limit", "0.2")
     said, complained = late.communicate(timeout=300)
     assert late.returncode == errors.EXIT_STOPPED, complained

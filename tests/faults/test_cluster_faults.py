@@ -212,7 +212,7 @@ def test_ray_deadline_stop_and_environment(tmp_path: Path, ray_session: Any) -> 
 def test_ray_actors_show_progress(tmp_path: Path, ray_session: Any) -> None:
     """One that moves is left alone, one that hangs is found, on Ray as with child processes."""
     seen = Recorder()
-    jobs = [job("a"), job("moves", "tick", s=8), job("hangs", "sleep", s=600)]
+    jobs = [job("a"), job("moves", "tick", s=5), job("hangs", "sleep", s=600)]
     patience = Patience(floor_s=4.0, start_s=4.0, flush_s=4.0)
     pool = ray_pool(tmp_path, workers=1, patience=patience)
     assert pool.run(ListSource(jobs), **seen.callbacks()) == "done"

@@ -17,7 +17,7 @@ TOYS = Path(__file__).parents[1] / "unit"
 sys.path.insert(0, str(TOYS))
 from scoring_toy import Run, unit_job, write_requests  # noqa: E402
 
-from evalcore.cluster import Patience, StopSignals  # noqa: E402
+from evalcore.cluster import Patience, Stop, StopSignals  # noqa: E402
 
 pytestmark = pytest.mark.slow  # waiting for what hangs takes as long as it does
 
@@ -44,7 +44,7 @@ def test_a_hung_worker_is_killed_and_its_unit_done_elsewhere(
 
 
 def test_a_slow_worker_that_moves_is_left_alone(requests: Path, tmp_path: Path) -> None:
-    jobs = [unit_job(requests, "good", 0), unit_job(requests, "slow:8", 0)]
+    jobs = [unit_job(requests, "good", 0), unit_job(requests, "slow:5", 0)]
     run = Run(tmp_path, patience=SHORT)(jobs)
     assert (run.outcome, run.starts, len(run.committed)) == ("done", 1, 2)
 
@@ -80,9 +80,13 @@ def test_a_stop_ends_a_run_with_a_hung_worker(requests: Path, tmp_path: Path, ho
     began = time.monotonic()
     limit_s = 6.0 if how == "time limit" else None
     with StopSignals(limit_s, grace_s=1.0) as signals:
-        if how == "SIGTERM":
-            threading.Timer(6.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-        run(jobs, signals, time_left_s=signals.left_s)
+
+        def asked() -> Stop:
+            if how == "SIGTERM" and len(run.committed) == 8 and signals.reason is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return signals()
+
+        run(jobs, asked, time_left_s=signals.left_s)
     assert (run.outcome, signals.reason) == ("stopped", how)
     assert time.monotonic() - began < 25
     assert len(run.committed) == 8
@@ -104,10 +108,11 @@ STOPPED_DRIVER = """
 import sys
 sys.path.insert(0, {toys!r})
 from pathlib import Path
-from evalcore.cluster import Patience
+from evalcore.cluster import Patience, loop
 from scoring_toy import Run, unit_job
-jobs = [unit_job(Path({requests!r}), "good", i) for i in range(30)]
-run = Run(Path({out!r}), env={{"TOY_UNIT_S": "0.2"}}, patience=Patience(4.0, 4.0, 4.0, 1.0))
+loop.FROZEN_S = 2.0
+jobs = [unit_job(Path({requests!r}), "good", i) for i in range(15)]
+run = Run(Path({out!r}), env={{"TOY_UNIT_S": "0.2"}}, patience=Patience(3.0, 3.0, 3.0, 1.0))
 print("begun", flush=True)
 run(jobs)
 print(run.outcome, run.starts, len(run.committed))
@@ -129,8 +134,8 @@ def test_a_driver_that_was_stopped_blames_nobody(requests: Path, tmp_path: Path)
     everybody = [driver.pid, *children(driver.pid)]
     for pid in everybody:  # as a batch system suspends a job
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(7.0)
+    time.sleep(4.0)
     for pid in everybody:
         os.kill(pid, signal.SIGCONT)
     output, _ = driver.communicate(timeout=60)
-    assert output.strip() == "done 1 30"
+    assert output.strip() == "done 1 15"

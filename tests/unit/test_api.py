@@ -23,7 +23,7 @@ FUNCTIONS = {
     "run": "study output progress more",
 }
 METHODS = {
-    "cells": "", "scores": "by", "gains": "by", "metrics": "", "documents": "task",
+    "cells": "", "status": "", "scores": "by", "gains": "by", "metrics": "", "documents": "task",
     "report": "output title",
     "examples": "task model checkpoint adapter prompt columns", "flips": "a b task prompt model",
     "export": "file format", "label": "tuned_on labels name_pattern parent_map",

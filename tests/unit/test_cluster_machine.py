@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from scoring_toy import ROWS_PER_UNIT, SPEC, StubEngine, Units, unit_job, write_requests
 
 from evalcore.cluster import Job, Patience, Stop, loop
-from evalcore.cluster.loop import PoolEvents, PoolRun, RunLimits
+from evalcore.cluster.crew import PoolEvents, RunLimits
+from evalcore.cluster.loop import PoolRun
 from evalcore.cluster.protocol import Answer, Command, Lost
 from evalcore.cluster.runner import WorkerRunner
 from evalcore.errors import EvalcoreError
