@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +37,7 @@ def score(
     adapters: Paths = (),
     *,
     tasks: str | Sequence[str],
-    prompts: str | Sequence[str] = "default",
+    prompts: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "default",
     output: PathLike,
     checkpoints: Paths = (),
     limit: int | None = None,
@@ -66,7 +66,8 @@ def score(
     Args:
         adapters: Folders searched for adapters (and fully tuned checkpoints).
         tasks: Task names or groups (``"mnli_matched,arc_easy"`` or a list).
-        prompts: Prompt variants, joined by commas or as a list.
+        prompts: Prompt variants, joined by commas or as a list; or a mapping from tasks (or groups)
+            to their own, in which ``"*"`` stands for all others.
         output: Results folder, made if need be.
         checkpoints: Paths or ``REPO@REV`` scored by themselves.
         limit: Only the first so many documents of a task.
@@ -96,12 +97,13 @@ def score(
         InputError: Something given is wrong; nothing was scored.
         StoppedError: It was asked to stop; what is done is committed, the same call goes on.
     """
-    from evalcore.app import ScoreOptions
+    from evalcore.app import ScoreOptions, prompt_blocks
     from evalcore.app import score as run_score
 
     _check_known(more, [f.name for f in fields(ScoreOptions)], "dry_run", "grid", "output")
     options = ScoreOptions(
-        grid=((_joined(tasks, "tasks"), _joined(prompts, "prompts")),), output=Path(output),
+        grid=prompt_blocks(_joined(tasks, "tasks"), _prompts(prompts), _paths(task_path)),
+        output=Path(output),
         adapters=_texts(adapters), checkpoints=_texts(checkpoints), limit=limit,
         num_fewshot=num_fewshot, chat=chat,
         data_root=None if data_root is None else Path(data_root),
@@ -299,6 +301,14 @@ def _joined(value: str | Sequence[str], what: str) -> str:
     if not text.strip():
         raise InputError(f"{what}: give at least one name")
     return text
+
+
+def _prompts(prompts: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> list[str]:
+    """As the command line's ``-p``."""
+    if not isinstance(prompts, Mapping):
+        return [_joined(prompts, "prompts")]
+    own = {task: _joined(names, f"prompts of {task}") for task, names in prompts.items()}
+    return [names if task == "*" else f"{task}={names}" for task, names in own.items()]
 
 
 def _texts(value: Paths) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The whole flow: score(), study(), demo(), report(), export()."""
 
+from evalcore.app.blocks import prompt_blocks
 from evalcore.app.grid import GridOptions
 from evalcore.app.report import (
     MadeReport,
@@ -38,6 +39,7 @@ __all__ = [
     "finetune_plan",
     "open_results",
     "pocket_study_file",
+    "prompt_blocks",
     "report",
     "score",
     "scores",

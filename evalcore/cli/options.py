@@ -228,10 +228,10 @@ def given_fields(context: click.Context) -> frozenset[str]:
 
 def score_options(options: dict[str, Any]) -> ScoreOptions:
     """The command line's values as ``app.ScoreOptions``."""
-    from evalcore.app import ScoreOptions
+    from evalcore.app import ScoreOptions, prompt_blocks
 
     values = dict(options)
-    grid = ((values.pop("tasks"), values.pop("prompts")),)
+    grid = prompt_blocks(values.pop("tasks"), values.pop("prompts"), values["task_path"])
     return ScoreOptions(grid=grid, **score_fields(values))
 
 

@@ -28,9 +28,11 @@ from evalcore.cli.options import (
     "YAML file of lm-evaluation-harness.",
 )
 @click.option(
-    "-p", "--prompts", default="default", show_default=True,
+    "-p", "--prompts", multiple=True, default=("default",), show_default=True,
+    metavar="[TASK=]NAMES",
     help="Prompt variants joined by commas, each NAME[:shots=K,seed=S,chat=1,...]; a name may be a "
-    "pattern (p0*), paper, paraphrases, all, or grammar:n=40,seed=1 (see: evalcore prompts list).",
+    "pattern (p0*), paper, paraphrases, all, or grammar:n=40,seed=1 (see: evalcore prompts list). "
+    "Repeatable; TASK=NAMES is for one task or group alone.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RESULTS",
