@@ -12,12 +12,13 @@ from typing import Any
 from evalcore.errors import DataError, InputError
 from evalcore.identity import numeric_config
 from evalcore.prompting import draw_shots, encode_training, load_tokenizer, training_pair
-from evalcore.tasks import load_documents, open_documents, select_tasks
+from evalcore.tasks import load_documents, open_documents
 from evalcore.types import Checkpoint, Document, EncodingSettings, Task, Variant
 from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError
 from finetune.jobs import MixPart, TuneJob, known_task, training_variants
 from finetune.method import MethodSpec
 from finetune.rows import TooFewRowsError, choose_rows
+from finetune.search import Search, own_tasks
 from finetune.study import Study
 
 CHECKED_ROWS = 2000
@@ -58,7 +59,7 @@ def check_names(study: Study) -> None:
         for name, _, _ in tuning.parts:
             where = f"tuning {tuning.name}"
             try:
-                task = known_task(name)
+                task = known_task(name, study.search)
             except InputError as error:
                 mistakes.append((StudyFault.UNKNOWN_TASK, f"{where}: {error}"))
                 continue
@@ -66,14 +67,14 @@ def check_names(study: Study) -> None:
                 text = f"{where}: task {name} has no split to train on (key splits.train)"
                 mistakes.append((StudyFault.NO_TRAIN_SPLIT, text))
             try:
-                training_variants(task, tuning.variants)
+                training_variants(task, tuning.variants, study.search)
             except InputError as error:
                 mistakes.append((StudyFault.UNKNOWN_VARIANT, f"{where}: {error}"))
     for tasks, prompts in study.evaluation.blocks if study.evaluation is not None else []:
         try:
-            for task in select_tasks(tasks):
+            for task in own_tasks(tasks, study.search):
                 try:
-                    training_variants(task, [prompts])
+                    training_variants(task, [prompts], study.search)
                 except InputError as error:
                     text = f"evaluation, task {task.name}: {error}"
                     mistakes.append((StudyFault.UNKNOWN_VARIANT, text))
@@ -132,10 +133,10 @@ def longest_row(checkpoint: Checkpoint, method: MethodSpec) -> int:
 
 
 @lru_cache(maxsize=64)
-def _at_hand(task: str, root: Path | None) -> bool:
+def _at_hand(task: str, root: Path | None, search: Search) -> bool:
     """Whether the scored rows of a task can be read."""
     try:
-        open_documents(known_task(task), "score", data_root=root)
+        open_documents(known_task(task, search), "score", data_root=root)
     except DataError:
         return False
     return True
@@ -174,10 +175,10 @@ class _Look:
 
     def _part(self, part: MixPart) -> None:
         root = Path(self.job.data_root) if self.job.data_root else None
-        task = known_task(part.task)
+        task = known_task(part.task, self.job.search)
         held_out = self._held_out(root)
         try:
-            chosen = choose_rows(part, self.job.data_seed, held_out, root)
+            chosen = choose_rows(part, self.job.data_seed, held_out, root, self.job.search)
         except TooFewRowsError as error:
             self._find(DataFault.TOO_FEW_ROWS, str(error), fatal=True, count=error.usable)
             return
@@ -208,7 +209,7 @@ class _Look:
         """Tasks whose rows may not be learned; those at hand, where data is not required."""
         if self.required:
             return self.job.held_out
-        there = tuple(name for name in self.job.held_out if _at_hand(name, root))
+        there = tuple(name for name in self.job.held_out if _at_hand(name, root, self.job.search))
         for name in self.job.held_out:
             if name not in there:
                 self._find(
@@ -232,7 +233,7 @@ class _Look:
         self, task: Task, documents: Sequence[Document], chosen: Sequence[Document],
         root: Path | None,
     ) -> Iterator[tuple[Document, str, str]]:  # fmt: skip
-        variants = training_variants(task, self.job.variants)
+        variants = training_variants(task, self.job.variants, self.job.search)
         shots = [self._shots(task, variant, chosen, root) for variant in variants]
         for i, document in enumerate(documents):
             which = i % len(variants)

@@ -91,7 +91,7 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
     for part in job.tasks:
         before = len(documents)
         data_root = Path(job.data_root) if job.data_root else None
-        chosen = choose_rows(part, job.data_seed, job.held_out, data_root)
+        chosen = choose_rows(part, job.data_seed, job.held_out, data_root, job.search)
         for code in ("in_scored_split", "in_evaluation", "in_shots"):
             counts[code] += chosen.counts[code]
         compared += [
@@ -104,7 +104,7 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
                 prompts.append(fitted)
                 completions.append(completion_ids)
                 documents.append(document)
-                keys.append(texts_key(known_task(part.task), document))
+                keys.append(texts_key(known_task(part.task, job.search), document))
         parts.append((part.task, len(documents) - before))
     if not documents:
         raise DataError(
@@ -137,11 +137,11 @@ def _encoded(
 ) -> Iterator[tuple[Document, list[int], list[int]]]:
     """(document, prompt ids, completion ids) of one task's rows, whatever their length."""
     data_root = Path(job.data_root) if job.data_root else None
-    task = known_task(part.task)
+    task = known_task(part.task, job.search)
     chosen: Sequence[Document] = rows.documents
     if job.control == "shuffled_labels":
         chosen = deal_out_answers(chosen, job.seed)
-    variants = training_variants(task, job.variants)
+    variants = training_variants(task, job.variants, job.search)
     shots = _shots_of(task, variants, chosen, data_root)
     settings = EncodingSettings()  # ids do not depend on its length limit
     for i, document in enumerate(chosen):

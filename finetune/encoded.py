@@ -42,8 +42,8 @@ def training_set(job: TuneJob, tokenizer: Any, max_length: int) -> TrainingSet:
 
 def _key(job: TuneJob, max_length: int) -> str:
     root = Path(job.data_root) if job.data_root else None
-    learned = [known_task(part.task) for part in job.tasks]
-    scored = [known_task(name) for name in job.held_out]
+    learned = [known_task(part.task, job.search) for part in job.tasks]
+    scored = [known_task(name, job.search) for name in job.held_out]
     return text_fingerprint(
         {
             "version": [TRAINING_VERSION, evalcore.__version__],
@@ -51,7 +51,10 @@ def _key(job: TuneJob, max_length: int) -> str:
             "tasks": [[task.fingerprint, data_state(task, root)] for task in learned],
             "examples": [part.examples for part in job.tasks],
             "variants": [
-                [variant.fingerprint for variant in training_variants(task, job.variants)]
+                [
+                    variant.fingerprint
+                    for variant in training_variants(task, job.variants, job.search)
+                ]
                 for task in learned
             ],
             "held_out": [[task.fingerprint, data_state(task, root)] for task in scored],

@@ -18,6 +18,7 @@ from evalcore.prompting import load_variants
 from evalcore.tasks import load_task
 from evalcore.types import Checkpoint, Task, Variant
 from finetune.method import MethodSpec
+from finetune.search import PACKAGED, Search
 
 TRAINING_VERSION = 3
 """Raised when the same settings would train another model."""
@@ -88,6 +89,7 @@ class TuneJob:
         directory: Where the adapter or tuned checkpoint goes.
         data_root: Folder of local task data.
         selection: Learning rates to choose from, if any.
+        search: Where definitions of tasks and prompts are looked for.
     """
 
     checkpoint: Checkpoint
@@ -102,6 +104,7 @@ class TuneJob:
     directory: str
     data_root: str | None = None
     selection: Selection | None = None
+    search: Search = PACKAGED
 
     @property
     def id(self) -> str:
@@ -139,12 +142,13 @@ class TuneJob:
         }
 
     def _part_settings(self, part: MixPart) -> dict[str, Any]:
-        task = known_task(part.task)
+        task = known_task(part.task, self.search)
+        variants = training_variants(task, self.variants, self.search)
         return {
             "task": part.task,
             "data": data_fingerprint(task),
             "stops": list(task.generation.stops) if task.output_type == "generate_until" else [],
-            "variants": [[v.name, v.fingerprint] for v in training_variants(task, self.variants)],
+            "variants": [[v.name, v.fingerprint] for v in variants],
             "examples": part.examples,
         }
 
@@ -161,23 +165,24 @@ def output_directory(
 
 
 @lru_cache(maxsize=256)
-def known_task(name: str) -> Task:
+def known_task(name: str, search: Search = PACKAGED) -> Task:
     """A task by name; read once, studies ask for the same few hundreds of times.
 
     Raises:
         UnknownNameError: If there is none.
     """
-    return load_task(name)
+    return load_task(name, [Path(folder) for folder in search.tasks])
 
 
-def training_variants(task: Task, names: Sequence[str]) -> list[Variant]:
+def training_variants(task: Task, names: Sequence[str], search: Search = PACKAGED) -> list[Variant]:
     """Loads prompt variants by canonical name."""
-    return list(_variants(task.group, ",".join(names)))
+    return list(_variants(task.group, ",".join(names), search))
 
 
 @lru_cache(maxsize=256)
-def _variants(group: str, selection: str) -> tuple[Variant, ...]:
-    return tuple(load_variants(group, selection))
+def _variants(group: str, selection: str, search: Search) -> tuple[Variant, ...]:
+    folders = [Path(folder) for folder in search.prompts]
+    return tuple(load_variants(group, selection, search=folders))
 
 
 def changed_settings(job: TuneJob) -> list[str] | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from evalcore.errors import IncompatibleError
-from evalcore.tasks import select_tasks
 from evalcore.types import Checkpoint
 from finetune.checkpoints import Missing, known_checkpoints, resolve_checkpoints
 from finetune.checks import check_names
@@ -22,6 +21,7 @@ from finetune.jobs import (
     output_directory,
     training_variants,
 )
+from finetune.search import own_tasks
 from finetune.study import LAST, Study, TuningSpec
 
 __all__ = [
@@ -104,11 +104,11 @@ def plan_jobs(
 
 
 def scored_tasks(study: Study) -> tuple[str, ...]:
-    """Names of all tasks that are scored in this study."""
+    """Names of all tasks that are scored in this study, those of lm-eval left out."""
     if study.evaluation is None:
         return ()
-    names = ",".join(tasks for tasks, _ in study.evaluation.blocks)
-    return tuple(dict.fromkeys(task.name for task in select_tasks(names)))
+    found = (own_tasks(tasks, study.search) for tasks, _ in study.evaluation.blocks)
+    return tuple(dict.fromkeys(task.name for tasks in found for task in tasks))
 
 
 class _JobMaker:
@@ -141,13 +141,14 @@ class _JobMaker:
             directory=str(directory),
             data_root=self._data_root,
             selection=_selection(tuning),
+            search=self._study.search,
         )
 
     def _variant_names(self, tuning: TuningSpec) -> tuple[str, ...]:
         """Canonical names; the same in every group of a mix."""
         if tuning.name not in self._variants:
-            first = known_task(tuning.parts[0][0])
-            found = training_variants(first, tuning.variants)
+            first = known_task(tuning.parts[0][0], self._study.search)
+            found = training_variants(first, tuning.variants, self._study.search)
             self._variants[tuning.name] = tuple(variant.name for variant in found)
         return self._variants[tuning.name]
 

@@ -28,10 +28,11 @@ from evalcore.identity import (
     text_fingerprint,
     write_provenance,
 )
-from evalcore.tasks import data_resolution, load_task
+from evalcore.tasks import data_resolution
 from finetune.data import TrainingSet
-from finetune.jobs import TuneJob
+from finetune.jobs import TuneJob, known_task
 from finetune.method import MethodSpec
+from finetune.search import Search
 from finetune.tuners import Tuner
 
 LOSS_FILE = "loss.arrow"
@@ -130,7 +131,7 @@ def commit(
 
 def _table_group(job: TuneJob) -> str | None:
     """``tuned_by`` of what is learned: decides which evaluations are this tuning's own."""
-    groups = {load_task(part.task).tuned_by for part in job.tasks}
+    groups = {known_task(part.task, job.search).tuned_by for part in job.tasks}
     return groups.pop() if len(groups) == 1 else None
 
 
@@ -172,7 +173,7 @@ def provenance_record(
             "row_ids": list(rows.row_ids),
             "row_keys": list(rows.row_keys),
             "parts": [
-                {"task": task, "rows": count, "revision": _data_revision(task)}
+                {"task": task, "rows": count, "revision": _data_revision(task, job.search)}
                 for task, count in rows.parts
             ],
             "left_out": rows.counts,
@@ -202,9 +203,9 @@ def provenance_record(
     }
 
 
-def _data_revision(task: str) -> str | None:
+def _data_revision(task: str, search: Search) -> str | None:
     """The commit that rows of a task were read from in this process; None for other sources."""
-    found = data_resolution(load_task(task))
+    found = data_resolution(known_task(task, search))
     return found.commit if found is not None else None
 
 

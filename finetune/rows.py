@@ -22,6 +22,7 @@ from evalcore.tasks import (
 from evalcore.tasks.model import split_range
 from evalcore.types import Document, Task
 from finetune.jobs import MixPart, known_task
+from finetune.search import PACKAGED, Search
 
 CHUNK = 4096
 """Rows looked at together, where all are asked for."""
@@ -68,7 +69,11 @@ class Chosen:
 
 @lru_cache(maxsize=8)
 def choose_rows(
-    part: MixPart, data_seed: int, held_out: tuple[str, ...], data_root: Path | None
+    part: MixPart,
+    data_seed: int,
+    held_out: tuple[str, ...],
+    data_root: Path | None,
+    search: Search = PACKAGED,
 ) -> Chosen:
     """A seeded sample without replacement; asking for all keeps the order of the file.
 
@@ -79,10 +84,10 @@ def choose_rows(
     Raises:
         DataError: If there are fewer rows than asked for, or data is missing.
     """
-    task = known_task(part.task)
+    task = known_task(part.task, search)
     source = open_documents(task, "train", data_root=data_root)
     own = (task.name,) if is_scorable(task) else ()
-    scored = scored_rows(tuple(sorted({*held_out, *own})), data_root)
+    scored = scored_rows(tuple(sorted({*held_out, *own})), data_root, search)
     all_shown = bool(task.spec["splits"].get("shots")) and _shots_are_all(task, len(source))
     shown = frozenset() if all_shown else _shown(task, data_root)
     counts: Counter[str] = Counter()
@@ -151,10 +156,12 @@ def _shown(task: Task, data_root: Path | None) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4)
-def scored_rows(tasks: tuple[str, ...], data_root: Path | None) -> ScoredRows:
+def scored_rows(
+    tasks: tuple[str, ...], data_root: Path | None, search: Search = PACKAGED
+) -> ScoredRows:
     """The scored documents of the named tasks, indexed."""
     index = ScoredRows()
     for name in tasks:
-        task = known_task(name)
+        task = known_task(name, search)
         index.add(task, load_documents(task, "score", data_root=data_root))
     return index

@@ -17,6 +17,7 @@ from evalcore.tasks import RowLimit
 from finetune.grids import Value, as_number, expand_grid, grid_keys
 from finetune.groups import GroupSpec, PrimarySpec, tasks_in_several
 from finetune.method import MethodSpec, Strict
+from finetune.search import Search
 
 LAST = "last"
 DEFAULT_EXAMPLES = 1000
@@ -297,6 +298,15 @@ class Study(Strict):
     data_root: str | None = Field(
         None, description="folder of local task data; relative: beside the study file"
     )
+    task_path: list[str] = Field(
+        [], description="folders with more task definitions; relative: beside the study file"
+    )
+    prompt_path: list[str] = Field(
+        [], description="folders with more prompts, one folder per group; relative likewise"
+    )
+    include_path: list[str] = Field(
+        [], description="folders with more tasks of lm-eval's format; relative likewise"
+    )
     pretrain: PretrainSpec | None = None
     checkpoints: CheckpointsSpec
     tunings: list[TuningSpec] = Field(min_length=1)
@@ -313,9 +323,24 @@ class Study(Strict):
     @property
     def data_folder(self) -> Path | None:
         """``data_root`` as a path."""
-        if self.data_root is None:
-            return None
-        return self._file.parent / Path(self.data_root).expanduser()
+        return None if self.data_root is None else self._beside(self.data_root)
+
+    @property
+    def search(self) -> Search:
+        """Where its tasks and prompts are looked for, for tuning and scoring alike."""
+        tasks, prompts = (
+            tuple(str(self._beside(folder)) for folder in folders)
+            for folders in (self.task_path, self.prompt_path)
+        )
+        return Search(tasks, prompts)
+
+    @property
+    def include_folders(self) -> tuple[Path, ...]:
+        """``include_path`` as paths."""
+        return tuple(self._beside(folder) for folder in self.include_path)
+
+    def _beside(self, folder: str) -> Path:
+        return self._file.parent / Path(folder).expanduser()
 
     def expanded(self) -> list[TuningSpec]:
         """Its tunings with every grid written out (see :func:`finetune.grids.expand_grid`)."""

@@ -13,6 +13,7 @@ from evalcore.cluster.ray_session import is_connected, joined, ray_nodes
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import PROVENANCE_FILE, read_provenance
 from evalcore.machine import cores, gpu_bytes, visible_gpus
+from evalcore.tasks.lm_eval import split_selection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,9 +50,22 @@ def plan_tuning(spec: Study, options: StudyOptions, progress: StudyProgress) -> 
         on_changed="replace" if options.replace_changed else "error",
     )
     reports = check_data(plan.jobs, strict=options.scoring.strict)
-    for finding in dict.fromkeys(f for report in reports.values() for f in report.findings):
-        progress.stage("data", finding.line)
+    lines = [f.line for report in reports.values() for f in report.findings]
+    for line in dict.fromkeys([*lines, *_not_compared(spec)]):
+        progress.stage("data", line)
     return plan
+
+
+def _not_compared(spec: Study) -> list[str]:
+    """A line where documents that are scored are not looked for among the rows to learn."""
+    blocks = spec.evaluation.blocks if spec.evaluation is not None else []
+    theirs = [name for tasks, _ in blocks for name in split_selection(tasks)[1]]
+    if not theirs:
+        return []
+    return [
+        f"documents of lm-eval's tasks ({', '.join(dict.fromkeys(theirs))}) are not looked for "
+        "among the rows to learn"
+    ]
 
 
 def tune(
@@ -178,6 +192,7 @@ def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:
         *(_job_line(cost) for cost in costs),
         *(f"finished: {path.relative_to(root)}" for path in plan.finished),
         *(f"data: {finding.line}" for finding in findings),
+        *(f"data: {line}" for line in _not_compared(spec)),
         *_total_lines(plan, costs, assumption),
     ]
 

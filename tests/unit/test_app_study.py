@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,18 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import evalcore.tasks.registry
 from evalcore.app import ScoreOptions, StudyOptions
 from evalcore.app.study import scoring_options, study
+from evalcore.app.tuning import plan_tuning
 from evalcore.cli import cli
 from evalcore.cli.progress import StudyProgress
 from evalcore.cli.study import _study_options, run
 from evalcore.errors import InputError
-from finetune import load_study
+from evalcore.prompting import load_tokenizer
+from evalcore.prompting.variants import prompts_root
+from finetune import check_data, load_study, plan_jobs
+from finetune.data import build_training_set
 
 STUDY = """
 name: small
@@ -93,3 +99,66 @@ def test_a_part_needs_all_models(file: Path) -> None:
     options = StudyOptions(file, file.parent, scoring=ScoreOptions(grid=(), shard=(0, 2)))
     with StudyProgress(quiet=True) as progress, pytest.raises(InputError, match="1 models are not"):
         study(options, progress)
+
+
+@pytest.fixture
+def own(file: Path) -> Path:
+    """A study that brings its own task, prompts and a task of lm-eval, beside its file."""
+    folder = file.parent
+    definitions, prompts = (Path(p) for p in (evalcore.tasks.registry.DEFINITIONS, prompts_root()))
+    (folder / "tasks").mkdir()
+    text = (definitions / "pocket_nli.yaml").read_text()
+    (folder / "tasks" / "my_nli.yaml").write_text(
+        text.replace("name: pocket_nli", "name: my_nli").replace("group: pocket_nli", "group: mine")
+    )
+    (folder / "prompts" / "mine").mkdir(parents=True)
+    prompt = (prompts / "pocket_nli" / "default.yaml").read_text().replace("pocket_nli", "mine")
+    for name, words in (("plain", "Inference"), ("words", "It follows")):
+        changed = prompt.replace("name: default", f"name: {name}").replace("Inference", words)
+        (folder / "prompts" / "mine" / f"{name}.yaml").write_text(changed)
+    study_text = file.read_text().replace("task: pocket_nli, examples: 8", (
+        "task: my_nli, examples: 8, variants: [words]"
+    ))  # fmt: skip
+    study_text = study_text.replace("tasks: [pocket_nli]", "tasks: [my_nli, 'lm-eval:arc_easy']")
+    study_text = study_text.replace("prompts: default", "prompts: plain,words")
+    file.write_text(
+        study_text + "task_path: [tasks]\nprompt_path: [prompts]\ninclude_path: [theirs]\n"
+    )
+    return file
+
+
+def test_a_study_brings_its_own_tasks_and_prompts(own: Path) -> None:
+    spec = load_study(own)
+    options = scoring_options(spec, StudyOptions(own, own.parent))
+    assert options.grid == (("my_nli,lm-eval:arc_easy", "plain,words"),)
+    assert options.task_path == (own.parent / "tasks",)
+    assert options.prompt_path == (own.parent / "prompts",)
+    assert options.include_path == (own.parent / "theirs",)
+
+    (job,) = plan_jobs(spec, own.parent).jobs
+    assert (job.variants, job.held_out) == (("words",), ("my_nli",))
+    job = pickle.loads(pickle.dumps(job))  # as a worker has it
+    rows = build_training_set(job, load_tokenizer(Path(job.checkpoint.tokenizer)), 512)
+    texts = [load_tokenizer(Path(job.checkpoint.tokenizer)).decode(p) for p in rows.prompts]
+    assert len(texts) == 8
+    assert all("It follows" in text for text in texts)
+    (report,) = check_data([job]).values()
+    assert report.rows == 8
+
+
+def test_rows_of_lm_evals_tasks_are_said_not_to_be_compared(own: Path) -> None:
+    told: list[str] = []
+
+    class Told(StudyProgress):
+        def stage(self, name: str, what: str) -> None:
+            told.append(what)
+
+    with Told(quiet=True) as progress:
+        plan_tuning(load_study(own), StudyOptions(own, own.parent), progress)
+    assert any("lm-eval's tasks (arc_easy) are not looked for" in line for line in told)
+
+
+def test_a_folder_that_is_not_there_is_named(own: Path) -> None:
+    own.write_text(own.read_text().replace("[tasks]", "[task]"))
+    with pytest.raises(InputError, match=r"task folder .*/task does not exist"):
+        plan_jobs(load_study(own), own.parent)
