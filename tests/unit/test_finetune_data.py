@@ -142,7 +142,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     task = task_from_definition(TaskDefinition.model_validate(spec))
     known = finetune.jobs.known_task
     monkeypatch.setattr(
-        finetune.rows, "known_task", lambda name: task if name == "toy" else known(name)
+        finetune.rows, "known_task", lambda name, *more: task if name == "toy" else known(name)
     )
     rows_of(tmp_path, "test", [pair(f"t{i}") for i in range(4)])
     rows_of(tmp_path, "train", [pair(f"r{i}") for i in range(60)])
