@@ -348,7 +348,7 @@ def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> Encodin
     most = config.get("max_position_embeddings") or config.get("n_positions")
     if max_length and most and max_length > most:
         raise InputError(
-            f"--max_length {max_length} is more than {checkpoint.name} can take ({most} positions)"
+            f"--max-length {max_length} is more than {checkpoint.name} can take ({most} positions)"
         )
     return EncodingSettings(max_length=max_length or min(most or DEFAULT_MAX_LENGTH, 2048))
 

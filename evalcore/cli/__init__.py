@@ -9,6 +9,7 @@ import sys
 import click
 
 from evalcore import __version__
+from evalcore.cli.command import dashes
 from evalcore.cli.output import ShownFormatter, echo
 from evalcore.errors import EvalcoreError, missing_extra
 
@@ -61,7 +62,10 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": dashes},
+)
 @click.version_option(__version__, prog_name="evalcore")
 @click.option("--debug", is_flag=True, help="Show a traceback instead of one line on an error.")
 @click.pass_context

@@ -158,7 +158,7 @@ _ENGINE_OPTIONS = [
         "together; auto: merged on CPUs, on GPUs by a rule (docs/engines.md).",
     ),
     click.option(
-        "--max_length", type=click.IntRange(8, 2**24), help="Tokens of prompt and answer."
+        "--max-length", type=click.IntRange(8, 2**24), help="Tokens of prompt and answer."
     ),
     click.option(
         "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,

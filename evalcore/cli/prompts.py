@@ -46,7 +46,7 @@ def list_prompts(
 @_PROMPT_PATH
 @DATA_ROOT
 @click.option(
-    "--include_path", multiple=True, type=click.Path(path_type=Path),
+    "--include-path", multiple=True, type=click.Path(path_type=Path),
     help="Folder with task files of lm-eval's kind, for lm-eval:NAME (repeatable).",
 )  # fmt: skip
 def show_prompt(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalcore.cli.command import SectionedCommand, plain_source
 from evalcore.cli.options import (
     SEED,
     echo_summary,
@@ -14,10 +15,11 @@ from evalcore.cli.options import (
 )
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("adapters", nargs=-1, metavar="ADAPTERS...")
 @click.option(
     "-m", "--checkpoint", "checkpoints", multiple=True, metavar="PATH|REPO@REV",
+    callback=plain_source,
     help="Also score this checkpoint by itself (repeatable; works without any adapter).",
 )  # fmt: skip
 @click.option(
@@ -39,13 +41,13 @@ from evalcore.cli.options import (
     help="Results folder; what it already covers is not scored again.",
 )  # fmt: skip
 @click.option(
-    "--num_fewshot", type=click.IntRange(0, 10_000), help="Shots of every variant named with -p."
+    "--num-fewshot", type=click.IntRange(0, 10_000), help="Shots of every variant named with -p."
 )
 @click.option(
     "--seed", type=SEED, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
 )
-@click.option("--apply_chat_template", is_flag=True, help="Use the tokenizer's chat template.")
-@click.option("--system_instruction", help="System text of the chat.")
+@click.option("--apply-chat-template", is_flag=True, help="Use the tokenizer's chat template.")
+@click.option("--system-instruction", help="System text of the chat.")
 @click.option(
     "--chat-template-args", metavar="JSON",
     help="Arguments of the chat template, as '{\"enable_thinking\": false}'.",
@@ -55,16 +57,16 @@ from evalcore.cli.options import (
     help="Day that chat templates which write the date are given (default: 2024-07-26).",
 )  # fmt: skip
 @click.option(
-    "--fewshot_as_multiturn", type=bool, default=True, show_default=True,
+    "--fewshot-as-multiturn", type=bool, default=True, show_default=True,
     help="Shots of lm-eval's tasks as turns of the chat.",
 )  # fmt: skip
 @click.option(
-    "--include_path", multiple=True, type=click.Path(path_type=Path),
+    "--include-path", multiple=True, type=click.Path(path_type=Path),
     help="Folder with more tasks of lm-eval's format (repeatable).",
 )  # fmt: skip
 @click.option(
     "--allow-code", is_flag=True,
-    help="Let task files of --include_path run the Python code they name.",
+    help="Let task files of --include-path run the Python code they name.",
 )  # fmt: skip
 @click.option(
     "--data-root", type=click.Path(path_type=Path, exists=True, file_okay=False),

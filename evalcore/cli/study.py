@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalcore.cli.command import SectionedCommand
 from evalcore.cli.options import (
     MAX_WORKERS,
     Finite,
@@ -62,7 +63,7 @@ def _tuning_options(command: Callable) -> Callable:
     return command
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("output", type=click.Path(path_type=Path), default="evalcore-demo")
 @_OVERLAP
 @_tuning_options
@@ -80,7 +81,7 @@ def demo(output: Path, **options: Any) -> int:
     return _run(run_demo, pocket_study_file(), output, options)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("study_file", type=click.Path(path_type=Path), metavar="STUDY.yaml")
 @_OUTPUT
 @_OVERLAP
@@ -99,7 +100,7 @@ def run(study_file: Path, output: Path | None, **options: Any) -> int:
     return _run(study, study_file, output or study_file.parent, options)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("study_file", type=click.Path(path_type=Path), metavar="STUDY.yaml")
 @_OUTPUT
 @click.option("--dry-run", is_flag=True, help="List what would be tuned and its cost; tune none.")

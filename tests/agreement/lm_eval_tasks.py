@@ -356,7 +356,7 @@ def write_tasks(folder: Path, count: int = 12, *, code: bool = True) -> Path:
     """Writes data and task files; tasks that name code lie in ``code/``.
 
     Returns:
-        The folder to give as ``--include_path``.
+        The folder to give as ``--include-path``.
     """
     tasks = folder / "tasks"
     tasks.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from evalcore.cli import cli
+from evalcore.cli.command import SECTIONS
 from evalcore.cli.options import parse_shard
 from evalcore.cli.output import ShownFormatter, echo, echo_line
 from evalcore.errors import EvalcoreError
@@ -65,8 +67,8 @@ def test_wrong_shards_are_refused(text: str) -> None:
         ("--tensor-parallel", "99"), ("--tensor-parallel", "8"), ("--commit-every", "nan"),
         ("--commit-every", "inf"), ("--commit-every", "-1"), ("--certify-share", "nan"),
         ("--peak-tflops", "nan"), ("--peak-tflops", "1e300"), ("--seed", str(2**70)),
-        ("--seed", "-1"), ("--num_fewshot", "99999999999"), ("--unit-examples", str(10**12)),
-        ("--max_length", str(10**12)), ("--shard", "²/3"), ("--shard", f"1/{'9' * 5000}"),
+        ("--seed", "-1"), ("--num-fewshot", "99999999999"), ("--unit-examples", str(10**12)),
+        ("--max-length", str(10**12)), ("--shard", "²/3"), ("--shard", f"1/{'9' * 5000}"),
         ("--time-limit", "9" * 5000), ("--time-limit", "9999999h"), ("--time-limit", "nan"),
         ("--time-limit", "-5"),
     ],
@@ -101,3 +103,51 @@ def test_nothing_is_printed_past_the_one_place() -> None:
     for path in (ROOT / "evalcore").rglob("*.py"):
         if path.name not in ("output.py", "doctor.py"):
             assert not re.search(r"\bclick\.echo\(|^\s*print\(", path.read_text(), re.M), path
+
+
+@pytest.mark.parametrize("name", ["score", "run", "demo", "finetune"])
+def test_help_is_in_sections(name: str) -> None:
+    known = dict(commands())
+    command = known[name]
+    text = CliRunner().invoke(cli, [name, "--help"]).output
+    titles = [title for title in SECTIONS if f"{title}:" in text]
+    assert len(titles) >= 4
+    placed = {option for names in SECTIONS.values() for option in names}
+    options = {p.name for p in command.params if isinstance(p, click.Option)}
+    assert options <= placed
+    assert text.index("Other:") > text.index(titles[-1])  # --help alone
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert max(param.opts, key=len) in text
+
+
+def test_every_section_names_options_that_exist() -> None:
+    known = {param.name for _, command in commands() for param in command.params}
+    assert {name for names in SECTIONS.values() for name in names} <= known
+    spelled = [o for _, command in commands() for p in command.params for o in p.opts]
+    assert not [option for option in spelled if option.startswith("--") and "_" in option]
+
+
+@pytest.mark.parametrize("word", ["--num_fewshot", "--num-fewshot"])
+def test_underscores_are_dashes(word: str, tmp_path: Path) -> None:
+    command = ["score", "-m", str(tmp_path), "-t", "pocket_nli", "-o", str(tmp_path / "r")]
+    with pytest.raises(click.UsageError, match="99999999999 is not in the range"):
+        cli.main([*command, word, "99999999999"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--batch_size", "8"], "--batch-size: batches are made by themselves"),
+        (["--model_args", "pretrained=x"], "without pretrained="),
+        (["--model", "hf"], "the engine is --engine vllm|hf"),
+        (["--output_path=out"], "the results folder is -o RESULTS"),
+        (["-m", "pretrained=org/m,dtype=float32"], "by itself: -m org/m"),
+        (["--log_samples"], "every example is kept already"),
+    ],
+)
+def test_habits_of_lm_eval_are_answered(words: list[str], answer: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        cli.main(["score", "-t", "pocket_nli", "-o", "r", *words], standalone_mode=False)
+    assert answer in caught.value.format_message()
+    assert "\n" not in caught.value.format_message()

@@ -113,7 +113,7 @@ def test_show_a_task_of_lm_eval(tmp_path: Path) -> None:
         "metric_list": [{"metric": "acc"}],
     }  # fmt: skip
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(definition))
-    folder = ("--include_path", str(tmp_path))
+    folder = ("--include-path", str(tmp_path))
     output, _ = run("show", "lm-eval:toy", "default:shots=1", "--index", "1", *folder)
     lines = output.splitlines()
     assert lines[0].startswith("task lm-eval:toy, document 1 (")

@@ -221,7 +221,7 @@ def chat_renderer(tokenizer: Any, values: Mapping[str, Any]) -> Callable[..., st
 
     def render(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         if not getattr(tokenizer, "chat_template", None):
-            raise InputError("--apply_chat_template: the tokenizer has no chat template")
+            raise InputError("--apply-chat-template: the tokenizer has no chat template")
 
         def write(history: Sequence[Mapping[str, str]]) -> str:
             with bounded(MAX_TEMPLATE_S, MAX_TEMPLATE_MB):
@@ -238,7 +238,7 @@ def chat_renderer(tokenizer: Any, values: Mapping[str, Any]) -> Callable[..., st
         try:
             return write(messages)
         except TimeoutError as error:
-            raise InputError(f"--apply_chat_template: the chat template {error}") from None
+            raise InputError(f"--apply-chat-template: the chat template {error}") from None
         except jinja2.exceptions.TemplateError:
             return write([message for message in messages if message["role"] != "system"])
 

@@ -92,7 +92,7 @@ def load(
     groups: dict[str, Any] = {}
     for folder in include_path:
         if not Path(folder).is_dir():
-            raise InputError(f"--include_path {folder}: no such folder")
+            raise InputError(f"--include-path {folder}: no such folder")
     index = _Index(include_path)
     for name in names:
         with harness.quiet():

@@ -1,0 +1,103 @@
+"""Commands whose help is in sections, and who answer habits of other tools in one line.
+
+Options are spelled with dashes; underscores are taken as well (:func:`dashes`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "What is scored": (
+        "checkpoints", "no_bases", "base_map", "assume_base", "parent_map", "tokenizer",
+        "tuned_on", "name_pattern",
+    ),
+    "What is asked": (
+        "tasks", "prompts", "num_fewshot", "limit", "seed", "max_length", "apply_chat_template",
+        "system_instruction", "fewshot_as_multiturn", "chat_template_args", "template_date",
+    ),
+    "Data and definitions": (
+        "data_root", "task_path", "prompt_path", "include_path", "allow_code", "text", "strict",
+    ),
+    "Tuning": (
+        "tune_workers", "jobs_per_gpu", "replace_changed", "overlap", "mfu",
+    ),
+    "Engine": (
+        "engine", "dtype", "strategy", "adapter_way", "trust_remote_code", "peak_tflops",
+    ),
+    "Machines": (
+        "device", "num_gpus", "tensor_parallel", "workers", "threads", "cluster", "ray_address",
+    ),
+    "The run": (
+        "output", "dry_run", "log_json", "shard", "time_limit", "stop_grace", "commit_every",
+        "unit_examples", "certify", "certify_share", "no_documents",
+    ),
+}  # fmt: skip
+"""Titles of the help, with the parameters below them in this order."""
+
+_MODEL = (
+    "give adapters as arguments and checkpoints with -m PATH or -m REPO@REV, without pretrained="
+)
+HABITS = {
+    "--model": f"the engine is --engine vllm|hf; {_MODEL}",
+    "--model-args": f"{_MODEL}; dtype, max_length ... are options (--dtype, --max-length)",
+    "--batch-size": "batches are made by themselves, as large as memory allows; leave it out",
+    "--max-batch-size": "batches are made by themselves, as large as memory allows; leave it out",
+    "--output-path": "the results folder is -o RESULTS",
+    "--log-samples": "every example is kept already (evalcore export RESULTS); leave it out",
+    "--predict-only": "every answer is kept already (evalcore export RESULTS); leave it out",
+    "--use-cache": "what RESULTS holds is never scored again; leave it out",
+    "--cache-requests": "requests are kept already; leave it out",
+    "--write-out": "evalcore prompts show TASK PROMPT shows what is asked",
+    "--gen-kwargs": "generation is greedy, its end and length are the task's (docs/tasks.md)",
+    "--confirm-run-unsafe-code": "code that task files name runs with --allow-code",
+}
+"""Options of lm-evaluation-harness that are none here -> what to do."""
+
+
+def dashes(token: str) -> str:
+    """One spelling of an option: ``num_fewshot`` is ``num-fewshot``."""
+    return token.replace("_", "-")
+
+
+class SectionedCommand(click.Command):
+    """A command with :data:`SECTIONS` in its help, and answers to :data:`HABITS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            answer = HABITS.get(dashes(error.option_name))
+            if answer is None:
+                raise
+            raise click.UsageError(f"{error.option_name}: {answer}", ctx) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records: dict[str, Any] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                records[str(param.name)] = record
+        for title, names in SECTIONS.items():
+            rows = [records.pop(name) for name in names if name in records]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        if records:
+            with formatter.section("Other"):
+                formatter.write_dl(list(records.values()))
+
+
+def plain_source(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Checkpoints as they are; ``pretrained=`` in front is a habit of lm-eval's."""
+    for one in value:
+        if one.startswith("pretrained="):
+            own = one.removeprefix("pretrained=").partition(",")[0]
+            raise click.BadParameter(
+                f"{one[:200]!r}: give the path or REPO@REV by itself: -m {own[:200]}"
+            )
+    return value
