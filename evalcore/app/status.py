@@ -54,7 +54,8 @@ class Status:
     def lines(self, *, every: bool = False) -> list[str]:
         """For a person: runs under way, then the last that are over (``every``: all of them)."""
         count = self.note or f"{self.examples:,} examples committed"
-        lines = [f"{self.results}: {count}; {len(self.under_way)} runs under way"]
+        running = len(self.under_way)
+        lines = [f"{self.results}: {count}; {running} run{'s' * (running != 1)} under way"]
         shown = self._shown(every)
         for seen in shown:
             lines += ["", *_run_lines(seen)]
