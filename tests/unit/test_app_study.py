@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import pickle
+import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import pytest
+from annotated_types import Ge, Le
 from click.testing import CliRunner
 
 import evalcore.tasks.registry
 from evalcore.app import ScoreOptions, StudyOptions
-from evalcore.app.study import scoring_options, study
+from evalcore.app.study import FROM_FILE, scoring_options, study
 from evalcore.app.tuning import plan_tuning
 from evalcore.cli import cli
+from evalcore.cli.options import score_fields
 from evalcore.cli.progress import StudyProgress
+from evalcore.cli.score import score as score_command
 from evalcore.cli.study import _study_options, run
 from evalcore.errors import InputError
 from evalcore.prompting import load_tokenizer
 from evalcore.prompting.variants import prompts_root
 from finetune import check_data, load_study, plan_jobs
 from finetune.data import build_training_set
+from finetune.study import EvaluationSpec
 
 STUDY = """
 name: small
@@ -162,3 +168,24 @@ def test_a_folder_that_is_not_there_is_named(own: Path) -> None:
     own.write_text(own.read_text().replace("[tasks]", "[task]"))
     with pytest.raises(InputError, match=r"task folder .*/task does not exist"):
         plan_jobs(load_study(own), own.parent)
+
+
+def test_every_field_has_an_option_and_every_option_a_field() -> None:
+    params = {str(param.name): None for param in score_command.params}
+    spoken = set(score_fields({**params, "certify": 0, "certify_share": 0}))
+    asked = {"tasks", "prompts"}  # together the field grid
+    assert spoken - asked == {field.name for field in fields(ScoreOptions)} - {"grid"}
+
+
+@pytest.mark.parametrize(("key", "name"), FROM_FILE.items())
+def test_the_file_takes_what_the_command_line_takes(key: str, name: str) -> None:
+    spec = EvaluationSpec.model_fields[key]
+    assert key in EvaluationSpec.model_json_schema()["properties"]
+    (param,) = [p for p in score_command.params if p.name == name]
+    if isinstance(param.type, click.Choice):
+        words = set(param.type.choices)
+        assert words <= set(re.findall(r"'(\w+)'", str(spec.annotation)))
+        assert words == set(re.findall(r"'(\w+)'", str(get_type_hints(ScoreOptions)[name])))
+    elif isinstance(param.type, click.IntRange):
+        bounds = {type(bound): bound for bound in spec.metadata}
+        assert [bounds[kind] for kind in bounds] == [Ge(param.type.min), Le(param.type.max)]
