@@ -9,6 +9,7 @@ from typing import Literal
 
 from evalcore.analysis.gains import Gain
 from evalcore.analysis.subjects import Flag, SubjectInfo, TaskInfo
+from evalcore.tasks import list_tasks
 
 Role = Literal["own", "far", "outside", "unknown"]
 """Of a task for a tuned model: learned by it, of its kind but other data, of another kind."""
@@ -43,9 +44,16 @@ class Group:
 
 
 def mixes_of(tasks: Mapping[str, TaskInfo], tuned: Collection[str]) -> frozenset[str]:
-    """Tunings (of ``tuned``) all of whose tasks here are out of domain: instruction mixes."""
+    """Tunings (of ``tuned``) that no task is in the domain of: instruction mixes.
+
+    Neither a task that was scored, nor one that comes with evalcore: a tuning whose own task was
+    only not scored here is none.
+    """
     inside = {t.tuned_by for t in tasks.values() if t.domain != "out"}
-    return frozenset(n for n in tuned if n not in inside)
+    candidates = {t.tuned_by for t in tasks.values() if t.tuned_by in tuned} - inside
+    if candidates:
+        inside |= {t.tuned_by for t in list_tasks() if t.domain == "in"}
+    return frozenset(n for n in candidates if n is not None and n not in inside)
 
 
 def role_of(task: TaskInfo, subject: SubjectInfo, mixes: Collection[str]) -> Role:

@@ -42,7 +42,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
                 "gain_earlier": c.earlier.pooled.value, "gain_later": c.later.pooled.value,
                 **_columns("difference", c.difference), **_prompts(c.difference),
-                **p, "smallest_effect": c.difference.smallest,
+                **p,
             }
             for c, p in zip(
                 analysis.contrasts, p_columns([c.difference for c in analysis.contrasts]),
@@ -136,6 +136,7 @@ def _columns(name: str, estimate: Estimate) -> Row:
     }
     within = estimate.over_documents
     row[f"{name}_error_of"] = estimate.claim
+    row[f"{name}_smallest_effect"] = estimate.smallest
     for field in ("stderr", "low95", "high95", "low99", "high99"):
         row[f"{name}_{field}_documents"] = getattr(within, field)
     return row
@@ -181,7 +182,7 @@ def _gain_row(analysis: Analysis, gain: Gain, p: Row) -> Row:
         "way": gain.way.label, "primary": analysis.is_primary(gain), "role": analysis.role(gain),
         "reference_score": gain.other.value, "own_score": gain.own.value,
         **_columns("gain", gain.pooled), **_prompts(gain.pooled), **p,
-        "smallest_effect": gain.pooled.smallest, "degenerate": gain.pooled.degenerate,
+        "degenerate": gain.pooled.degenerate,
         "continuous_metric": gain.task.continuous, **_columns("continuous_gain", gain.continuous),
         "missing_variants": " ".join(gain.missing_variants), "missing_rows": gain.missing_rows,
         "notes": "; ".join(gain_notes(analysis, gain)),
@@ -193,7 +194,7 @@ def _study_row(row: StudyRow) -> Row:
         **_subject(row.subject), "tasks": " ".join(row.tasks), **_columns("base", row.base),
         **_columns("tuned", row.tuned), **_columns("gain", row.gain), **_prompts(row.gain),
         "p": row.p, "p_holm": row.p_holm, "p_bh": row.p_bh,
-        "smallest_effect": row.gain.smallest, **_columns("control_gain", row.control_gain),
+        **_columns("control_gain", row.control_gain),
         **_columns("gain_minus_control", row.over_control),
         **_columns("forgetting", row.forgetting), "measurable": row.measurable,
         "outside": row.outside, "notes": "; ".join(row.notes),

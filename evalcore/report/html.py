@@ -23,7 +23,7 @@ from evalcore.report.losses import draw_losses
 from evalcore.report.pictures import Picture, draw_all
 from evalcore.report.scores import page_rows, write_scores
 from evalcore.report.steps import draw_steps
-from evalcore.report.tables import SERIOUS, labelled_rows, study_rows
+from evalcore.report.tables import SERIOUS, gain_notes, labelled_rows, study_rows
 from evalcore.report.words import by_prompt, interval, plain, signed
 
 REPORT_NAME = "report.html"
@@ -183,8 +183,9 @@ def _ways(analysis: Analysis) -> str:
     return "; ".join(f"{way} ({', '.join(tasks)})" for way, tasks in ways.items())
 
 
-def _sure(estimate: Estimate) -> bool:
-    return estimate.low99 > 0 or estimate.high99 < 0
+def _sure(estimates: Sequence[Estimate]) -> list[bool]:
+    """Which of a column differ from 0 at 1 %, all of them being tested at once (Holm)."""
+    return [p["p_holm"] < 0.01 for p in p_columns(estimates)]
 
 
 def _facts(analysis: Analysis, table: pa.Table) -> list[tuple[str, str]]:
@@ -232,7 +233,7 @@ def _lead(analysis: Analysis) -> list[str]:
         else:
             text += "; there is no control to tell format from ability"
         if row.notes:
-            text += f" ({'; '.join(row.notes)})"
+            text += f" (note: {'; '.join(row.notes)})"
         lines.append(text + ".")
     return lines
 
@@ -265,7 +266,12 @@ def _named(subject: Any) -> dict[str, Any]:
 
 def _study(analysis: Analysis) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    for row in labelled_rows(analysis):
+    rows = labelled_rows(analysis)
+    sure_over, sure_forgot = (
+        _sure([r.over_control for r in rows]),
+        _sure([r.forgetting for r in rows]),
+    )
+    for row, over, forgot in zip(rows, sure_over, sure_forgot, strict=True):
         named = _named(row.subject)
         out.append(
             {
@@ -277,8 +283,8 @@ def _study(analysis: Analysis) -> list[dict[str, Any]]:
                 "smallest": plain(row.gain.smallest), "seed_sd": plain(row.gain.seed_sd),
                 "note": "; ".join(row.notes),
                 "control": signed(row.control_gain.value),
-                "over": interval(row.over_control), "over_sure": _sure(row.over_control),
-                "forgetting": interval(row.forgetting), "forgetting_sure": _sure(row.forgetting),
+                "over": interval(row.over_control), "over_sure": over,
+                "forgetting": interval(row.forgetting), "forgetting_sure": forgot,
                 "measurable": f"{row.measurable} of {row.outside}", "n": f"{row.gain.n:,}",
             }
         )  # fmt: skip
@@ -300,17 +306,17 @@ def _summary(analysis: Analysis) -> list[dict[str, Any]]:
 
 def _contrasts(analysis: Analysis) -> list[dict[str, Any]]:
     found = analysis.contrasts
-    p = p_columns([c.difference for c in found])
+    sure = _sure([c.difference for c in found])
     return [
         {
             "tuning": c.later.subject.tuning, "task": c.later.task.name,
             "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
             "before": signed(c.earlier.pooled.value), "after": signed(c.later.pooled.value),
-            "difference": interval(c.difference), "sure": own["p_holm"] < 0.01,
+            "difference": interval(c.difference), "sure": own,
             "range": by_prompt(c.difference), "claim": c.difference.claim,
             "smallest": plain(c.difference.smallest),
         }
-        for c, own in zip(found, p, strict=True)
+        for c, own in zip(found, sure, strict=True)
     ]  # fmt: skip
 
 
@@ -356,6 +362,8 @@ def _forgetting(analysis: Analysis) -> list[dict[str, Any]]:
             **_named(s.subject), "measurable": f"{s.measurable} of {s.measurable + s.unmeasurable}",
             "mean": interval(s.mean), "median": signed(s.median), "mrc": signed(s.mrc),
             "median_ratio": signed(s.median_ratio), "small": ", ".join(s.small_denominators) or "–",
+            "metrics": ", ".join(f"{m} {signed(e.value)}" for m, e in s.by_metric.items()),
+            "claim": s.mean.claim, "smallest": plain(s.mean.smallest),
         }
         for s in analysis.forgetting_summaries
     ]  # fmt: skip
@@ -365,9 +373,13 @@ def _far(analysis: Analysis) -> list[dict[str, Any]]:
     return [
         {
             **_named(g.subject), "task": g.task.name, "base": plain(g.other.value),
-            "tuned": plain(g.own.value), "gain": interval(g.pooled), "sure": _sure(g.pooled),
+            "tuned": plain(g.own.value), "gain": interval(g.pooled), "sure": sure,
+            "range": by_prompt(g.pooled), "claim": g.pooled.claim,
+            "smallest": plain(g.pooled.smallest), "note": "; ".join(gain_notes(analysis, g)),
         }
-        for g in analysis.out_of_domain
+        for g, sure in zip(
+            analysis.out_of_domain, _sure([g.pooled for g in analysis.out_of_domain]), strict=True
+        )
     ]  # fmt: skip
 
 

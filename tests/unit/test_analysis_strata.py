@@ -17,7 +17,9 @@ from test_analysis_tables import (
 )
 
 from evalcore.analysis import Analysis, Gain, Group, ScoreBook, Way, analyse, score_rows
+from evalcore.analysis.estimates import estimate_of, mean_of_estimates, p_value
 from evalcore.analysis.stats import t_quantile
+from evalcore.analysis.variation import Layout
 from evalcore.app.report import declared
 from evalcore.report import study_rows, study_table
 
@@ -329,3 +331,39 @@ def test_a_study_file_declares_groups_and_the_way_of_its_headlines(tmp_path: Pat
     analysis = analyse(to_table([*PROMPTS, *two]), groups=groups, primary=way)
     (mean,) = analysis.summary[0].groups
     assert mean.gain.value == pytest.approx(0.3), "io at 2 shots alone"
+
+
+def test_a_tuning_whose_own_task_was_not_scored_is_no_mix() -> None:
+    far = task_columns("pocket_nli_ood", tuned_by="pocket_nli", domain="out")
+    analysis = analyse(to_table(both("default", 0.3, 0.8, far)))
+    assert analysis.mixes == frozenset()
+    assert [g.task.name for g in analysis.out_of_domain] == ["pocket_nli_ood"]
+    assert analysis.own_gains() == []
+    assert [g.name for g in analysis.groups] == ["out of domain"]
+
+
+@pytest.mark.parametrize("claims", [("other prompts", "other prompts"), ("other prompts", "seeds")])
+def test_a_mean_over_tasks_claims_what_holds_for_all(claims: tuple[str, str]) -> None:
+    rng = np.random.default_rng(3)
+    parts = []
+    for number, kind in enumerate(claims):
+        shape = (60, 3, 1) if kind == "other prompts" else (60, 1, 3)
+        d, p, s = np.nonzero(np.ones(shape))
+        values = rng.normal(0.1 * number, 0.3, shape) + rng.normal(0, 0.1, shape[1:])
+        parts.append(estimate_of(Layout(values[d, p, s], d, p, s)))
+    mean = mean_of_estimates(parts)
+    assert mean.value == pytest.approx((parts[0].value + parts[1].value) / 2)
+    docs = [e.over_documents.stderr for e in parts]
+    within = mean.over_documents
+    assert within.stderr == pytest.approx(math.hypot(*docs) / 2)
+    if claims[0] != claims[1]:  # prompts of one, seeds of the other: neither holds for both
+        assert mean.claim == "these prompts, this run"
+        assert mean.stderr == pytest.approx(math.hypot(*docs) / 2)
+        return
+    rest = [math.sqrt(e.stderr**2 - v**2) for e, v in zip(parts, docs, strict=True)]
+    assert mean.claim == "other prompts"
+    assert mean.stderr == pytest.approx(math.hypot(*docs, sum(rest)) / 2)
+    assert mean.low95 < within.low95
+    p = p_value(mean)
+    assert mean.limits is not None
+    assert min(map(abs, mean.limits(1 - p))) < 1e-6

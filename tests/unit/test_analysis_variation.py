@@ -124,6 +124,22 @@ def test_table_and_layout_give_the_same() -> None:
         assert (a.low95, a.high99, a.stderr) == pytest.approx((b.low95, b.high99, b.stderr))
 
 
+def test_other_seeds_of_these_prompts_are_the_mirror_of_other_prompts_of_this_run() -> None:
+    values = crossed(40, 4, 3, 8)
+    values[3:9, 1, 2] = np.nan
+    d, p, s = np.nonzero(~np.isnan(values))
+    one = variation(Layout(values[d, p, s], d, p, s, (-9.0, 9.0)))
+    mirror = variation(Layout(values[d, p, s], d, s, p, (-9.0, 9.0)))
+    a, b = one.intervals[RUNS], mirror.intervals[PROMPTS]
+    assert (a.low95, a.high99, a.stderr) == pytest.approx((b.low95, b.high99, b.stderr))
+    assert a.parts is not None
+    assert b.parts is not None
+    assert (a.parts.seeds, a.parts.num_seeds) == (pytest.approx(b.parts.prompts), 3)
+    single = variation_of_table(crossed(40, 1, 3, 8))
+    assert single.widest.claim == RUNS
+    assert variation_of_table(crossed(40, 2, 3, 8)).widest.claim == SEEDS
+
+
 def test_one_prompt_or_one_seed_refuses_in_words() -> None:
     found = variation_of_table(crossed(20, 1, 1))
     assert found.intervals[THESE].known
