@@ -13,7 +13,7 @@ from evalcore.analysis.families import benjamini_hochberg, holm
 from evalcore.analysis.scores import cell_notes
 from evalcore.analysis.stats import EMPTY
 from evalcore.analysis.subjects import subject_order
-from evalcore.report.words import by_prompt, fit, interval, mark, note_lines, plain, signed
+from evalcore.report.words import both_errors, by_prompt, fit, mark, note_lines, plain, signed
 
 SERIOUS = ("missing", "doubled", "overflow", "untrained", "unscored", "task", "group")
 """Kinds of warnings that the first screen counts."""
@@ -115,27 +115,28 @@ def study_table(analysis: Analysis) -> str:
     """The study table as plain text, at most 118 columns wide.
 
     One line per checkpoint and tuning: score of the base and of the tuned model on the tuning's
-    own task, gain with its 99 % interval, gains under the worst and best prompt, gain of the
+    own task, gain with its standard error over documents and its 99 % interval of the widest claim,
+    gains under the worst and best prompt, gain of the
     format-only control, mean chance-corrected change on the other tasks (in brackets: tasks above
     the trivial answer, of all). Marks lead to the notes below.
     """
     head = (
-        "checkpoint", "tuned on", "base", "tuned", "gain   [99 % interval]", "by prompt",
-        "control", "forgetting", "",
+        "checkpoint", "tuned on", "base", "tuned", "gain ±docs  [99 % interval]", "by prompt",
+        "contr.", "forgetting", "",
     )  # fmt: skip
-    widths = (13, 17, 5, 5, 24, 16, 7, 12, 3)
+    widths = (12, 17, 5, 5, 28, 14, 6, 11, 4)
     rows = labelled_rows(analysis)
     notes = list(dict.fromkeys(n for row in rows for n in row.notes))
     lines = [_aligned(head, widths)]
     lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
     last = ""
     for row in rows:
-        forgot = signed(row.forgetting.value)
+        forgot = signed(row.forgetting.value, 2)
         share = f" ({row.measurable}/{row.outside})" if row.outside else ""
         values = (
             "" if row.subject.checkpoint == last else row.subject.checkpoint,
             _tuning_text(rows, row, widths[1]), plain(row.base.value), plain(row.tuned.value),
-            interval(row.gain), by_prompt(row.gain), signed(row.control_gain.value),
+            both_errors(row.gain), by_prompt(row.gain, 2), signed(row.control_gain.value, 2),
             forgot + share, " ".join(mark(notes.index(n)) for n in row.notes[:1])
             + ("+" if len(row.notes) > 1 else ""),
         )  # fmt: skip
@@ -162,7 +163,9 @@ def _foot(analysis: Analysis, rows: Sequence[StudyRow]) -> list[str]:
     ways = dict.fromkeys(analysis.book.primary(t).label for row in rows for t in row.tasks)
     lines = [f"asked with {'; '.join(ways)}; other ways are in scores.csv"] if ways else []
     if claims:
-        lines.append(f"intervals: {'; '.join(claims)}; by prompt: smallest and largest gain")
+        lines.append(
+            f"±: standard error for these prompts, this run; intervals: {'; '.join(claims)}"
+        )
     lines.append("forgetting: chance-corrected, (measurable/all)")
     turned = sum(bool(r.gain.turned) for r in rows)
     if turned:

@@ -8,11 +8,21 @@ from collections.abc import Sequence
 from evalcore.analysis import Estimate
 
 
-def by_prompt(estimate: Estimate) -> str:
+def by_prompt(estimate: Estimate, digits: int = 3) -> str:
     """``-0.355 to +0.670`` under single prompts; nothing for one prompt."""
     if not estimate.n or estimate.prompts < 2:
         return ""
-    return f"{signed(estimate.low_prompt)} to {signed(estimate.high_prompt)}"
+    return f"{signed(estimate.low_prompt, digits)} to {signed(estimate.high_prompt, digits)}"
+
+
+def both_errors(estimate: Estimate) -> str:
+    """``+0.380 ±0.046 [-0.21, +0.97]``: error over documents, 99 % interval of the widest claim."""
+    if math.isnan(estimate.value):
+        return "–"
+    error, low, high = estimate.over_documents.stderr, estimate.low99, estimate.high99
+    text = signed(estimate.value)
+    text += "" if math.isnan(error) else f" ±{plain(error)}"
+    return text + ("" if math.isnan(low) else f" [{signed(low, 2)}, {signed(high, 2)}]")
 
 
 def mark(number: int) -> str:

@@ -24,7 +24,7 @@ from evalcore.analysis import Analysis, analyse
 from evalcore.errors import InputError
 from evalcore.report import study_rows, write_report
 from evalcore.report.pictures import short_step
-from evalcore.report.words import interval, plain, signed
+from evalcore.report.words import both_errors, plain, signed
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
 
 RUN = {"started": "2026-01-02T03:04:05Z", "examples_per_s": 412.5, "computed_tokens": 1203320,
@@ -131,7 +131,7 @@ def test_study_table_fits_a_terminal(analysis: Analysis) -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= 118
     last = analysis.own_gains()[-1]
-    assert interval(last.pooled) in text
+    assert both_errors(last.pooled) in text
     rows = [line for line in lines if "pocket_" in line]
     assert len(rows) == 15
     assert sum(line.startswith("step-") for line in rows) == 5
