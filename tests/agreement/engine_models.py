@@ -42,12 +42,12 @@ EXPERTS = ("olmoe", "mixtral", "qwen3moe")  # mixtures of experts
 
 
 def _config(kind: str, layers: int) -> Any:
-    """A small configuration of a kind: family, and ``-tied``, ``-untied`` or ``-sliding``."""
+    """A small configuration of a kind: family, and what is special about it (``-tied`` ...)."""
     import transformers as t
 
     family, special = kind.split("-")
     common = {
-        "vocab_size": VOCAB,
+        "vocab_size": VOCAB + 5 if special == "padded" else VOCAB,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": layers,

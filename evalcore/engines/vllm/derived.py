@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from evalcore.engines.vllm.traces import row_sums
+
 
 def before_reload(model: Any) -> None:
     """Makes layers of fused experts process their weights as on a first load.
@@ -44,3 +46,21 @@ def head_modules(model: Any) -> Iterator[Any]:
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             yield module
+
+
+def buffer_sums(model: Any) -> dict[str, Any]:
+    """Checksums (int64 [rows]) of what no checkpoint brings and a model computes once.
+
+    Rotary tables and the like: buffers that a state dict leaves out. A reload must leave them as
+    they were at the start.
+    """
+    sums: dict[str, Any] = {}
+    seen: set[int] = set()  # layers share tables
+    for prefix, module in model.named_modules():
+        for leaf in sorted(module._non_persistent_buffers_set):
+            buffer = module._buffers.get(leaf)
+            if buffer is None or not buffer.is_floating_point() or buffer.data_ptr() in seen:
+                continue
+            seen.add(buffer.data_ptr())
+            sums[f"{prefix}.{leaf}"] = row_sums(buffer)
+    return sums

@@ -127,9 +127,8 @@ class Atlas:
         grouped = type(self._model).__name__ in _GROUPED and ".query_key_value." in name
         if not grouped:
             return tensor
-        path = name.rpartition(".")[0]
-        path = path if path.startswith("transformer.") else f"transformer.{path}"
-        layer = self._model.get_submodule(path)
+        mapped = self._map(name)
+        layer = self._model.get_submodule(mapped[0].rpartition(".")[0] if mapped else "")
         layer = getattr(layer, "base_layer", layer)
         groups = int(layer.total_num_kv_heads)
         queries = int(layer.total_num_heads) // groups
@@ -157,6 +156,10 @@ class Atlas:
             name, shard = mapped
         elif mapper is not None:
             name = mapper._map_name(name) or name
+        first = name.partition(".")[0]
+        inner = getattr(self._model, "transformer", None)
+        if not hasattr(self._model, first) and hasattr(inner, first):
+            name = f"transformer.{name}"  # files of the bare model, as GPT-2's and BLOOM's own
         path, _, leaf = name.rpartition(".")
         if shard is None:  # models that fuse inside load_weights
             parent, _, last = path.rpartition(".")

@@ -129,6 +129,13 @@ class Traces:
             trace.sums = row_sums(part)
         self._traces.append(trace)
 
+    def keep(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Takes checksums of what a reload must leave as it was (see derived.buffer_sums)."""
+        for name in {**before, **after}:
+            same = name in before and name in after and before[name].equal(after[name])
+            if not same:
+                self.verdict.wrong[name] = float("inf")
+
     def _shares(self, place: Place) -> bool:
         """Whether a place is the input embeddings that the output head uses, too."""
         last = place.name.rpartition(".")[2]

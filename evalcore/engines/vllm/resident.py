@@ -181,21 +181,36 @@ class Resident:
 
         Raises:
             IncompatibleError: The adapter does not fit the checkpoint.
+            SubjectError: It would have to be merged, in 16-bit.
         """
         if subject.adapter is None or resolve_adapters(self._spec) != "batched":
             return False
         layout = weight_layout(subject.checkpoint.path)
         reason = reason_to_merge(subject.adapter, layout, self._spec.max_lora_rank, self._device)
         if reason is not None:
-            details["adapter"] = f"merged: {reason}"
+            self._may_merge(subject, reason, details)
         return reason is None
+
+    def _may_merge(self, subject: Subject, reason: str, details: dict[str, str]) -> None:
+        """Notes why an adapter is merged although adapters go beside the weights.
+
+        Raises:
+            SubjectError: In 16-bit merged weights give other numbers than the run's class says.
+        """
+        if self._spec.dtype != "float32":
+            raise SubjectError(
+                f"{subject.label}: it cannot be applied beside the weights: {reason}; merged, it "
+                f"would give other numbers in {self._spec.dtype} than batched adapters do: score "
+                f"it with --adapters merged, in a results folder of its own"
+            )
+        details["adapter"] = f"merged: {reason}"
 
     def _attach(self, subject: Subject, details: dict[str, str]) -> bool:
         """Loads an adapter beside the weights and proves it; False where vLLM refuses it.
 
         Raises:
             NodeError: The adapter's files are not the planned ones.
-            SubjectError: They hold numbers that are none.
+            SubjectError: They hold numbers that are none, or vLLM refuses them in 16-bit.
             ProofError: vLLM holds other numbers than they.
         """
         adapter = subject.adapter
@@ -212,7 +227,7 @@ class Resident:
                     call(self._llm, "evalcore_slot", subject, self._lora.lora_int_id)
                     self._stats["proof_s"] += time.perf_counter() - begin
         except ValueError as error:
-            details["adapter"] = f"merged: vllm refuses it ({first_line(error)})"
+            self._may_merge(subject, f"vllm refuses it ({first_line(error)})", details)
             return False
         except EvalcoreError:
             self._slots.drop(adapter)

@@ -191,6 +191,7 @@ def reload(runner: Any, vllm_config: Any, subject: Subject, *, remedy: bool = Tr
 
     model = runner.get_model()
     reading = Reading(subject, vllm_config, model, runner.device)
+    buffers = derived.buffer_sums(model)
     with set_current_vllm_config(vllm_config):
         if remedy:
             derived.before_reload(model)
@@ -200,6 +201,7 @@ def reload(runner: Any, vllm_config: Any, subject: Subject, *, remedy: bool = Tr
             raise EngineError(f"reload stopped half way: {error}") from error
         if remedy:
             derived.after_reload(model)
+    reading.traces.keep(buffers, derived.buffer_sums(model))
     return Loaded(reading.traces, reading.finish())
 
 
