@@ -83,7 +83,13 @@ def _traps() -> list[Check]:
             "ok",
             "tied embeddings",
             "vLLM on CPUs keeps a packed copy of lm_head over a weight reload: repacked after "
-            "every swap, and proven with a probe vector",
+            "every swap, and proven with seeded vectors",
+        ),
+        Check(
+            "warn" if gpu_count() else "ok",
+            "proofs on GPUs",
+            "row checksums of what GPUs store plainly and the parts of tensor-parallel ranks were "
+            "tested on CPUs only; what they cannot prove gets an engine of its own, never a swap",
         ),
         Check(
             "ok",

@@ -62,6 +62,20 @@ def adapter_lines(summary: RunSummary) -> list[str]:
     return [f"adapters: {ways}"]
 
 
+def proof_lines(summary: RunSummary) -> list[str]:
+    """How much of the weights was proven, and whether engines served one subject only."""
+    if summary.proven_share is None:
+        return []
+    least = summary.proven_share
+    share = "all" if least >= 1 else f"at least {100 * least:.1f} %"
+    lines = [f"proven: {share} of the parameters of every model in place"]
+    lines += [
+        f"an engine {why} ({units:,} unit{'s' if units > 1 else ''})"
+        for why, units in summary.alone.items()
+    ]
+    return lines
+
+
 def effort_lines(outcome: ScoreOutcome) -> list[str]:
     """Operations of a run and, where the device's peak is known, the share of it."""
     if outcome.flops is None:
@@ -130,6 +144,7 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
             f"block limit); {s.cached_tokens:,} shared or cached; {s.fallbacks:,} fall-backs"
         )
     lines += adapter_lines(s)
+    lines += proof_lines(s)
     lines += effort_lines(outcome)
     certified = f"certifying {s.certify_s:.1f} s, " if s.certify_s else ""
     lines.append(

@@ -31,6 +31,8 @@ class UnitReport:
         wait_s: Time the worker waited for this unit after the one before.
         loads: How each subject came into place (see ``LoadReport.kind``).
         adapters: Subject id -> how its adapter was applied.
+        proven_share: The least share of a model's parameters that was proven.
+        alone: Why engines were started for single subjects; ``""`` if none was.
         rescored: The sample that was scored twice.
     """
 
@@ -53,6 +55,8 @@ class UnitReport:
     wait_s: float = 0.0
     loads: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)
+    proven_share: float = 1.0
+    alone: str = ""
     rescored: Rescored | None = None
 
 
@@ -91,6 +95,9 @@ class RunSummary:
         loads: Kind of load -> how often.
         adapters: Subject id -> how its adapter was applied (``batched``, ``merged``, or ``merged:``
             and why it could not be batched).
+        proven_share: The least share of a model's parameters that was proven (None before the
+            first load).
+        alone: Why engines were started for single subjects -> for how many units.
         failed_cells: Cell key -> one line why (all of it or some of its rows).
         failed_examples: Rows of these that are not scored.
         given_up: Worker and machine -> why it got no more work.
@@ -121,6 +128,8 @@ class RunSummary:
     checkpoints: dict[str, Effort] = field(default_factory=dict)
     loads: dict[str, int] = field(default_factory=dict)
     adapters: dict[str, str] = field(default_factory=dict)
+    proven_share: float | None = None
+    alone: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
     stopped: str | None = None
     failed_cells: dict[str, str] = field(default_factory=dict)
@@ -139,6 +148,10 @@ class RunSummary:
         effort.head_rows += report.head_rows + report.new_tokens
         for kind in report.loads:
             self.loads[kind] = self.loads.get(kind, 0) + 1
+        known = 1.0 if self.proven_share is None else self.proven_share
+        self.proven_share = min(known, report.proven_share)
+        if report.alone:
+            self.alone[report.alone] = self.alone.get(report.alone, 0) + 1
         for subject, how in report.adapters.items():
             # A subject that was still in place is reported without a word on how.
             if how != "merged" or subject not in self.adapters:

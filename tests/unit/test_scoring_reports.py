@@ -17,7 +17,7 @@ from test_planning import make_grid, ranked
 from evalcore.app.adapters import AdapterPlan, check_way, choose_way, plan_adapters, stored_way
 from evalcore.app.flops import run_flops
 from evalcore.app.score import _count_flops
-from evalcore.app.words import adapter_lines
+from evalcore.app.words import adapter_lines, proof_lines
 from evalcore.cli.progress import ScoreProgress, figures
 from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.engines.rounding import lost_in
@@ -49,6 +49,19 @@ def test_ways_of_adapters_are_counted_once_each() -> None:
         summary.spent(UnitReport("a", adapters={"x": "batched", "y": "merged: DoRA"}))
     summary.spent(UnitReport("b", adapters={"x": "merged", "z": "merged"}))
     assert adapter_lines(summary) == ["adapters: 1 batched, 1 merged: DoRA, 1 merged"]
+
+
+def test_proofs_are_told() -> None:
+    summary = RunSummary()
+    assert proof_lines(summary) == []
+    summary.spent(UnitReport("a"))
+    assert proof_lines(summary) == ["proven: all of the parameters of every model in place"]
+    why = "started for this subject: 98.5% of the parameters can be proven"
+    summary.spent(UnitReport("b", proven_share=0.9852, alone=why))
+    assert proof_lines(summary) == [
+        "proven: at least 98.5 % of the parameters of every model in place",
+        f"an engine {why} (1 unit)",
+    ]
 
 
 @pytest.mark.parametrize(
