@@ -49,7 +49,7 @@ proofs-matrix: $(STAMP)  ## architectures, strategies and adapters against trans
 		tests/agreement/test_adapters_wild.py tests/agreement/test_engines_families.py
 
 proofs-mutations: $(STAMP)  ## some fifty faults seeded into loads: refused, or harmless
-	$(BIN)/python -m pytest -q -m proof tests/agreement/test_mutations.py
+	$(BIN)/python -m pytest -q -s -m proof tests/agreement/test_mutations.py
 
 proofs-bitflips: $(STAMP)  ## 1,000 flipped bits in results: found or without effect (20 minutes)
 	$(BIN)/python -m bench.bitflips --flips 400,300,300

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from evalcore.engines.protocol import EngineSpec, LoadReport
 from evalcore.errors import EvalcoreError
 from evalcore.types import ScoreBatch, Subject
@@ -64,7 +66,7 @@ FAULTS: dict[str, Fault] = {
     # what the model holds after the load
     "stale head (tied)": Fault("ProofError", m.heads_left, model="llama-tied"),
     "tied embeddings kept": Fault("ProofError", m.kept("embed_tokens"), model="llama-tied"),
-    "rotary table spoiled": Fault("ProofError", m.afterwards(m.rotary), quick=True),
+    "rotary table spoiled": Fault("ProofError", m.afterwards(m.rotary), lasting=True),
     "a norm cleared": Fault("ProofError", m.afterwards(m.nothing_in("model.norm"))),
     "a bias dropped": Fault(
         "ProofError", m.afterwards(m.nothing_in("1.self_attn.qkv_proj.bias")), model="qwen-tied"
@@ -169,7 +171,12 @@ def attempt(
     except EvalcoreError as error:
         name, message = type(error).__name__, str(error)
     engine._in_place = engine._weights = None
-    engine.load(target)
+    if fault.lasting:
+        engine._stop()
+    try:
+        engine.load(target)
+    except EvalcoreError as error:
+        return name, f"the next load is refused: {error}", scores, np.inf
     return name, message, scores, engine.score(batch).token_logprobs
 
 

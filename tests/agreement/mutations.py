@@ -52,6 +52,7 @@ class Fault:
         model: Kind of model.
         target: Which subject is loaded.
         quick: Whether it is part of ``make test``.
+        lasting: Whether no load mends it, only a new engine (which a refused swap leads to).
     """
 
     guard: str
@@ -59,6 +60,7 @@ class Fault:
     model: str = "llama-untied"
     target: str = "base 1"
     quick: bool = False
+    lasting: bool = False
 
 
 # -- the loader's stream ---------------------------------------------------------------------------

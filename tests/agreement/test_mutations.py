@@ -54,12 +54,12 @@ def make(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject],
 
 def check(
     children: tuple[Child, Child], folder: Path, spec: EngineSpec, faults: dict[str, Fault]
-) -> list[str]:
-    """What became of each fault (lines of a table); raises if one was neither refused nor harmless.
+) -> None:
+    """Prints what becomes of each fault; raises if one was neither refused nor harmless.
 
     The load after it is an honest one, and agrees with the oracle.
     """
-    batch, lines, wrong = random_batch(3, 8, max_context=60), [], []
+    batch, wrong = random_batch(3, 8, max_context=60), []
     for kind in dict.fromkeys(fault.model for fault in faults.values()):
         place = str(folder / kind)
         subjects, expected = children[0].call(make, place, kind, batch)
@@ -69,13 +69,12 @@ def check(
             wanted = expected[fault.target][0].token_logprobs
             gap = np.inf if scores is None else float(np.abs(scores - wanted).max())
             line = f"{what:45} {error or f'harmless, {gap:.1e}':22} {message[-90:]}"
-            lines.append(line)
+            print(line, flush=True)
             if error != fault.guard or not (error or gap <= HARMLESS):
                 wrong.append(line)
             if not np.abs(after - wanted).max() < HARMLESS:
-                wrong.append(f"{what}: the next load does not mend it")
+                wrong.append(f"{what}: the next load does not mend it {message[:200]}")
     assert not wrong, "\n".join(wrong)
-    return lines
 
 
 @pytest.mark.slow
@@ -86,10 +85,6 @@ def test_faults_of_each_sort_are_refused(children: tuple[Child, Child], tmp_path
 
 
 @pytest.mark.proof
-def test_every_fault_is_refused_or_harmless(
-    children: tuple[Child, Child], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = check(children, tmp_path / "merged", MERGED, FAULTS)
-    lines += check(children, tmp_path / "batched", BATCHED, SLOT_FAULTS)
-    with capsys.disabled():
-        print("", *lines, sep="\n")
+def test_every_fault_is_refused_or_harmless(children: tuple[Child, Child], tmp_path: Path) -> None:
+    check(children, tmp_path / "merged", MERGED, FAULTS)
+    check(children, tmp_path / "batched", BATCHED, SLOT_FAULTS)

@@ -9,6 +9,7 @@ weights and needs no copy of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,7 +130,7 @@ class Traces:
             trace.sums = row_sums(part)
         self._traces.append(trace)
 
-    def keep(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+    def keep(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Takes checksums of what a reload must leave as it was (see derived.buffer_sums)."""
         for name in {**before, **after}:
             same = name in before and name in after and before[name].equal(after[name])

@@ -6,7 +6,7 @@ uninitialised, which gives finite garbage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -173,13 +173,21 @@ def _nonfinite(path: str) -> Iterator[str]:
                 yield name
 
 
-def reload(runner: Any, vllm_config: Any, subject: Subject, *, remedy: bool = True) -> Loaded:
+def reload(
+    runner: Any,
+    vllm_config: Any,
+    subject: Subject,
+    buffers: Mapping[str, Any],
+    *,
+    remedy: bool = True,
+) -> Loaded:
     """Puts a checkpoint, with an adapter merged, into the running model.
 
     Args:
         runner: vLLM's model runner.
         vllm_config: Its configuration.
         subject: Its checkpoint has the names, shapes and numeric configuration of the one there.
+        buffers: Checksums at the start (see derived.buffer_sums).
         remedy: Whether derived state is made anew (False only in the test of the traps).
 
     Raises:
@@ -191,7 +199,6 @@ def reload(runner: Any, vllm_config: Any, subject: Subject, *, remedy: bool = Tr
 
     model = runner.get_model()
     reading = Reading(subject, vllm_config, model, runner.device)
-    buffers = derived.buffer_sums(model)
     with set_current_vllm_config(vllm_config):
         if remedy:
             derived.before_reload(model)

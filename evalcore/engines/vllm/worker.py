@@ -10,7 +10,7 @@ import pickle
 import time
 from typing import Any
 
-from evalcore.engines.vllm import packed, slots, weights
+from evalcore.engines.vllm import derived, packed, slots, weights
 from evalcore.engines.vllm.growth import Growth
 from evalcore.errors import EngineError, EvalcoreError
 from evalcore.types import ScoreBatch, Subject
@@ -67,6 +67,7 @@ class WorkerExtension:
 
     model_runner: Any
     vllm_config: Any
+    evalcore_buffers: dict[str, Any]  # checksums at the start
 
     def evalcore_call(self, message: bytes) -> bytes:
         """The other end of :func:`call`."""
@@ -93,13 +94,15 @@ class WorkerExtension:
     def evalcore_prove_start(self, subject: Subject) -> dict[str, Any]:
         """Proves a model that vLLM loaded by itself."""
         begin = time.perf_counter()
+        self.evalcore_buffers = derived.buffer_sums(self.model_runner.get_model())
         return self._answer(weights.read_again(self.model_runner, self.vllm_config, subject), begin)
 
     def evalcore_load(self, subject: Subject, remedy: bool = True) -> dict[str, Any]:
         """Swaps checkpoint and adapter in, and proves it."""
         begin = time.perf_counter()
         runner = self.model_runner
-        loaded = weights.reload(runner, self.vllm_config, subject, remedy=remedy)
+        buffers = self.evalcore_buffers
+        loaded = weights.reload(runner, self.vllm_config, subject, buffers, remedy=remedy)
         return self._answer(loaded, begin)
 
     def evalcore_slot(self, subject: Subject, number: int) -> None:
