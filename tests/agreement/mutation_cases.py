@@ -37,7 +37,7 @@ FAULTS: dict[str, Fault] = {
         "ProofError", m.tensor(_Q0, lambda v: v * 1.001)
     ),
     "a matrix rounded to bfloat16": Fault("ProofError", m.tensor(_Q0, m.rounded)),
-    "last bits of a matrix": Fault("", m.tensor(_Q0, m.last_bit)),
+    "last bit of a number": Fault("", m.tensor(_Q0, m.at(3, m.last_bit))),
     "a norm spoiled": Fault(
         "ProofError", m.tensor("1.input_layernorm", m.at(5, lambda v: v * 1.0001)), quick=True
     ),
