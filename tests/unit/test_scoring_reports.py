@@ -197,7 +197,9 @@ def test_operations_are_summed_over_checkpoints_of_different_shape(
                                  computed_tokens=tokens, head_rows=10, new_tokens=1))  # fmt: skip
     assert list(summary.checkpoints.values()) == [Effort(101, 11), Effort(1001, 11)]
     outcome = SimpleNamespace(summary=summary, limits={"attended": 500, "token_limit": 100})
-    _count_flops(outcome, EngineSpec(device="cpu"), subjects, 2.0)  # type: ignore[arg-type]
+    place = SimpleNamespace(gpu_name=None)
+    prepared = SimpleNamespace(spec=EngineSpec(device="cpu"), subjects=subjects, place=place)
+    _count_flops(outcome, prepared, 2.0)  # type: ignore[arg-type]
     one, other = (
         run_flops(numeric_config(path), computed_tokens=n, head_rows=11, mean_context=5.0) or 0.0
         for path, n in zip(paths, (101, 1001), strict=True)
