@@ -153,15 +153,16 @@ def tuned_status(summary: TuneSummary) -> int:
 
 def tuned_lines(summary: TuneSummary) -> list[str]:
     """What a tuning run did, for a person."""
+    stopped = ["stopped: run the same command again to go on"] if summary.stopped else []
     if not (summary.results or summary.failures):
-        return ["no adapter is missing"]
+        return stopped or ["no adapter is missing"]
     lines = [
         f"{len(summary.results)} adapters trained in {summary.wall_s:.1f} s, "
         f"{summary.tokens_per_s:,.0f} tokens/s"
     ]
     lines += [f"not trained: {failure.job_id}: {failure.error}" for failure in summary.failures]
     lines += [f"untrained (zero change): {result.job_id}" for result in summary.untrained]
-    return lines
+    return [*lines, *stopped]
 
 
 def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:

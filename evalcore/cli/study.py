@@ -163,6 +163,8 @@ def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -
     if outcome.scored is not None:
         echo_summary(outcome.scored, scores=False)  # the study's table follows
         echo(f"results: {outcome.scored.output}")
+        if options["shard"] is not None:
+            echo(f"when all parts are done: evalcore report {outcome.scored.output}")
     if outcome.made is not None:
         echo()
         echo(outcome.made.table)

@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from click.testing import CliRunner
 
 import evalcore.tasks.registry
-from evalcore.app import ScoreOptions, StudyOptions
+from evalcore.app import ScoreOptions, StudyOptions, tuned_lines
 from evalcore.app.study import FROM_FILE, scoring_options, study
 from evalcore.app.tuning import plan_tuning
 from evalcore.cli import cli
@@ -25,7 +25,7 @@ from evalcore.cli.study import _study_options, run
 from evalcore.errors import InputError
 from evalcore.prompting import load_tokenizer
 from evalcore.prompting.variants import prompts_root
-from finetune import check_data, load_study, plan_jobs
+from finetune import TuneSummary, check_data, load_study, plan_jobs
 from finetune.data import build_training_set
 from finetune.study import EvaluationSpec
 
@@ -189,3 +189,9 @@ def test_the_file_takes_what_the_command_line_takes(key: str, name: str) -> None
     elif isinstance(param.type, click.IntRange):
         bounds = {type(bound): bound for bound in spec.metadata}
         assert [bounds[kind] for kind in bounds] == [Ge(param.type.min), Le(param.type.max)]
+
+
+def test_tuning_that_was_stopped_does_not_say_that_nothing_is_missing() -> None:
+    stopped, done = (TuneSummary((), (), stopped, 1.0, 0) for stopped in (True, False))
+    assert tuned_lines(stopped) == ["stopped: run the same command again to go on"]
+    assert tuned_lines(done) == ["no adapter is missing"]
