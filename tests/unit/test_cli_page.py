@@ -1,0 +1,21 @@
+"""docs/cli.md says what the commands say."""
+
+from __future__ import annotations
+
+from evalcore.cli.page import PAGE, page
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run: python -m evalcore.cli.page"
+
+
+def test_every_option_has_a_sentence() -> None:
+    import click
+
+    from evalcore.cli import cli
+    from evalcore.cli.page import _commands
+
+    for context in _commands(click.Context(cli, info_name="evalcore")):
+        for parameter in context.command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.help, f"{context.command_path} {parameter.opts[0]}"
