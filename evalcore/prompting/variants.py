@@ -25,7 +25,7 @@ from evalcore.types import TEMPLATE_DATE, AnswerWay, Variant
 # Raise it when the same template and document would give other text than before.
 RENDERER_VERSION = 1
 PAPER = ("default", "instruct", "io")
-"""The three formats of Sun & Dredze (2024), which every group has."""
+"""Three formats after those of Sun & Dredze (2024), in our own words; every group has them."""
 _PARAPHRASE = re.compile(r"^p\d+$")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
