@@ -55,7 +55,7 @@ from evalcore.app.bench_models import (
 from evalcore.app.bench_requests import RequestCounts, RequestShape, longest_sequence
 from evalcore.app.bench_tables import markdown
 from evalcore.app.bench_worker import device_name
-from evalcore.app.grid import installed_versions
+from evalcore.app.cells import installed_versions
 from evalcore.engines import create_engine
 from evalcore.engines.protocol import Dtype, EngineSpec
 from evalcore.identity import numeric_config

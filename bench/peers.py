@@ -33,7 +33,7 @@ from bench.peers_runs import Setting, check_agreement, run_evalcore, run_peer, t
 from bench.peers_table import SYSTEMS, not_the_same, write_summary
 from evalcore.app.bench_models import BUILTIN_CONFIGS
 from evalcore.app.bench_worker import device_name
-from evalcore.app.grid import installed_versions
+from evalcore.app.cells import installed_versions
 
 
 class Turn(NamedTuple):

@@ -1,7 +1,7 @@
 """The whole flow: score(), study(), demo(), report(), export()."""
 
 from evalcore.app.blocks import prompt_blocks
-from evalcore.app.grid import GridOptions
+from evalcore.app.cells import GridOptions
 from evalcore.app.report import (
     MadeReport,
     export,

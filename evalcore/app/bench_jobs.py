@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.app.bench_requests import RequestCounts, RequestShape
+from evalcore.app.cells import installed_versions
 from evalcore.app.flops import ModelShape, mfu, peak_flops
-from evalcore.app.grid import installed_versions
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_device
 from evalcore.identity import numeric_config
 from evalcore.types import ScoreBatch

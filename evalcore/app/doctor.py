@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from evalcore.app.grid import installed_versions
+from evalcore.app.cells import installed_versions
 from evalcore.machine import cores, gpu_count
 
 VERIFIED_VLLM = ("0.32",)

@@ -12,7 +12,7 @@ from evalcore.store import ResultStore
 from evalcore.types import Document
 
 if TYPE_CHECKING:
-    from evalcore.app.grid import Grid
+    from evalcore.app.cells import Grid
 
 
 def keep_inputs(store: ResultStore, grid: Grid) -> None:

@@ -17,7 +17,7 @@ from evalcore.prompting import read_requests
 from evalcore.store import ResultStore
 
 if TYPE_CHECKING:
-    from evalcore.app.grid import Grid
+    from evalcore.app.cells import Grid
     from evalcore.planning import PlannedCell
 
 

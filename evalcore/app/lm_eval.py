@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.app.asking import asked_of
-from evalcore.app.grid import (
+from evalcore.app.cells import (
     Grid,
     GridOptions,
     RequestFile,

@@ -14,15 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
+from evalcore.app.cells import Grid, GridOptions, encoding_settings, installed_versions
 from evalcore.app.flops import peak_flops, run_flops
-from evalcore.app.grid import (
-    Grid,
-    GridOptions,
-    build_grid,
-    encoding_settings,
-    installed_versions,
-    require_documents,
-)
+from evalcore.app.grid import build_grid, require_documents
 from evalcore.app.inputs import keep_inputs
 from evalcore.app.kept import keep_answers
 from evalcore.app.labels import labelled_subjects, untaught_notes

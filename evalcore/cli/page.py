@@ -16,8 +16,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 _WIDTH = 96
 _HEAD = """# The command line
 
-Made from the commands' own help by `python -m evalcore.cli.page`. Tab completion is click's: for bash
-`eval "$(_EVALCORE_COMPLETE=bash_source evalcore)"`, likewise `zsh_source` and `fish_source`.
+Made from the commands' own help by `python -m evalcore.cli.page`. Tab completion is click's: for
+bash `eval "$(_EVALCORE_COMPLETE=bash_source evalcore)"`, likewise `zsh_source` and `fish_source`.
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evalcore.app.grid import Grid
+from evalcore.app.cells import Grid
 from evalcore.app.inputs import keep_inputs
 from evalcore.errors import InputError, NodeError
 from evalcore.planning import PlannedCell

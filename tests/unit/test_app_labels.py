@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evalcore.app.grid import cell_row
+from evalcore.app.cells import cell_row
 from evalcore.app.labels import label, labelled_subjects
 from evalcore.app.score import ScoreOptions
 from evalcore.errors import InputError, UnknownNameError

