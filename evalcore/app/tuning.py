@@ -114,7 +114,9 @@ def _devices(options: StudyOptions, gpus: Sequence[str] | None) -> tuple[tuple[s
     """
     if options.scoring.cluster == "ray" and is_connected():
         nodes = ray_nodes()
-        count = int(sum(node.gpus for node in nodes))
+        there = int(sum(node.gpus for node in nodes))
+        most = options.scoring.num_gpus
+        count = there if most is None else min(there, most)
         lending = [int(n.cpus) for n in nodes if n.cpus >= 1 and (n.gpus or not count)]
         return (), count, max(1, min(lending, default=1))
     names = tuple(visible_gpus() if gpus is None else gpus)[: options.scoring.num_gpus]

@@ -85,6 +85,22 @@ def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | No
     return seconds
 
 
+DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="What engines compute on: auto takes GPUs where they are, on this machine or, with "
+    "--cluster ray, on the cluster's nodes; cuda: without one nothing is done.",
+)  # fmt: skip
+NUM_GPUS = click.option(
+    "--num-gpus", type=click.IntRange(0, MAX_WORKERS * MAX_GPUS),
+    help="GPUs to use at most, over all engines (default: all that are shown).",
+)  # fmt: skip
+CLUSTER = click.option(
+    "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Workers as child processes of this one, or as Ray actors.",
+)  # fmt: skip
+RAY_ADDRESS = click.option(
+    "--ray-address", metavar="ADDRESS", help="Ray cluster to join (auto: the running one)."
+)  # fmt: skip
 _RUN_OPTIONS = [
     click.option(
         "--limit", type=LIMIT, metavar="N|first:N",
@@ -138,15 +154,8 @@ _ENGINE_OPTIONS = [
         "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
         show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
     ),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-        help="What engines compute on: auto takes GPUs where they are, on this machine or, with "
-        "--cluster ray, on the cluster's nodes; cuda: without one nothing is done.",
-    ),
-    click.option(
-        "--num-gpus", type=click.IntRange(0, MAX_WORKERS * MAX_GPUS),
-        help="GPUs to use at most, over all engines (default: all that are shown).",
-    ),
+    DEVICE,
+    NUM_GPUS,
     click.option(
         "--strategy", type=click.Choice(["auto", "packed", "cached", "plain"]), default="auto",
         show_default=True, help="How choices are scored; auto takes the cheapest exact one.",
@@ -160,13 +169,8 @@ _ENGINE_OPTIONS = [
     click.option(
         "--max-length", type=click.IntRange(8, 2**24), help="Tokens of prompt and answer."
     ),
-    click.option(
-        "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-        help="Workers as child processes of this one, or as Ray actors.",
-    ),
-    click.option(
-        "--ray-address", metavar="ADDRESS", help="Ray cluster to join (auto: the running one)."
-    ),
+    CLUSTER,
+    RAY_ADDRESS,
     click.option(
         "--workers", type=click.IntRange(1, MAX_WORKERS),
         help="Engines at a time (default: one per GPU, or 1)."

@@ -10,7 +10,11 @@ import click
 
 from evalcore.cli.command import SectionedCommand
 from evalcore.cli.options import (
+    CLUSTER,
+    DEVICE,
     MAX_WORKERS,
+    NUM_GPUS,
+    RAY_ADDRESS,
     Finite,
     echo_summary,
     engine_options,
@@ -112,13 +116,10 @@ def run(study_file: Path, output: Path | None, **options: Any) -> int:
     "--mfu", type=Finite(0, 1, min_open=True), default=0.3, show_default=True,
     help="Share of that peak that training reaches.",
 )  # fmt: skip
-@click.option(
-    "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-    help="Workers as child processes of this one, or as Ray actors.",
-)  # fmt: skip
-@click.option(
-    "--ray-address", metavar="ADDRESS", help="Ray cluster to join (auto: the running one)."
-)
+@DEVICE
+@NUM_GPUS
+@CLUSTER
+@RAY_ADDRESS
 @_tuning_options
 def finetune(
     study_file: Path,
