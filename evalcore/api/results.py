@@ -243,9 +243,12 @@ class Results:
         return report(self.path, Path(output or self.path / "report"), title=title)
 
     def export(
-        self, file: str | os.PathLike[str], format: Literal["parquet", "csv"] = "parquet"
+        self, file: str | os.PathLike[str], format: Literal["parquet", "csv"] | None = None
     ) -> int:
-        """Writes every example joined with its cell as one file; gives the number of rows."""
+        """Writes every example joined with its cell as one file; gives the number of rows.
+
+        ``format`` None: csv where the file's name ends in .csv, else parquet.
+        """
         return export(self.path, Path(file), format)
 
     def label(

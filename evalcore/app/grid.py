@@ -19,7 +19,7 @@ from evalcore.app.cells import (
 )
 from evalcore.app.learned import LearnedRows
 from evalcore.app.lm_eval import add_cells
-from evalcore.errors import DataError
+from evalcore.errors import DataError, InputError
 from evalcore.identity import (
     NumericsClass,
     cell_key,
@@ -216,6 +216,12 @@ class _Files:
 
     def of(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, RequestFile]:
         """Settings and requests for a checkpoint, encoded once for each tokenizer."""
+        if self.variant.chat and not checkpoint.template_fingerprint:
+            raise InputError(
+                f"prompt {self.variant.group}/{self.variant.name}: needs a tokenizer with a chat "
+                f"template; that of {checkpoint.name} has none: leave one of the two out, or give "
+                "another with --tokenizer PATH"
+            )
         settings = encoding_settings(checkpoint, self.options.max_length)
         template = checkpoint.template_fingerprint if self.variant.chat else ""
         at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)

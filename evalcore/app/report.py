@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from evalcore.errors import InputError
 from evalcore.store import ResultStore, text_columns, to_csv, to_parquet
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from evalcore.analysis import Flag, Group, Way
     from evalcore.analysis.scores import By, ScoreRow
     from finetune import Study
+
+log = logging.getLogger("evalcore")
 
 # Of what made a row: these belong to its subject, not to the machine.
 MAY_DIFFER = {"adapter", "proven_share", "compared"}
@@ -119,6 +122,9 @@ def scores(
         store: The results.
         by: ``task``: one row per subject, task and way of asking; ``prompt``: one per cell.
         cells: Only these cells (keys), and those of their subjects' bases; None: all.
+
+    Raises:
+        InputError: There are rows, but no record of whose they are.
     """
     from evalcore.analysis import ScoreBook, Way, score_rows
     from evalcore.analysis.ways import ranked
@@ -137,6 +143,10 @@ def scores(
         table = store.read(cells=by_task[task])
         if table.num_rows:
             rows += score_rows(ScoreBook.from_table(table, preferred=preferred), by)
+    if cells is None and (lost := store.undescribed()):
+        if not rows:
+            raise InputError(f"{store.path}: {lost}")
+        log.warning("%s: %s", store.path, lost)
     return rows
 
 
@@ -156,13 +166,17 @@ def write_scores_csv(rows: Sequence[ScoreRow], by: By, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def export(results: Path, output: Path, kind: str) -> int:
+def export(results: Path, output: Path, kind: Literal["parquet", "csv"] | None = None) -> int:
     """Writes the joined table as ``parquet`` or ``csv``; returns its number of rows.
+
+    ``kind`` None: csv where the file's name ends in .csv, else parquet.
 
     Column ``score`` is each row's value of its task's primary metric (or what stands for it where
     that has no value per document); null where a prompt did not fit.
     """
     store = open_results(results)
+    if kind is None:
+        kind = "csv" if output.suffix.lower() == ".csv" else "parquet"
     write = to_parquet if kind == "parquet" else to_csv
     return write(store, output, _with_scores)
 

@@ -75,13 +75,13 @@ def report(
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "kind", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True,
-    help="csv writes lists as JSON text.",
+    "--format", "kind", type=click.Choice(["parquet", "csv"]),
+    help="csv writes lists as JSON text. Without it: csv if the file ends in .csv, else parquet.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
 )
-def export(results: Path, kind: str, output: Path) -> int:
+def export(results: Path, kind: Literal["parquet", "csv"] | None, output: Path) -> int:
     """Writes every scored example, joined with its cell, as one file."""
     from evalcore.app import export as write
 

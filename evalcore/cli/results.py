@@ -53,10 +53,13 @@ def cells(
     A prompt or task that was mended and scored again supersedes what was scored before it. Nothing
     is ever deleted: RESULTS keeps the rows of superseded and dropped cells.
     """
+    from evalcore.app import open_results
     from evalcore.app import results as care
 
     if action == "list":
         echo("\n".join(care.cell_lines(care.list_cells(results), every=every)))
+        if lost := open_results(results).undescribed():
+            echo(lost)
         return 0
     patterns = {"checkpoint": checkpoint, "adapter": adapter, "task": task, "variant": variant}
     chosen = care.select_cells(results, keys, patterns, superseded=superseded)
@@ -72,16 +75,21 @@ def cells(
 def compact(results: Path) -> int:
     """Merges many small segments into few and gives files of earlier versions checksums.
 
-    Safe beside runs that write, and at any moment to stop.
+    Safe beside runs that write, and at any moment to stop. Damaged files move to RESULTS/damaged
+    first, as `evalcore verify` does it; status 1 if there are any.
     """
     from evalcore.app.results import compact as merge_segments
 
     done = merge_segments(results)
+    for line in done.damaged:
+        echo(line)
     echo(
         f"{done.segments_before:,} segments -> {done.segments_after:,}; {done.rows:,} rows, "
         f"{done.doubles_removed:,} doubles removed"
     )
-    return 0
+    if done.damaged:
+        echo("damaged files lie in damaged/; the next run scores what is lost")
+    return 1 if done.damaged else 0
 
 
 @click.command()

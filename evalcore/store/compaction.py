@@ -33,12 +33,13 @@ TARGET_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class CompactReport:
-    """What a compaction did."""
+    """What a compaction did; ``damaged``: a line for each file that was set aside before."""
 
     segments_before: int
     segments_after: int
     rows: int
     doubles_removed: int
+    damaged: tuple[str, ...] = ()
 
 
 def compact_segments(

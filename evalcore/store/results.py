@@ -25,6 +25,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -186,13 +187,14 @@ class ResultStore:
     def compact(self, **options: Any) -> CompactReport:
         """Merges small segments into few and drops doubled rows; safe to kill, safe beside writers.
 
-        Segments of an earlier schema are written anew, with checksums. Damaged rows are set aside
-        first. ``options``: see :func:`evalcore.store.compaction.compact_segments`.
+        Segments of an earlier schema are written anew, with checksums. What is damaged is set aside
+        first, and named. ``options``: see :func:`evalcore.store.compaction.compact_segments`.
         """
-        self.verify()
-        return self._retried(
+        damaged = tuple(damage.line() for damage in self.verify().damaged)
+        done = self._retried(
             lambda: compact_segments(self.segments_folder, self._infos(), **options)
         )
+        return replace(done, damaged=damaged)
 
     @property
     def num_bytes(self) -> int:
@@ -227,6 +229,20 @@ class ResultStore:
         """
         records = self._cells.read()
         return self._cells_table(records, None if every else self._states(records))
+
+    def undescribed(self) -> str | None:
+        """A line about cells that have rows but no record of whose they are; None: there are none.
+
+        That is so where a file of ``cells/`` was damaged or lost, until a run records them again.
+        """
+        recorded = self._cells.read().rows
+        count = sum(cell not in recorded for cell in self.coverage())
+        if not count:
+            return None
+        return (
+            f"{count:,} cells have rows but no description (a file of cells/ is damaged or lost); "
+            "not used; the same `evalcore score` once more describes them again"
+        )
 
     def cell_states(self) -> dict[str, CellState]:
         """Whether each recorded cell is ``current``, ``superseded`` or ``dropped``."""

@@ -172,7 +172,7 @@ def test_a_base_without_a_template_is_asked_through_its_adapters(house: Path) ->
     grid = grid_of(house, "default:chat=1")
     own = {(task, True, "step-1~", who) for task in ("pick", "tell") for who in ("-", "a1")}
     assert named(grid) == own
-    with pytest.raises(InputError, match="needs a tokenizer with a chat template"):
+    with pytest.raises(InputError, match=r"template; that of step-1 has none"):
         grid_of(house, "default:chat=1", "base")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from evalcore.app import scores as score_rows
 from evalcore.cli.results import cells as cells_command
 from evalcore.cli.results import compact, merge, verify
 from evalcore.errors import InputError, ResultsError, UnknownNameError
@@ -179,6 +180,17 @@ def test_folders_are_merged(store: ResultStore, tmp_path: Path) -> None:
         merge_folders([broken], tmp_path / "new")
 
 
+def test_rows_that_nothing_describes_are_said(store: ResultStore) -> None:
+    assert store.undescribed() is None
+    assert score_rows(store) == []
+    score(store, "lost")
+    with pytest.raises(InputError, match="1 cells have rows but no description"):
+        score_rows(store)
+    assert "1 cells have rows but no description" in run(cells_command, store.path, "list")[1]
+    store.write_cells([make_cell("lost")])
+    assert ResultStore(store.path).undescribed() is None
+
+
 def run(command: Any, *args: Any) -> tuple[int, str]:
     result = CliRunner().invoke(command, [str(a) for a in args], standalone_mode=False)
     if result.exception is not None:
@@ -216,7 +228,9 @@ def test_commands(store: ResultStore, tmp_path: Path) -> None:
     assert status == 1
     assert "rows 0-8 lost of 3 cells (" in out
     assert path.exists()
-    assert run(verify, store.path)[0] == 1
+    status, out = run(compact, store.path)
+    assert status == 1
+    assert "rows 0-8 lost of 3 cells (" in out
     assert run(verify, store.path)[0] == 0
     out = run(merge, store.path, "-o", tmp_path / "copy")[1]
     assert "0 rows in" in out

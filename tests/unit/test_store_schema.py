@@ -122,6 +122,9 @@ def test_exports_have_a_score_and_names_in_every_row(old: Path, tmp_path: Path) 
     polars = pytest.importorskip("polars")
     assert export(old, tmp_path / "x.parquet", "parquet") == CELLS * DOCS
     assert export(old, tmp_path / "x.csv", "csv") == CELLS * DOCS
+    assert export(old, tmp_path / "y.csv") == export(old, tmp_path / "y") == CELLS * DOCS
+    assert (tmp_path / "y.csv").read_bytes() == (tmp_path / "x.csv").read_bytes()
+    assert (tmp_path / "y").read_bytes()[:4] == b"PAR1"
     frame = polars.read_parquet(tmp_path / "x.parquet")
     names = ["adapter", "task", "variant"]
     means = {
