@@ -213,23 +213,19 @@ def _lead(analysis: Analysis) -> list[str]:
     lines = []
     for row in (r for r in rows if r.subject.base == last):
         tasks = ", ".join(row.tasks)
-        verdict = _verdict(row.gain)
         seeds = f" ({len(row.subject.runs)} seeds)" if row.subject.runs else ""
         text = (
             f"{row.subject.checkpoint} tuned on {row.subject.tuning}{seeds}: "
             f"{plain(row.base.value)} becomes {plain(row.tuned.value)} on {tasks}, "
-            f"{verdict} of {interval(row.gain)} ({row.gain.claim or 'no interval'})"
+            f"{_verdict(row.gain, 'a gain', 'a loss', 'a change that could be chance')}"
         )
         if row.gain.prompts > 1:
-            text += f", by prompt {by_prompt(row.gain)}"
+            text += f"; by prompt {by_prompt(row.gain)}"
         if row.gain.turned:
             text += f" ({row.gain.turned} of {row.gain.prompts} have the other sign)"
         if row.over_control.n:
-            beyond = (
-                "above" if row.over_control.low99 > 0 else "below" if row.over_control.high99 < 0
-                else "not credibly different from"
-            )  # fmt: skip
-            text += f"; {beyond} the format-only control ({interval(row.over_control)})"
+            words = ("above", "below", "not credibly different")
+            text += f"; to the format-only control: {_verdict(row.over_control, *words)}"
         else:
             text += "; there is no control to tell format from ability"
         if row.notes:
@@ -238,15 +234,20 @@ def _lead(analysis: Analysis) -> list[str]:
     return lines
 
 
-def _verdict(gain: Estimate) -> str:
-    if gain.low99 > 0:
-        return "a gain"
-    if gain.high99 < 0:
-        return "a loss"
+def _verdict(gain: Estimate, more: str, less: str, neither: str) -> str:
+    """What may be said for these prompts and this run, and for the widest claim, with intervals."""
     within = gain.over_documents
-    if gain.claim and (within.low99 > 0 or within.high99 < 0):
-        return "under these prompts and in this run a credible change"
-    return "a change that could be chance"
+
+    def word(estimate: Estimate) -> str:
+        return more if estimate.low99 > 0 else less if estimate.high99 < 0 else neither
+
+    if not within.claim:
+        return f"{neither} ({signed(gain.value)}, no interval)"
+    text = f"{word(within)} for {within.claim}: {interval(within)}"
+    if gain.claim != within.claim:
+        bounds = f"[{signed(gain.low99)}, {signed(gain.high99)}]"
+        text += f"; {word(gain)} for {gain.claim}: {bounds}"
+    return text
 
 
 def _named(subject: Any) -> dict[str, Any]:

@@ -103,6 +103,10 @@ def test_page_says_title_run_and_warnings_in_words(page: Path) -> None:
     assert "1,203,320" in text
     assert "<b>not bold</b>" in text, "run records are text, never markup"
     assert "13 tuned subjects have no format-only control" in text
+    assert "a gain for these prompts, this run: +0.283 [" in text
+    assert "a change that could be chance for other prompts: [" in text
+    assert "Does tuning give more at a later checkpoint?" in text
+    assert "learned in pre-training" in text
     assert "vllm/float32" in text
     assert "0.32.0" in text
 
