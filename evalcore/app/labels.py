@@ -141,6 +141,18 @@ class ModelLabels:
     cells: int
 
 
+def not_scored_lines(results: Path, models: Sequence[ModelLabels]) -> list[str]:
+    """A line for each label just given that no scored task answers to: it may be mistyped."""
+    rows = _open(results).cells().select(["task", "tuned_by"]).to_pylist()
+    there = {name for row in rows for name in row.values() if name}
+    given = {m.labels.tuned_on for m in models if m.changed and m.labels.tuned_on}
+    names = ", ".join(sorted(there))
+    return [
+        f"note: no task scored here is {name}, or is tuned by it (there: {names})"
+        for name in sorted(given - there)
+    ]
+
+
 def label(
     results: Path,
     *,

@@ -55,6 +55,7 @@ def label(
       evalcore label results --name-pattern '{tuning}-seed{seed}'
     """
     from evalcore.app.labels import label as run
+    from evalcore.app.labels import not_scored_lines
 
     models = run(
         results, tuned_on=tuned_on, labels=labels, name_pattern=name_pattern, parent_map=parent_map
@@ -64,6 +65,8 @@ def label(
     if tuned_on or labels or name_pattern or parent_map:
         changed = [m for m in models if m.changed]
         echo(f"{len(changed):,} models labelled ({sum(m.cells for m in changed):,} cells)")
+        for line in not_scored_lines(results, models):
+            echo(line)
     return 0
 
 

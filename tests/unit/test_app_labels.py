@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evalcore.app.cells import cell_row
-from evalcore.app.labels import label, labelled_subjects
+from evalcore.app.labels import label, labelled_subjects, not_scored_lines
 from evalcore.app.score import ScoreOptions
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import NumericsClass
@@ -57,6 +57,14 @@ def test_the_last_label_counts_and_others_stay(results: Path) -> None:
     assert (model.labels.control, model.labels.seed, model.cells) == (None, 1, 2)
     (model,) = label(results, tuned_on=["lora=mine"])
     assert not model.changed
+
+
+def test_a_mistyped_task_is_said(results: Path) -> None:
+    task = ResultStore(results, read_only=True).cells()["task"][0].as_py()
+    assert not_scored_lines(results, label(results, tuned_on=[f"*={task}"])) == []
+    (line,) = not_scored_lines(results, label(results, tuned_on=["*=pokcet_nli"]))
+    assert "no task scored here is pokcet_nli" in line
+    assert task in line
 
 
 def test_a_path_and_a_pattern_name_models_too(results: Path) -> None:
