@@ -239,13 +239,13 @@ def _verdict(gain: Estimate, more: str, less: str, neither: str) -> str:
     within = gain.over_documents
 
     def word(estimate: Estimate) -> str:
-        return more if estimate.low99 > 0 else less if estimate.high99 < 0 else neither
+        return more if estimate.low95 > 0 else less if estimate.high95 < 0 else neither
 
     if not within.claim:
         return f"{neither} ({signed(gain.value)}, no interval)"
     text = f"{word(within)} for {within.claim}: {interval(within)}"
     if gain.claim != within.claim:
-        bounds = f"[{signed(gain.low99)}, {signed(gain.high99)}]"
+        bounds = f"[{signed(gain.low95)}, {signed(gain.high95)}]"
         text += f"; {word(gain)} for {gain.claim}: {bounds}"
     return text
 

@@ -111,7 +111,7 @@ def _foot(rows: Sequence[ScoreRow]) -> list[str]:
     gains = list(dict.fromkeys(r.gain.claim for r in rows if r.gain.claim))
     if gains:
         lines.append(
-            f"gain: paired by document, [99 % interval] about {'; '.join(gains)}; "
+            f"gain: paired by document, [95 % interval] about {'; '.join(gains)}; "
             "by document alone: see scores.csv"
         )
     turned = sum(bool(r.gain.turned) for r in rows)
@@ -122,7 +122,7 @@ def _foot(rows: Sequence[ScoreRow]) -> list[str]:
 
 def gain_text(row: ScoreRow) -> str:
     """``+0.345 [+0.254, +0.436]``; without an interval where every document changed alike."""
-    if row.gain.n and row.gain.degenerate and row.gain.low99 != row.gain.low99:
+    if row.gain.n and row.gain.degenerate and row.gain.low95 != row.gain.low95:
         return f"{signed(row.gain.value)} (every document)"
     return interval(row.gain) if row.base is not None else ""
 

@@ -115,13 +115,13 @@ def study_table(analysis: Analysis) -> str:
     """The study table as plain text, at most 118 columns wide.
 
     One line per checkpoint and tuning: score of the base and of the tuned model on the tuning's
-    own task, gain with its standard error over documents and its 99 % interval of the widest claim,
+    own task, gain with its standard error over documents and its 95 % interval of the widest claim,
     gains under the worst and best prompt, gain of the
     format-only control, mean chance-corrected change on the other tasks (in brackets: tasks above
     the trivial answer, of all). Marks lead to the notes below.
     """
     head = (
-        "checkpoint", "tuned on", "base", "tuned", "gain ±docs  [99 % interval]", "by prompt",
+        "checkpoint", "tuned on", "base", "tuned", "gain ±docs  [95 % interval]", "by prompt",
         "contr.", "forgetting", "",
     )  # fmt: skip
     widths = (12, 17, 5, 5, 28, 14, 6, 11, 4)

@@ -16,10 +16,10 @@ def by_prompt(estimate: Estimate, digits: int = 3) -> str:
 
 
 def both_errors(estimate: Estimate) -> str:
-    """``+0.380 ±0.046 [-0.21, +0.97]``: error over documents, 99 % interval of the widest claim."""
+    """``+0.380 ±0.046 [-0.21, +0.97]``: error over documents, 95 % interval of the widest claim."""
     if math.isnan(estimate.value):
         return "–"
-    error, low, high = estimate.over_documents.stderr, estimate.low99, estimate.high99
+    error, low, high = estimate.over_documents.stderr, estimate.low95, estimate.high95
     text = signed(estimate.value)
     text += "" if math.isnan(error) else f" ±{plain(error)}"
     return text + ("" if math.isnan(low) else f" [{signed(low, 2)}, {signed(high, 2)}]")
@@ -57,9 +57,9 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """``+0.466 [+0.380, +0.552]``: a difference with its 99 % interval."""
+    """``+0.466 [+0.380, +0.552]``: a difference with its 95 % interval."""
     if math.isnan(estimate.value):
         return "–"
-    if math.isnan(estimate.low99):
+    if math.isnan(estimate.low95):
         return signed(estimate.value)
-    return f"{signed(estimate.value)} [{signed(estimate.low99)}, {signed(estimate.high99)}]"
+    return f"{signed(estimate.value)} [{signed(estimate.low95)}, {signed(estimate.high95)}]"

@@ -187,4 +187,4 @@ def test_text_of_one_adapter_is_short() -> None:
     assert len(lines) == 7
     assert "+0.250 [" in lines[3]
     assert lines[-2] == "± standard error; it is about these prompts, this run"
-    assert lines[-1].startswith("gain: paired by document, [99 % interval] about these prompts")
+    assert lines[-1].startswith("gain: paired by document, [95 % interval] about these prompts")
