@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.chaos import engine_process
 from evalcore.store import ResultStore
-from tests.e2e.test_kill import descendants, resident_pages, wait_for_segments
+from tests.e2e.test_kill import wait_for_segments
 from tests.e2e.test_score import assert_same_scores, rows
 
 pytestmark = pytest.mark.slow
@@ -119,7 +120,9 @@ def test_worker_killed(family, merged: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for_segments(process, out, 3)  # two of the checkpoint alone, one of both adapters
-    os.kill(max(descendants(process.pid), key=resident_pages), signal.SIGKILL)
+    worker = engine_process(process.pid)
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert "restarts 1" in text
