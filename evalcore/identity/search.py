@@ -68,6 +68,14 @@ def search(paths: Sequence[str | Path]) -> Found:
         for path, names in _folders(folder, problems):
             if ADAPTER_CONFIG in names:
                 adapters.setdefault(os.path.realpath(path), path)
+            elif weights := sorted(n for n in names if n.startswith("adapter_model.")):
+                problems.append(
+                    Problem(
+                        str(path),
+                        f"adapter {path}: {weights[0]} has no {ADAPTER_CONFIG} beside it; copy the "
+                        f"one it was saved with",
+                    )
+                )
             elif PROVENANCE_FILE in names and "config.json" in names:
                 tuned.setdefault(os.path.realpath(path), path)
             elif "config.json" in names and any(n.endswith(".safetensors") for n in names):

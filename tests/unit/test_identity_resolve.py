@@ -196,6 +196,16 @@ def test_the_plainest_of_copies_is_scored_and_the_others_are_named(
     assert "exact copy" in resolved.notes[0]
 
 
+def test_weights_without_a_configuration_are_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    make_adapter(tmp_path / "a", tiny_checkpoint)
+    (make_adapter(tmp_path / "b", tiny_checkpoint) / "adapter_config.json").unlink()
+    found = resolve_subjects([tmp_path])
+    assert [p.path for p in found.problems] == [str(tmp_path / "b")]
+    assert "adapter_model.safetensors has no adapter_config.json" in found.problems[0].message
+
+
 def test_links_to_folders_are_followed_once(tmp_path: Path, make_adapter: Make) -> None:
     runs = tmp_path / "runs"
     make_adapter(runs / "real", "base")
