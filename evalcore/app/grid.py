@@ -60,8 +60,6 @@ from evalcore.types import (
     generation_of,
 )
 
-DEFAULT_MAX_LENGTH = 2048
-
 
 def build_grid(
     subjects: Sequence[Subject], options: GridOptions, numerics: NumericsClass, cache: Path
