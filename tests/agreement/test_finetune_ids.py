@@ -145,7 +145,7 @@ def test_with_shots_and_listed_choices(checkpoints: dict[str, Path], data: Path)
     # Shots come from the pool of shots, the same before every row.
     nli = load_task("pocket_nli")
     (few,) = load_variants(nli.group, "default:shots=2,seed=1")
-    job = training_job(checkpoints["bpe"], "pocket_nli", few.name)
+    job = training_job(checkpoints["bpe"], "pocket_nli", few.name, data)
     rows = build_training_set(job, tokenizer, MAX_LENGTH)
     wanted = set(rows.row_ids)
     chosen = [d for d in load_documents(nli, "train") if d.id in wanted]

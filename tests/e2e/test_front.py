@@ -41,7 +41,7 @@ def test_scoring_ends_with_scores_how_to_go_on_and_costs(own: Own) -> None:
     assert all("±" in line and " to " in line for line in table)
     assert all("[" in line or "(every document)" in line for line in table if " + " in line)
     after = lines[lines.index(table[-1]) :]
-    assert any("these prompts, this run" in line for line in after)
+    assert any("it is about other prompts" in line for line in after)
     places = [next(i for i, line in enumerate(after) if word in line)
               for word in ("results: ", "evalcore report", "examples/s")]  # fmt: skip
     assert places == sorted(places), "results and how to go on, then costs"
