@@ -146,7 +146,8 @@ class Crew:
 
     def excuse(self, seconds: float) -> None:
         """The driver itself stood still: no worker could be heard meanwhile."""
-        logger.warning("this process was stopped for %.0f s; deadlines are moved", seconds)
+        level = logging.WARNING if seconds >= 30.0 else logging.INFO  # Ray's start takes seconds
+        logger.log(level, "this process stood still for %.0f s; deadlines are moved", seconds)
         for slot in self.slots:
             slot.moved += seconds
             if slot.since is not None:

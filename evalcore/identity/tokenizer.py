@@ -168,6 +168,20 @@ def _hash_bytes(path: Path) -> str:
 @lru_cache(maxsize=16)
 def _load(path: str, state: str) -> tuple[Any, str]:
     """(tokenizer, note)."""
+    try:
+        tokenizer, note = _read(path)
+        # transformers (5.19) asks for the id of the unknown token for the id of the unknown token.
+        for name in ("unk_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
+            getattr(tokenizer, name, None)
+    except RecursionError:
+        raise InputError(
+            f"tokenizer in {path}: a special token, the unknown one first, is not in its "
+            f"vocabulary; mend tokenizer_config.json or special_tokens_map.json"
+        ) from None
+    return tokenizer, note
+
+
+def _read(path: str) -> tuple[Any, str]:
     first = "transformers" not in sys.modules
     from transformers import AutoTokenizer  # seconds to import: only where tokens are needed
 
