@@ -149,7 +149,7 @@ def write_own_task(folder: Path, name: str, count: int, data_root: Path | None =
     (variant,) = load_variants(task.group, "default")
     rows = []
     for document in load_documents(task, limit=count, data_root=data_root):
-        shown = render_targets(task, variant, document)
+        shown, _ = render_targets(task, variant, document)
         own = {"choices": list(shown), "gold": document.gold, "reference": shown[0]}
         rows.append({**document.fields, **own})
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from evalcore.engines import create_engine
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import IncompatibleError, InputError, SubjectError
-from evalcore.identity import open_checkpoint, weight_files
+from evalcore.identity import checkpoint_fingerprint, open_checkpoint, weight_files
 from evalcore.types import (
     Checkpoint,
     GenerateBatch,
@@ -33,7 +33,7 @@ def copy_of(checkpoint: Path, folder: Path) -> Path:
 
 def scores(folder: Path) -> np.ndarray:
     engine = create_engine(EngineSpec(kind="hf", device="cpu"))
-    engine.load(Subject(Checkpoint("c", str(folder), str(folder), "tokenizer")))
+    engine.load(Subject(Checkpoint("c", str(folder), checkpoint_fingerprint(folder), "tokenizer")))
     return engine.score(ROWS).token_logprobs
 
 
@@ -116,6 +116,6 @@ def test_nothing_of_generation_config_changes_greedy_texts(
     texts = []
     for path in (tiny_checkpoint, folder):
         engine = create_engine(EngineSpec(kind="hf", device="cpu"))
-        engine.load(Subject(Checkpoint("c", str(path), str(path), "tokenizer")))
+        engine.load(Subject(Checkpoint("c", str(path), checkpoint_fingerprint(path), "tokenizer")))
         texts.append(engine.generate(batch).texts)
     assert texts[0] == texts[1]
