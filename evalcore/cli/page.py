@@ -24,10 +24,17 @@ bash `eval "$(_EVALCORE_COMPLETE=bash_source evalcore)"`, likewise `zsh_source` 
 def page() -> str:
     """The text of the page."""
     parts = [_HEAD]
-    for context in _commands(click.Context(cli, info_name="evalcore")):
+    for context in _commands(_context(cli, "evalcore")):
         help_text = "\n".join(line.rstrip() for line in context.get_help().splitlines())
         parts.append(f"## {context.command_path}\n\n```text\n{help_text}\n```\n")
     return "\n".join(parts)
+
+
+def _context(
+    command: click.Command, name: str, parent: click.Context | None = None
+) -> click.Context:
+    """As when the command is called: with the settings it has and those of the commands above."""
+    return command.make_context(name, [], parent=parent, resilient_parsing=True)
 
 
 def _commands(context: click.Context) -> Iterator[click.Context]:
@@ -39,7 +46,7 @@ def _commands(context: click.Context) -> Iterator[click.Context]:
         for name in sorted(command.list_commands(context)):
             below = command.get_command(context, name)
             if below is not None and not below.hidden:
-                yield from _commands(click.Context(below, info_name=name, parent=context))
+                yield from _commands(_context(below, name, context))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ def test_every_option_has_a_sentence() -> None:
     import click
 
     from evalcore.cli import cli
-    from evalcore.cli.page import _commands
+    from evalcore.cli.page import _commands, _context
 
-    for context in _commands(click.Context(cli, info_name="evalcore")):
+    for context in _commands(_context(cli, "evalcore")):
         for parameter in context.command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert parameter.help, f"{context.command_path} {parameter.opts[0]}"
