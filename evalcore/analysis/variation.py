@@ -31,10 +31,10 @@ soon as a part with few degrees (three prompts: two) comes out small by chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import exp, inf, isfinite, nan, sqrt
+from math import exp, nan, sqrt
 from typing import Literal
 
 import numpy as np
@@ -107,16 +107,6 @@ class Parts:
             (self.seeds, self.num_seeds - 1),
         )
         return sqrt(sum(t_quantile(tail, d) ** 2 * v for v, d in parts if v > 0 and d > 0))
-
-    def satterthwaite(self) -> float:
-        """Degrees of freedom of ``variance`` by Satterthwaite (1946), for comparison."""
-        parts = (
-            (self.documents, self.clusters - 1),
-            (self.prompts, self.num_prompts - 1),
-            (self.seeds, self.num_seeds - 1),
-        )
-        below = sum(v * v / d for v, d in parts if v > 0 and d > 0)
-        return self.variance**2 / below if below > 0 else inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,27 +558,3 @@ def _normal_quantile(probability: float) -> float:
     from scipy.special import ndtri  # scipy is heavy and only intervals need it
 
     return float(ndtri(probability))
-
-
-def paired(
-    own: Iterable[tuple[CodeArray, FloatArray]], other: Iterable[tuple[CodeArray, FloatArray]]
-) -> list[tuple[CodeArray, FloatArray]]:
-    """Differences on the documents both sides have, cell by cell.
-
-    Args:
-        own, other: (document codes ascending, values) of the same (prompt, seed) cells.
-    """
-    found = []
-    for (docs, values), (theirs, base) in zip(own, other, strict=True):
-        shared, i, j = np.intersect1d(docs, theirs, assume_unique=True, return_indices=True)
-        gap = values[i] - base[j]
-        known = np.isfinite(gap)
-        found.append((shared[known], gap[known]))
-    return found
-
-
-def no_digit_too_many(value: float, half: float) -> int:
-    """Decimals worth printing of a number known to +- half: two digits of the error (2 to 4)."""
-    if not isfinite(half) or half <= 0:
-        return 3
-    return int(min(max(1 - np.floor(np.log10(half)), 2), 4))
