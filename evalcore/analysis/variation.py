@@ -24,9 +24,7 @@ variance estimators.
 Intervals add up the parts with a t quantile of their own each, half-width^2 = sum t_i^2 V_i
 (Banerjee 1960, "Approximate confidence interval for linear functions of means of k populations when
 the population variances are not equal", Sankhya 22): for independent normal parts it never covers
-less than it says, where one t quantile with Satterthwaite's degrees of freedom covers too little as
-soon as a part with few degrees (three prompts: two) comes out small by chance.
-``bench/coverage.py`` measures both.
+less than it says, however few degrees a part has. ``bench/coverage.py`` measures it.
 """
 
 from __future__ import annotations
