@@ -1,0 +1,202 @@
+"""Scores over many prompts from a few per cent of the (prompt, document) pairs.
+
+The extended Rasch model of PromptEval (Maia Polo et al. 2024, "Efficient multi-prompt evaluation of
+LLMs", arXiv:2405.17202): document j under prompt i is answered rightly with probability
+``sigmoid(mean + a_i + b_j)``. Here prompts ``a_i`` and documents ``b_j`` are normal with variances
+of their own, which the pairs themselves tell, and everything is drawn from its posterior, so that
+quantiles over prompts neither shrink (as estimates that borrow strength do) nor widen (as raw means
+of few documents do), and come with an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from evalcore.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SWEEPS, WARM_UP = 1200, 400
+_TARGET = 0.44  # accepted share at which one-dimensional random walks mix best (Gelman et al. 1996)
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Scores of all prompts on all documents, as the pairs tell them.
+
+    Attributes:
+        prompts: float64 [prompts]: each prompt's score, posterior mean.
+        errors: float64 [prompts]: its posterior standard deviation.
+        mean, mean_interval: Of the scores over prompts, and its 95 % interval.
+        worst, worst_interval: The lowest score of a prompt.
+        quantiles: Share -> (quantile over prompts, lower, upper), 95 % intervals.
+        scored: Pairs that were scored, of ``pairs``.
+        naive: Mean of the scored pairs.
+        spread: Standard deviations of prompts and of documents, in logits (posterior means).
+    """
+
+    prompts: Floats
+    errors: Floats
+    mean: float
+    mean_interval: tuple[float, float]
+    worst: float
+    worst_interval: tuple[float, float]
+    quantiles: dict[float, tuple[float, float, float]]
+    scored: int
+    pairs: int
+    naive: float
+    spread: tuple[float, float]
+
+
+def draw_pairs(prompts: int, documents: int, count: int, seed: int = 0) -> Ints:
+    """Which (prompt, document) pairs to score: balanced, seeded, and growing.
+
+    Prompts differ by one pair at most, and so do documents, as long as no document has been used by
+    all prompts. Pairs of a larger ``count`` begin with those of a smaller one.
+
+    Returns:
+        int64 [min(count, prompts * documents), 2] of prompt and document numbers, in order.
+    """
+    rng = np.random.default_rng((seed, prompts, documents))
+    rank = rng.permutation(documents)  # of a document among equals
+    used = np.zeros((prompts, documents), np.bool_)
+    uses = np.zeros(documents, np.int64)
+    found: list[tuple[int, int]] = []
+    count = min(count, prompts * documents)
+    while len(found) < count:
+        for prompt in rng.permutation(prompts)[: count - len(found)]:
+            order = uses * documents + (rank + rng.integers(documents)) % documents
+            order[used[prompt]] = np.iinfo(np.int64).max
+            document = int(order.argmin())
+            used[prompt, document] = True
+            uses[document] += 1
+            found.append((int(prompt), document))
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+class _Effects:
+    """Normal effects of one side, moved one by one by random walks that find their own step."""
+
+    def __init__(self, groups: Ints, count: int, rng: np.random.Generator) -> None:
+        self.groups, self.count, self.rng = groups, count, rng
+        self.values = np.zeros(count)
+        self.variance, self._scale = 0.5, 1.0
+        self._steps = np.ones(count)
+
+    def move(self, other: Floats, outcomes: Floats, adapt: float) -> None:
+        """A step for each effect, given the other side's part ``other`` [n] of the logits."""
+        proposed = self.values + self._steps * self.rng.standard_normal(self.count)
+        now = other + self.values[self.groups]
+        then = other + proposed[self.groups]
+        gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+        prior = (self.values**2 - proposed**2) / (2 * self.variance)
+        log_ratio = np.bincount(self.groups, gain, self.count) + prior
+        accepted = np.log(self.rng.random(self.count)) < log_ratio
+        self.values = np.where(accepted, proposed, self.values)
+        if adapt:
+            self._steps *= np.exp(adapt * (accepted - _TARGET))
+
+    def draw_variance(self) -> None:
+        """From its posterior under a half-Cauchy(1) standard deviation (Makalic & Schmidt 2016)."""
+        rate = (self.values**2).sum() / 2 + 1 / self._scale
+        self.variance = float(rate / self.rng.gamma((self.count + 1) / 2))
+        self._scale = float((1 + 1 / self.variance) / self.rng.gamma(1.0))
+
+
+def estimate(
+    pairs: Ints, outcomes: Floats, prompts: int, documents: int, *, seed: int = 0,
+    quantiles: Sequence[float] = QUANTILES, variances: tuple[float, float] | None = None,
+) -> PromptScores:  # fmt: skip
+    """The distribution of scores over prompts, on all documents.
+
+    Args:
+        pairs: int64 [n, 2]: prompt and document of what was scored, each pair once.
+        outcomes: float64 [n] in [0, 1]. Values between are taken for shares of right answers.
+        prompts, documents: How many there are.
+        seed: Of the draws from the posterior; the same input gives the same numbers.
+        quantiles: Shares of prompts at or below the wanted scores.
+        variances: True variances of prompts and documents in logits, where they are known.
+
+    Raises:
+        InputError: No pair was scored, or an outcome lies outside [0, 1].
+    """
+    outcomes = np.asarray(outcomes, np.float64)
+    if not len(outcomes):
+        raise InputError("no (prompt, document) pair was scored: there is nothing to estimate from")
+    if not ((outcomes >= 0) & (outcomes <= 1)).all():
+        raise InputError("outcomes of (prompt, document) pairs must lie between 0 and 1")
+    rng = np.random.default_rng(seed)
+    rows, columns = pairs[:, 0], pairs[:, 1]
+    by_prompt, by_document = (
+        _Effects(rows, prompts, rng),
+        _Effects(columns, documents, rng),
+    )
+    if variances is not None:
+        by_prompt.variance, by_document.variance = variances
+    known = np.zeros((prompts, documents), np.bool_)
+    known[rows, columns] = True
+    right = np.bincount(rows, outcomes, prompts)
+    mean, step = float(_logit(np.clip(outcomes.mean(), 0.01, 0.99))), 0.1
+    drawn, spreads = [], []
+    for sweep in range(SWEEPS):
+        adapt = 3 / (10 + sweep) ** 0.6 if sweep < WARM_UP else 0.0
+        by_prompt.move(mean + by_document.values[columns], outcomes, adapt)
+        by_document.move(mean + by_prompt.values[rows], outcomes, adapt)
+        mean, step = _move_mean(mean, step, by_prompt, by_document, outcomes, adapt, rng)
+        if variances is None:
+            by_prompt.draw_variance()
+            by_document.draw_variance()
+        if sweep >= WARM_UP and sweep % 2 == 0:
+            logits = mean + by_prompt.values[:, None] + by_document.values
+            chances = np.where(known, 0.0, 1 / (1 + np.exp(-logits)))
+            noise = np.sqrt((chances * (1 - chances)).sum(axis=1)) * rng.standard_normal(prompts)
+            drawn.append(np.clip((right + chances.sum(axis=1) + noise) / documents, 0, 1))
+            spreads.append((by_prompt.variance**0.5, by_document.variance**0.5))
+    scores = np.array(drawn)  # [draws, prompts]
+    return PromptScores(
+        prompts=scores.mean(axis=0), errors=scores.std(axis=0),
+        mean=float(scores.mean()), mean_interval=_interval(scores.mean(axis=1)),
+        worst=float(scores.min(axis=1).mean()), worst_interval=_interval(scores.min(axis=1)),
+        quantiles={
+            share: (float(value.mean()), *_interval(value))
+            for share, value in zip(
+                quantiles, np.quantile(scores, list(quantiles), axis=1), strict=True
+            )
+        },
+        scored=len(outcomes), pairs=prompts * documents, naive=float(outcomes.mean()),
+        spread=(float(np.mean([p for p, _ in spreads])), float(np.mean([d for _, d in spreads]))),
+    )  # fmt: skip
+
+
+def _move_mean(
+    mean: float, step: float, by_prompt: _Effects, by_document: _Effects, outcomes: Floats,
+    adapt: float, rng: np.random.Generator,
+) -> tuple[float, float]:  # fmt: skip
+    """A step of the mean, then exact draws of what may be shifted between it and either side."""
+    effects = by_prompt.values[by_prompt.groups] + by_document.values[by_document.groups]
+    proposed = mean + step * rng.standard_normal()
+    now, then = mean + effects, proposed + effects
+    gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+    accepted = np.log(rng.random()) < gain.sum()
+    mean = float(proposed) if accepted else mean
+    step *= float(np.exp(adapt * (float(accepted) - _TARGET)))
+    for side in (by_prompt, by_document):  # the likelihood does not see this shift, the prior does
+        shift = side.values.mean() + (side.variance / side.count) ** 0.5 * rng.standard_normal()
+        side.values = side.values - shift
+        mean += float(shift)
+    return mean, step
+
+
+def _interval(draws: Floats) -> tuple[float, float]:
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _logit(p: float) -> float:
+    return float(np.log(p / (1 - p)))
