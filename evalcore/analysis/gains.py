@@ -326,3 +326,20 @@ def contrast(book: ScoreBook, later: Gain, earlier: Gain) -> Contrast | None:
     bounds = difference_bounds(difference_bounds(metric_bounds(later.task.metric)))
     found = pool(parts, bounds)
     return Contrast(later, earlier, found) if found.n else None
+
+
+def gap_cube(book: ScoreBook, gain: Gain) -> FloatArray:
+    """The paired differences behind a gain: float64 [documents, prompts, seeds], NaN: missing."""
+    stratum = (gain.way, gain.numerics)
+    mine = book.strata(gain.subject, gain.task.name).get(stratum, {})
+    theirs = _same_way(book, gain.reference, gain.task.name, stratum)
+    found = [
+        (p.prompt, p.run, *_paired(p.own, p.other, "values"))
+        for p in _pairs(gain.subject, gain.reference, mine, theirs)[0]
+    ]
+    prompts, seeds = sorted({f[0] for f in found}), sorted({f[1] for f in found})
+    docs = np.unique(np.concatenate([f[2] for f in found])) if found else np.zeros(0, np.int64)
+    cube = np.full((len(docs), len(prompts), len(seeds)), np.nan)
+    for prompt, run, own, a, b in found:
+        cube[np.searchsorted(docs, own), prompts.index(prompt), seeds.index(run)] = a - b
+    return cube

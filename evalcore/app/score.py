@@ -312,7 +312,7 @@ def _prepare(
         engines=f"{spec.kind} in {spec.dtype}, {place.line}",
     )
     if options.dry_run:
-        outcome.examples_per_s = _last_rate(store)
+        outcome.examples_per_s = store.runs.examples_per_s()
         return outcome, None
     if options.documents:
         keep_inputs(store, grid)
@@ -485,16 +485,6 @@ def _grid(
         grid = build_grid(subjects, options, numerics_class(spec), cache)
     grid.cells = [c for c in grid.cells if c.cell.subject.id not in adapters.refused]
     return spec, grid, adapters
-
-
-def _last_rate(store: ResultStore) -> float | None:
-    """Examples per second of the last run that scored something, its start-up left out."""
-    for record in reversed(store.runs.list()):
-        summary = record.get("summary", {})
-        working_s = summary.get("wall_s", 0.0) - summary.get("start_s", 0.0)
-        if summary.get("examples") and working_s > 0:
-            return float(summary["examples"] / working_s)
-    return None
 
 
 def _score_plan(

@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
     "status": ("evalcore.cli.status", "What runs on results do, or how they ended."),
     "scores": ("evalcore.cli.report", "Print scores, and gains over the base."),
+    "power": ("evalcore.cli.power", "How many documents, prompts and seeds find an effect."),
     "label": ("evalcore.cli.label", "Say what scored models were tuned on."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
     "export": ("evalcore.cli.report", "Write results as parquet or csv."),

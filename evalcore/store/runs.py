@@ -44,3 +44,12 @@ class RunLog:
             except (OSError, DamagedFile) as error:
                 log.warning("ignored %s: %s", path, error)
         return records
+
+    def examples_per_s(self) -> float | None:
+        """Rate of the last run that scored something, its start-up left out; None without one."""
+        for record in reversed(self.list()):
+            summary = record.get("summary", {})
+            working_s = summary.get("wall_s", 0.0) - summary.get("start_s", 0.0)
+            if summary.get("examples") and working_s > 0:
+                return float(summary["examples"] / working_s)
+        return None
