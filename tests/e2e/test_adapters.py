@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.chaos import engine_process
+from bench.strikes import engine_process
 from evalcore.store import ResultStore
 from tests.e2e.test_kill import wait_for_segments
 from tests.e2e.test_score import assert_same_scores, rows

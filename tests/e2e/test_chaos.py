@@ -12,16 +12,18 @@ from bench.chaos import differences, run, unaccounted
 
 @pytest.mark.slow
 def test_runs_that_are_struck_and_resumed_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    """One trial of one strike; driver, worker and SIGTERM alone are in test_kill.py."""
+    """A few trials of one strike with a stub engine; others are in test_kill.py, with real ones."""
+    deeds = ("both", "SIGINT twice", "worker write")
     for _ in range(2):
-        assert run(tmp_path, range(1), minutes=20, deeds=("both",), most_strikes=1) == 0
+        assert run(tmp_path, range(3), minutes=20, deeds=deeds, most_strikes=1) == 0
     lines = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
-    assert [line["seed"] for line in lines] == [0], "none is done again"
+    assert [line["seed"] for line in lines] == [0, 1, 2], "none is done again"
 
 
 @pytest.mark.proof
-def test_any_strike(tmp_path: Path) -> None:
-    assert run(tmp_path, range(1000, 1004), minutes=20) == 0
+@pytest.mark.parametrize("engine", ["stub", "hf"])
+def test_any_strike(tmp_path: Path, engine: str) -> None:
+    assert run(tmp_path, range(1000, 1004), minutes=20, engine=engine) == 0
     lines = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == [1000, 1001, 1002, 1003]
     assert any(strike["struck"] for line in lines for strike in line["strikes"])
@@ -33,7 +35,7 @@ def test_tokens_that_were_computed_twice_are_seen() -> None:
     strike = {"deed": "worker", "unit": 2, "struck": True}
 
     def wrong(found: dict, again: int, *, alike: bool = True) -> int:
-        line = {"strikes": [strike], "rows_again": again}
+        line = {"strikes": [strike], "rows_again": again, "longest_commit": 2}
         return len(unaccounted(line, told, rows, found, units_alike=alike))
 
     assert wrong(rows, 2) == 0

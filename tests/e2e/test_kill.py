@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import build_grid, descendants, engine_process
+from bench.chaos import build_grid
+from bench.strikes import descendants, engine_process
 from evalcore.app.status import status
 from tests.e2e.test_score import TASKS, assert_same_scores
 

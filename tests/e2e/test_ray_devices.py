@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,20 +12,10 @@ from typing import Any
 
 import pytest
 
+from bench.raylets import Raylets
+
 pytestmark = pytest.mark.slow
 
-# Two nodes as `ray start --head --num-gpus=0` and `ray start --num-gpus=1` make them, without
-# `ray stop`, which ends every Ray of a machine.
-_CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
-cluster.add_node(num_cpus=1, num_gpus=1)
-cluster.wait_for_nodes()
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
 # In Ray's workers alone: an engine that says where it is and scores -1.
 _STUB = """
 import sys
@@ -81,26 +70,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     pytest.importorskip("ray")
     folder = tmp_path_factory.mktemp("stub")
     (folder / "sitecustomize.py").write_text(_STUB)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CUDA_"))}
-    env |= {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }  # fmt: skip
-    nodes = subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER], env=env, text=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert nodes.stdin is not None
-    assert nodes.stdout is not None
-    try:
-        address = next((line.strip() for line in nodes.stdout if ":" in line), "")
-        assert address, "the cluster did not start"
+    with Raylets(num_cpus=1, num_gpus=0) as nodes:
+        nodes.add(num_cpus=1, num_gpus=1)
         root = str(Path(__file__).parents[2])
         paths = f"{folder}{os.pathsep}{root}"
-        yield {**env, "RAY_ADDRESS": address, "PYTHONPATH": paths, "HF_HOME": "/somewhere/hub"}
-    finally:
-        nodes.stdin.close()
-        nodes.wait(60)
+        yield {**nodes.env, "PYTHONPATH": paths, "HF_HOME": "/somewhere/hub"}
 
 
 def drive(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
