@@ -56,8 +56,9 @@ proofs-bitflips: $(STAMP)  ## 1,000 flipped bits in results: found or without ef
 
 proofs-chaos: $(STAMP)  ## 200 runs killed at random and resumed, in chaos/ (up to 90 minutes)
 	$(BIN)/python -m bench.chaos -o chaos --cost
-	$(BIN)/python -m bench.chaos -o chaos --engine hf --trials 160 --minutes 50
-	$(BIN)/python -m bench.chaos -o chaos --engine vllm --trials 40 --minutes 30
+	$(BIN)/python -m bench.chaos -o chaos --engine stub --trials 130 --strikes 2 --minutes 40
+	$(BIN)/python -m bench.chaos -o chaos --engine hf --trials 30 --strikes 1 --minutes 20
+	$(BIN)/python -m bench.chaos -o chaos --engine vllm --trials 40 --strikes 1 --minutes 30
 
 proofs-fuzz: $(STAMP)  ## every parser of what comes from outside, a minute each
 	$(BIN)/python -m pytest -q -m proof tests/faults/test_fuzz_parsers.py

@@ -55,6 +55,7 @@ TOLERANCE = 1e-5
 NEAR_TIE = 2e-5
 COST_AT_MOST = 1.05
 UNIT = 8  # examples a unit, where all runs of a trial cut alike
+TASKS = {"stub": "pocket_nli,pocket_describe"}  # generating takes the real engines long
 
 
 def events(out: Path) -> list[dict[str, Any]]:
@@ -137,12 +138,14 @@ def trial(
     if draw.random() < 0.7:  # documents are encoded already; tokenizers take seconds to import
         calm = folder / f"undisturbed-{engine}"
         shutil.copytree(calm / "cache", out / "cache")
+    tasks = TASKS.get(engine, "pocket_nli")
     sizes, same = [2, 3, 5, 8, 24], draw.random() < 0.5
     commit_every = draw.choice([0.0, 0.0, 0.5])
     begin, strikes = time.monotonic(), []
     for n in range(draw.randint(1, most_strikes)):
         deed = deeds[seed % len(deeds)] if n == 0 else draw.choice(deeds)
         asked = Asked(
+            tasks=tasks,
             workers=2 if deed == "node" else draw.randint(1, 2),
             unit=UNIT if same else draw.choice(sizes),
             commit_every=commit_every,
@@ -151,7 +154,7 @@ def trial(
         )
         on = cluster if deed in ON_RAY else None
         strikes.append(disturbed(grid, out, asked, engine, deed, draw, on))
-    last = Asked(draw.randint(1, 2), UNIT if same else draw.choice([4, 16]))
+    last = Asked(draw.randint(1, 2), UNIT if same else draw.choice([4, 16]), tasks=tasks)
     with out.with_name(f"{out.name}.log").open("ab") as sink:
         done = subprocess.run(
             last.command(grid, out, engine), stdout=sink, stderr=sink, timeout=END_S, check=False
@@ -229,7 +232,8 @@ def run(
     todo, expected = [seed for seed in seeds if seed not in known], {}
     if todo:
         calm = folder / f"undisturbed-{engine}"
-        subprocess.run(Asked(unit=UNIT).command(grid, calm, engine), check=True, timeout=END_S,
+        asked = Asked(unit=UNIT, tasks=TASKS.get(engine, "pocket_nli"))
+        subprocess.run(asked.command(grid, calm, engine), check=True, timeout=END_S,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         expected, _ = rows_of(calm)
     with _two_raylets(wanted=bool(todo) and bool(set(deeds) & set(ON_RAY))) as cluster:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Asked:
         shard: Part of the grid, as ``0/2``.
         time_limit: Seconds.
         limit: Documents of a task.
+        tasks: What is asked.
     """
 
     workers: int = 1
@@ -51,19 +52,18 @@ class Asked:
     shard: str | None = None
     time_limit: float | None = None
     limit: int = 12
-    more: tuple[str, ...] = field(default=())
+    tasks: str = "pocket_nli"
 
     def command(self, grid: Path, out: Path, engine: str) -> list[str]:
         """A grid of several subjects, in many small units; events are told beside the results."""
-        module = ["bench.stub"] if engine == "stub" else ["evalcore"]
-        tasks = "pocket_nli,pocket_describe" if engine == "stub" else "pocket_nli"
+        module = "bench.stub" if engine == "stub" else "evalcore"
         command = [
-            sys.executable, "-m", *module, "score", str(grid / "adapters"), "-o", str(out),
-            "-t", tasks, "-p", "default,io", "--limit", str(self.limit),
+            sys.executable, "-m", module, "score", str(grid / "adapters"), "-o", str(out),
+            "-t", self.tasks, "-p", "default,io", "--limit", str(self.limit),
             "--engine", "hf" if engine == "stub" else engine, "--threads", "1",
             "--workers", str(self.workers), "--unit-examples", str(self.unit),
             "--commit-every", str(self.commit_every), "--stop-grace", "20",
-            "--log-json", str(events_of(out)), *self.more,
+            "--log-json", str(events_of(out))
         ]  # fmt: skip
         command += [] if self.shard is None else ["--shard", self.shard]
         return command + ([] if self.time_limit is None else ["--time-limit", str(self.time_limit)])

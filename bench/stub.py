@@ -10,6 +10,7 @@ Environment:
     STUB_DIES: ``worker:N`` or ``driver:N``: the process is killed at the N-th thing it does to a
         file from then on that a crash may leave half done (open, fsync, rename); once.
     STUB_MARK: A file that is made when that has happened.
+    STUB_CLOCK: Any value: each time the time of day is asked for, it is an hour earlier.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import builtins
 import hashlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from evalcore.cluster import pulse
+from evalcore.cluster import JobPool, pulse
 from evalcore.engines.protocol import (
     EngineSpec,
     LoadKind,
@@ -36,6 +36,7 @@ from evalcore.engines.protocol import (
     numerics_class,
 )
 from evalcore.identity import NumericsClass
+from evalcore.identity.verify import verify_adapter, verify_checkpoint
 from evalcore.scoring import ScoringWorker, WorkerConfig
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
@@ -56,6 +57,10 @@ class StubEngine(OneByOne):
     def load(self, subject: Subject) -> LoadReport:
         kind: LoadKind = "start" if self._subject is None else "swap"
         kind = "none" if self._subject == subject else kind
+        if kind != "none":  # what was planned is what would be read
+            verify_checkpoint(subject.checkpoint)
+            if subject.adapter is not None:
+                verify_adapter(subject.adapter)
         way = "" if subject.adapter is None else "unmerged"
         self._subject = subject
         self._report = LoadReport(kind, 0.0, 0.0, True, proven_share=1.0, adapter=way)
@@ -168,29 +173,47 @@ def make(config: WorkerConfig, index: int) -> ScoringWorker:
 
     worker.create_engine = StubEngine
     made = ScoringWorker(config, index)
-    _die_if_asked("worker")
+    _as_asked("worker")
     return made
 
 
-def _die_if_asked(who: str) -> None:
+def turn_clock_back() -> None:
+    """Time of day runs backwards in this process, an hour at a time."""
+    now_ns = time.time_ns()
+
+    def earlier() -> int:
+        nonlocal now_ns
+        now_ns -= 3_600_000_000_000
+        return now_ns
+
+    time.time_ns = earlier
+    time.time = lambda: earlier() / 1e9
+
+
+def _as_asked(who: str) -> None:
+    if os.environ.get("STUB_CLOCK"):
+        turn_clock_back()
     asked, _, count = os.environ.get("STUB_DIES", "").partition(":")
     if asked == who:
         die_at(int(count), Path(os.environ["STUB_MARK"]))
 
 
+class StubPool(JobPool):
+    """The pool, whose workers :func:`make` makes."""
+
+    def __init__(self, factory: str, *args: Any, **more: Any) -> None:
+        super().__init__("bench.stub:make", *args, **more)
+
+
 def main() -> None:
-    """The command line, whose workers :func:`make` makes."""
+    """The command line with stub engines."""
     import evalcore.scoring.run as run
     from evalcore.cli import main as command
 
-    real = run.JobPool
-    run.JobPool = lambda factory, *args, **more: real(  # type: ignore[assignment,misc]
-        "bench.stub:make", *args, **more
-    )
-    _die_if_asked("driver")
+    run.JobPool = StubPool  # type: ignore[misc]
+    _as_asked("driver")
     command()
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
     main()

@@ -1,0 +1,251 @@
+"""Faults of disks, clocks and files that really happen under a run; a stub engine, all else real.
+
+Disks are mounted for it (full, read-only, failing), which takes root: skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import stub
+from bench.raylets import Raylets
+from bench.strikes import Asked, segments
+from evalcore.store import ResultStore
+from tests.conftest import write_adapter, write_checkpoint
+
+F_ADD_SEALS, F_SEAL_WRITE = 1033, 8
+ROWS = 2 * 2 * 12  # base and adapter, two prompts, twelve documents
+ASKED = Asked(unit=4, commit_every=0.0)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """A checkpoint with an adapter."""
+    base = write_checkpoint(tmp_path / "grid" / "step-00001")
+    write_adapter(tmp_path / "grid" / "adapters" / "a", base)
+    return tmp_path / "grid"
+
+
+@pytest.fixture(autouse=True)
+def stub_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalcore.scoring.run.JobPool", stub.StubPool)
+    monkeypatch.setenv("STUB_CONTEXT_S", "0.02")
+
+
+class Scored:
+    """The command line in this process: its exit status, and what it said on stderr."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capfd = monkeypatch, capfd
+
+    def __call__(
+        self, grid: Path, out: Path, fault: Callable[[], object] | None = None, at: int = 3
+    ) -> tuple[int, str]:
+        """Scores; after ``at`` commits the fault happens."""
+        from evalcore.cli import main
+
+        command = [*ASKED.command(grid, out, "hf")[2:], "--log-json", os.devnull]
+        self._patch.setattr(sys, "argv", command)
+        striker = threading.Thread(target=strike, args=(out, fault, at)) if fault else None
+        if striker:
+            striker.start()
+        self._capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        if striker:
+            striker.join(60)
+        said = self._capfd.readouterr().err.splitlines()
+        return int(ended.value.code or 0), "\n".join(s for s in said if "prompt tokens/s" not in s)
+
+
+def strike(out: Path, fault: Callable[[], object], at: int) -> None:
+    ends = time.monotonic() + 60
+    while segments(out) < at and time.monotonic() < ends:
+        time.sleep(0.005)
+    fault()
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Scored:
+    return Scored(monkeypatch, capfd)
+
+
+def rows(out: Path) -> int:
+    """Rows that can be read; none is there twice."""
+    table = ResultStore(out, read_only=True).examples(["cell", "doc_id"])
+    assert len(set(zip(*table.to_pydict().values(), strict=True))) == len(table)
+    return len(table)
+
+
+def called(*command: object) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{command[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *options: object) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    folder.mkdir(exist_ok=True)
+    called("mount", *options, folder)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_a_full_disk_then_room(grid: Path, tmp_path: Path, score: Scored) -> None:
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m", "none") as disk:
+        out, filler = disk / "results", disk / "filler"
+
+        def fill() -> None:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as sink:
+                while True:
+                    sink.write(b"x" * 4096)
+
+        status, said = score(grid, out, fill)
+        assert status == 74, said
+        assert "No space left on device" in said
+        filler.unlink()
+        assert 0 < rows(out) < ROWS
+        assert not list(out.rglob(".*.tmp"))
+        assert score(grid, out)[0] == 0
+        assert rows(out) == ROWS
+
+
+def test_a_disk_that_becomes_read_only(grid: Path, tmp_path: Path, score: Scored) -> None:
+    out = tmp_path / "results"
+    with contextlib.ExitStack() as mounts:
+
+        def freeze() -> None:
+            mounts.enter_context(mounted(out, "--bind", out))
+            called("mount", "-o", "remount,ro,bind", out)
+
+        status, said = score(grid, out, freeze)
+        assert status == 74, said
+        assert "Read-only file system" in said
+        again, said = score(grid, out)
+        assert again == 74
+        assert len(said.splitlines()) == 1, said
+    assert 0 < rows(out) < ROWS
+    assert score(grid, out)[0] == 0
+    assert rows(out) == ROWS
+
+
+@contextlib.contextmanager
+def failing_disk(folder: Path) -> Iterator[Callable[[], object]]:
+    """An ext4 on memory that takes no more writes once the yielded function was called: EIO."""
+    memory = os.memfd_create("disk", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(memory, 64 << 20)
+    device = called("losetup", "-f", "--show", f"/proc/{os.getpid()}/fd/{memory}")
+    try:
+        called("mkfs.ext4", "-q", "-O", "^has_journal", device)
+        with mounted(folder, device):
+            yield lambda: fcntl.fcntl(memory, F_ADD_SEALS, F_SEAL_WRITE)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=False)
+        os.close(memory)
+
+
+def test_a_disk_that_fails(grid: Path, tmp_path: Path, score: Scored) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    with failing_disk(tmp_path / "disk") as fail:
+        out = tmp_path / "disk" / "results"
+        status, said = score(grid, out, fail)
+        assert status == 74, said
+        assert "Input/output error" in said
+        shutil.copytree(out, tmp_path / "saved")
+    assert 0 < rows(tmp_path / "saved") < ROWS
+    assert score(grid, tmp_path / "saved")[0] == 0
+    assert rows(tmp_path / "saved") == ROWS
+
+
+def test_the_results_folder_is_deleted(grid: Path, tmp_path: Path, score: Scored) -> None:
+    out = tmp_path / "results"
+    status, said = score(grid, out, lambda: shutil.rmtree(out, ignore_errors=True))
+    assert status == 74, said
+    assert f"{out}" in said
+    assert not segments(out)
+    assert score(grid, out)[0] == 0
+    assert rows(out) == ROWS
+
+
+def test_a_clock_that_runs_backwards(
+    grid: Path, tmp_path: Path, score: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    monkeypatch.setenv("STUB_CLOCK", "1")
+    monkeypatch.setattr(time, "time", time.time)  # put back at the end
+    monkeypatch.setattr(time, "time_ns", time.time_ns)
+    stub.turn_clock_back()
+    assert score(grid, out)[0] == 0
+    assert rows(out) == ROWS
+    status, said = score(grid, out)
+    assert status == 0
+    assert not [line for line in said.splitlines() if "-" in line and " s left" in line]
+    assert rows(out) == ROWS
+
+
+def test_two_runs_on_one_folder_at_once(grid: Path, tmp_path: Path, score: Scored) -> None:
+    out = tmp_path / "results"
+    other: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> None:
+        quiet = subprocess.DEVNULL
+        other.append(subprocess.Popen(ASKED.command(grid, out, "stub"), stdout=quiet, stderr=quiet))
+
+    assert score(grid, out, begin, at=0)[0] == 0
+    assert other[0].wait(60) == 0
+    store = ResultStore(out, read_only=True)
+    assert store.verify().sound
+    assert rows(out) == ROWS
+
+
+def test_a_checkpoint_and_an_adapter_are_written_to(
+    grid: Path, tmp_path: Path, score: Scored
+) -> None:
+    """After planning: no row is stored under the name of what is not there any more."""
+    write_adapter(grid / "adapters" / "b", grid / "step-00001", seed=7)
+    second = write_checkpoint(grid / "step-00002", seed=2)
+    write_adapter(grid / "adapters" / "c", second, seed=8)
+
+    def change() -> None:
+        write_adapter(grid / "adapters" / "b", grid / "step-00001", seed=9)
+        write_checkpoint(second, seed=3)
+
+    out = tmp_path / "results"
+    status, said = score(grid, out, change, at=1)
+    assert status == 1, said
+    assert "holds other bytes" in said
+    assert rows(out) == ROWS
+    assert score(grid, out)[0] == 0
+    assert rows(out) == 5 * ROWS // 2
+
+
+@pytest.mark.slow
+def test_a_machine_of_a_cluster_is_lost(grid: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "results", Asked(workers=2, unit=4)
+    with Raylets(num_cpus=1) as cluster:
+        cluster.add(num_cpus=1)
+        ray = ("--cluster", "ray", "--ray-address", cluster.env["RAY_ADDRESS"])
+        with (tmp_path / "said").open("wb") as sink:
+            command = [*asked.command(grid, out, "stub"), *ray]
+            run = subprocess.Popen(command, env=cluster.env, stdout=sink, stderr=sink)
+        strike(out, cluster.kill, 3)
+        status = run.wait(120)
+    assert status == 0, (tmp_path / "said").read_text()
+    assert rows(out) == ROWS
