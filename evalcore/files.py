@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+from evalcore.machine import machine_id, process_start
 
 STALE_TEMPORARY_S = 24 * 3600
 _TEMPORARY_SUFFIX = ".tmp"
@@ -31,7 +35,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         OSError: The file cannot be written; nothing is left behind.
     """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    whose = _writer(os.getpid())
+    temporary = path.parent / f".{path.name}.{whose}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
     try:
         with open(temporary, "xb") as sink:
             write(sink)
@@ -71,7 +76,10 @@ def _fsync(descriptor: int) -> None:
 
 
 def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY_S) -> int:
-    """Removes what dead writers left; younger files may belong to a writer that still lives.
+    """Removes what dead writers left.
+
+    Those of this machine are known by the process in the name; of others, whatever is old: younger
+    files may belong to a writer that still lives.
 
     Returns:
         How many files were removed.
@@ -83,10 +91,25 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY
             continue
         # Another process may clean the same folder.
         with contextlib.suppress(OSError):
-            if entry.stat().st_mtime < horizon:
+            if _is_of_the_dead(entry.name) or entry.stat().st_mtime < horizon:
                 os.unlink(entry.path)
                 removed += 1
     return removed
+
+
+def _writer(pid: int) -> str:
+    """A process of this machine: in no other machine or time is one called the same."""
+    where = hashlib.blake2b(machine_id().encode(), digest_size=6).hexdigest()
+    return f"{where}-{pid}-{process_start(pid) or 0}"
+
+
+def _is_of_the_dead(name: str) -> bool:
+    """Whether a temporary file is of a process of this machine that is gone."""
+    found = re.search(r"\.([0-9a-f]{12})-([0-9]+)-([0-9]+)\.[0-9a-f]{8}\.tmp$", name)
+    if found is None or not machine_id() or found[3] == "0":
+        return False
+    here = _writer(int(found[2]))
+    return here.split("-")[0] == found[1] and here != f"{found[1]}-{found[2]}-{found[3]}"
 
 
 def utc_stamp(time_ns: int | None = None) -> str:

@@ -1,7 +1,11 @@
-"""What of this machine this process may use: cores and GPUs, asked without touching CUDA."""
+"""What of this machine this process may use: cores and GPUs, asked without touching CUDA.
+
+And which machine and process it is, as others may ask.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -145,3 +149,21 @@ def _answer(tool: str, arguments: Sequence[str]) -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def machine_id() -> str:
+    """This machine and its name space of processes: where a process id means something."""
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def process_start(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None: there is none (or a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

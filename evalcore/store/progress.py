@@ -17,30 +17,13 @@ from typing import Any, Literal
 
 from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
 from evalcore.files import remove_stale_temporaries, utc_stamp
+from evalcore.machine import machine_id, process_start
 
 FOLDER = "progress"
 SILENT_S = 60.0  # a beat is due every few seconds
 KEPT_S = 7 * 86400.0  # files of runs that are over are removed by a later run
 
 Life = Literal["running", "silent", "dead", "ended"]
-
-
-def machine_id() -> str:
-    """This machine and its name space of processes: where a process id means something."""
-    parts = []
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def process_start(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did; None: there is none (or a zombie)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
 
 
 class ProgressFile:

@@ -464,6 +464,7 @@ class ResultStore:
                 # Permission bits do not tell (root, read-only mounts): only writing does.
                 with tempfile.TemporaryFile(dir=folder):
                     pass
+            for folder in (self.path, *(f for f in self.path.iterdir() if f.is_dir())):
                 remove_stale_temporaries(folder)
         except OSError as error:
             raise not_writable(self.path, error) from error

@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -274,6 +276,34 @@ def test_old_temporary_files_are_cleaned(store: ResultStore) -> None:
     ResultStore(store.path)
     assert not old.exists()
     assert young.exists()
+
+
+def test_what_a_killed_process_of_this_machine_left_is_cleaned_at_once(store: ResultStore) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from evalcore.files import write_atomically
+
+def write(sink):
+    print("writing", flush=True)
+    time.sleep(60)
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+    path = store.segments_folder / "x.arrow"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        (left,) = store.segments_folder.glob(".x.arrow.*.tmp")
+        elsewhere = left.with_name(left.name.replace(left.name.split(".")[-3][:12], "0" * 12))
+        elsewhere.write_bytes(b"of another machine")
+        ResultStore(store.path)
+        assert left.exists(), "its writer lives"
+        writer.kill()
+    ResultStore(store.path)
+    assert not left.exists()
+    assert elsewhere.exists()
 
 
 def test_results_of_another_schema_are_refused(store: ResultStore) -> None:
