@@ -136,11 +136,14 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
             f"after the start {s.examples / s.after_start_s:,.0f} examples/s and "
             f"{s.prompt_tokens / s.after_start_s:,.0f} prompt tokens/s a worker"
         )
-    limit = outcome.limits.get("token_limit", 0)
+    # Of a run that was stopped, as of one that goes on, the limits in proportion to what was asked.
+    share = s.prompt_tokens / max(outcome.plan.counts.prompt_tokens, 1)
+    limit, blocks = (outcome.limits.get(n, 0) * share for n in ("token_limit", "block_limit"))
     if limit and s.computed_tokens:
+        about = "" if share == 1.0 else "about "
         lines.append(
-            f"computed {s.computed_tokens:,} prompt tokens, {s.computed_tokens / limit:.2f} x the "
-            f"token limit ({s.computed_tokens / max(outcome.limits['block_limit'], 1):.2f} x the "
+            f"computed {s.computed_tokens:,} prompt tokens, {about}{s.computed_tokens / limit:.2f} "
+            f"x the token limit ({s.computed_tokens / blocks:.2f} x the "
             f"block limit); {s.cached_tokens:,} shared or cached; {s.fallbacks:,} fall-backs"
         )
     lines += adapter_lines(s)

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalcore.app.limits import File, _limits
-from evalcore.planning import chunks, prefix_profile
+from evalcore.app.score import ScoreOutcome
+from evalcore.app.words import summary_lines
+from evalcore.planning import Plan, PlanCounts, chunks, prefix_profile
 from evalcore.prompting import REQUEST_SCHEMA
-from evalcore.scoring import generate_requests, score_requests
+from evalcore.scoring import RunSummary, generate_requests, score_requests
 from evalcore.types import GenerationSettings
 from tests.unit.test_scoring import examples, table_of
 
@@ -55,3 +57,16 @@ def test_parts_of_files_add_up(
     assert found["token_limit"] == whole.token_limit
     assert found["block_limit"] == whole.block_limit(32)
     assert found["continuation_tokens"] == len(batch.continuation_tokens)
+
+
+def test_a_run_that_was_stopped_is_measured_against_what_it_did() -> None:
+    """A third of the plan, at twice the least work there: not two thirds of the limit."""
+    counts = PlanCounts(1, 1, 1, 1, 3, 30, 0, 9000, 1)
+    summary = RunSummary(planned=30, examples=10, prompt_tokens=3000, computed_tokens=1200)
+    limits = {"token_limit": 1800, "block_limit": 2400}
+    outcome = ScoreOutcome(Path("r"), Plan((), counts, {}), summary, False, limits=limits)
+    (line,) = (line for line in summary_lines(outcome) if "token limit" in line)
+    assert "about 2.00 x the token limit (1.50 x the block limit)" in line
+    outcome.summary.prompt_tokens, outcome.summary.computed_tokens = 9000, 3600
+    (line,) = (line for line in summary_lines(outcome) if "token limit" in line)
+    assert "tokens, 2.00 x the token limit (1.50 x the block limit)" in line

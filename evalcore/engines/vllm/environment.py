@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from evalcore.cluster import pulse
 from evalcore.engines.protocol import (
     BLOCK_SIZES,
     Device,
@@ -78,6 +79,8 @@ def prepare(spec: EngineSpec) -> Device:
     for name in [n for n in os.environ if n.startswith("VLLM_DP_")]:
         del os.environ[name]
     logging.getLogger("vllm").setLevel(logging.ERROR)
+    if spec.tensor_parallel > 1:
+        pulse.share()  # ranks are processes of their own, and read the weights
     return device
 
 
