@@ -31,9 +31,10 @@ import pyarrow as pa
 from bench.peers_grid import GROUP, GridSize, documents, task_name, write_models, write_tasks
 from evalcore.app.bench_tables import markdown, number
 from evalcore.app.bench_worker import device_name
-from evalcore.app.grid import GridOptions, build_grid, installed_versions
+from evalcore.app.grid import build_grid, installed_versions
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
+from evalcore.config import GridConfig
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, LoadReport, OneByOne, numerics_class
 from evalcore.identity import NumericsClass, resolve_subjects
 from evalcore.planning import plan_units
@@ -124,8 +125,8 @@ class Clock:
 def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, Any]:
     """The whole way of a grid with the forward stubbed; CPU seconds by stage."""
     clock, engine = Clock(), StubEngine()
-    options = GridOptions(
-        grid=((f"{task_name(_TASK)}*", "default"),), data_root=root / "data",
+    options = GridConfig(
+        blocks=((f"{task_name(_TASK)}*", "default"),), data_root=root / "data",
         task_path=(root / "tasks",), prompt_path=(root / "prompts",), max_length=1024,
     )  # fmt: skip
     store = ResultStore(work)

@@ -56,6 +56,7 @@ from evalcore.app.bench_requests import RequestCounts, RequestShape, longest_seq
 from evalcore.app.bench_tables import markdown
 from evalcore.app.bench_worker import device_name
 from evalcore.app.cells import installed_versions
+from evalcore.config import ClusterConfig
 from evalcore.engines import create_engine
 from evalcore.engines.protocol import Dtype, EngineSpec
 from evalcore.identity import numeric_config
@@ -438,7 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     out: Path = asked.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    spec = engine_spec(BenchOptions(out, threads=asked.threads))
+    spec = engine_spec(BenchOptions(out, cluster=ClusterConfig(threads=asked.threads)))
     if spec.device != "cuda" and not asked.tiny:
         parser.error("no GPU here; --tiny runs every step on a CPU with tiny models")
     plan = Plan.tiny(out, spec) if asked.tiny else Plan(out, spec)

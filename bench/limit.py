@@ -33,6 +33,7 @@ from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, flops_of, run_job
 from evalcore.app.bench_models import random_checkpoint, read_config, vocabulary_of
 from evalcore.app.bench_requests import RequestCounts, RequestShape, longest_sequence
 from evalcore.app.bench_tables import draw, write_rows
+from evalcore.config import ClusterConfig
 from evalcore.engines.protocol import (
     BLOCK_SIZES,
     EngineSpec,
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out=asked.out, checkpoint=asked.checkpoint, config=asked.config, repeats=asked.repeats,
         contexts=(asked.contexts,), context_tokens=(asked.context_tokens,),
         choices=(asked.choices,), continuation_tokens=(asked.continuation_tokens,),
-        shots=(asked.shots,), threads=asked.threads,
+        shots=(asked.shots,), cluster=ClusterConfig(threads=asked.threads),
     )  # fmt: skip
     rows = measure(options, asked.strategies.split(","))
     for path in [*write_rows(rows, asked.out, "limit"), draw(rows, asked.out, "limit")]:

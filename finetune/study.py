@@ -7,13 +7,22 @@ from these models for editors. Nothing here imports torch or looks at a checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from evalcore.config import Option, check_value, study_keys
 from evalcore.errors import InputError
-from evalcore.tasks import RowLimit
 from finetune.grids import Value, as_number, expand_grid, grid_keys
 from finetune.groups import GroupSpec, PrimarySpec, tasks_in_several
 from finetune.method import MethodSpec, Strict
@@ -211,38 +220,36 @@ class ExtraEvaluation(Strict):
     prompts: str
 
 
-class EvaluationSpec(Strict):
-    """What every checkpoint and tuned model is scored on."""
+def _scoring_key(about: Option) -> tuple[Any, Any]:
+    """(type, field) of a key that gives a field of the scoring's configuration."""
+    rules: dict[str, Any] = {"ge": about.low, "le": about.high, "gt": about.above}
+    rules = {rule: bound for rule, bound in rules.items() if bound is not None}
+    kind = about.hint | None
+    if about.check is not None:
+        kind = Annotated[kind, AfterValidator(partial(_checked, about))]
+    spelled = f" (as {about.words[-1]} of evalcore score)" if about.words else ""
+    return kind, Field(None, description=about.help + spelled, **rules)
+
+
+def _checked(about: Option, value: Any) -> Any:
+    try:
+        if value is not None:
+            check_value(about, value)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+_KEYS: dict[str, Any] = {key: _scoring_key(about) for key, about in study_keys().items()}
+_ScoringKeys: Any = create_model("_ScoringKeys", __base__=Strict, **_KEYS)
+
+
+class EvaluationSpec(_ScoringKeys):
+    """What every checkpoint and tuned model is scored on, and how."""
 
     tasks: list[str] = Field(min_length=1)
     prompts: str = "default,instruct,io"
     extra: list[ExtraEvaluation] = Field([])
-    limit: int | str | None = Field(
-        None, description="N: a random sample of every task that grows with N; first:N: the first"
-    )
-    adapters: Literal["auto", "merged", "batched"] = Field(
-        "auto", description="how adapters are applied, as evalcore score --adapters"
-    )
-    certify: float = Field(
-        0.0, ge=0, le=1, description="share of the examples scored a second time; 0: none"
-    )
-    engine: Literal["vllm", "hf"] | None = Field(None, description="as evalcore score --engine")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
-        None, description="as evalcore score --dtype"
-    )
-    device: Literal["auto", "cpu", "cuda"] | None = Field(
-        None, description="as evalcore score --device"
-    )
-    strategy: Literal["auto", "packed", "cached", "plain"] | None = Field(
-        None, description="as evalcore score --strategy"
-    )
-    max_length: int | None = Field(
-        None, ge=8, le=2**24, description="tokens of prompt and answer, as --max-length"
-    )
-    num_fewshot: int | None = Field(
-        None, ge=0, le=10_000, description="shots of every variant, as --num-fewshot"
-    )
-    tensor_parallel: int | None = Field(None, ge=1, le=64, description="GPUs of one engine")
     groups: dict[str, GroupSpec] = Field(
         {}, description="name -> tasks that the table per checkpoint averages; a task in one group"
     )
@@ -258,20 +265,17 @@ class EvaluationSpec(Strict):
             raise ValueError(f"{', '.join(several)}: a task stands in one group, once")
         return value
 
-    @field_validator("limit")
-    @classmethod
-    def _a_limit(cls, value: int | str | None) -> int | str | None:
-        try:
-            RowLimit.of(value)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return value
-
     @property
     def blocks(self) -> list[tuple[str, str]]:
         """(task selection, prompt selection) of all that is scored."""
         extra = [(",".join(block.tasks), block.prompts) for block in self.extra]
         return [(",".join(self.tasks), self.prompts), *extra]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the block says of the scoring's configuration, by the names of its fields."""
+        values = {about.name: getattr(self, key) for key, about in study_keys().items()}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class PretrainSpec(Strict):

@@ -86,8 +86,8 @@ def score(
         workers: Engines at a time.
         strict: Findings about the data are errors.
         progress: Show how far it is, on standard error.
-        **more: Any other field of ``evalcore.app.ScoreOptions`` (``dtype``, ``max_length``,
-            ``shard``, ``time_limit``, ``certify``, ``ray_address`` ...).
+        **more: Any other field of ``evalcore.config.ScoreConfig`` (``dtype``, ``max_length``,
+            ``shard``, ``time_limit``, ``certify``, ``ray_address`` ...; docs/configuration.md).
 
     Returns:
         The results; ``.outcome`` says what the run did. What could not be scored is in
@@ -97,11 +97,12 @@ def score(
         InputError: Something given is wrong; nothing was scored.
         StoppedError: It was asked to stop; what is done is committed, the same call goes on.
     """
-    from evalcore.app import ScoreOptions, prompt_blocks
+    from evalcore.app import prompt_blocks
     from evalcore.app import score as run_score
+    from evalcore.config import ScoreConfig, all_options
 
-    _check_known(more, [f.name for f in fields(ScoreOptions)], "dry_run", "grid", "output")
-    options = ScoreOptions(
+    _check_known(more, list(all_options()), "dry_run", "grid", "output")
+    config = ScoreConfig.of(
         grid=prompt_blocks(_joined(tasks, "tasks"), _prompts(prompts), _paths(task_path)),
         output=Path(output),
         adapters=_texts(adapters), checkpoints=_texts(checkpoints), limit=limit,
@@ -113,7 +114,7 @@ def score(
         **more,
     )  # fmt: skip
     with _progress(progress) as shown, _extras():
-        outcome = run_score(options, shown)
+        outcome = run_score(config, shown)
     return _finished(outcome)
 
 
@@ -193,7 +194,8 @@ def finetune(
         study: The study file.
         output: Folder for adapters; None: the study file's.
         progress: Show how far it is, on standard error.
-        **more: Other fields of ``evalcore.app.StudyOptions``.
+        **more: Other fields of ``evalcore.app.StudyOptions``, and of
+            ``evalcore.config.ScoreConfig``: what is given goes before the study file.
 
     Returns:
         What was trained (``results``), what was not (``failures``), seconds and tokens.
@@ -220,7 +222,8 @@ def run(
         study: The study file.
         output: Folder for adapters, results and report; None: the study file's.
         progress: Show how far it is, on standard error.
-        **more: Other fields of ``evalcore.app.StudyOptions``.
+        **more: Other fields of ``evalcore.app.StudyOptions``, and of
+            ``evalcore.config.ScoreConfig``: what is given goes before the study file.
 
     Returns:
         The results; the report lies beside them.
@@ -284,10 +287,19 @@ def _check_tuned(summary: TuneSummary) -> None:
 
 def _study_options(study: PathLike, output: PathLike | None, more: dict[str, Any]) -> Any:
     from evalcore.app import StudyOptions
+    from evalcore.app.study import SAID_BY_THE_STUDY
+    from evalcore.config import all_options
 
-    _check_known(more, [f.name for f in fields(StudyOptions)], "file", "output")
+    own = {f.name for f in fields(StudyOptions)} - {"file", "output", "given"}
+    scoring = set(all_options()) - SAID_BY_THE_STUDY - {"dry_run", "data_root"}
+    _check_known(more, [*own, *scoring])
     file = Path(study)
-    return StudyOptions(file, Path(output) if output is not None else file.parent, **more)
+    return StudyOptions(
+        file,
+        Path(output) if output is not None else file.parent,
+        given={name: value for name, value in more.items() if name in scoring},
+        **{name: value for name, value in more.items() if name in own},
+    )
 
 
 def _check_known(more: dict[str, Any], known: Sequence[str], *taken: str) -> None:

@@ -1,7 +1,7 @@
 """The whole flow: score(), study(), demo(), report(), export()."""
 
 from evalcore.app.blocks import prompt_blocks
-from evalcore.app.cells import GridOptions
+from evalcore.app.outcome import ScoreOutcome
 from evalcore.app.report import (
     MadeReport,
     export,
@@ -10,7 +10,7 @@ from evalcore.app.report import (
     scores,
     write_scores_csv,
 )
-from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.score import score
 from evalcore.app.status import Status, status
 from evalcore.app.study import (
     StudyOptions,
@@ -25,9 +25,7 @@ from evalcore.app.study import (
 from evalcore.app.tuning import collect_loss_curves, tuned_lines, tuned_status
 
 __all__ = [
-    "GridOptions",
     "MadeReport",
-    "ScoreOptions",
     "ScoreOutcome",
     "Status",
     "StudyOptions",

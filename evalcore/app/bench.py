@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, run_job
 from evalcore.app.bench_models import (
@@ -28,8 +28,9 @@ from evalcore.app.bench_requests import (
     synthetic_requests,
 )
 from evalcore.app.bench_tables import draw, write_rows
-from evalcore.app.place import Wanted, find_place
-from evalcore.engines.protocol import Dtype, EngineKind, EngineSpec
+from evalcore.app.place import find_place
+from evalcore.config import ClusterConfig, EngineConfig, options_of
+from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EXIT_CELLS_FAILED, InputError, UnknownNameError
 from evalcore.identity import numeric_config, weight_files
 from evalcore.types import ScoreBatch
@@ -46,7 +47,7 @@ class BenchOptions:
         requests: Request file or results folder to take requests from; None for synthetic ones.
         limit: Documents of each given file.
         repeats: Measured repetitions, after one to warm up.
-        peak_tflops: Peak of the device where the table does not know it.
+        engine, cluster: As of scoring; the sweep decides strategies and ways of adapters.
     """
 
     out: Path
@@ -65,14 +66,10 @@ class BenchOptions:
     rank: int = 16
     repeats: int = 5
     seed: int = 0
-    engine: EngineKind = "vllm"
-    dtype: Dtype | Literal["auto"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None
-    tensor_parallel: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
-    peak_tflops: float | None = None
     dry_run: bool = False
 
 
@@ -122,7 +119,7 @@ def bench(options: BenchOptions, on_row: Callable[[Row], None] | None = None) ->
                 options.repeats,
                 options.seed,
             )
-            for row in run_job(job, batches, options.peak_tflops):
+            for row in run_job(job, batches, options.cluster.peak_tflops):
                 outcome.rows.append(row)
                 if on_row:
                     on_row(row)
@@ -139,10 +136,10 @@ def sweep(options: BenchOptions) -> list[BenchPoint]:
     Raises:
         InputError: A value is out of range or a name unknown.
     """
-    hints = get_type_hints(EngineSpec)
+    known_as = options_of(EngineConfig)
     for kind, known, asked in (
-        ("strategy", get_args(hints["strategy"]), options.strategies),
-        ("way of applying adapters", get_args(hints["adapters"]), options.adapter_ways),
+        ("strategy", known_as["strategy"].choices, options.strategies),
+        ("way of applying adapters", known_as["adapters"].choices, options.adapter_ways),
     ):
         for name in asked:
             if name not in known:
@@ -179,19 +176,13 @@ def _config(options: BenchOptions) -> dict[str, Any]:
 
 def engine_spec(options: BenchOptions) -> EngineSpec:
     """The engine all points have in common."""
-    place = find_place(
-        Wanted(
-            options.device, workers=1, tensor_parallel=options.tensor_parallel,
-            threads=options.threads,
-        )
-    )  # fmt: skip
-    default: Dtype = "float32" if place.device == "cpu" else "bfloat16"
-    return EngineSpec(
-        kind=options.engine,
-        dtype=default if options.dtype == "auto" else options.dtype,
+    place = find_place(replace(options.cluster, workers=1))
+    return EngineSpec.of(
+        options.engine,
+        dtype=options.engine.dtype_on(place.device),
         device=place.device,
         threads=place.threads,
-        tensor_parallel=options.tensor_parallel,
+        tensor_parallel=options.cluster.tensor_parallel,
         max_batch_tokens=options.max_batch_tokens,
         max_num_seqs=options.max_num_seqs,
         max_lora_rank=options.rank,

@@ -1,4 +1,4 @@
-"""What a cell is made of: its options, its requests on disk, its row of the cells table."""
+"""What a cell is made of: its requests on disk, its row of the cells table."""
 
 from __future__ import annotations
 
@@ -46,27 +46,6 @@ if TYPE_CHECKING:
     from evalcore.app.lm_eval import LmEvalWork
 
 DEFAULT_MAX_LENGTH = 2048
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """What is asked of every subject; field names follow the command line."""
-
-    grid: tuple[tuple[str, str], ...]
-    limit: int | str | None = None
-    num_fewshot: int | None = None
-    seed: int | None = None
-    chat: bool = False
-    system: str | None = None
-    chat_template_args: str | None = None
-    template_date: str | None = None
-    multiturn: bool = True
-    max_length: int | None = None
-    data_root: Path | None = None
-    task_path: tuple[Path, ...] = ()
-    prompt_path: tuple[Path, ...] = ()
-    include_path: tuple[Path, ...] = ()
-    allow_code: bool = False
 
 
 @dataclass

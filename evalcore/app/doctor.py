@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Literal
 
 from evalcore.app.cells import installed_versions
+from evalcore.config import EngineConfig
 from evalcore.machine import cores, gpu_count
 
 VERIFIED_VLLM = ("0.32",)
@@ -62,7 +63,7 @@ def _environment() -> list[Check]:
             )
         )
     else:
-        dtype = "bfloat16" if gpus else "float32"
+        dtype = EngineConfig().dtype_on("cuda" if gpus else "cpu")
         known = vllm.startswith(VERIFIED_VLLM)
         note = "" if known else f"; verified with {', '.join(VERIFIED_VLLM)}, not with this one"
         checks.append(

@@ -11,7 +11,6 @@ from pathlib import Path
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
     Grid,
-    GridOptions,
     RequestFile,
     cell_row,
     encoding_settings,
@@ -19,6 +18,7 @@ from evalcore.app.cells import (
 )
 from evalcore.app.learned import LearnedRows
 from evalcore.app.lm_eval import add_cells
+from evalcore.config import GridConfig
 from evalcore.errors import DataError, InputError
 from evalcore.identity import (
     NumericsClass,
@@ -62,7 +62,7 @@ from evalcore.types import (
 
 
 def build_grid(
-    subjects: Sequence[Subject], options: GridOptions, numerics: NumericsClass, cache: Path
+    subjects: Sequence[Subject], options: GridConfig, numerics: NumericsClass, cache: Path
 ) -> Grid:
     """Loads documents, encodes each (task, variant, tokenizer) once, and lists every cell.
 
@@ -107,16 +107,16 @@ def build_grid(
                 grid.cell_rows.append(row)
             grid.findings += files.findings
         grid.findings += [*work.findings, *learned.all()]
-    theirs = [name for tasks, _ in options.grid for name in split_selection(tasks)[1]]
+    theirs = [name for tasks, _ in options.blocks for name in split_selection(tasks)[1]]
     if theirs:
         grid.lm_eval = add_cells(grid, theirs, subjects, options, numerics, cache, versions)
     return grid
 
 
-def _selected(options: GridOptions) -> list[tuple[Task, list[Variant]]]:
+def _selected(options: GridConfig) -> list[tuple[Task, list[Variant]]]:
     """Tasks with their variants, each (task, variant) once, over all blocks of the grid."""
     chosen: dict[str, tuple[Task, dict[str, Variant]]] = {}
-    for selection, prompts in options.grid:
+    for selection, prompts in options.blocks:
         tasks, theirs = split_selection(selection)
         if theirs and not tasks:
             continue
@@ -158,7 +158,7 @@ class _TaskWork:
     looked_for: set[tuple[str, ...]] = field(default_factory=set)
 
     @classmethod
-    def load(cls, task: Task, variants: Sequence[Variant], options: GridOptions) -> _TaskWork:
+    def load(cls, task: Task, variants: Sequence[Variant], options: GridConfig) -> _TaskWork:
         """Loads and checks all documents: a limit would hide faults."""
         root = options.data_root
         everything, counts = load_documents_counted(task, "score", data_root=root)
@@ -203,7 +203,7 @@ class _Files:
 
     work: _TaskWork
     variant: Variant
-    options: GridOptions
+    options: GridConfig
     cache: Path
     findings: list[Finding] = field(default_factory=list)
     known: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)

@@ -25,13 +25,13 @@ from evalcore.store.schema import FULLY_TUNED
 from evalcore.types import Subject
 
 if TYPE_CHECKING:
-    from evalcore.app.score import ScoreOptions
+    from evalcore.config import SubjectsConfig
 
 LABEL_COLUMNS = tuple(f.name for f in fields(Labels))
 
 
 def labelled_subjects(
-    options: ScoreOptions, store: ResultStore, applied: Applied = "unmerged"
+    options: SubjectsConfig, store: ResultStore, applied: Applied = "unmerged"
 ) -> Resolved:
     """The subjects of a run, with bases and parents, and with what is known of their tuning.
 

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
     Grid,
-    GridOptions,
     RequestFile,
     adapter_name,
     cell_row,
@@ -33,6 +32,7 @@ from evalcore.checked import (
     write_json,
     write_table,
 )
+from evalcore.config import GridConfig
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.identity import (
     NumericsClass,
@@ -101,7 +101,7 @@ def add_cells(
     grid: Grid,
     names: Sequence[str],
     subjects: Sequence[Subject],
-    options: GridOptions,
+    options: GridConfig,
     numerics: NumericsClass,
     cache: Path,
     versions: str,
@@ -157,7 +157,7 @@ class _Files:
     """A task's texts and request files, one for each way the subjects are asked."""
 
     task: LoadedTask
-    options: GridOptions
+    options: GridConfig
     grid: Grid
     cache: Path
     texts: dict[str, tuple[Built, float]] = field(default_factory=dict)
@@ -187,7 +187,7 @@ class _Files:
 
 
 def _built(
-    task: LoadedTask, options: GridOptions, checkpoint: str, grid: Grid
+    task: LoadedTask, options: GridConfig, checkpoint: str, grid: Grid
 ) -> tuple[Built, float]:
     """(the task's documents, its trivial baseline); what the data's checks find is noted."""
     args = parse_template_args(options.chat_template_args)

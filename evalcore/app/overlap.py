@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.outcome import ScoreOutcome
+from evalcore.app.score import score
 from evalcore.app.tuning import Every, plan_tuning, tune, tuned_models
 from evalcore.cluster import Stop, StopSignals
 from evalcore.cluster.ray_session import shared
+from evalcore.config import ScoreConfig
 from evalcore.machine import cores, visible_gpus
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def wants_overlap(options: StudyOptions) -> bool:
     """Whether both stages run at once: as asked, else where there are two GPUs or more."""
     if options.overlap is not None:
         return options.overlap
-    return options.scoring.device != "cpu" and len(visible_gpus()) >= 2
+    return options.scoring.cluster.device != "cpu" and len(visible_gpus()) >= 2
 
 
 def split_gpus(names: list[str], most_devices: int) -> tuple[list[str], list[str]]:
@@ -52,7 +53,7 @@ def tune_and_score(
     spec: Study,
     options: StudyOptions,
     progress: StudyProgress,
-    scoring: Callable[[], ScoreOptions],
+    scoring: Callable[[], ScoreConfig],
     signals: StopSignals,
 ) -> tuple[TuneSummary, ScoreOutcome]:
     """Tunes what is missing and scores what is there, both at once.
@@ -61,7 +62,7 @@ def tune_and_score(
         spec: The study.
         options: Where it runs.
         progress: Told of both stages.
-        scoring: Gives the scoring options for what is tuned by now.
+        scoring: Gives the configuration of scoring for what is tuned by now.
         signals: What may stop tuning, entered already.
 
     Raises:
@@ -69,16 +70,16 @@ def tune_and_score(
     """
     plan = plan_tuning(spec, options, progress)
     most = max((job.method.devices for job in plan.jobs), default=1)
-    names = visible_gpus()[: options.scoring.num_gpus]
+    names = visible_gpus()[: options.scoring.cluster.num_gpus]
     for_tuning, for_scoring = split_gpus(names, most)
-    held, each = len(for_scoring), options.scoring.tensor_parallel
+    held, each = len(for_scoring), options.scoring.cluster.tensor_parallel
     apart = for_scoring != for_tuning and held >= each
 
-    def beside() -> ScoreOptions:
-        """Options of a round that has the GPUs tuning leaves."""
+    def beside() -> ScoreConfig:
+        """Configuration of a round that has the GPUs tuning leaves."""
         given = scoring()
-        workers = given.workers and min(given.workers, held // each)
-        return replace(given, num_gpus=None, workers=workers) if apart else given
+        workers = given.cluster.workers and min(given.cluster.workers, held // each)
+        return given.changed(num_gpus=None, workers=workers) if apart else given
 
     outcome, rounds = None, 0
     with _shared_ray(options):
@@ -111,7 +112,7 @@ def _rounds(
     options: StudyOptions,
     tuning: _TuningThread,
     progress: StudyProgress,
-    scoring: Callable[[], ScoreOptions],
+    scoring: Callable[[], ScoreConfig],
 ) -> tuple[ScoreOutcome | None, int]:
     """Scores while tuning is alive: again whenever something new is finished."""
     outcome: ScoreOutcome | None = None
@@ -192,9 +193,9 @@ def _visible(gpus: list[str] | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _shared_ray(options: StudyOptions) -> Iterator[None]:
     """One Ray for both stages: each alone would stop the one it started under the other."""
-    if options.scoring.cluster != "ray":
+    if options.scoring.cluster.backend != "ray":
         yield
         return
     # Workers of both stages may share cores.
-    with shared(options.scoring.ray_address, 2 * cores()):
+    with shared(options.scoring.cluster.ray_address, 2 * cores()):
         yield

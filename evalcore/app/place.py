@@ -8,33 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from evalcore.cluster.ray_session import Node, is_connected, ray_nodes, require_room
-from evalcore.engines.protocol import Device
+from evalcore.config import ClusterConfig
+from evalcore.config.engine import Device
 from evalcore.errors import InputError
 from evalcore.machine import cores, gpu_name, visible_gpus
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What of it was asked for.
-
-    Attributes:
-        device: ``auto`` takes GPUs where there are some.
-        num_gpus: GPUs to use at most, over all engines; None: all that are shown.
-        cluster: ``local`` child processes, or ``ray`` actors.
-        workers: Engines at a time; None: as many as the GPUs hold, or 1.
-        tensor_parallel: GPUs of one engine.
-        threads: CPU threads of one engine; None: a fair share.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_gpus: int | None = None
-    cluster: Literal["local", "ray"] = "local"
-    workers: int | None = None
-    tensor_parallel: int = 1
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +55,7 @@ class Place:
         }
 
 
-def find_place(wanted: Wanted, scored_on: Collection[str] = ()) -> Place:
+def find_place(wanted: ClusterConfig, scored_on: Collection[str] = ()) -> Place:
     """Settles where engines are.
 
     Args:
@@ -87,7 +66,7 @@ def find_place(wanted: Wanted, scored_on: Collection[str] = ()) -> Place:
         InputError: A GPU is wanted, or was used for these results, and none is there; more GPUs are
             wanted than there are; or an engine would fit nowhere.
     """
-    on_ray = wanted.cluster == "ray" and is_connected()
+    on_ray = wanted.backend == "ray" and is_connected()
     names = () if on_ray else tuple(visible_gpus())
     nodes = ray_nodes() if on_ray else [Node("this machine", cores(), len(names))]
     total = int(sum(node.gpus for node in nodes))
@@ -111,7 +90,7 @@ def find_place(wanted: Wanted, scored_on: Collection[str] = ()) -> Place:
     return place
 
 
-def _device(wanted: Wanted, gpus: int, scored_on: set[str], shows: str) -> Device:
+def _device(wanted: ClusterConfig, gpus: int, scored_on: set[str], shows: str) -> Device:
     if wanted.device == "cpu" or gpus:
         return "cpu" if wanted.device == "cpu" else "cuda"
     if wanted.device == "cuda":
@@ -128,7 +107,7 @@ def _too_few(shows: str, on_ray: bool) -> str:
     return f"{shows}; give at most that many" + ("" if on_ray else ", or --cluster ray")
 
 
-def _on_cpus(wanted: Wanted, nodes: Sequence[Node]) -> Place:
+def _on_cpus(wanted: ClusterConfig, nodes: Sequence[Node]) -> Place:
     workers = wanted.workers or 1
     usable = [node for node in nodes if node.cpus >= 1] or list(nodes)
     each = -(-workers // max(len(usable), 1))  # engines of one node
@@ -137,7 +116,12 @@ def _on_cpus(wanted: Wanted, nodes: Sequence[Node]) -> Place:
 
 
 def _on_gpus(
-    wanted: Wanted, nodes: Sequence[Node], most: int, shows: str, names: tuple[str, ...], ray: bool
+    wanted: ClusterConfig,
+    nodes: Sequence[Node],
+    most: int,
+    shows: str,
+    names: tuple[str, ...],
+    ray: bool,
 ) -> Place:
     """GPUs are handed out whole and once: an engine takes nearly all of their memory."""
     size = wanted.tensor_parallel

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from evalcore.app.outcome import ScoreOutcome
 from evalcore.app.overlap import tune_and_score, wants_overlap
 from evalcore.app.report import MadeReport, declared_by, report
-from evalcore.app.score import ScoreOptions, ScoreOutcome, score
+from evalcore.app.score import score
 from evalcore.app.tuning import (
     collect_loss_curves,
     dry_run_lines,
@@ -26,6 +28,7 @@ from evalcore.app.tuning import (
     tuned_status,
 )
 from evalcore.cluster import StopSignals
+from evalcore.config import ScoreConfig
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.machine import cores
 from evalcore.scoring import Progress
@@ -36,13 +39,10 @@ if TYPE_CHECKING:
 # Seconds each stage of the pocket study may take on two cores; printed beside what it took.
 POCKET_BUDGET_S = {"pretrain": 120, "finetune": 120, "score": 180, "report": 40}
 
-
-FROM_FILE = {
-    "limit": "limit", "certify": "certify", "adapters": "adapter_way", "engine": "engine",
-    "dtype": "dtype", "device": "device", "strategy": "strategy", "max_length": "max_length",
-    "num_fewshot": "num_fewshot", "tensor_parallel": "tensor_parallel",
-}  # fmt: skip
-"""Keys of a study's evaluation block -> options of scoring, where those are not given."""
+SAID_BY_THE_STUDY = frozenset(
+    {"grid", "output", "adapters", "checkpoints", "task_path", "prompt_path", "include_path"}
+)
+"""Fields of a configuration that follow from a study file and its folder."""
 
 
 class StudyProgress(Progress, Protocol):
@@ -63,9 +63,8 @@ class StudyOptions:
         file: The study file.
         output: Folder for pretrained/, adapters/, results/ and report/.
         text: Folder with real text for pre-training the pocket model; None: generated text alone.
-        scoring: Engine, cluster and worker options of the scoring stage.
-        given: Fields of ``scoring`` that go before the study file; None: those that differ from
-            their defaults.
+        given: What is given of scoring and machines, by the names of ``ScoreConfig``'s fields; it
+            goes before the study file, and counts for tuning, too, where that runs on machines.
         tune_workers: Tuning processes at a time; None: as many as the GPUs hold, or one per core
             up to two.
         data_root: Folder of local task data; None: the study file's own.
@@ -78,8 +77,7 @@ class StudyOptions:
     file: Path
     output: Path
     text: Path | None = None
-    scoring: ScoreOptions = field(default_factory=lambda: ScoreOptions(grid=()))
-    given: frozenset[str] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
     tune_workers: int | None = None
     data_root: Path | None = None
     jobs_per_gpu: int | None = None
@@ -87,11 +85,15 @@ class StudyOptions:
     replace_changed: bool = False
     gpu_speed: tuple[float, float] | None = None
 
-    def goes_before_the_file(self, name: str) -> bool:
-        """Whether a field of ``scoring`` was given by whoever calls."""
-        if self.given is not None:
-            return name in self.given
-        return bool(getattr(self.scoring, name) != getattr(ScoreOptions(grid=()), name))
+    @cached_property
+    def scoring(self) -> ScoreConfig:
+        """What was given, with defaults for the rest: the study file is not asked."""
+        return ScoreConfig.of(**self.given)
+
+    def __post_init__(self) -> None:
+        if taken := sorted(set(self.given) & SAID_BY_THE_STUDY):
+            raise InputError(f"{taken[0]} is said by the study; leave it out")
+        _ = self.scoring  # what is wrong is told before anything is tuned
 
 
 @dataclass
@@ -144,9 +146,9 @@ def study(
     from finetune import load_study
 
     spec = load_study(options.file)
-    limit = options.scoring.time_limit
+    run = options.scoring.run
     # Without a limit a model at hand is tuned to its end, however long that takes.
-    with StopSignals(limit, None if limit is None else options.scoring.stop_grace) as signals:
+    with StopSignals(run.time_limit, None if run.time_limit is None else run.stop_grace) as signals:
         return _stages(spec, options, progress, budget_s or {}, signals)
 
 
@@ -159,16 +161,16 @@ def _stages(
 ) -> StudyOutcome:
     outcome, timer = StudyOutcome(), _Timer(progress, budget_s)
 
-    def asked() -> ScoreOptions:
+    def asked() -> ScoreConfig:
         left_s = signals.left_s()
         limit = None if left_s is None else max(left_s, 0.001)
-        return replace(scoring_options(spec, options), time_limit=limit)
+        return scoring_config(spec, options).changed(time_limit=limit)
 
-    if options.scoring.shard is not None:
+    if options.scoring.run.shard is not None:
         _require_tuned(spec, options)
     with timer.stage("pretrain", "pre-training checkpoints", skip=spec.pretrain is None):
         pretrain(spec, options, progress)
-    overlap = options.scoring.shard is None and wants_overlap(options)
+    overlap = options.scoring.run.shard is None and wants_overlap(options)
     if spec.evaluation is not None and overlap:
         with timer.stage("finetune and score", "training adapters, scoring what is ready"):
             outcome.tuned, outcome.scored = tune_and_score(spec, options, progress, asked, signals)
@@ -178,7 +180,7 @@ def _stages(
         if spec.evaluation is not None and not outcome.tuned.stopped:
             with timer.stage("score", "scoring"):
                 outcome.scored = score(asked(), progress)
-    whole = options.scoring.shard is None  # the report of a part would look like that of all
+    whole = options.scoring.run.shard is None  # the report of a part would look like that of all
     if whole and outcome.scored is not None and outcome.scored.summary.stopped is None:
         with timer.stage("report", "writing the report"):
             results, out = options.output / "results", options.output / "report"
@@ -223,7 +225,7 @@ def study_plan(options: StudyOptions) -> list[str]:
     lines.append("scoring what is tuned by now:")
     try:
         with offline():
-            asked = replace(scoring_options(spec, options), dry_run=True)
+            asked = scoring_config(spec, options).changed(dry_run=True)
             return [*lines, *score(asked).lines()]
     except EvalcoreError as error:
         return [*lines, f"not planned: {error}"]
@@ -292,22 +294,16 @@ def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> Non
     )
 
 
-def scoring_options(spec: Study, options: StudyOptions) -> ScoreOptions:
-    """The study's evaluation block as scoring options: every base, every model tuned by now."""
+def scoring_config(spec: Study, options: StudyOptions) -> ScoreConfig:
+    """How a study is scored: what is given, then its evaluation block, then the defaults.
+
+    Every base is scored, and every model that is tuned by now.
+    """
     from finetune.checkpoints import checkpoint_sources
 
     assert spec.evaluation is not None
     adapters, tuned = tuned_models(options.output)
-    file = {
-        name: getattr(spec.evaluation, key)
-        for key, name in FROM_FILE.items()
-        if getattr(spec.evaluation, key) is not None
-        and key in spec.evaluation.model_fields_set
-        and not options.goes_before_the_file(name)
-    }
-    return replace(
-        options.scoring,
-        **file,
+    return ScoreConfig.of(**spec.evaluation.said | dict(options.given)).changed(
         grid=tuple(spec.evaluation.blocks),
         task_path=tuple(Path(folder) for folder in spec.search.tasks),
         prompt_path=tuple(Path(folder) for folder in spec.search.prompts),

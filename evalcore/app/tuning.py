@@ -49,7 +49,7 @@ def plan_tuning(spec: Study, options: StudyOptions, progress: StudyProgress) -> 
         data_root=options.data_root,
         on_changed="replace" if options.replace_changed else "error",
     )
-    reports = check_data(plan.jobs, strict=options.scoring.strict)
+    reports = check_data(plan.jobs, strict=options.scoring.grid.strict)
     lines = [f.line for report in reports.values() for f in report.findings]
     for line in dict.fromkeys([*lines, *_not_compared(spec)]):
         progress.stage("data", line)
@@ -80,7 +80,7 @@ def tune(
     from finetune import tune as run
     from finetune.api import Devices
 
-    asked = options.scoring.device
+    asked = options.scoring.cluster.device
     names, count, here = _devices(options, gpus)
     if asked == "cuda" and not count:
         raise InputError("--device cuda: there is no GPU to tune on; use --device cpu")
@@ -92,7 +92,7 @@ def tune(
     return run(
         plan.jobs,
         workers=workers,
-        backend=options.scoring.cluster,
+        backend=options.scoring.cluster.backend,
         threads=threads,
         devices=Devices(
             "cuda" if count else "cpu",
@@ -102,7 +102,7 @@ def tune(
         ),
         on_event=on_event,
         should_stop=should_stop,
-        ray_options={"address": options.scoring.ray_address, "num_cpus": threads},
+        ray_options={"address": options.scoring.cluster.ray_address, "num_cpus": threads},
         log_dir=options.output / "logs" / "finetune",
     )
 
@@ -112,14 +112,14 @@ def _devices(options: StudyOptions, gpus: Sequence[str] | None) -> tuple[tuple[s
 
     On a Ray that is joined the nodes decide; how much their GPUs hold is not known.
     """
-    if options.scoring.cluster == "ray" and is_connected():
+    if options.scoring.cluster.backend == "ray" and is_connected():
         nodes = ray_nodes()
         there = int(sum(node.gpus for node in nodes))
-        most = options.scoring.num_gpus
+        most = options.scoring.cluster.num_gpus
         count = there if most is None else min(there, most)
         lending = [int(n.cpus) for n in nodes if n.cpus >= 1 and (n.gpus or not count)]
         return (), count, max(1, min(lending, default=1))
-    names = tuple(visible_gpus() if gpus is None else gpus)[: options.scoring.num_gpus]
+    names = tuple(visible_gpus() if gpus is None else gpus)[: options.scoring.cluster.num_gpus]
     return names, len(names), cores()
 
 
@@ -137,8 +137,8 @@ def tune_missing(
             progress.failure(event.failure.job_id, str(event.failure.error))
 
     plan = plan_tuning(spec, options, progress)
-    address = options.scoring.ray_address
-    on_ray = options.scoring.cluster == "ray"
+    address = options.scoring.cluster.ray_address
+    on_ray = options.scoring.cluster.backend == "ray"
     with joined(address) if on_ray else contextlib.nullcontext():
         if signals is not None:
             return tune(plan, options, on_event, should_stop=signals)
@@ -185,7 +185,7 @@ def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:
             on_changed="replace" if options.replace_changed else "error",
             at_hand_only=True,
         )
-        reports = check_data(plan.jobs, strict=options.scoring.strict, required=False)
+        reports = check_data(plan.jobs, strict=options.scoring.grid.strict, required=False)
     assumption = Assumption(*(options.gpu_speed or ()))
     costs = estimate(spec, plan.jobs, reports, assumption)
     findings = dict.fromkeys(f for report in reports.values() for f in report.findings)

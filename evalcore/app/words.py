@@ -12,7 +12,7 @@ from evalcore.scoring import RunSummary
 from evalcore.store import ResultStore
 
 if TYPE_CHECKING:
-    from evalcore.app.score import ScoreOutcome
+    from evalcore.app.outcome import ScoreOutcome
 
 MOST_CELLS = 5_000
 """Cells whose scores a run works out at its end (some milliseconds each)."""

@@ -8,8 +8,12 @@ from typing import Any
 
 import click
 
-from evalcore.cli.options import MAX_GPUS, MAX_THREADS, SEED, Finite
+from evalcore.cli.options import option_for, with_options
 from evalcore.cli.output import echo
+from evalcore.config import ScoreConfig, option_named
+
+_MACHINE = ("engine", "dtype", "device", "threads", "tensor_parallel", "peak_tflops")
+"""Fields of a configuration that decide on what is measured."""
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -75,39 +79,14 @@ def _swept(name: str, default: str, text: str) -> Any:
     "--repeats", type=click.IntRange(1, 100_000), default=5, show_default=True,
     help="Measured repetitions of each point, after one to warm up.",
 )  # fmt: skip
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights and tokens.")
-@click.option(
-    "--engine", type=click.Choice(["vllm", "hf"]), default="vllm", show_default=True,
-    help="vllm is fast; hf (transformers and peft) is slow and plain, the reference.",
-)  # fmt: skip
-@click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-    show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
-)  # fmt: skip
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU if there is one.",
-)
-@click.option(
-    "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads (default: one a core)."
-)
-@click.option(
-    "--tensor-parallel", type=click.IntRange(1, MAX_GPUS), default=1, show_default=True,
-    help="GPUs of one engine.",
-)  # fmt: skip
+@option_for(option_named("seed"), default=0, show_default=True, help="Seed of weights and tokens.")
+@with_options(*(option_for(option_named(name)) for name in _MACHINE))
 @click.option(
     "--max-batch-tokens", type=click.IntRange(0, 2**24), default=0, help="Tokens of a forward pass."
 )
 @click.option(
     "--max-num-seqs", type=click.IntRange(0, 2**20), default=0, help="Sequences of a forward pass."
 )
-@click.option(
-    "--peak-tflops", type=Finite(0, 1e6, min_open=True),
-    help="Peak of the device for MFU, where the built-in table does not know it.",
-)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List the points and measure nothing.")
 def bench(**values: Any) -> int:
     """Measures scoring throughput on this hardware, over a sweep.
@@ -131,7 +110,8 @@ def bench(**values: Any) -> int:
         done = f"{rate:,.0f} examples/s" if rate is not None else row["status"]
         echo(f"{row['label']}: {done}", err=True)
 
-    outcome = measure(BenchOptions(**values), told)
+    config = ScoreConfig.of(**{name: values.pop(name) for name in _MACHINE})
+    outcome = measure(BenchOptions(**values, engine=config.engine, cluster=config.cluster), told)
     if values["dry_run"]:
         for point in outcome.points:
             echo(point.label)

@@ -9,33 +9,30 @@ from typing import Any
 
 import click
 
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "What is scored": (
-        "checkpoints", "no_bases", "base_map", "assume_base", "parent_map", "tokenizer",
-        "tuned_on", "name_pattern",
-    ),
-    "What is asked": (
-        "tasks", "prompts", "num_fewshot", "limit", "seed", "max_length", "apply_chat_template",
-        "system_instruction", "fewshot_as_multiturn", "chat_template_args", "template_date",
-    ),
-    "Data and definitions": (
-        "data_root", "task_path", "prompt_path", "include_path", "allow_code", "text", "strict",
-    ),
-    "Tuning": (
-        "tune_workers", "jobs_per_gpu", "replace_changed", "overlap", "mfu",
-    ),
-    "Engine": (
-        "engine", "dtype", "strategy", "adapter_way", "trust_remote_code", "peak_tflops",
-    ),
-    "Machines": (
-        "device", "num_gpus", "tensor_parallel", "workers", "threads", "cluster", "ray_address",
-    ),
-    "The run": (
-        "output", "dry_run", "log_json", "shard", "time_limit", "stop_grace", "commit_every",
-        "unit_examples", "certify", "certify_share", "no_documents",
-    ),
-}  # fmt: skip
-"""Titles of the help, with the parameters below them in this order."""
+from evalcore.config import all_options
+
+_TITLES = (
+    "What is scored", "What is asked", "Data and definitions", "Tuning", "Engine", "Machines",
+    "The run",
+)  # fmt: skip
+_OWN = {
+    "What is asked": ("tasks", "prompts"),
+    "Data and definitions": ("text",),
+    "Tuning": ("tune_workers", "jobs_per_gpu", "replace_changed", "overlap", "mfu"),
+}
+"""Parameters of commands that are no fields of a configuration."""
+
+
+def sections() -> dict[str, list[str]]:
+    """Titles of the help -> the parameters below them, in this order."""
+    found = {title: list(_OWN.get(title, ())) for title in _TITLES}
+    for _, _, about in all_options().values():
+        if about.read == "share":  # one field, two words: whether, and how much
+            found[about.section] += [about.name, f"{about.name}_share"]
+        elif about.words:
+            found[about.section].append(about.name)
+    return found
+
 
 _MODEL = (
     "give adapters as arguments and checkpoints with -m PATH or -m REPO@REV, without pretrained="
@@ -63,7 +60,7 @@ def dashes(token: str) -> str:
 
 
 class SectionedCommand(click.Command):
-    """A command with :data:`SECTIONS` in its help, and answers to :data:`HABITS`."""
+    """A command with :func:`sections` in its help, and answers to :data:`HABITS`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -80,7 +77,7 @@ class SectionedCommand(click.Command):
             record = param.get_help_record(ctx)
             if record is not None:
                 records[str(param.name)] = record
-        for title, names in SECTIONS.items():
+        for title, names in sections().items():
             rows = [records.pop(name) for name in names if name in records]
             if rows:
                 with formatter.section(title):

@@ -1,29 +1,27 @@
-"""Options several commands share, their parsing, and how a run's outcome is printed."""
+"""Options made from the fields of a configuration, their parsing, and how an outcome is printed."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from evalcore.cli.command import plain_source
 from evalcore.cli.output import echo, echo_line
+from evalcore.config import ClusterConfig, EngineConfig, Option, RunConfig, option_named, options_of
 
 if TYPE_CHECKING:
-    from evalcore.app import ScoreOptions, ScoreOutcome
+    from evalcore.app import ScoreOutcome
+    from evalcore.config import ScoreConfig
 
-
-_RENAMED = {
-    "apply_chat_template": "chat",
-    "system_instruction": "system",
-    "fewshot_as_multiturn": "multiturn",
-}
-_NEGATED = {"no_bases": "include_bases", "no_documents": "documents"}
 _SAID = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.PROMPT)
+_LONGEST_DURATION, _MAX_SECONDS = 40, 10 * 366 * 86400
+CERTIFIED_SHARE = 0.02
 
 
 class Finite(click.FloatRange):
@@ -38,12 +36,7 @@ class Finite(click.FloatRange):
         return number
 
 
-_LONGEST_DURATION, _MAX_SECONDS = 40, 10 * 366 * 86400
-MAX_WORKERS, MAX_THREADS, MAX_GPUS = 4096, 1024, 64
-SEED = click.IntRange(0, 2**32 - 1)  # what every random generator takes
-
-
-class _Limit(click.ParamType):
+class Limit(click.ParamType):
     """``20`` or ``first:20``."""
 
     name = "limit"
@@ -57,9 +50,6 @@ class _Limit(click.ParamType):
         except InputError as error:
             self.fail(str(error), param, ctx)
         return str(value)
-
-
-LIMIT = _Limit()
 
 
 def parse_shard(
@@ -85,158 +75,135 @@ def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | No
     return seconds
 
 
-DEVICE = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-    help="What engines compute on: auto takes GPUs where they are, on this machine or, with "
-    "--cluster ray, on the cluster's nodes; cuda: without one nothing is done.",
-)  # fmt: skip
-NUM_GPUS = click.option(
-    "--num-gpus", type=click.IntRange(0, MAX_WORKERS * MAX_GPUS),
-    help="GPUs to use at most, over all engines (default: all that are shown).",
-)  # fmt: skip
-CLUSTER = click.option(
-    "--cluster", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-    help="Workers as child processes of this one, or as Ray actors.",
-)  # fmt: skip
-RAY_ADDRESS = click.option(
-    "--ray-address", metavar="ADDRESS", help="Ray cluster to join (auto: the running one)."
-)  # fmt: skip
-_RUN_OPTIONS = [
-    click.option(
-        "--limit", type=LIMIT, metavar="N|first:N",
-        help="At most N documents a task: a random sample, the same for every subject, that a "
-        "larger N contains; first:N takes the first ones (tasks of lm-eval: always the first).",
-    ),
-    click.option("--shard", metavar="I/N", callback=parse_shard, help="Do part I (from 0) of N."),
-    click.option(
-        "--time-limit", callback=parse_time_limit, metavar="DURATION",
-        help="After this long (90m, 1:30:00) finish the units at hand, commit and exit 75.",
-    ),
-    click.option(
-        "--stop-grace", type=Finite(0), default=60.0, show_default=True, metavar="SECONDS",
-        help="After a signal to stop, units that have not ended in so long are killed (after the "
-        "time limit: 20 at most).",
-    ),
-    click.option(
-        "--unit-examples", type=click.IntRange(1, 10_000_000), default=4096, show_default=True,
-        help="Examples handed to an engine at once, at most.",
-    ),
-    click.option(
-        "--commit-every", type=Finite(0, 86400), default=60.0, show_default=True, metavar="SECONDS",
-        help="Most work a crash may cost; committing more often makes more files.",
-    ),
+def option_for(about: Option, **changed: Any) -> Callable:
+    """The click option of a field of a configuration.
+
+    Args:
+        about: What is known of the field; it has words.
+        **changed: What click is told otherwise, where a command does more with the field.
+    """
+    more: dict[str, Any] = {"help": about.help, "metavar": about.metavar}
+    if about.type is bool and about.read != "yes-no":
+        more |= {"is_flag": True}
+        if about.takes_away:
+            more["callback"] = _taken_away
+    else:
+        more |= _how(about)
+        if about.repeats:
+            more["multiple"] = True
+        elif about.default is not None and not isinstance(about.default, Path):
+            more |= {"default": about.default, "show_default": True}
+    return click.option(*about.words, about.name, **more | changed)
+
+
+def _taken_away(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    return not value
+
+
+def _how(about: Option) -> dict[str, Any]:
+    """How click reads a value."""
+    match about.read:
+        case "limit":
+            return {"type": Limit()}
+        case "shard":
+            return {"callback": parse_shard}
+        case "duration":
+            return {"callback": parse_time_limit}
+        case "source":
+            return {"callback": plain_source}
+    if about.choices:
+        return {"type": click.Choice(about.choices)}
+    if about.type is int:
+        return {"type": click.IntRange(_whole(about.low), _whole(about.high))}
+    if about.type is float:
+        open_below = about.above is not None
+        low = about.above if open_below else about.low
+        return {"type": Finite(low, about.high, min_open=open_below)}
+    if about.type is Path:
+        must = about.path_must
+        kind = click.Path(
+            path_type=Path,
+            exists="exist" in must,
+            file_okay="be a folder" not in must,
+            dir_okay="not be a folder" not in must,
+        )
+        return {"type": kind}
+    return {"type": about.type}
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+def with_options(*options: Callable) -> Callable[[Callable], Callable]:
+    """Adds several options to a command, which lists them in this order."""
+
+    def added(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return added
+
+
+def options_for(part: type, *, leave_out: Iterable[str] = ()) -> list[Callable]:
+    """The options of a configuration's part, but for fields that are left out (by name)."""
+    return [
+        option_for(about)
+        for about in options_of(part).values()
+        if about.words and about.name not in leave_out
+    ]
+
+
+_CERTIFY = [
     click.option(
         "--certify", is_flag=True,
         help="Score a sample a second time, cold, in another order and batch size; report "
         "differences.",
     ),
     click.option(
-        "--certify-share", type=Finite(0, 1, min_open=True), default=0.02, show_default=True,
-        help="Share of each cell's examples in that sample.",
-    ),
-    click.option("--dry-run", is_flag=True, help="Print the plan and score nothing."),
-    click.option(
-        "--no-documents", is_flag=True,
-        help="Keep no questions, choices, golds and prompts in the results.",
-    ),
-    click.option(
-        "--log-json", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-        help="Append a JSON line per event of scoring (unit, commit, failure, worker ...) to FILE.",
+        "--certify-share", type=Finite(0, 1, min_open=True), default=CERTIFIED_SHARE,
+        show_default=True, help="Share of each cell's examples in that sample.",
     ),
 ]  # fmt: skip
+"""One field, two words: whether, and how much if so."""
 
-_ENGINE_OPTIONS = [
-    click.option(
-        "--engine", type=click.Choice(["vllm", "hf"]), default="vllm", show_default=True,
-        help="vllm is fast; hf (transformers and peft) is slow and plain, the reference.",
-    ),
-    click.option(
-        "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-        show_default=True, help="auto: float32 on CPUs, bfloat16 on GPUs.",
-    ),
-    DEVICE,
-    NUM_GPUS,
-    click.option(
-        "--strategy", type=click.Choice(["auto", "packed", "cached", "plain"]), default="auto",
-        show_default=True, help="How choices are scored; auto takes the cheapest exact one.",
-    ),
-    click.option(
-        "--adapters", "adapter_way", type=click.Choice(["auto", "merged", "batched"]),
-        default="auto", show_default=True,
-        help="merged: into the weights, one adapter at a time; batched: beside them, several "
-        "together; auto: merged on CPUs, on GPUs by a rule (docs/engines.md).",
-    ),
-    click.option(
-        "--max-length", type=click.IntRange(8, 2**24), help="Tokens of prompt and answer."
-    ),
-    CLUSTER,
-    RAY_ADDRESS,
-    click.option(
-        "--workers", type=click.IntRange(1, MAX_WORKERS),
-        help="Engines at a time (default: one per GPU, or 1)."
-    ),
-    click.option(
-        "--tensor-parallel", type=click.IntRange(1, MAX_GPUS), default=1, show_default=True,
-        help="GPUs of one engine.",
-    ),
-    click.option(
-        "--threads", type=click.IntRange(1, MAX_THREADS),
-        help="CPU threads of one engine (default: fair share)."
-    ),
-    click.option(
-        "--peak-tflops", type=Finite(0, 1e6, min_open=True),
-        help="Peak of one device in TFLOP/s, for the MFU (default: a table of known GPUs).",
-    ),
-    click.option(
-        "--trust-remote-code", is_flag=True, help="Let checkpoints run their own Python code."
-    ),
+RUN_OPTIONS = [*options_for(RunConfig, leave_out=["output"]), *_CERTIFY]
+MACHINE_OPTIONS = [*options_for(EngineConfig), *options_for(ClusterConfig)]
+STUDY_OPTIONS = [
+    option_for(option_named("limit")), option_for(option_named("max_length")), *RUN_OPTIONS,
+    *MACHINE_OPTIONS,
 ]  # fmt: skip
+"""What the command line may say of the scoring of a study."""
 
 
-def engine_options(command: Callable) -> Callable:
-    """Adds the options that say with what and where to score."""
-    for option in reversed(_ENGINE_OPTIONS):
-        command = option(command)
-    return command
+def option_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a command line by the names of a configuration's fields."""
+    fields = dict(values)
+    share = fields.pop("certify_share", CERTIFIED_SHARE)
+    if "certify" in fields:
+        fields["certify"] = share if fields["certify"] else 0.0
+    return fields
 
 
-def run_options(command: Callable) -> Callable:
-    """Adds the options that say how much is scored in one run, and how it ends."""
-    for option in reversed(_RUN_OPTIONS):
-        command = option(command)
-    return command
+def said(context: click.Context) -> dict[str, Any]:
+    """The fields of a configuration that were said on the command line, by name."""
+    params = context.params
+    said_at_all = [name for name in params if context.get_parameter_source(name) in _SAID]
+    values = {name: params[name] for name in said_at_all}
+    if "certify" in values:  # the share counts if so
+        values["certify_share"] = params["certify_share"]
+    return option_fields(values)
 
 
-def score_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """The command line's values by the names of ``app.ScoreOptions``."""
-    values = dict(options)
-    for option, name in _RENAMED.items():
-        if option in values:
-            values[name] = values.pop(option)
-    for option, name in _NEGATED.items():
-        if option in values:
-            values[name] = not values.pop(option)
-    share = values.pop("certify_share", 0.0)
-    return values | ({"certify": values["certify"] * share} if "certify" in values else {})
+def score_config(values: Mapping[str, Any]) -> ScoreConfig:
+    """The command line's values as a configuration."""
+    from evalcore.app import prompt_blocks
+    from evalcore.config import ScoreConfig
 
-
-def given_fields(context: click.Context) -> frozenset[str]:
-    """The fields of ``app.ScoreOptions`` that were said on the command line."""
-    said = {
-        name: context.params[name]
-        for name in context.params
-        if context.get_parameter_source(name) in _SAID
-    }
-    return frozenset(score_fields(said))
-
-
-def score_options(options: dict[str, Any]) -> ScoreOptions:
-    """The command line's values as ``app.ScoreOptions``."""
-    from evalcore.app import ScoreOptions, prompt_blocks
-
-    values = dict(options)
-    grid = prompt_blocks(values.pop("tasks"), values.pop("prompts"), values["task_path"])
-    return ScoreOptions(grid=grid, **score_fields(values))
+    fields = option_fields(values)
+    grid = prompt_blocks(fields.pop("tasks"), fields.pop("prompts"), fields["task_path"])
+    return ScoreConfig.of(grid=grid, **fields)
 
 
 def echo_summary(outcome: ScoreOutcome, *, scores: bool = True) -> int:

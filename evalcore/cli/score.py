@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from evalcore.cli.command import SectionedCommand, plain_source
+from evalcore.cli.command import SectionedCommand
 from evalcore.cli.options import (
-    SEED,
+    MACHINE_OPTIONS,
+    RUN_OPTIONS,
     echo_summary,
-    engine_options,
-    run_options,
+    option_for,
+    options_for,
+    with_options,
 )
+from evalcore.config import GridConfig, SubjectsConfig, option_named
 
 
 @click.command(cls=SectionedCommand)
 @click.argument("adapters", nargs=-1, metavar="ADAPTERS...")
-@click.option(
-    "-m", "--checkpoint", "checkpoints", multiple=True, metavar="PATH|REPO@REV",
-    callback=plain_source,
-    help="Also score this checkpoint by itself (repeatable; works without any adapter).",
-)  # fmt: skip
 @click.option(
     "-t",
     "--tasks",
@@ -36,78 +32,13 @@ from evalcore.cli.options import (
     "pattern (p0*), paper, paraphrases, all, or grammar:n=40,seed=1 (see: evalcore prompts list). "
     "Repeatable; TASK=NAMES is for one task or group alone.",
 )  # fmt: skip
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RESULTS",
-    help="Results folder; what it already covers is not scored again.",
-)  # fmt: skip
-@click.option(
-    "--num-fewshot", type=click.IntRange(0, 10_000), help="Shots of every variant named with -p."
+@with_options(
+    *options_for(SubjectsConfig),
+    *options_for(GridConfig),
+    option_for(option_named("output"), required=True),
+    *RUN_OPTIONS,
+    *MACHINE_OPTIONS,
 )
-@click.option(
-    "--seed", type=SEED, help="Seed that draws the shots (default: 0; lm-eval's tasks: its 1234)."
-)
-@click.option("--apply-chat-template", is_flag=True, help="Use the tokenizer's chat template.")
-@click.option("--system-instruction", help="System text of the chat.")
-@click.option(
-    "--chat-template-args", metavar="JSON",
-    help="Arguments of the chat template, as '{\"enable_thinking\": false}'.",
-)  # fmt: skip
-@click.option(
-    "--template-date", metavar="YYYY-MM-DD",
-    help="Day that chat templates which write the date are given (default: 2024-07-26).",
-)  # fmt: skip
-@click.option(
-    "--fewshot-as-multiturn", type=bool, default=True, show_default=True,
-    help="Shots of lm-eval's tasks as turns of the chat.",
-)  # fmt: skip
-@click.option(
-    "--include-path", multiple=True, type=click.Path(path_type=Path),
-    help="Folder with more tasks of lm-eval's format (repeatable).",
-)  # fmt: skip
-@click.option(
-    "--allow-code", is_flag=True,
-    help="Let task files of --include-path run the Python code they name.",
-)  # fmt: skip
-@click.option(
-    "--data-root", type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with the tasks' data (parquet, jsonl, csv or arrow), instead of the hub.",
-)  # fmt: skip
-@click.option(
-    "--task-path", multiple=True, type=click.Path(path_type=Path, exists=True),
-    help="Folder with more task definitions (repeatable).",
-)  # fmt: skip
-@click.option(
-    "--prompt-path", multiple=True, type=click.Path(path_type=Path, exists=True),
-    help="Folder with more prompt variants, one folder per group (repeatable).",
-)  # fmt: skip
-@click.option(
-    "--base-map", multiple=True, metavar="GLOB=PATH|REPO@REV",
-    help="Base of the adapters whose path or name matches (repeatable).",
-)  # fmt: skip
-@click.option("--assume-base", metavar="PATH|REPO@REV", help="Base of adapters that name none.")
-@click.option(
-    "--tokenizer", default="adapter", show_default=True, metavar="adapter|base|PATH",
-    help="Whose tokenizer, chat template and end tokens ask: an adapter's own where they change "
-    "what is asked (the base is then asked so too), the base's, or those of one folder.",
-)  # fmt: skip
-@click.option(
-    "--parent-map", multiple=True, metavar="GLOB=PATH|REPO@REV",
-    help="What the fully tuned checkpoints whose path or name fits were tuned from (repeatable); "
-    "those below ADAPTERS are scored too.",
-)  # fmt: skip
-@click.option(
-    "--tuned-on", multiple=True, metavar="GLOB=TASK[,seed=N,...]",
-    help="What the models whose path or name fits were tuned on, where no record says it "
-    "(repeatable; also: labels.yaml beside them, or later evalcore label).",
-)  # fmt: skip
-@click.option(
-    "--name-pattern", metavar="PATTERN",
-    help="The same read from their paths, for example '{step}/{tuning}-seed{seed}'.",
-)  # fmt: skip
-@click.option("--no-bases", is_flag=True, help="Do not score the adapters' bases by themselves.")
-@click.option("--strict", is_flag=True, help="Findings about the data are errors.")
-@run_options
-@engine_options
 def score(**options: object) -> int:
     """Scores every checkpoint and adapter on every task under every prompt variant.
 
@@ -128,9 +59,9 @@ def score(**options: object) -> int:
     with StopSignals(limit, grace, last_resort=True) as signals:  # type: ignore[arg-type]
         with signals.interrupting():
             from evalcore.app import score as run_score
-            from evalcore.cli.options import score_options
+            from evalcore.cli.options import score_config
             from evalcore.cli.progress import ScoreProgress
 
         with ScoreProgress() as progress:
-            outcome = run_score(score_options(options), progress, signals)
+            outcome = run_score(score_config(options), progress, signals)
     return echo_summary(outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +9,16 @@ import click
 
 from evalcore.cli.command import SectionedCommand
 from evalcore.cli.options import (
-    CLUSTER,
-    DEVICE,
-    MAX_WORKERS,
-    NUM_GPUS,
-    RAY_ADDRESS,
+    STUDY_OPTIONS,
     Finite,
     echo_summary,
-    engine_options,
-    given_fields,
-    run_options,
-    score_fields,
+    option_for,
+    said,
+    with_options,
 )
 from evalcore.cli.output import echo
+from evalcore.config import option_named
+from evalcore.config.cluster import MAX_WORKERS
 
 if TYPE_CHECKING:
     from evalcore.app import StudyOptions
@@ -35,8 +31,8 @@ _TUNING_OPTIONS = [
         "--text", type=click.Path(path_type=Path), metavar="DIR",
         help="Folder with real text to pre-train the pocket model on, beside generated text.",
     ),
-    click.option(
-        "--data-root", type=click.Path(path_type=Path), metavar="DIR",
+    option_for(
+        option_named("data_root"), type=click.Path(path_type=Path), metavar="DIR",
         help="Folder of local task data (default: the study file's data_root).",
     ),
     click.option(
@@ -50,8 +46,8 @@ _TUNING_OPTIONS = [
         "--replace-changed", is_flag=True,
         help="Tune models anew that were made with other settings, instead of refusing.",
     ),
-    click.option(
-        "--strict", is_flag=True,
+    option_for(
+        option_named("strict"),
         help="Findings are errors: evaluation rows in training data, faults of scored data.",
     ),
 ]  # fmt: skip
@@ -61,18 +57,9 @@ _OVERLAP = click.option(
 )  # fmt: skip
 
 
-def _tuning_options(command: Callable) -> Callable:
-    for option in reversed(_TUNING_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(cls=SectionedCommand)
 @click.argument("output", type=click.Path(path_type=Path), default="evalcore-demo")
-@_OVERLAP
-@_tuning_options
-@run_options
-@engine_options
+@with_options(_OVERLAP, *_TUNING_OPTIONS, *STUDY_OPTIONS)
 def demo(output: Path, **options: Any) -> int:
     """Pre-trains a pocket model, tunes adapters, scores the grid and reports, into OUTPUT.
 
@@ -88,10 +75,7 @@ def demo(output: Path, **options: Any) -> int:
 @click.command(cls=SectionedCommand)
 @click.argument("study_file", type=click.Path(path_type=Path), metavar="STUDY.yaml")
 @_OUTPUT
-@_OVERLAP
-@_tuning_options
-@run_options
-@engine_options
+@with_options(_OVERLAP, *_TUNING_OPTIONS, *STUDY_OPTIONS)
 def run(study_file: Path, output: Path | None, **options: Any) -> int:
     """Runs a study: tunes missing models, scores what is missing, writes the report.
 
@@ -116,11 +100,10 @@ def run(study_file: Path, output: Path | None, **options: Any) -> int:
     "--mfu", type=Finite(0, 1, min_open=True), default=0.3, show_default=True,
     help="Share of that peak that training reaches.",
 )  # fmt: skip
-@DEVICE
-@NUM_GPUS
-@CLUSTER
-@RAY_ADDRESS
-@_tuning_options
+@with_options(
+    *(option_for(option_named(name)) for name in ("device", "num_gpus", "cluster", "ray_address")),
+    *_TUNING_OPTIONS,
+)
 def finetune(
     study_file: Path,
     output: Path | None,
@@ -179,12 +162,16 @@ def _study_options(
     options: dict[str, Any],
     speed: tuple[float, float] | None = None,
 ) -> StudyOptions:
-    """The command line's values as ``app.StudyOptions``; what is left over is for scoring."""
-    from evalcore.app import ScoreOptions, StudyOptions
+    """The command line's values as ``app.StudyOptions``; what else was said is for scoring."""
+    from evalcore.app import StudyOptions
 
     names = ("text", "data_root", "tune_workers", "jobs_per_gpu", "replace_changed", "overlap")
     own = {name: options[name] for name in names if name in options}
-    rest = {name: value for name, value in options.items() if name not in own}
-    scoring = ScoreOptions(grid=(), **score_fields(rest))
-    given = given_fields(click.get_current_context())
-    return StudyOptions(study_file, output, scoring=scoring, given=given, gpu_speed=speed, **own)
+    elsewhere = {*names, "study_file", "output", "dry_run", "mfu"}
+    elsewhere |= {"peak_tflops"} if speed else set()
+    given = {
+        name: value
+        for name, value in said(click.get_current_context()).items()
+        if name not in elsewhere
+    }
+    return StudyOptions(study_file, output, given=given, gpu_speed=speed, **own)

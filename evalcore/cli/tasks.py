@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from evalcore.cli.options import LIMIT
+from evalcore.cli.options import option_for
 from evalcore.cli.output import echo
+from evalcore.config import option_named
 
 if TYPE_CHECKING:
     from evalcore.tasks import Finding
@@ -85,7 +86,7 @@ def show_task(name: str, task_path: tuple[Path, ...], data_root: Path | None) ->
 
 @tasks.command("check")
 @click.argument("selection", default="all")
-@click.option("--limit", type=LIMIT, metavar="N|first:N", help="The sample that score takes.")
+@option_for(option_named("limit"), help="The sample that score takes.")
 @click.option("--strict", is_flag=True, help="Warnings count like errors.")
 @TASK_PATH
 @DATA_ROOT

@@ -6,22 +6,18 @@ import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evalcore import __version__
+from evalcore.config.engine import AdapterWay, Device, Dtype, EngineConfig
 from evalcore.errors import EngineError
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
 if TYPE_CHECKING:
     from evalcore.identity import NumericsClass
 
-EngineKind = Literal["vllm", "hf"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Device = Literal["cpu", "cuda"]
-Strategy = Literal["auto", "packed", "cached", "plain"]
-AdapterWay = Literal["merged", "batched"]
 LoadKind = Literal["start", "swap", "merge", "attach", "none"]
 
 
@@ -31,28 +27,30 @@ more of a prefix."""
 
 
 @dataclass(frozen=True)
-class EngineSpec:
+class EngineSpec(EngineConfig):
     """How to build an engine; plain values, so that it travels to any worker.
+
+    What a user says of it (:class:`EngineConfig`), and what was settled for one run.
 
     Attributes:
         kind: ``vllm`` (fast) or ``hf`` (transformers, the oracle).
         dtype: Type of weights and activations.
-        head_dtype: Type in which logits are computed.
-        max_length: Longest context + continuation in tokens.
-        device: ``auto`` takes a GPU if there is one.
-        threads: CPU threads of the engine; 0 leaves the environment's choice.
-        kv_cache_bytes: Size of the KV cache; None: what the batches need on a CPU, most of the
-            memory on a GPU.
         strategy: How vLLM scores: ``packed`` (a prefix tree, inside the worker), ``cached`` (one
             request per tail, contexts from the prefix cache), ``plain`` (one request per
             continuation, no cache), ``auto`` (the first of these that the architecture allows).
         adapters: How adapters are applied: ``merged`` into the weights, ``batched`` beside them
             (many in one run; what vLLM cannot apply that way is merged all the same), ``auto`` (not
             settled yet: an engine merges).
+        trust_remote_code: Whether a checkpoint may bring code.
+        head_dtype: Type in which logits are computed.
+        max_length: Longest context + continuation in tokens.
+        device: ``auto`` takes a GPU if there is one.
+        threads: CPU threads of the engine; 0 leaves the environment's choice.
+        kv_cache_bytes: Size of the KV cache; None: what the batches need on a CPU, most of the
+            memory on a GPU.
         max_loras: Batched adapters in one forward pass.
         max_lora_rank: Adapters of higher rank are merged.
         tensor_parallel: GPUs of one engine.
-        trust_remote_code: Whether a checkpoint may bring code.
         max_batch_tokens: Tokens of one forward pass; 0: 16,384 on a GPU; on a CPU 1,024
             (activations stay in its caches) or one longest sequence.
         max_num_seqs: Sequences of one forward pass; 0: 256 on a CPU, 1,024 on a GPU.
@@ -67,25 +65,27 @@ class EngineSpec:
             nine tenths of what is free.
     """
 
-    kind: EngineKind = "vllm"
     dtype: Dtype = "float32"
     head_dtype: Dtype = "float32"
     max_length: int = 2048
     device: Literal["cpu", "cuda", "auto"] = "auto"
     threads: int = 0
     kv_cache_bytes: int | None = None
-    strategy: Strategy = "auto"
-    adapters: Literal["auto", "merged", "batched"] = "auto"
     max_loras: int = 8
     max_lora_rank: int = 64
     tensor_parallel: int = 1
-    trust_remote_code: bool = False
     max_batch_tokens: int = 0
     max_num_seqs: int = 0
     cuda_graphs: bool = True
     seed: int = 0
     min_proven: float = 1.0
     merge_disk_bytes: int = 0
+
+    @classmethod
+    def of(cls, config: EngineConfig, **settled: Any) -> EngineSpec:
+        """What a user says, with what was settled for a run."""
+        said = {f.name: getattr(config, f.name) for f in fields(EngineConfig)}
+        return cls(**said | settled)
 
 
 @dataclass(frozen=True)

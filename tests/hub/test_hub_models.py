@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evalcore.app.grid import GridOptions, build_grid
+from evalcore.app.grid import build_grid
+from evalcore.config import GridConfig
 from evalcore.errors import InputError
 from evalcore.identity import NumericsClass, open_checkpoint, read_provenance, resolve_subjects
 from evalcore.prompting import load_tokenizer
@@ -183,7 +184,7 @@ def test_a_study_is_planned_and_its_rows_encoded(
     assert len(rows) == 6
     subjects = resolve_subjects([], ["org/base@step10"]).subjects
     numerics = NumericsClass("hf", "float32", "float32", "cpu")
-    grid = build_grid(subjects, GridOptions((("rte", "default"),)), numerics, tmp_path / "cache")
+    grid = build_grid(subjects, GridConfig((("rte", "default"),)), numerics, tmp_path / "cache")
     assert [len(cell.doc_ids) for cell in grid.cells] == [12]
     assert grid.cell_rows[0]["revision"] == commits[0]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from evalcore.app import ScoreOptions, score
-from evalcore.app.grid import Grid, GridOptions, build_grid
+from evalcore.app import score
+from evalcore.app.grid import Grid, build_grid
+from evalcore.config import GridConfig, ScoreConfig
 from evalcore.errors import InputError
 from evalcore.identity import (
     CELL_KEY_VERSION,
@@ -76,7 +77,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 def grid_of(house: Path, prompts: str, tokenizer: str = "adapter", *more: str) -> Grid:
     subjects = resolve_subjects([house / "runs"], more, tokenizer=tokenizer).subjects
-    options = GridOptions(
+    options = GridConfig(
         (("pick,tell", prompts),), data_root=house / "data", task_path=(house / "tasks",),
         prompt_path=(house / "prompts",),
     )  # fmt: skip
@@ -261,8 +262,8 @@ def test_how_a_cell_was_asked_is_recorded(house: Path) -> None:
 
 
 def test_a_run_over_older_keys_says_so_in_one_line(house: Path) -> None:
-    options = ScoreOptions(
-        (("pick", "default"),), data_root=house / "data", task_path=(house / "tasks",),
+    options = ScoreConfig.of(
+        grid=(("pick", "default"),), data_root=house / "data", task_path=(house / "tasks",),
         prompt_path=(house / "prompts",), adapters=(str(house / "runs"),), engine="hf",
         output=house / "results", dry_run=True,
     )  # fmt: skip

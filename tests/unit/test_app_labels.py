@@ -9,7 +9,7 @@ import pytest
 
 from evalcore.app.cells import cell_row
 from evalcore.app.labels import label, labelled_subjects, not_scored_lines
-from evalcore.app.score import ScoreOptions
+from evalcore.config import SubjectsConfig
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import NumericsClass
 from evalcore.store import ResultStore
@@ -98,8 +98,8 @@ def test_a_later_run_keeps_what_was_mended(
     """Parents and labels set in the results are those of the next run's subjects."""
     tuned = make_checkpoint(tmp_path / "full" / "checkpoint-50", seed=8)
     adapter = make_adapter(tmp_path / "runs" / "lora", tiny_checkpoint)
-    options = ScoreOptions(
-        grid=(), adapters=(str(adapter.parent),), checkpoints=(str(tuned), str(tiny_checkpoint))
+    options = SubjectsConfig(
+        adapters=(str(adapter.parent),), checkpoints=(str(tuned), str(tiny_checkpoint))
     )
     store = ResultStore(tmp_path / "results")
     rows = []

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evalcore.app.grid import GridOptions, build_grid
+from evalcore.app.grid import build_grid
 from evalcore.app.learned import learned_rows
+from evalcore.config import GridConfig
 from evalcore.identity import NumericsClass, open_checkpoint, resolve_subjects
 from evalcore.tasks import load_documents, load_task, texts_key
 from evalcore.types import Subject
@@ -41,7 +42,7 @@ def found(folder: Path, prompts: str, tmp_path: Path) -> tuple[list[tuple], list
     """(code, count) of the findings of a grid, and those of the cells of tuned models."""
     subjects: tuple[Subject, ...] = resolve_subjects([folder]).subjects
     grid = build_grid(
-        subjects, GridOptions((("pocket_nli", prompts),), limit=50), NUMERICS, tmp_path / "cache"
+        subjects, GridConfig((("pocket_nli", prompts),), limit=50), NUMERICS, tmp_path / "cache"
     )
     learned = [(f.code, f.count) for f in grid.findings if f.code.startswith("trained_")]
     rows = {row["subject"]: row["findings"] for row in grid.cell_rows}

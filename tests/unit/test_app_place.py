@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from evalcore.app import place as module
-from evalcore.app.place import Place, Wanted, changed_device, find_place
-from evalcore.app.score import ScoreOptions, score, worker_env
+from evalcore.app.place import Place, changed_device, find_place
+from evalcore.app.score import score, worker_env
 from evalcore.cluster.ray_session import Node, forwarded, require_room
+from evalcore.config import ClusterConfig, ScoreConfig
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import InputError
 from evalcore.store import ResultStore
@@ -49,19 +50,23 @@ def ray(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> Callable[..., None
 @pytest.mark.parametrize(
     ("gpus", "wanted", "expected"),
     [
-        (0, Wanted(), Place("cpu", 1, 16)),
-        (0, Wanted(workers=3), Place("cpu", 3, 5)),
-        (0, Wanted(workers=64), Place("cpu", 64, 1)),
-        (0, Wanted(threads=2), Place("cpu", 1, 2)),
-        (2, Wanted(device="cpu"), Place("cpu", 1, 16)),
-        (2, Wanted(num_gpus=0), Place("cpu", 1, 16)),
-        (2, Wanted(), Place("cuda", 2, 8, ("0", "1"), 1, "NVIDIA H100")),
-        (2, Wanted(num_gpus=1), Place("cuda", 1, 16, ("0",), 1, "NVIDIA H100")),
-        (5, Wanted(tensor_parallel=2), Place("cuda", 2, 8, ("0", "1", "2", "3"), 2, "NVIDIA H100")),
-        (["MIG-a", "1"], Wanted(), Place("cuda", 2, 8, ("MIG-a", "1"), 1, "NVIDIA H100")),
+        (0, ClusterConfig(), Place("cpu", 1, 16)),
+        (0, ClusterConfig(workers=3), Place("cpu", 3, 5)),
+        (0, ClusterConfig(workers=64), Place("cpu", 64, 1)),
+        (0, ClusterConfig(threads=2), Place("cpu", 1, 2)),
+        (2, ClusterConfig(device="cpu"), Place("cpu", 1, 16)),
+        (2, ClusterConfig(num_gpus=0), Place("cpu", 1, 16)),
+        (2, ClusterConfig(), Place("cuda", 2, 8, ("0", "1"), 1, "NVIDIA H100")),
+        (2, ClusterConfig(num_gpus=1), Place("cuda", 1, 16, ("0",), 1, "NVIDIA H100")),
+        (
+            5,
+            ClusterConfig(tensor_parallel=2),
+            Place("cuda", 2, 8, ("0", "1", "2", "3"), 2, "NVIDIA H100"),
+        ),
+        (["MIG-a", "1"], ClusterConfig(), Place("cuda", 2, 8, ("MIG-a", "1"), 1, "NVIDIA H100")),
     ],
 )
-def test_this_machine(machine: Machine, gpus: int, wanted: Wanted, expected: Place) -> None:
+def test_this_machine(machine: Machine, gpus: int, wanted: ClusterConfig, expected: Place) -> None:
     machine(gpus)
     assert find_place(wanted) == expected
 
@@ -69,19 +74,23 @@ def test_this_machine(machine: Machine, gpus: int, wanted: Wanted, expected: Pla
 @pytest.mark.parametrize(
     ("gpus", "wanted", "message"),
     [
-        (0, Wanted(device="cuda"), "--device cuda: this machine shows no GPUs"),
-        (1, Wanted(num_gpus=2), "--num-gpus 2: this machine shows 1 GPU$"),
-        (8, Wanted(tensor_parallel=3, workers=3), "room for 2; give --workers 2"),
-        (8, Wanted(workers=10), "--workers 10 with 1 GPU each: this machine shows 8 GPUs"),
-        (8, Wanted(num_gpus=4, workers=5), "--num-gpus is 4, room for 4"),
-        (2, Wanted(tensor_parallel=4), "--tensor-parallel 4: this machine shows 2 GPUs; give at"),
-        (2, Wanted(tensor_parallel=2, num_gpus=1), "--num-gpus is 1"),
-        (0, Wanted(tensor_parallel=2), "--tensor-parallel 2: this machine shows no GPUs"),
-        (["MIG-a", "MIG-b"], Wanted(tensor_parallel=2), r"\(MIG\) do not work together"),
+        (0, ClusterConfig(device="cuda"), "--device cuda: this machine shows no GPUs"),
+        (1, ClusterConfig(num_gpus=2), "--num-gpus 2: this machine shows 1 GPU$"),
+        (8, ClusterConfig(tensor_parallel=3, workers=3), "room for 2; give --workers 2"),
+        (8, ClusterConfig(workers=10), "--workers 10 with 1 GPU each: this machine shows 8 GPUs"),
+        (8, ClusterConfig(num_gpus=4, workers=5), "--num-gpus is 4, room for 4"),
+        (
+            2,
+            ClusterConfig(tensor_parallel=4),
+            "--tensor-parallel 4: this machine shows 2 GPUs; give at",
+        ),
+        (2, ClusterConfig(tensor_parallel=2, num_gpus=1), "--num-gpus is 1"),
+        (0, ClusterConfig(tensor_parallel=2), "--tensor-parallel 2: this machine shows no GPUs"),
+        (["MIG-a", "MIG-b"], ClusterConfig(tensor_parallel=2), r"\(MIG\) do not work together"),
     ],
 )
 def test_what_this_machine_cannot_is_refused(
-    machine: Machine, gpus: int, wanted: Wanted, message: str
+    machine: Machine, gpus: int, wanted: ClusterConfig, message: str
 ) -> None:
     machine(gpus)
     with pytest.raises(InputError, match=message):
@@ -92,7 +101,7 @@ def test_gpus_are_handed_out_whole_and_once(machine: Machine) -> None:
     for gpus in range(1, 9):
         for size in range(1, gpus + 1):
             machine(gpus)
-            place = find_place(Wanted(tensor_parallel=size))
+            place = find_place(ClusterConfig(tensor_parallel=size))
             spec = EngineSpec(tensor_parallel=size, threads=2)
             envs = [worker_env(spec, place.gpus, i) for i in range(place.workers)]
             given = [str(env["CUDA_VISIBLE_DEVICES"]).split(",") for env in envs]
@@ -116,7 +125,7 @@ def test_nodes_of_a_ray_decide(
     ray: Callable[..., None], nodes: tuple, wanted: dict, expected: Place
 ) -> None:
     ray(*nodes)
-    assert find_place(Wanted(cluster="ray", **wanted)) == expected
+    assert find_place(ClusterConfig(backend="ray", **wanted)) == expected
 
 
 @pytest.mark.parametrize(
@@ -135,21 +144,21 @@ def test_what_no_node_can_is_refused_before_waiting(
 ) -> None:
     ray(*nodes)
     with pytest.raises(InputError, match=message):
-        find_place(Wanted(cluster="ray", **wanted))
+        find_place(ClusterConfig(backend="ray", **wanted))
 
 
 def test_results_of_gpus_are_not_gone_on_with_on_cpus_in_silence(machine: Machine) -> None:
     machine(0)
     with pytest.raises(InputError, match=r"results were scored on GPUs.*--device cpu"):
-        find_place(Wanted(), {"cuda"})
-    cpu = find_place(Wanted(device="cpu"), {"cuda"})
+        find_place(ClusterConfig(), {"cuda"})
+    cpu = find_place(ClusterConfig(device="cpu"), {"cuda"})
     assert changed_device(cpu, {"cuda"}, "results") == [
         "cells of results were scored on GPUs: on CPUs (--device cpu) they are other cells and are "
         "scored anew"
     ]
     assert not changed_device(cpu, {"cuda", "cpu"}, "results")
     machine(1)
-    assert "scored on CPUs: on GPUs" in changed_device(find_place(Wanted()), {"cpu"}, "r")[0]
+    assert "scored on CPUs: on GPUs" in changed_device(find_place(ClusterConfig()), {"cpu"}, "r")[0]
     assert not changed_device(cpu, set(), "results")
 
 
@@ -176,9 +185,10 @@ def test_what_decides_numbers_goes_to_ray_and_secrets_do_not() -> None:
 
 def test_a_known_device_needs_no_torch() -> None:
     code = (
-        "import sys; from evalcore.app.place import Wanted, find_place\n"
+        "import sys; from evalcore.app.place import find_place\n"
+        "from evalcore.config import ClusterConfig\n"
         "from evalcore.engines.protocol import EngineSpec, numerics_class\n"
-        "find_place(Wanted(device='cpu'))\n"
+        "find_place(ClusterConfig(device='cpu'))\n"
         "spec = EngineSpec(device='cuda', dtype='bfloat16', adapters='merged')\n"
         "print(numerics_class(spec).label, 'torch' in sys.modules)"
     )
@@ -190,8 +200,8 @@ def test_a_dry_run_names_what_it_would_do_and_writes_nothing(
     tiny_checkpoint: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
-    options = ScoreOptions(
-        (("pocket_nli", "default,io"),), output=out, adapters=(str(tiny_adapter),), limit=4,
+    options = ScoreConfig.of(
+        grid=(("pocket_nli", "default,io"),), output=out, adapters=(str(tiny_adapter),), limit=4,
         engine="hf", device="cpu", threads=1, dry_run=True,
     )  # fmt: skip
     outcome = score(options)

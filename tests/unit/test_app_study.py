@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import pickle
-import re
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import click
 import pytest
-from annotated_types import Ge, Le
 from click.testing import CliRunner
 
 import evalcore.tasks.registry
-from evalcore.app import ScoreOptions, StudyOptions, tuned_lines
-from evalcore.app.study import FROM_FILE, scoring_options, study
+from evalcore.app import StudyOptions, tuned_lines
+from evalcore.app.study import scoring_config, study
 from evalcore.app.tuning import plan_tuning
 from evalcore.cli import cli
-from evalcore.cli.options import score_fields
 from evalcore.cli.progress import StudyProgress
-from evalcore.cli.score import score as score_command
 from evalcore.cli.study import _study_options, run
+from evalcore.config import ScoreConfig
 from evalcore.errors import InputError
 from evalcore.prompting import load_tokenizer
 from evalcore.prompting.variants import prompts_root
 from finetune import TuneSummary, check_data, load_study, plan_jobs
 from finetune.data import build_training_set
-from finetune.study import EvaluationSpec
 
 STUDY = """
 name: small
@@ -52,8 +47,8 @@ def file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return path
 
 
-def scored_with(file: Path, *words: str) -> ScoreOptions:
-    """The scoring options of ``evalcore run FILE WORDS``."""
+def scored_with(file: Path, *words: str) -> ScoreConfig:
+    """The scoring of ``evalcore run FILE WORDS``."""
     found: list[StudyOptions] = []
 
     def kept(study_file: Path, output: Path | None, **options: Any) -> None:
@@ -61,14 +56,18 @@ def scored_with(file: Path, *words: str) -> ScoreOptions:
 
     command = click.Command("run", params=run.params, callback=kept)
     command.main([str(file), *words], standalone_mode=False)
-    return scoring_options(load_study(file), found[0])
+    return scoring_config(load_study(file), found[0])
 
 
 def test_the_file_is_read_where_nothing_is_given(file: Path) -> None:
     found = scored_with(file)
-    assert (found.limit, found.adapter_way, found.engine) == (7, "merged", "hf")
-    assert (found.dtype, found.max_length, found.device) == ("float32", 256, "cpu")
-    assert (found.certify, found.num_fewshot, found.strategy) == (0.0, None, "auto")
+    assert (found.grid.limit, found.engine.adapters, found.engine.kind) == (7, "merged", "hf")
+    assert (found.engine.dtype, found.grid.max_length, found.cluster.device) == (
+        "float32",
+        256,
+        "cpu",
+    )
+    assert (found.run.certify, found.grid.num_fewshot, found.engine.strategy) == (0.0, None, "auto")
 
 
 def test_what_is_given_goes_before_the_file_also_where_it_is_a_default(file: Path) -> None:
@@ -76,18 +75,32 @@ def test_what_is_given_goes_before_the_file_also_where_it_is_a_default(file: Pat
         file, "--adapters", "auto", "--engine", "vllm", "--limit", "first:3", "--dtype", "auto",
         "--certify", "--certify-share", "0.5", "--shard", "1/4", "--time-limit", "90m",
     )  # fmt: skip
-    assert (found.adapter_way, found.engine, found.limit) == ("auto", "vllm", "first:3")
-    assert (found.dtype, found.certify) == ("auto", 0.5)
-    assert (found.shard, found.time_limit, found.max_length) == ((1, 4), 5400.0, 256)
+    assert (found.engine.adapters, found.engine.kind, found.grid.limit) == (
+        "auto",
+        "vllm",
+        "first:3",
+    )
+    assert (found.engine.dtype, found.run.certify) == ("auto", 0.5)
+    assert (found.run.shard, found.run.time_limit, found.grid.max_length) == ((1, 4), 5400.0, 256)
 
 
-def test_from_python_what_differs_from_its_default_is_given(file: Path) -> None:
-    scoring = ScoreOptions(grid=(), limit=2)
-    found = scoring_options(load_study(file), StudyOptions(file, file.parent, scoring=scoring))
-    assert (found.limit, found.engine) == (2, "hf")
-    auto = StudyOptions(file, file.parent, scoring=scoring, given=frozenset({"engine"}))
-    found = scoring_options(load_study(file), auto)
-    assert (found.limit, found.engine) == (7, "vllm")
+def test_from_python_what_is_given_goes_before_the_file(file: Path) -> None:
+    options = StudyOptions(file, file.parent, given={"limit": 2})
+    found = scoring_config(load_study(file), options)
+    assert (found.grid.limit, found.engine.kind) == (2, "hf")
+    options = StudyOptions(file, file.parent, given={"engine": "vllm"})  # the default, but said
+    found = scoring_config(load_study(file), options)
+    assert (found.grid.limit, found.engine.kind) == (7, "vllm")
+
+
+def test_what_is_given_of_a_study_is_checked_at_once(file: Path) -> None:
+    for given, message in (
+        ({"engin": "hf"}, "unknown argument 'engin'; nearest: engine"),
+        ({"engine": "vlm"}, "--engine 'vlm': expected vllm or hf"),
+        ({"output": Path("x")}, "output is said by the study"),
+    ):
+        with pytest.raises(InputError, match=message):
+            StudyOptions(file, file.parent, given=given)
 
 
 def test_a_dry_run_of_a_study_writes_nothing(file: Path) -> None:
@@ -102,7 +115,7 @@ def test_a_dry_run_of_a_study_writes_nothing(file: Path) -> None:
 
 
 def test_a_part_needs_all_models(file: Path) -> None:
-    options = StudyOptions(file, file.parent, scoring=ScoreOptions(grid=(), shard=(0, 2)))
+    options = StudyOptions(file, file.parent, given={"shard": (0, 2)})
     with StudyProgress(quiet=True) as progress, pytest.raises(InputError, match="1 models are not"):
         study(options, progress)
 
@@ -135,11 +148,11 @@ def own(file: Path) -> Path:
 
 def test_a_study_brings_its_own_tasks_and_prompts(own: Path) -> None:
     spec = load_study(own)
-    options = scoring_options(spec, StudyOptions(own, own.parent))
-    assert options.grid == (("my_nli,lm-eval:arc_easy", "plain,words"),)
-    assert options.task_path == (own.parent / "tasks",)
-    assert options.prompt_path == (own.parent / "prompts",)
-    assert options.include_path == (own.parent / "theirs",)
+    options = scoring_config(spec, StudyOptions(own, own.parent))
+    assert options.grid.blocks == (("my_nli,lm-eval:arc_easy", "plain,words"),)
+    assert options.grid.task_path == (own.parent / "tasks",)
+    assert options.grid.prompt_path == (own.parent / "prompts",)
+    assert options.grid.include_path == (own.parent / "theirs",)
 
     (job,) = plan_jobs(spec, own.parent).jobs
     assert (job.variants, job.held_out) == (("words",), ("my_nli",))
@@ -168,27 +181,6 @@ def test_a_folder_that_is_not_there_is_named(own: Path) -> None:
     own.write_text(own.read_text().replace("[tasks]", "[task]"))
     with pytest.raises(InputError, match=r"task folder .*/task does not exist"):
         plan_jobs(load_study(own), own.parent)
-
-
-def test_every_field_has_an_option_and_every_option_a_field() -> None:
-    params = {str(param.name): None for param in score_command.params}
-    spoken = set(score_fields({**params, "certify": 0, "certify_share": 0}))
-    asked = {"tasks", "prompts"}  # together the field grid
-    assert spoken - asked == {field.name for field in fields(ScoreOptions)} - {"grid"}
-
-
-@pytest.mark.parametrize(("key", "name"), FROM_FILE.items())
-def test_the_file_takes_what_the_command_line_takes(key: str, name: str) -> None:
-    spec = EvaluationSpec.model_fields[key]
-    assert key in EvaluationSpec.model_json_schema()["properties"]
-    (param,) = [p for p in score_command.params if p.name == name]
-    if isinstance(param.type, click.Choice):
-        words = set(param.type.choices)
-        assert words <= set(re.findall(r"'(\w+)'", str(spec.annotation)))
-        assert words == set(re.findall(r"'(\w+)'", str(get_type_hints(ScoreOptions)[name])))
-    elif isinstance(param.type, click.IntRange):
-        bounds = {type(bound): bound for bound in spec.metadata}
-        assert [bounds[kind] for kind in bounds] == [Ge(param.type.min), Le(param.type.max)]
 
 
 def test_tuning_that_was_stopped_does_not_say_that_nothing_is_missing() -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from evalcore.cli import cli
-from evalcore.cli.command import SECTIONS
+from evalcore.cli.command import sections
 from evalcore.cli.options import parse_shard
 from evalcore.cli.output import ShownFormatter, echo, echo_line
 from evalcore.errors import EvalcoreError
@@ -110,9 +110,9 @@ def test_help_is_in_sections(name: str) -> None:
     known = dict(commands())
     command = known[name]
     text = CliRunner().invoke(cli, [name, "--help"]).output
-    titles = [title for title in SECTIONS if f"{title}:" in text]
+    titles = [title for title in sections() if f"{title}:" in text]
     assert len(titles) >= 4
-    placed = {option for names in SECTIONS.values() for option in names}
+    placed = {option for names in sections().values() for option in names}
     options = {p.name for p in command.params if isinstance(p, click.Option)}
     assert options <= placed
     assert text.index("Other:") > text.index(titles[-1])  # --help alone
@@ -123,7 +123,7 @@ def test_help_is_in_sections(name: str) -> None:
 
 def test_every_section_names_options_that_exist() -> None:
     known = {param.name for _, command in commands() for param in command.params}
-    assert {name for names in SECTIONS.values() for name in names} <= known
+    assert {name for names in sections().values() for name in names} <= known
     spelled = [o for _, command in commands() for p in command.params for o in p.opts]
     assert not [option for option in spelled if option.startswith("--") and "_" in option]
 

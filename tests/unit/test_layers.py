@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
     "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity", "tasks",
-    "prompting", "store", "planning", "cluster", "engines", "scoring", "metrics", "analysis",
-    "report", "app", "cli", "api",
+    "prompting", "config", "store", "planning", "cluster", "engines", "scoring", "metrics",
+    "analysis", "report", "app", "cli", "api",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "files",
@@ -28,6 +28,7 @@ FINETUNE_MAY_IMPORT = {
     "identity",
     "tasks",
     "prompting",
+    "config",
     "cluster",
 }
 HEAVY = {

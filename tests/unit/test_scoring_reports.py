@@ -16,7 +16,7 @@ from test_planning import make_grid, ranked
 
 from evalcore.app.adapters import AdapterPlan, check_way, choose_way, plan_adapters, stored_way
 from evalcore.app.flops import run_flops
-from evalcore.app.score import _count_flops
+from evalcore.app.outcome import count_flops
 from evalcore.app.words import adapter_lines, proof_lines
 from evalcore.cli.progress import ScoreProgress, figures
 from evalcore.engines.protocol import EngineSpec, numerics_class
@@ -199,7 +199,7 @@ def test_operations_are_summed_over_checkpoints_of_different_shape(
     outcome = SimpleNamespace(summary=summary, limits={"attended": 500, "token_limit": 100})
     place = SimpleNamespace(gpu_name=None)
     prepared = SimpleNamespace(spec=EngineSpec(device="cpu"), subjects=subjects, place=place)
-    _count_flops(outcome, prepared, 2.0)  # type: ignore[arg-type]
+    count_flops(outcome, prepared, 2.0)  # type: ignore[arg-type]
     one, other = (
         run_flops(numeric_config(path), computed_tokens=n, head_rows=11, mean_context=5.0) or 0.0
         for path, n in zip(paths, (101, 1001), strict=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evalcore.engines.protocol import Strategy
+from evalcore.config.engine import Strategy
 from evalcore.engines.vllm.cached import cap_cache_hits, make_tails, spread
 from evalcore.engines.vllm.growth import Growth, with_generations
 from evalcore.engines.vllm.requests import (

@@ -1,0 +1,158 @@
+"""What came of a run: its figures, what could not be scored, its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalcore.app.cells import Grid, installed_versions
+from evalcore.app.flops import peak_flops, run_flops
+from evalcore.config import ScoreConfig
+from evalcore.engines.protocol import EngineSpec
+from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED
+from evalcore.identity import numeric_config
+from evalcore.planning import Plan
+from evalcore.scoring import RunSummary
+from evalcore.tasks import data_commits
+
+if TYPE_CHECKING:
+    from evalcore.app.settling import Prepared
+
+
+@dataclass
+class ScoreOutcome:
+    """What came of :func:`evalcore.app.score`.
+
+    Attributes:
+        problems: (what, message) of adapters and cells that could not be scored.
+        findings: What the checks of the data found, as lines.
+        limits: Least work of what was planned (see ``app.limits``).
+        flops: Operations the engines did; None where the model family is not known.
+        peak_flops: Operations per second a worker's devices can do, if known.
+        examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
+        lm_eval: lm-eval's own metrics of its tasks, as lines.
+        cells: Keys of the cells that were asked for.
+        asked: Names of the subjects, tasks and prompts of these cells.
+        engines: Where and in what the engines compute, in words.
+    """
+
+    output: Path
+    plan: Plan
+    summary: RunSummary
+    dry_run: bool
+    notes: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
+    flops: float | None = None
+    peak_flops: float | None = None
+    examples_per_s: float | None = None
+    lm_eval: list[str] = field(default_factory=list)
+    cells: frozenset[str] = frozenset()
+    asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    engines: str = ""
+
+    @property
+    def exit_status(self) -> int:
+        if self.summary.error is not None:
+            return self.summary.error.exit_status
+        if self.summary.stopped:
+            return EXIT_STOPPED
+        return EXIT_CELLS_FAILED if self.problems or self.summary.failed_cells else 0
+
+    @property
+    def how_it_ended(self) -> str:
+        """In a line, for whoever looks from outside."""
+        if self.summary.error is not None:
+            return str(self.summary.error)
+        if self.summary.stopped:
+            return f"stopped ({self.summary.stopped}); run the same command again to go on"
+        return "some cells could not be scored" if self.exit_status else "done"
+
+    def lines(self, *, scores: bool = True) -> list[str]:
+        """The summary for a person: scores (if wanted), how to go on, what it cost."""
+        from evalcore.app.words import next_lines, plan_lines, score_lines, summary_lines
+
+        if self.dry_run:
+            return [*self.notes, *plan_lines(self)]
+        told = [*score_lines(self), *self.lm_eval, *next_lines(self)] if scores else self.lm_eval
+        return [*self.notes, *told, *summary_lines(self)]
+
+    def problem_lines(self) -> list[str]:
+        """Findings and failures, one line each."""
+        lines = [f"data: {finding}" for finding in self.findings]
+        certificate = self.summary.certificate
+        if certificate is not None and not certificate.holds:
+            lines.append(certificate.lines()[-1])
+        lines += [f"{who} got no more work: {why}" for who, why in self.summary.given_up.items()]
+        lines += [f"not scored: {what}: {message}" for what, message in self.problems]
+        if self.summary.error is not None:
+            lines.append(f"evalcore: {self.summary.error}")
+        return lines
+
+
+def asked_names(grid: Grid) -> dict[str, tuple[str, ...]]:
+    """Names of what the grid is made of, each once, in its order."""
+    cells = [planned.cell for planned in grid.cells]
+    names = {
+        "subjects": (cell.subject.label for cell in cells),
+        "tasks": (cell.task.name for cell in cells),
+        "prompts": (cell.variant.name for cell in cells),
+    }
+    return {what: tuple(dict.fromkeys(of)) for what, of in names.items()}
+
+
+def count_flops(outcome: ScoreOutcome, prepared: Prepared, peak_tflops: float | None) -> None:
+    """What the engines computed, in operations, checkpoint by checkpoint: shapes may differ."""
+    limits = outcome.limits
+    mean_context = limits["attended"] / max(limits["token_limit"], 1)
+    configs = {s.checkpoint.fingerprint: Path(s.checkpoint.path) for s in prepared.subjects}
+    counts = [
+        run_flops(
+            numeric_config(configs[fingerprint]),
+            computed_tokens=effort.computed_tokens,
+            head_rows=effort.head_rows,
+            mean_context=mean_context,
+        )
+        for fingerprint, effort in outcome.summary.checkpoints.items()
+    ]
+    known = [count for count in counts if count is not None]
+    outcome.flops = sum(known) if len(known) == len(counts) else None
+    spec = prepared.spec
+    peak = peak_flops(prepared.place.gpu_name or "", spec.dtype, peak_tflops)
+    outcome.peak_flops = peak and peak * spec.tensor_parallel
+
+
+def name_failures(outcome: ScoreOutcome, grid: Grid) -> None:
+    """Failed cells as one problem per subject and reason."""
+    why: dict[tuple[str, str], int] = {}
+    for planned in grid.cells:
+        message = outcome.summary.failed_cells.get(planned.cell.key)
+        if message:
+            adapter = planned.cell.subject.adapter
+            copies = (
+                f" and its copies {', '.join(adapter.copies)}" if adapter and adapter.copies else ""
+            )
+            at = (planned.cell.subject.label + copies, message)
+            why[at] = why.get(at, 0) + 1
+    outcome.problems += [(f"{label} ({n} cells)", message) for (label, message), n in why.items()]
+
+
+def run_record(outcome: ScoreOutcome, config: ScoreConfig, spec: EngineSpec) -> dict[str, Any]:
+    """What is kept of a run; ``config``: what was told, where it is not the default."""
+    return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "summary": outcome.summary.as_record(),
+        "limits": outcome.limits,
+        "flops": outcome.flops,
+        "peak_flops": outcome.peak_flops,
+        "config": config.record(),
+        "engine": {f.name: getattr(spec, f.name) for f in fields(spec)},
+        "problems": [list(problem) for problem in outcome.problems],
+        "findings": outcome.findings,
+        "data_commits": data_commits(),
+        "versions": installed_versions(),
+    }

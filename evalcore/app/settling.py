@@ -1,0 +1,155 @@
+"""What is settled before a run: where engines are, which models, which engine, which cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
+from evalcore.app.cells import Grid, encoding_settings
+from evalcore.app.grid import build_grid
+from evalcore.app.labels import labelled_subjects
+from evalcore.app.manifest import agreed, grid_name
+from evalcore.app.place import Place, changed_device, find_place
+from evalcore.config import GridConfig, ScoreConfig
+from evalcore.engines.protocol import EngineSpec, numerics_class
+from evalcore.errors import InputError
+from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config
+from evalcore.store import ResultStore
+from evalcore.types import Subject, generation_of
+
+CHECKED_AT_START_BYTES = 4 << 30
+"""Results up to this size are read and checked from end to end when a run starts."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs beside its plan."""
+
+    store: ResultStore
+    place: Place
+    spec: EngineSpec
+    grid: Grid
+    subjects: list[Subject]
+
+
+def settle_place(config: ScoreConfig, store: ResultStore | None) -> tuple[Place, list[str]]:
+    """(where the engines are, a line where earlier results are of another device)."""
+    labels = set() if store is None else set(store.cells()["numerics"].to_pylist())
+    scored_on = {parts[3] for label in labels if label and len(parts := label.split("/")) > 3}
+    place = find_place(config.cluster, scored_on)
+    return place, changed_device(place, scored_on, str(config.run.output))
+
+
+def settle_subjects(
+    config: ScoreConfig, place: Place, store: ResultStore
+) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
+    """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
+    resolved = labelled_subjects(config.subjects, store, _applied(config, place))
+    problems = [(problem.path, problem.message) for problem in resolved.problems]
+    subjects = _supported(config, place, resolved.subjects, problems)
+    part = config.run.shard is not None and not config.run.dry_run
+    if part and (name := grid_name()) is not None:
+        subjects, gone = agreed(store.path, subjects, name)
+        what = "part of this array job's grid, but not found by this part: scored by the next run"
+        problems += [(f"subject {subject_id[:12]}", what) for subject_id in gone]
+    if not subjects:
+        first = f": {problems[0][1]}" if problems else ""
+        raise InputError(f"no subject can be scored{first}")
+    return subjects, problems, list(resolved.notes)
+
+
+def _supported(
+    config: ScoreConfig,
+    place: Place,
+    subjects: Sequence[Subject],
+    problems: list[tuple[str, str]],
+) -> list[Subject]:
+    """The subjects whose checkpoint the engine can run; the others become problems."""
+    if config.engine.kind != "vllm":
+        return list(subjects)
+    from evalcore.engines.vllm.bases import unsupported
+
+    reasons = {
+        path: unsupported(path, numeric_config(path), place.device)
+        for path in {subject.checkpoint.path for subject in subjects}
+    }
+    problems += [
+        (path, f"checkpoint {path}: {reason}; engine hf may score it (--engine hf)")
+        for path, reason in sorted(reasons.items())
+        if reason is not None
+    ]
+    return [subject for subject in subjects if reasons[subject.checkpoint.path] is None]
+
+
+def _applied(config: ScoreConfig, place: Place) -> Applied:
+    """What the engine does with adapters, in so far as it decides which it can apply."""
+    if config.engine.kind == "hf":
+        return "unmerged"
+    if config.engine.adapters == "auto":
+        return "batched" if place.device == "cuda" else "merged"
+    return config.engine.adapters
+
+
+def settle_spec(config: ScoreConfig, place: Place, subjects: Sequence[Subject]) -> EngineSpec:
+    """The engine of a run, but for the way of its adapters."""
+    asked = config.grid.max_length
+    return EngineSpec.of(
+        config.engine,
+        dtype=config.engine.dtype_on(place.device),
+        max_length=max(encoding_settings(s.checkpoint, asked).max_length for s in subjects),
+        device=place.device,
+        threads=place.threads,
+        tensor_parallel=config.cluster.tensor_parallel,
+    )
+
+
+def settle_grid(
+    config: GridConfig,
+    spec: EngineSpec,
+    subjects: list[Subject],
+    store: ResultStore,
+    cache: Path,
+) -> tuple[EngineSpec, Grid, AdapterPlan]:
+    """(spec with the way of adapters settled, the grid, how adapters are applied)."""
+    check_way(spec)
+    numerics = numerics_class(spec)
+    grid = build_grid(subjects, config, numerics, cache)
+    adapters = plan_adapters(spec, store, grid.cells)
+    generates = any(generation_of(c.cell.task, c.cell.variant) for c in grid.cells)
+    spec = replace(adapters.fitted(spec), cuda_graphs=generates)  # scoring replays none
+    if numerics_class(spec).label != numerics.label:
+        # In 16-bit the way is part of every cell's key, and the rule needs the grid: once more.
+        grid = build_grid(subjects, config, numerics_class(spec), cache)
+    grid.cells = [c for c in grid.cells if c.cell.subject.id not in adapters.refused]
+    return spec, grid, adapters
+
+
+def set_aside(store: ResultStore) -> list[str]:
+    """What of the results is damaged is scored again: lines about it.
+
+    Large results are not read from end to end by every run: `evalcore verify` does that.
+    """
+    if store.num_bytes > CHECKED_AT_START_BYTES:
+        return []
+    report = store.verify()
+    return [] if report.sound else report.lines()
+
+
+def keys_changed(store: ResultStore, grid: Grid) -> list[str]:
+    """One line where cells of this grid were scored under keys of an earlier version."""
+    names = ("checkpoint_fingerprint", "adapter_fingerprint", "task", "variant")
+    asked = {tuple(row[name] for name in names) for row in grid.cell_rows}
+    table = store.cells().select([*names, "key_version"])
+    old = sum(
+        (row["key_version"] or 0) < CELL_KEY_VERSION and tuple(row[n] for n in names) in asked
+        for row in table.to_pylist()
+    )
+    if not old:
+        return []
+    return [
+        f"{old:,} cells of {store.path} have keys of an earlier evalcore: since version "
+        f"{CELL_KEY_VERSION} of the keys data counts by its rows, chat templates and end tokens "
+        "too (docs/identity.md); they are scored anew, and what was there can still be read"
+    ]
