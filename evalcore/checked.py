@@ -257,6 +257,42 @@ def map_table(path: Path) -> pa.Table:
         return ipc.open_file(source).read_all()
 
 
+class CheckedBatches:
+    """A checked Arrow file, memory-mapped, of which single batches are read and checked.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DamagedFile: Its end is not what was written.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as source:
+            self._data = source.read_buffer()
+        self._end = parse_whole(memoryview(self._data))
+        self._sound: set[int] = set()
+        self._reader: Any = None
+
+    def read(self, number: int) -> pa.RecordBatch:
+        """One batch.
+
+        Raises:
+            DamagedFile: Its bytes, or those that all batches need, are not what was written.
+        """
+        view = memoryview(self._data)
+        for needed in sorted({0, number} - self._sound):
+            part = self._end.parts[needed]
+            if zlib.crc32(view[part.start : part.start + part.num_bytes]) != part.crc:
+                raise DamagedFile(f"batch {needed} fails its checksum")
+            self._sound.add(needed)
+        if self._reader is None:
+            self._reader = ipc.open_file(pa.BufferReader(self._data))
+        return self._reader.get_batch(number)
+
+
 def parse_whole(data: bytes | memoryview) -> CheckedArrow:
     """:func:`read_end` of a file that is in memory."""
     return _parse_end(data, len(data))
@@ -306,20 +342,26 @@ def _parse_end(end: bytes | memoryview, size: int) -> CheckedArrow:
 # JSON ---------------------------------------------------------------------------------------------
 
 
-def json_bytes(record: Mapping[str, Any]) -> bytes:
+def json_bytes(record: Mapping[str, Any], *, indent: int | None = 1) -> bytes:
     """A JSON object as text, with a member ``checksum`` over the bytes before it."""
     assert record, "an empty record says nothing"
-    body = json.dumps(record, indent=1, default=str).encode().removesuffix(b"\n}")
+    body = json.dumps(record, indent=indent, default=str).encode()
+    body = body.removesuffix(b"}").removesuffix(b"\n")
     return body + _SUM_KEY + _digest(body) + _SUM_END
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Path, record: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Writes a JSON object with its checksum, whole or not at all.
+
+    Args:
+        path: Final name.
+        record: The object.
+        indent: None where nobody reads it: much quicker.
 
     Raises:
         OSError: The file cannot be written.
     """
-    data = json_bytes(record)
+    data = json_bytes(record, indent=indent)
     write_atomically(path, lambda sink: sink.write(data))
 
 

@@ -1,18 +1,21 @@
-"""Stored rows arranged for comparison: subject x task x variant -> values by document."""
+"""Reduced cells arranged for comparison: subject x task x variant -> values by document."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.analysis.cells import Cells, CellValues, Stratum, cell_values, task_of
+from evalcore.analysis.cells import Cells, CellValues, Load, Stratum, cell_values, task_of
+from evalcore.analysis.memo import Memo
+from evalcore.analysis.reduction import CellFacts, arrays_of, reduce_cells
 from evalcore.analysis.subjects import (
     Flag,
     SubjectInfo,
@@ -27,7 +30,6 @@ from evalcore.analysis.subjects import (
 from evalcore.analysis.ways import Way, ranked
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
 from evalcore.metrics.arrays import column
-from evalcore.metrics.cells import iterate_cells
 
 CELL_COLUMNS = (
     "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
@@ -39,22 +41,57 @@ CELL_COLUMNS = (
 )  # fmt: skip
 # How a cell was asked; null in results that were made before it was recorded.
 _ASKED = ("chat_template", "end_tokens")
+# What tables show beside the scores, where it is there.
+OPTIONAL_COLUMNS = (*_ASKED, "evalcore_version", "versions")
 
 
+Clusters = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 Key = tuple[str, str, str]
 """(subject id, task name, variant name)"""
 
 
 @dataclass(frozen=True)
+class ReducedCell:
+    """A cell that was reduced: its record, what its rows say, and its arrays on demand.
+
+    Attributes:
+        key: Stands for the values (``CellValues.key``).
+        about: Its columns of the cells table.
+        facts: See ``reduction.CellFacts``.
+        load: Gives its arrays, with document codes of the book it goes into.
+    """
+
+    key: str
+    about: Mapping[str, Any]
+    facts: CellFacts
+    load: Load
+
+
+@dataclass(frozen=True)
 class ScoreBook:
-    """Everything the analysis asks for, from one read table. Build with :meth:`from_table`."""
+    """Everything the analysis asks for. Build with :meth:`of`, or :meth:`from_table`.
+
+    Attributes:
+        subjects: By id.
+        tasks: By name.
+        cells: (subject id, task name) -> variant name -> values.
+        documents: Document id of each code.
+        flags: What is odd about what was read.
+        preferred: Ways of asking that headlines are about, the first that a task has.
+        read: The reduced cells it was built from.
+        clusters: Document codes -> codes of what they hang together in; None: each by itself.
+        memo: What was computed of its values (see ``analysis.memo``).
+    """
 
     subjects: dict[str, SubjectInfo]
     tasks: dict[str, TaskInfo]
     cells: dict[tuple[str, str], dict[str, CellValues]]
-    documents: list[str]
+    documents: Sequence[str]
     flags: list[Flag] = field(default_factory=list)
     preferred: tuple[Way, ...] = ()
+    read: tuple[ReducedCell, ...] = ()
+    clusters: Clusters | None = None
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
     _strata: dict[tuple[str, str], dict[Stratum, Cells]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -67,14 +104,14 @@ class ScoreBook:
         numerics: str | None = None,
         tasks: Sequence[str] | None = None,
         preferred: Sequence[Way] = (),
+        scores: bool = False,
     ) -> ScoreBook:
-        """Arranges a table as ``ResultStore.read()`` gives it.
+        """Arranges a table as ``ResultStore.read()`` gives it, all of it in memory.
 
         Args:
             table: Example rows joined with their cell's columns.
-            numerics: Keep only this numerics class (label); None keeps all.
-            tasks: Keep only these tasks.
-            preferred: Ways of asking that headlines are about, the first that a task has.
+            numerics, tasks, preferred: See :meth:`of`.
+            scores: Compute every metric of every cell, too (``scores.metric_table``).
 
         Raises:
             InputError: The table lacks columns or rows.
@@ -86,38 +123,82 @@ class ScoreBook:
                 f"results table: no column {', '.join(missing)}; "
                 "give what ResultStore.read() returns"
             )
-        table = _keep(_keep(table, "numerics", numerics), "task", tasks)
-        if table.num_rows == 0:
-            raise InputError("results table: no rows; score something first")
-        flags: list[Flag] = []
         known = column(table, "subject").is_valid()
+        lost = 0
         if not pc.all(known, min_count=0).as_py():
-            lost = table.filter(pc.invert(known))
-            count = len(column(lost, "cell").unique())
-            text = f"{count} cells have rows but no description; not used"
-            flags.append(Flag("missing", "results", text, count))
+            lost = len(column(table.filter(pc.invert(known)), "cell").unique())
             table = table.filter(known)
-            if table.num_rows == 0:
+        reduced = reduce_cells(table, scores=scores)
+        first = pc.index_in(
+            pa.array([facts.cell for facts, _ in reduced], pa.string()),
+            value_set=column(table, "cell"),
+        )
+        names = [n for n in (*CELL_COLUMNS, *OPTIONAL_COLUMNS) if n in table.column_names]
+        about = table.select(names).take(first).to_pylist()
+        documents = reduced[0][1].column("doc").dictionary.to_pylist() if reduced else []
+        cells = [
+            ReducedCell(facts.cell, row, facts, _loaded(arrays))
+            for row, (facts, arrays) in zip(about, reduced, strict=True)
+        ]
+        return cls.of(
+            cells, documents, numerics=numerics, tasks=tasks, preferred=preferred, lost=lost
+        )
+
+    @classmethod
+    def of(
+        cls,
+        reduced: Sequence[ReducedCell],
+        documents: Sequence[str],
+        *,
+        numerics: str | None = None,
+        tasks: Sequence[str] | None = None,
+        preferred: Sequence[Way] = (),
+        lost: int = 0,
+        clusters: Clusters | None = None,
+        memo: Memo | None = None,
+    ) -> ScoreBook:
+        """Arranges reduced cells.
+
+        Args:
+            reduced: The cells; those without rows are not among them.
+            documents: Document id of each code that their arrays have.
+            numerics: Keep only this numerics class (label); None keeps all.
+            tasks: Keep only these tasks.
+            preferred: Ways of asking that headlines are about, the first that a task has.
+            lost: Cells that have rows but no record of whose they are.
+            clusters: Document codes -> codes of what they hang together in; None: each by itself.
+            memo: What is known of such values.
+
+        Raises:
+            InputError: There are no cells.
+            UnknownNameError: ``numerics`` or a task that no cell has.
+        """
+        reduced = _keep(_keep(reduced, "numerics", numerics), "task", tasks)
+        flags: list[Flag] = []
+        text = f"{lost} cells have rows but no description; not used"
+        if lost:
+            flags.append(Flag("missing", "results", text, lost))
+        if not reduced:
+            if lost:
                 raise InputError(f"results table: {text}, and there are no others")
-        encoded = column(table, "doc_id").dictionary_encode()
-        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        table = table.append_column("_doc", pa.array(codes))
+            raise InputError("results table: no rows; score something first")
         subjects: dict[str, SubjectInfo] = {}
         infos: dict[str, TaskInfo] = {}
         found: dict[Key, list[tuple[dict[str, Any], CellValues]]] = defaultdict(list)
         versions: dict[str, set[str]] = defaultdict(set)
         data_findings: Counter[tuple[str, str]] = Counter()
-        for key, start, stop, ordered in iterate_cells(table):
-            part = ordered.slice(start, stop - start)
-            about = {name: part.column(name)[0].as_py() for name in CELL_COLUMNS}
-            for name in _ASKED:
-                about[name] = part.column(name)[0].as_py() if name in part.column_names else None
+        for cell in reduced:
+            about: dict[str, Any] = {
+                name: cell.about.get(name) for name in (*CELL_COLUMNS, *_ASKED)
+            }
             subjects.setdefault(about["subject"], subject_of(about))
             task = infos.setdefault(about["task"], task_of(about, flags))
             versions[task.name].add(about["task_fingerprint"])
             data_findings.update((task.name, text) for text in about["findings"] or ())
-            values = cell_values(key, part, task, about, flags)
-            found[(about["subject"], about["task"], about["variant"])].append((about, values))
+            values = cell_values(cell.key, about, cell.facts, task, cell.load, flags)
+            if values is not None:
+                key = (about["subject"], about["task"], about["variant"])
+                found[key].append((about, values))
         cells = _settle_doubled(found, subjects, flags)
         subjects = with_parents(subjects)
         settle_tuned(subjects, infos)
@@ -132,7 +213,16 @@ class ScoreBook:
             for name, v in versions.items()
             if len(v) > 1
         ]
-        return cls(subjects, infos, cells, encoded.dictionary.to_pylist(), flags, tuple(preferred))
+        return cls(
+            subjects, infos, cells, documents, flags, tuple(preferred), tuple(reduced),
+            clusters, Memo() if memo is None else memo,
+        )  # fmt: skip
+
+    @property
+    def num_rows(self) -> int:
+        """Stored rows behind it, those without a value too."""
+        facts = [cell.facts for cell in self.read]
+        return sum(f.n + f.overflow + f.valueless + f.doubled for f in facts)
 
     def variants(self, subject: str, task: str) -> dict[str, CellValues]:
         """Variant name -> values of the cells scored, sorted by name; empty if there are none."""
@@ -218,16 +308,22 @@ def require_same_numerics(a: CellValues, b: CellValues, what: str, allow_mixed: 
         )
 
 
-def _keep(table: pa.Table, name: str, wanted: str | Sequence[str] | None) -> pa.Table:
+def _keep(
+    cells: Sequence[ReducedCell], name: str, wanted: str | Sequence[str] | None
+) -> Sequence[ReducedCell]:
     if wanted is None:
-        return table
+        return cells
     names = [wanted] if isinstance(wanted, str) else list(wanted)
-    values = column(table, name)
-    known = set(values.unique().to_pylist())
+    known = {cell.about[name] for cell in cells}
     for value in names:
         if value not in known:
             raise UnknownNameError(name, value, known)
-    return table.filter(pc.is_in(values, value_set=pa.array(names)))
+    return [cell for cell in cells if cell.about[name] in names]
+
+
+def _loaded(arrays: pa.RecordBatch) -> Load:
+    made = arrays_of(arrays)
+    return lambda: made
 
 
 def _settle_doubled(

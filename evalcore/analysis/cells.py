@@ -1,57 +1,77 @@
-"""One scored cell as arrays: its values by document, and what is odd about it."""
+"""One scored cell as the analysis sees it: its values by document, and what is odd about it."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from evalcore.analysis.reduction import CellArrays, CellFacts, continuous_metric
 from evalcore.analysis.subjects import Flag, TaskInfo, subject_of
 from evalcore.analysis.ways import Way
-from evalcore.metrics import document_metric, example_values, is_scored
-from evalcore.metrics.arrays import column, integers
-from evalcore.metrics.cells import modal_share
-from evalcore.store.schema import MAKER_COLUMN
+from evalcore.metrics import document_metric
+
+Load = Callable[[], CellArrays]
 
 
 @dataclass(frozen=True)
 class CellValues:
-    """Values of one cell's scored documents.
+    """Values of one cell's scored documents; read when they are asked for.
 
     Attributes:
-        cell: Cell key.
+        key: Stands for the values: two cells of one key have the same.
         way: How it was asked; ``way.shots`` is the nominal number of worked examples.
         numerics: Label of the numerics class.
         setting: What two cells must share to be compared, beside task and variant name:
-            (variant fingerprint, maximum length).
-        docs: int64 [n] document codes of this book, ascending.
-        values: float64 [n] of the task's metric.
-        continuous: float64 [n] of the task's continuous metric (NaN where unknown).
-        unscored: Documents recorded but not scored (prompt too long, no gold).
-        modal_share: Share of the commonest answer; NaN where nothing was answered.
-        golds: int64 [n] right choices (-1: none).
-        empty: Generated texts with nothing visible in them, of ``generated``.
-        unproven: Rows whose model was not proven to be the one asked for in all its weights.
+            (variant fingerprint, maximum length ...).
+        facts: What its rows say beside the values.
+        load: Gives the arrays.
     """
 
-    cell: str
+    key: str
     way: Way
     numerics: str
     setting: tuple[Any, ...]
-    docs: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float64]
-    continuous: npt.NDArray[np.float64]
-    unscored: int
-    modal_share: float
-    golds: npt.NDArray[np.int64]
-    empty: int
-    generated: int
-    unproven: int
+    facts: CellFacts
+    load: Load
+
+    @property
+    def cell(self) -> str:
+        """Cell key."""
+        return self.facts.cell
+
+    @property
+    def n(self) -> int:
+        """Documents with a value."""
+        return self.facts.n
+
+    @property
+    def unscored(self) -> int:
+        """Documents recorded but not scored (prompt too long, no gold)."""
+        return self.facts.overflow + self.facts.valueless
+
+    @property
+    def docs(self) -> npt.NDArray[np.int64]:
+        return self.load().docs
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        return self.load().values
+
+    @property
+    def continuous(self) -> npt.NDArray[np.float64]:
+        return self.load().continuous
+
+    @property
+    def golds(self) -> npt.NDArray[np.int64]:
+        return self.load().golds
+
+    @property
+    def answers(self) -> npt.NDArray[np.int64]:
+        return self.load().answers
 
 
 Stratum = tuple[Way, str]
@@ -61,7 +81,6 @@ Cells = dict[str, dict[int, CellValues]]
 
 
 def task_of(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
-    multiple_choice = about["output_type"] == "multiple_choice"
     primary, baseline = about["primary_metric"], about["baseline"]
     metric = document_metric(primary, about["output_type"])
     if metric != primary:
@@ -71,79 +90,38 @@ def task_of(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
     return TaskInfo(
         name=about["task"], group=about["group"], tuned_by=about["tuned_by"],
         domain=about["domain"] or "none", output_type=about["output_type"], metric=metric,
-        continuous="gold_prob" if multiple_choice else "gold_bits_per_byte",
+        continuous=continuous_metric(about["output_type"]),
         baseline=float("nan") if baseline is None else float(baseline),
     )  # fmt: skip
 
 
 def cell_values(
-    key: str, part: pa.Table, task: TaskInfo, about: dict[str, Any], flags: list[Flag]
-) -> CellValues:
+    key: str, about: dict[str, Any], facts: CellFacts, task: TaskInfo, load: Load, flags: list[Flag]
+) -> CellValues | None:
+    """A cell, with flags for what is odd about it; None if its metric is not the task's."""
     where = f"{subject_of(about).label}, {task.name}, {about['variant']}"
-    docs = integers(part, "_doc")
-    _, first = np.unique(docs, return_index=True)
-    if len(first) < len(docs):
-        doubled = len(docs) - len(first)
-        flags.append(
-            Flag("doubled", where, f"{doubled} rows repeat a document; the first is kept", doubled)
-        )
-    part, docs = part.take(pa.array(first)), docs[first]
-    metric = document_metric(task.metric, task.output_type, about["answer"] or "choices")
-    if metric != task.metric:
-        text = f"{task.metric} is not defined for answer={about['answer']}; {metric} is used"
+    expected = document_metric(task.metric, task.output_type, about["answer"] or "choices")
+    if facts.metric != expected:
+        text = f"scored by {facts.metric}, other cells of the task by {task.metric}; not used"
         flags.append(Flag("metric", where, text))
-    values = example_values(part, metric)
-    continuous = example_values(part, task.continuous)
-    overflow = int((~is_scored(part)).sum())
-    if overflow:
-        flags.append(
-            Flag("overflow", where, f"{overflow} prompts did not fit and are not scored", overflow)
-        )
-    keep = ~np.isnan(values)
-    other = len(docs) - int(keep.sum()) - overflow
-    if other:
-        flags.append(Flag("unscored", where, f"{other} rows have no value of {metric}", other))
-    dropped = int((integers(part, "shots_dropped", 0) > 0).sum())
-    if dropped:
-        flags.append(
-            Flag("shots_dropped", where, f"{dropped} prompts lost shots to fit the length", dropped)
-        )
-    cut = int((integers(part, "truncated_tokens", 0) > 0).sum())
-    if cut:
-        flags.append(
-            Flag("truncated", where, f"{cut} prompts lost their beginning to fit the length", cut)
-        )
-    # In the joined table the cell's own number of shots is called cell_shots.
-    nominal = "cell_shots" in part.column_names
-    shots = integers(part, "cell_shots" if nominal else "shots", 0)
-    if not nominal:
-        shots = shots + integers(part, "shots_dropped", 0)
+        return None
+    if facts.metric != task.metric:
+        text = f"{task.metric} is not defined for answer={about['answer']}; {facts.metric} is used"
+        flags.append(Flag("metric", where, text))
+    for kind, count, text in (
+        ("doubled", facts.doubled, "rows repeat a document; the first is kept"),
+        ("overflow", facts.overflow, "prompts did not fit and are not scored"),
+        ("unscored", facts.valueless, f"rows have no value of {facts.metric}"),
+        ("shots_dropped", facts.dropped, "prompts lost shots to fit the length"),
+        ("truncated", facts.truncated, "prompts lost their beginning to fit the length"),
+    ):
+        if count:
+            flags.append(Flag(kind, where, f"{count} {text}", count))
     return CellValues(
-        cell=key, way=Way.of(about, int(shots.max())), numerics=about["numerics"],
+        key=key, way=Way.of(about, facts.shots), numerics=about["numerics"],
         setting=(
             about["variant_fingerprint"], about["max_length"], about["chat_template"],
             tuple(about["end_tokens"] or ()),
-        ), docs=docs[keep],
-        values=values[keep], continuous=continuous[keep], unscored=len(docs) - int(keep.sum()),
-        modal_share=modal_share(part), golds=integers(part, "gold", -1)[keep],
-        **_texts_and_proof(part),
+        ),
+        facts=facts, load=load,
     )  # fmt: skip
-
-
-def _texts_and_proof(part: pa.Table) -> dict[str, int]:
-    """Counts of empty texts, of texts, and of rows by a model that was not wholly proven."""
-    reasons = column(part, "finish_reason")
-    texts = len(reasons) - reasons.null_count
-    empty = int(pc.sum(pc.equal(reasons, "empty")).as_py() or 0)
-    unproven = 0
-    if MAKER_COLUMN in part.column_names:
-        makers = column(part, MAKER_COLUMN)
-        counts = pc.value_counts(makers).to_pylist()
-        unproven = sum(c["counts"] for c in counts if _not_proven(c["values"]))
-    return {"empty": empty, "generated": texts, "unproven": unproven}
-
-
-def _not_proven(record: str | None) -> bool:
-    """Whether a maker's record says that not every weight was proven; older ones say nothing."""
-    share = re.search(r"\bproven_share=([0-9.e+-]+)", record or "")
-    return share is not None and float(share[1]) < 1.0

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.estimates import mean_of_estimates
-from evalcore.analysis.gains import Gain, Part, difference_bounds, pool
+from evalcore.analysis.gains import Gain
+from evalcore.analysis.pooling import Part, difference_bounds, pool
 from evalcore.analysis.stats import EMPTY, Estimate, finite
 from evalcore.analysis.subjects import SubjectInfo
 from evalcore.metrics import higher_is_better, metric_bounds
@@ -71,18 +73,27 @@ def _paired_floor(book: ScoreBook, gain: Gain) -> Estimate | None:
     """Base minus trivial answer by document, where that is one choice for all documents."""
     if gain.task.metric != "acc" or gain.task.output_type != "multiple_choice":
         return None
-    parts: list[Part] = []
-    for (way, numerics), cells in book.strata(gain.reference, gain.task.name).items():
-        if (way, numerics) != (gain.way, gain.numerics):
-            continue
-        for name in gain.by_variant.keys() & cells.keys():
-            for run, cell in cells[name].items():
-                constant = _constant_choice(cell.golds, gain.task.baseline)
-                if constant is None:
-                    return None
-                trivial = (cell.golds == constant).astype(np.float64)
-                parts.append((name, run, cell.docs, cell.values - trivial))
-    found = pool(parts, difference_bounds(metric_bounds(gain.task.metric)))
+    every = [
+        (name, run, cell)
+        for name, runs in book.strata(gain.reference, gain.task.name)
+        .get((gain.way, gain.numerics), {}).items()
+        for run, cell in runs.items() if name in gain.by_variant
+    ]  # fmt: skip
+
+    def compute() -> dict[str, Any]:
+        parts: list[Part] = []
+        for name, run, cell in every:
+            constant = _constant_choice(cell.golds, gain.task.baseline)
+            if constant is None:
+                return {"above": EMPTY}
+            trivial = (cell.golds == constant).astype(np.float64)
+            parts.append((name, run, cell.docs, cell.values - trivial))
+        bounds = difference_bounds(metric_bounds(gain.task.metric))
+        return {"above": pool(parts, bounds, book.clusters)}
+
+    keys = [(name, run, cell.key) for name, run, cell in every]
+    what = ("floor", gain.task.metric, repr(gain.task.baseline), keys)
+    found: Estimate = book.memo.get(what, compute)["above"]
     return found.over_documents if found.n > 1 else None
 
 

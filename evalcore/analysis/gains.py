@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evalcore.analysis.book import ScoreBook, require_same_numerics
 from evalcore.analysis.cells import Cells, CellValues, Stratum
-from evalcore.analysis.estimates import estimate_of
-from evalcore.analysis.stats import EMPTY, Estimate
+from evalcore.analysis.estimates import with_p
+from evalcore.analysis.pooling import Bounds, Part, difference_bounds, paired_values, pool
+from evalcore.analysis.stats import Estimate
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
-from evalcore.analysis.variation import Layout
 from evalcore.analysis.ways import Way
 from evalcore.metrics import metric_bounds
-
-FloatArray = npt.NDArray[np.float64]
-CodeArray = npt.NDArray[np.int64]
-Bounds = tuple[float, float] | None
-Field = Literal["values", "continuous"]
 
 
 @dataclass(frozen=True)
@@ -113,42 +107,73 @@ def paired_gain(
     for pair in pairs:
         require_same_numerics(pair.own, pair.other, f"{what}, {pair.prompt}", allow_mixed)
     info = book.tasks[task]
-    bounds = metric_bounds(info.metric)
-    found = [(p, *_paired(p.own, p.other, "values")) for p in pairs]
-    found = [f for f in found if len(f[1])]
-    if not found:
-        return None
-    own = [(p.prompt, p.run, docs, a) for p, docs, a, _ in found]
-    other = {(p.prompt, p.reference_run): (p.prompt, p.reference_run, d, b) for p, d, _, b in found}
-    gaps = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in found]
-    more = [(p, *_paired(p.own, p.other, "continuous")) for p in pairs]
-    continuous = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in more]
-    shared = {p.prompt for p, *_ in found}
-    lost = [np.setxor1d(p.own.docs, p.other.docs, assume_unique=True) for p in pairs]
-    absent = np.concatenate(lost)
-    difference = difference_bounds(bounds)
     seeds = subject.run_seeds
-    runs = {p.run for p, *_ in found} if len(seeds) > 1 else set()
+    found = _compared(book, pairs, info, several=len(seeds) > 1)
+    if not found["shared"]:
+        return None
     return Gain(
         subject=subject,
         reference=reference,
         task=info,
         way=stratum[0],
         numerics=stratum[1],
-        pooled=pool(gaps, difference),
-        own=pool(own, bounds),
-        other=pool(list(other.values()), bounds),
-        by_variant={n: pool([g for g in gaps if g[0] == n], difference) for n in sorted(shared)},
-        by_seed={
-            int(seeds[r] or 0): pool([g for g in gaps if g[1] == r], difference).value
-            for r in sorted(runs)
-        },
-        continuous=pool(continuous, difference_bounds(metric_bounds(info.continuous))),
-        missing_variants=tuple(sorted((mine.keys() | theirs.keys()) - shared)),
-        missing_rows=len(absent),
-        missing_documents=book.document_names(np.unique(absent).tolist()),
+        pooled=found["pooled"],
+        own=found["own"],
+        other=found["other"],
+        by_variant=found["by_variant"],
+        by_seed={int(seeds[r] or 0): value for r, value in found["by_run"]},
+        continuous=found["continuous"],
+        missing_variants=tuple(sorted((mine.keys() | theirs.keys()) - set(found["shared"]))),
+        missing_rows=found["missing_rows"],
+        missing_documents=found["missing_documents"],
         notes=tuple(notes),
     )
+
+
+def _compared(
+    book: ScoreBook, pairs: Sequence[Pair], task: TaskInfo, *, several: bool
+) -> dict[str, Any]:
+    """The numbers of :class:`Gain` from pairs of cells; ``several``: of more than one seed."""
+    bounds = metric_bounds(task.metric)
+    difference = difference_bounds(bounds)
+
+    def compute() -> dict[str, Any]:
+        found = [(p, *paired_values(p.own, p.other, "values")) for p in pairs]
+        found = [f for f in found if len(f[1])]
+        own = [(p.prompt, p.run, docs, a) for p, docs, a, _ in found]
+        other = {
+            (p.prompt, p.reference_run): (p.prompt, p.reference_run, docs, b)
+            for p, docs, _, b in found
+        }
+        gaps = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in found]
+        more = [(p, *paired_values(p.own, p.other, "continuous")) for p in pairs]
+        continuous = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in more]
+        shared = sorted({p.prompt for p, *_ in found})
+        lost = [np.setxor1d(p.own.docs, p.other.docs, assume_unique=True) for p in pairs]
+        absent = np.concatenate([np.zeros(0, np.int64), *lost])
+        runs = sorted({p.run for p, *_ in found}) if several else []
+
+        def of(parts: Sequence[Part], within: Bounds) -> Estimate:
+            return pool(parts, within, book.clusters)
+
+        return {
+            "pooled": with_p(of(gaps, difference)),
+            "own": of(own, bounds),
+            "other": of(list(other.values()), bounds),
+            "by_variant": {n: with_p(of([g for g in gaps if g[0] == n], difference))
+                           for n in shared},
+            "by_run": [[r, of([g for g in gaps if g[1] == r], difference).value] for r in runs],
+            "continuous": of(continuous, difference_bounds(metric_bounds(task.continuous))),
+            "shared": shared,
+            "missing_rows": len(absent),
+            "missing_documents": book.document_names(np.unique(absent).tolist()),
+        }  # fmt: skip
+
+    keys = [(p.prompt, p.run, p.reference_run, p.own.key, p.other.key) for p in pairs]
+    found: dict[str, Any] = book.memo.get(
+        ("gain", task.metric, task.continuous, several, keys), compute
+    )
+    return found
 
 
 def paired_gains(
@@ -165,44 +190,6 @@ def paired_gains(
         for stratum in book.strata(subject, task)
     )
     return [gain for gain in found if gain is not None]
-
-
-def difference_bounds(bounds: Bounds) -> Bounds:
-    """Bounds of a difference of two values with these bounds."""
-    return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
-
-
-Part = tuple[str, int, CodeArray, FloatArray]
-"""(prompt, run, document codes, values) of one cell."""
-
-
-def pool(parts: Sequence[Part], bounds: Bounds) -> Estimate:
-    """Mean over cells of their means over documents, with the widest interval there is."""
-    parts = [p for p in parts if len(p[2])]
-    if not parts:
-        return EMPTY
-    prompts = {name: i for i, name in enumerate(sorted({p[0] for p in parts}))}
-    sizes = [len(p[2]) for p in parts]
-    return estimate_of(
-        Layout(
-            values=np.concatenate([p[3] for p in parts]),
-            clusters=np.concatenate([p[2] for p in parts]),
-            prompts=np.repeat([prompts[p[0]] for p in parts], sizes),
-            seeds=np.repeat([p[1] for p in parts], sizes),
-            bounds=bounds,
-        )
-    )
-
-
-def pooled_score(cells: Cells, task: TaskInfo, field: Field = "values") -> Estimate:
-    """Score of one model on one task in one stratum (see :func:`pool`)."""
-    parts = []
-    for name, runs in cells.items():
-        for run, cell in runs.items():
-            values = cell.values if field == "values" else cell.continuous
-            known = ~np.isnan(values)
-            parts.append((name, run, cell.docs[known], values[known]))
-    return pool(parts, metric_bounds(task.metric if field == "values" else task.continuous))
 
 
 def _wanted(cells: Cells, variants: Collection[str] | None) -> Cells:
@@ -246,13 +233,6 @@ def _pairs(
             if other is not None and other.setting == cell.setting:
                 pairs.append(Pair(name, run, matched[run], cell, other))
     return pairs, notes
-
-
-def _paired(a: CellValues, b: CellValues, field: Field) -> tuple[CodeArray, FloatArray, FloatArray]:
-    docs, i, j = np.intersect1d(a.docs, b.docs, assume_unique=True, return_indices=True)
-    own, other = getattr(a, field)[i], getattr(b, field)[j]
-    known = ~(np.isnan(own) | np.isnan(other))
-    return docs[known], own[known], other[known]
 
 
 @dataclass(frozen=True)
@@ -314,17 +294,25 @@ def contrast(book: ScoreBook, later: Gain, earlier: Gain) -> Contrast | None:
         for g, s in ((later, stratum_a), (earlier, stratum_b))
     )  # fmt: skip
     of = {(p.prompt, earlier.subject.run_seeds[p.run]): p for p in b}
-    parts: list[Part] = []
+    sides = []
     for p in a:
         q = of.get((p.prompt, later.subject.run_seeds[p.run]))
-        if q is None or q.own.setting != p.own.setting:
-            continue
-        docs, own, other = _paired(p.own, p.other, "values")
-        before, one, two = _paired(q.own, q.other, "values")
-        shared, i, j = np.intersect1d(docs, before, assume_unique=True, return_indices=True)
-        parts.append((p.prompt, p.run, shared, (own - other)[i] - (one - two)[j]))
-    bounds = difference_bounds(difference_bounds(metric_bounds(later.task.metric)))
-    found = pool(parts, bounds)
+        if q is not None and q.own.setting == p.own.setting:
+            sides.append((p, q))
+    metric = later.task.metric
+
+    def compute() -> dict[str, Any]:
+        parts: list[Part] = []
+        for p, q in sides:
+            docs, own, other = paired_values(p.own, p.other, "values")
+            before, one, two = paired_values(q.own, q.other, "values")
+            shared, i, j = np.intersect1d(docs, before, assume_unique=True, return_indices=True)
+            parts.append((p.prompt, p.run, shared, (own - other)[i] - (one - two)[j]))
+        bounds = difference_bounds(difference_bounds(metric_bounds(metric)))
+        return {"difference": with_p(pool(parts, bounds, book.clusters))}
+
+    keys = [(p.prompt, p.run, p.own.key, p.other.key, q.own.key, q.other.key) for p, q in sides]
+    found = book.memo.get(("contrast", metric, keys), compute)["difference"]
     return Contrast(later, earlier, found) if found.n else None
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.cells import Cells, CellValues, Stratum
-from evalcore.analysis.gains import difference_bounds, pool
+from evalcore.analysis.pooling import Bounds, difference_bounds, pool
 from evalcore.analysis.stats import Estimate, SpreadEstimate, prompt_spread
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
@@ -53,10 +54,10 @@ def prompt_spreads(book: ScoreBook) -> list[PromptSpread]:
                 beside = theirs.get(stratum, {})
                 shared = [n for n in cells if n in beside]
                 names = shared if len(shared) > 1 else list(cells)
-                spread = _spread(cells, names)
+                spread = _spread(book, cells, names)
                 if spread is None:
                     continue
-                of_base = _spread(beside, names) if all(n in beside for n in names) else None
+                of_base = _spread(book, beside, names) if all(n in beside for n in names) else None
                 above = (spread.mean - task.baseline) * (1 if upward else -1)
                 rows.append(
                     PromptSpread(subject, task, stratum[0], tuple(names), spread, of_base, above)
@@ -64,11 +65,21 @@ def prompt_spreads(book: ScoreBook) -> list[PromptSpread]:
     return rows
 
 
-def _spread(cells: Cells, names: Sequence[str]) -> SpreadEstimate | None:
+def _spread(book: ScoreBook, cells: Cells, names: Sequence[str]) -> SpreadEstimate | None:
     if len(names) < 2:
         return None
-    _, values = document_matrix([cells[n] for n in names])
-    return prompt_spread(values) if len(values) > 1 else None
+
+    def compute() -> dict[str, Any]:
+        _, values = document_matrix([cells[n] for n in names])
+        return {"spread": asdict(prompt_spread(values)) if len(values) > 1 else None}
+
+    found = book.memo.get(("spread", cell_keys(cells, names)), compute)["spread"]
+    return None if found is None else SpreadEstimate(**found)
+
+
+def cell_keys(cells: Cells, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    """(prompt, run, key of the values) of the cells under some prompts."""
+    return [(name, run, cell.key) for name in names for run, cell in sorted(cells[name].items())]
 
 
 def document_matrix(
@@ -122,23 +133,42 @@ def best_of_prompts(
     names = sorted(n for n in a.keys() & b.keys() if _asked(a[n]) == _asked(b[n]))
     if len(names) < 2:
         return None
-    docs, values = document_matrix([a[n] for n in names] + [b[n] for n in names])
-    half = np.array([_in_first_half(book.documents[d], seed) for d in docs], dtype=bool)
-    if min(half.sum(), (~half).sum()) < 2:
+
+    def compute() -> dict[str, Any]:
+        docs, values = document_matrix([a[n] for n in names] + [b[n] for n in names])
+        half = np.array([in_first_half(book.documents[d], seed) for d in docs], dtype=bool)
+        if min(half.sum(), (~half).sum()) < 2:
+            return {"gain": None}
+        upward, bounds = higher_is_better(task.metric), metric_bounds(task.metric)
+        own, own_choice = _cross_chosen(values[:, : len(names)], half, upward)
+        other, base_choice = _cross_chosen(values[:, len(names) :], half, upward)
+
+        def of(chosen: npt.NDArray[np.float64], within: Bounds) -> Estimate:
+            return pool([("best", 0, docs, chosen)], within, book.clusters)
+
+        return {
+            "own": of(own, bounds),
+            "base": of(other, bounds),
+            "gain": of(own - other, difference_bounds(bounds)),
+            "chosen_own": [names[i] for i in own_choice],
+            "chosen_base": [names[i] for i in base_choice],
+        }
+
+    keys = [cell_keys(cells, names) for cells in (a, b)]
+    found = book.memo.get(("best", task.metric, seed, keys), compute)
+    if found["gain"] is None:
         return None
-    upward, bounds = higher_is_better(task.metric), metric_bounds(task.metric)
-    own, own_choice = _cross_chosen(values[:, : len(names)], half, upward)
-    other, base_choice = _cross_chosen(values[:, len(names) :], half, upward)
+    (own_1, own_2), (base_1, base_2) = found["chosen_own"], found["chosen_base"]
     return BestOfPrompts(
         subject=subject,
         task=task,
         way=stratum[0],
         prompts=len(names),
-        own=pool([("best", 0, docs, own)], bounds),
-        base=pool([("best", 0, docs, other)], bounds),
-        gain=pool([("best", 0, docs, own - other)], difference_bounds(bounds)),
-        chosen_own=(names[own_choice[0]], names[own_choice[1]]),
-        chosen_base=(names[base_choice[0]], names[base_choice[1]]),
+        own=found["own"],
+        base=found["base"],
+        gain=found["gain"],
+        chosen_own=(own_1, own_2),
+        chosen_base=(base_1, base_2),
     )
 
 
@@ -146,7 +176,8 @@ def _asked(runs: dict[int, CellValues]) -> tuple[object, ...]:
     return next(iter(runs.values())).setting
 
 
-def _in_first_half(document: str, seed: int) -> bool:
+def in_first_half(document: str, seed: int) -> bool:
+    """Whether a document is of the first of two halves."""
     # By content, so that the halves stay the same when more documents are scored.
     return bool(hashlib.blake2b(f"{seed}:{document}".encode(), digest_size=1).digest()[0] & 1)
 

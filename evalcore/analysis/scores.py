@@ -14,20 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.cells import Cells, CellValues, Stratum
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
-from evalcore.analysis.gains import Gain, paired_gain, pooled_score
+from evalcore.analysis.gains import Gain, paired_gain
+from evalcore.analysis.pooling import pooled_score
 from evalcore.analysis.stats import EMPTY, Estimate
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
-from evalcore.metrics import cell_scores, higher_is_better
-from evalcore.metrics.arrays import column
+from evalcore.metrics import CELL_SCORE_SCHEMA, higher_is_better
 from evalcore.metrics.cells import MODAL_SHARE_LIMIT
-from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
+from evalcore.store.schema import CELL_SCHEMA, FULLY_TUNED, NO_ADAPTER
 
 NO_INTERVAL = "none"
 """``error_of`` where there is no interval at all (one document, or all values alike)."""
@@ -100,7 +99,7 @@ def _row(
     every = book.strata(subject, task.name)[stratum]
     cells = {name: every[name] for name in prompts}
     gain, notes = _gain(book, subject, task, stratum, prompts)
-    score = pooled_score(cells, task)
+    score = pooled_score(book, cells, task)
     return ScoreRow(
         subject=subject,
         model=names[subject.id],
@@ -150,7 +149,7 @@ def cell_notes(subject: SubjectInfo, task: TaskInfo, cells: Cells) -> list[str]:
     unscored = sum(c.unscored for c in every)
     if unscored:
         notes.append(f"{unscored} not scored")
-    if len({len(c.docs) for c in every}) > 1:
+    if len({c.n for c in every}) > 1:
         notes.append("prompts have other numbers of documents")
     if any(len(runs) < len(subject.run_ids) for runs in cells.values()):
         notes.append("not every seed was scored under every prompt")
@@ -161,36 +160,31 @@ def cell_notes(subject: SubjectInfo, task: TaskInfo, cells: Cells) -> list[str]:
     flat = [n for n, runs in cells.items() if any(map(_flat, runs.values()))]
     if flat:
         notes.append(f"one answer for nearly all documents{under(flat)}")
-    if any(_one_class(c) for c in every):
+    if any(c.facts.one_class for c in every):
         notes.append("every right answer is the same choice")
     low = [n for n, runs in cells.items() if any(_below(task, c) for c in runs.values())]
     if low:
         notes.append(f"far below the trivial answer{under(low)}")
-    empty, texts = sum(c.empty for c in every), sum(c.generated for c in every)
+    empty, texts = sum(c.facts.empty for c in every), sum(c.facts.generated for c in every)
     if texts and empty / texts >= SHOWN_EMPTY:
         notes.append(f"{empty / texts:.0%} of the texts are empty")
-    unproven = sum(c.unproven for c in every)
+    unproven = sum(c.facts.unproven for c in every)
     if unproven:
         notes.append(f"model not proven in all its weights for {unproven} answers")
     return notes
 
 
 def _flat(cell: CellValues) -> bool:
-    return cell.modal_share >= MODAL_SHARE_LIMIT and len(cell.docs) > 1
-
-
-def _one_class(cell: CellValues) -> bool:
-    known = cell.golds[cell.golds >= 0]
-    return len(known) > 1 and len(np.unique(known)) == 1
+    return cell.facts.modal_share >= MODAL_SHARE_LIMIT and cell.n > 1
 
 
 def _below(task: TaskInfo, cell: CellValues) -> bool:
     """Whether a choice score lies below the trivial one by more than chance explains (99.9 %)."""
-    n, floor = len(cell.values), task.baseline
+    n, floor = cell.n, task.baseline
     if task.output_type != "multiple_choice" or not higher_is_better(task.metric) or n < 2:
         return False
     error = float(np.sqrt(max(floor * (1 - floor), 0.0) / n)) if 0 < floor < 1 else float("nan")
-    return bool(cell.values.mean() < floor - 3.3 * error)
+    return bool(cell.facts.mean < floor - 3.3 * error)
 
 
 SUBJECT_FIELDS = [
@@ -299,19 +293,18 @@ def _record(row: ScoreRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def metric_table(table: pa.Table) -> pa.Table:
-    """Every metric of every cell (``metrics.cell_scores``) with what says which cell it is.
+def metric_table(book: ScoreBook) -> pa.Table:
+    """Every metric of every cell (``metrics.CELL_SCORE_SCHEMA``) with what says which cell it is.
 
     Args:
-        table: What ``ResultStore.read()`` gives.
+        book: One with scores (``ScoreBook.from_table(..., scores=True)``, or of kept reductions).
     """
     names = ["checkpoint", "step", "adapter", "tuning", "control", "task", "variant", "numerics"]
-    cells = column(table, "cell")
-    first = pc.index_in(cells.unique(), value_set=cells)
-    about = table.select(names).take(first)
-    scores = cell_scores(table)
-    place = pc.index_in(scores.column("cell"), value_set=cells.unique())
-    for name in names:
-        scores = scores.append_column(name, column(about, name).take(place.combine_chunks()))
+    rows = [
+        {**row, **{name: cell.about[name] for name in names}}
+        for cell in book.read for row in cell.facts.scores
+    ]  # fmt: skip
+    about = [CELL_SCHEMA.field(name) for name in names]
+    table = pa.Table.from_pylist(rows, pa.schema([*CELL_SCORE_SCHEMA, *about]))
     keys = ("step", "task", "adapter", "variant", "metric")
-    return scores.sort_by([(key, "ascending") for key in keys])
+    return table.sort_by([(key, "ascending") for key in keys])

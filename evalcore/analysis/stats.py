@@ -33,6 +33,7 @@ class Estimate:
         turned: Prompts whose own mean has the other sign.
         seed_sd: Standard deviation between the means of the seeds; NaN below two.
         smallest: True difference from 0 that such data find four times in five at 95 %.
+        p: Two-sided p of no difference; NaN where it was not found yet (``estimates.p_value``).
         limits: Interval of any level; None where there is none.
     """
 
@@ -53,6 +54,7 @@ class Estimate:
     turned: int = 0
     seed_sd: float = nan
     smallest: float = nan
+    p: float = nan
     limits: Limits | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -81,7 +83,7 @@ class Estimate:
             self, value=self.value * factor + offset, stderr=self.stderr * abs(factor),
             low95=low95, high95=high95, low99=low99, high99=high99, low_prompt=low_prompt,
             high_prompt=high_prompt, seed_sd=self.seed_sd * abs(factor),
-            smallest=self.smallest * abs(factor),
+            smallest=self.smallest * abs(factor), p=self.p if offset == 0 and factor else nan,
             documents=self.documents._moved(factor, offset) if self.documents else None,
             limits=None if limits is None else (lambda level: move(*limits(level))),
         )  # fmt: skip

@@ -24,9 +24,9 @@ from evalcore.analysis.gains import (
     controls_of,
     paired_gain,
     paired_gains,
-    pooled_score,
 )
 from evalcore.analysis.groups import Group, Role, check_groups, default_groups, mixes_of, role_of
+from evalcore.analysis.pooling import pooled_score
 from evalcore.analysis.prompts import (
     BestOfPrompts,
     PromptSpread,
@@ -111,7 +111,7 @@ def _key(gain: Gain) -> tuple[str, str, Way, str]:
 
 
 def analyse(
-    table: pa.Table,
+    source: pa.Table | ScoreBook,
     *,
     numerics: str | None = None,
     allow_mixed: bool = False,
@@ -122,7 +122,8 @@ def analyse(
     """Derives the study's quantities.
 
     Args:
-        table: What ``ResultStore.read()`` gives.
+        source: What ``ResultStore.read()`` gives, or a book (then ``numerics`` and ``primary``
+            were its builder's to say).
         numerics: Use only this numerics class (label).
         allow_mixed: Allow differences between scores of different numerics classes.
         seed: Of the halves on which best prompts are chosen.
@@ -133,7 +134,11 @@ def analyse(
         InputError: The table lacks columns or rows.
         IncompatibleError: A difference would mix numerics classes.
     """
-    book = ScoreBook.from_table(table, numerics=numerics, preferred=(primary,) if primary else ())
+    if isinstance(source, ScoreBook):
+        book = source
+    else:
+        chosen_way = (primary,) if primary else ()
+        book = ScoreBook.from_table(source, numerics=numerics, preferred=chosen_way)
     flags = list(book.flags)
     tuned = {s.tuned_on for s in book.models if s.base and s.tuned_on}
     mixes = mixes_of(book.tasks, tuned)
@@ -281,9 +286,9 @@ def _curves(book: ScoreBook) -> list[CurvePoint]:
             if stratum is None:
                 continue
             cells = book.strata(subject, task.name)[stratum]
-            score = pooled_score(cells, task)
+            score = pooled_score(book, cells, task)
             if score.n:
-                continuous = pooled_score(cells, task, "continuous")
+                continuous = pooled_score(book, cells, task, "continuous")
                 points.append(
                     CurvePoint(subject, task, stratum[0], score, continuous, tuple(cells))
                 )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.estimates import mean_of_estimates
-from evalcore.analysis.gains import Gain, paired_gain, pooled_score
+from evalcore.analysis.gains import Gain, paired_gain
 from evalcore.analysis.groups import Group, gains_of
+from evalcore.analysis.pooling import pooled_score
 from evalcore.analysis.stats import EMPTY, Estimate
 from evalcore.analysis.subjects import Flag, SubjectInfo
 
@@ -133,4 +134,4 @@ def _base_score(book: ScoreBook, base: SubjectInfo, task: str, group: Group) -> 
         return EMPTY
     cells = book.strata(base, task)[stratum]
     kept = {n: c for n, c in cells.items() if group.asks(n)}
-    return pooled_score(kept, book.tasks[task])
+    return pooled_score(book, kept, book.tasks[task])

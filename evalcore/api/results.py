@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evalcore.analysis.scores import By, model_names
 from evalcore.api.frame import Frame
+from evalcore.app.reduction import read_book
 from evalcore.app.report import MadeReport, export, open_results, report, scores
 from evalcore.errors import InputError, UnknownNameError
 
@@ -138,10 +139,7 @@ class Results:
         from evalcore.analysis.scores import metric_table
 
         shown = ("checkpoint", "adapter", "task", "variant", "metric", "value", "stderr", "n")
-        import pyarrow as pa
-
-        tables = [metric_table(self._store.read(cells=self._cells(task=t))) for t in self.tasks]
-        return Frame(pa.concat_tables(tables), shown)
+        return Frame(metric_table(read_book(self._store)), shown)
 
     # Documents -------------------------------------------------------------------------------
 

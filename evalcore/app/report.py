@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.errors import InputError
 from evalcore.store import ResultStore, text_columns, to_csv, to_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from evalcore.analysis import Flag, Group, Way
+    from evalcore.analysis import Flag, Group, ScoreBook, Way
     from evalcore.analysis.scores import By, ScoreRow
     from finetune import Study
 
@@ -55,19 +56,21 @@ def report(
     from evalcore.report import report_table, write_report
 
     store = open_results(results)
-    table = store.read()
-    analysis = analyse(table, allow_mixed=allow_mixed, groups=groups, primary=primary)
+    book = read_book(store, preferred=(primary,) if primary else ())
+    analysis = analyse(book, allow_mixed=allow_mixed, groups=groups)
     analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
-    analysis.flags.extend(_maker_flags(store, table))
+    analysis.flags.extend(_maker_flags(store, book))
     page = write_report(
-        table,
+        None,
         output,
         title=title,
         run_records=store.runs.list(),
         analysis=analysis,
         losses=losses,
     )
-    return MadeReport(report_table(analysis), page)
+    made = MadeReport(report_table(analysis), page)
+    keep_estimates(store, book)
+    return made
 
 
 def declared(file: Path) -> tuple[list[Group] | None, Way | None]:
@@ -94,11 +97,12 @@ def declared_by(study: Study) -> tuple[list[Group] | None, Way | None]:
     return groups or None, None if spec.primary is None else Way(**spec.primary.model_dump())
 
 
-def _maker_flags(store: ResultStore, table: pa.Table) -> list[Flag]:
+def _maker_flags(store: ResultStore, book: ScoreBook) -> list[Flag]:
     """Whether all rows were made alike: by the same versions, device, strategy ..."""
     from evalcore.analysis import Flag
 
-    used = table["made_by"].unique().to_pylist()
+    used = {maker for cell in book.read for maker in cell.facts.makers}
+    unmade = sum(cell.facts.unmade for cell in book.read)
     records = [record for id_, record in store.makers().items() if id_ in used]
     keys = sorted({key for record in records for key in record} - MAY_DIFFER)
     texts = {key: sorted({str(record.get(key)) for record in records}) for key in keys}
@@ -107,16 +111,16 @@ def _maker_flags(store: ResultStore, table: pa.Table) -> list[Flag]:
     if differ:
         text = f"rows were made by different {'; '.join(differ)}; see column maker"
         flags.append(Flag("made by", "results", text, len(records)))
-    if None in used and len(used) > 1:
+    if unmade and used:
         text = "what made some of the rows was not recorded"
-        flags.append(Flag("made by", "results", text, table["made_by"].null_count))
+        flags.append(Flag("made by", "results", text, unmade))
     return flags
 
 
 def scores(
     store: ResultStore, by: By = "task", *, cells: Collection[str] | None = None
 ) -> list[ScoreRow]:
-    """Scores and gains, task after task, so that one task's rows are in memory at a time.
+    """Scores and gains, from reduced cells (``app.reduction``).
 
     Args:
         store: The results.
@@ -126,7 +130,7 @@ def scores(
     Raises:
         InputError: There are rows, but no record of whose they are.
     """
-    from evalcore.analysis import ScoreBook, Way, score_rows
+    from evalcore.analysis import Way, score_rows
     from evalcore.analysis.ways import ranked
 
     about = store.cells().to_pylist()
@@ -134,15 +138,16 @@ def scores(
     asked = [row for row in about if cells is None or row["cell"] in cells]
     bases = {(row["task"], row["variant"], row["base"]) for row in asked}
     own = {row["cell"] for row in asked}
-    by_task: dict[str, list[str]] = {}
-    for row in about:
-        if row["cell"] in own or (row["task"], row["variant"], row["subject"]) in bases:
-            by_task.setdefault(row["task"], []).append(row["cell"])
+    wanted = {
+        row["cell"]
+        for row in about
+        if row["cell"] in own or (row["task"], row["variant"], row["subject"]) in bases
+    }
     rows: list[ScoreRow] = []
-    for task in sorted(by_task):
-        table = store.read(cells=by_task[task])
-        if table.num_rows:
-            rows += score_rows(ScoreBook.from_table(table, preferred=preferred), by)
+    book = read_book(store, cells=wanted, preferred=list(preferred), empty=True)
+    if book.read:
+        rows = score_rows(book, by)
+        keep_estimates(store, book)
     if cells is None and (lost := store.undescribed()):
         if not rows:
             raise InputError(f"{store.path}: {lost}")

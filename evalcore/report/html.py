@@ -13,11 +13,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from evalcore.analysis import Analysis, Estimate, Flag, ScoreRow, analyse, score_rows
+from evalcore.analysis import (
+    Analysis,
+    Estimate,
+    Flag,
+    ScoreBook,
+    ScoreRow,
+    analyse,
+    score_rows,
+)
 from evalcore.analysis.scores import metric_table
 from evalcore.errors import InputError
 from evalcore.metrics import METRICS_VERSION
-from evalcore.metrics.arrays import column
 from evalcore.report.csvs import p_columns, write_tables
 from evalcore.report.losses import draw_losses
 from evalcore.report.pictures import Picture, draw_all
@@ -52,7 +59,7 @@ MAIN_FIGURES = (
 
 
 def write_report(
-    read_table_or_path: pa.Table | str | Path,
+    read_table_or_path: pa.Table | str | Path | None,
     out_dir: str | Path,
     *,
     title: str,
@@ -65,7 +72,8 @@ def write_report(
     """Writes ``report.html`` (self-contained), its pictures as PNG and every table as CSV.
 
     Args:
-        read_table_or_path: What ``ResultStore.read()`` gives, or a results folder.
+        read_table_or_path: What ``ResultStore.read()`` gives, or a results folder; None where
+            ``analysis`` is of a book with scores.
         out_dir: Created if need be; files of an earlier report there are replaced.
         title: Heading of the page.
         run_records: Run records as the store keeps them (any keys); None: those of the results
@@ -82,20 +90,25 @@ def write_report(
         InputError: No rows, or the folder cannot be written.
         IncompatibleError: A difference would mix numerics classes.
     """
-    table, stored_runs = _read(read_table_or_path)
+    stored_runs: Sequence[Mapping[str, Any]] = ()
+    scored = analysis.book if analysis is not None else None
+    if read_table_or_path is not None:
+        table, stored_runs = _read(read_table_or_path)
+        scored = ScoreBook.from_table(table, numerics=numerics, scores=True)
+    assert scored is not None, "rows, or an analysis of them"
     if analysis is None:
-        analysis = analyse(table, numerics=numerics, allow_mixed=allow_mixed)
+        analysis = analyse(scored, allow_mixed=allow_mixed)
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        tables = write_tables(analysis, metric_table(table), out)
+        tables = write_tables(analysis, metric_table(scored), out)
         by_task, by_prompt = (score_rows(analysis.book, by) for by in ("task", "prompt"))
         tables += write_scores(by_task, by_prompt, out)
         pictures = draw_all(analysis, out)
         pictures += draw_steps(by_task, out)
         if losses is not None and losses.num_rows:
             pictures += draw_losses(losses, out)
-        page = render(analysis, table, pictures, title,
+        page = render(analysis, pictures, title,
                       stored_runs if run_records is None else run_records,
                       [t.name for t in tables], by_task, by_prompt)  # fmt: skip
         path = out / REPORT_NAME
@@ -121,7 +134,6 @@ def _read(source: pa.Table | str | Path) -> tuple[pa.Table, Sequence[Mapping[str
 
 def render(
     analysis: Analysis,
-    table: pa.Table,
     pictures: Sequence[Picture],
     title: str,
     run_records: Sequence[Mapping[str, Any]],
@@ -142,7 +154,7 @@ def render(
     return environment.get_template("template.html.j2").render(
         title=title,
         style=Markup(style),
-        facts=_facts(analysis, table),
+        facts=_facts(analysis),
         lead=_lead(analysis),
         serious=sum(f.kind in SERIOUS for f in analysis.flags),
         study=_study(analysis),
@@ -156,7 +168,7 @@ def render(
         far=_far(analysis),
         flags=_flag_groups(analysis.flags),
         runs=[_run(i, r) for i, r in enumerate(run_records)],
-        versions=_versions(table),
+        versions=_versions(analysis),
         pictures=[_embed(p) for p in pictures],
         tables=tables,
         contrasts=_contrasts(analysis),
@@ -188,7 +200,7 @@ def _sure(estimates: Sequence[Estimate]) -> list[bool]:
     return [p["p_holm"] < 0.01 for p in p_columns(estimates)]
 
 
-def _facts(analysis: Analysis, table: pa.Table) -> list[tuple[str, str]]:
+def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     book = analysis.book
     bases = [s for s in book.subjects.values() if s.base is None]
     tuned = [s for s in book.subjects.values() if s.base is not None and not s.control]
@@ -198,7 +210,7 @@ def _facts(analysis: Analysis, table: pa.Table) -> list[tuple[str, str]]:
     counts = [
         (len(bases), "checkpoint"), (len(tuned), "tuned model"), (len(controls), "control"),
         (len(book.tasks), "task"), (sum(len(c) for c in book.cells.values()), "cell"),
-        (table.num_rows, "stored row"),
+        (book.num_rows, "stored row"),
     ]  # fmt: skip
     facts = [(f"{n:,}", name + ("" if n == 1 else "s")) for n, name in counts if n]
     return [*facts[:-2], (f"up to {most}", "prompts a task"), *facts[-2:]]
@@ -428,22 +440,21 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return rows
 
 
-def _versions(table: pa.Table) -> list[tuple[str, str]]:
+def _versions(analysis: Analysis) -> list[tuple[str, str]]:
+    records = [cell.about for cell in analysis.book.read]
+
     def distinct(name: str) -> str:
-        if name not in table.column_names:
-            return "–"
-        return ", ".join(sorted(str(v) for v in column(table, name).unique().to_pylist()))
+        return ", ".join(sorted({str(r[name]) for r in records if name in r})) or "–"
 
     rows = [
         ("evalcore", distinct("evalcore_version")), ("metrics version", str(METRICS_VERSION)),
         ("numerics", distinct("numerics")),
     ]  # fmt: skip
     found: dict[str, set[str]] = defaultdict(set)
-    if "versions" in table.column_names:
-        for text in column(table, "versions").unique().to_pylist():
-            try:
-                for key, value in _flatten(json.loads(text or "{}")):
-                    found[key].add(value)
-            except (ValueError, AttributeError):
-                found["versions"].add(str(text))
+    for text in {r.get("versions") for r in records}:
+        try:
+            for key, value in _flatten(json.loads(text or "{}")):
+                found[key].add(value)
+        except (ValueError, AttributeError):
+            found["versions"].add(str(text))
     return rows + [(key, ", ".join(sorted(values))) for key, values in sorted(found.items())]

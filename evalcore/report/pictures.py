@@ -256,10 +256,7 @@ def _prompt_scores(analysis: Analysis, subject: SubjectInfo, task: str) -> dict[
     if stratum is None:
         return {}
     cells = analysis.book.strata(subject, task)[stratum]
-    scores = {
-        name: [float(c.values.mean()) for c in runs.values() if len(c.values)]
-        for name, runs in cells.items()
-    }
+    scores = {name: [c.facts.mean for c in runs.values() if c.n] for name, runs in cells.items()}
     return {name: sum(found) / len(found) for name, found in scores.items() if found}
 
 

@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,13 +91,8 @@ class SegmentCoverage:
         Raises:
             ValueError: Not such a statement (also pyarrow's errors, KeyError).
         """
-        size, _, packed = encoded.partition(b":")
-        raw = pa.Codec(_CODEC).decompress(
-            base64.b64decode(packed, validate=True), int(size), asbytes=True
-        )
-        line = raw.index(b"\n")
-        header = json.loads(raw[:line])
-        at = line + 1
+        header, raw = _unpacked(encoded)
+        at = 0
         doc_ids = header["doc_ids"]
         if doc_ids is None:
             end = at + header["num_docs"] * _ID_DIGITS // 2
@@ -110,6 +106,28 @@ class SegmentCoverage:
         steps = np.split(members, np.cumsum(sizes)[:-1]) if sizes else []
         sets = [np.cumsum(part, dtype=np.int32) for part in steps]
         return cls(tuple(header["cells"]), tuple(header["cell_sets"]), tuple(sets), tuple(doc_ids))
+
+    @staticmethod
+    def decode_counts(encoded: bytes) -> dict[str, int]:
+        """Cell -> documents of an encoded statement, without reading which they are.
+
+        Raises:
+            ValueError: Not such a statement (also pyarrow's errors, KeyError, IndexError).
+        """
+        header, _ = _unpacked(encoded)
+        sizes, numbers = header["set_sizes"], header["cell_sets"]
+        pairs = zip(header["cells"], numbers, strict=True)
+        return {str(cell): int(sizes[number]) for cell, number in pairs}
+
+
+def _unpacked(encoded: bytes) -> tuple[dict[str, Any], bytes]:
+    """(JSON header, what follows it) of an encoded statement."""
+    size, _, packed = encoded.partition(b":")
+    raw = pa.Codec(_CODEC).decompress(
+        base64.b64decode(packed, validate=True), int(size), asbytes=True
+    )
+    line = raw.index(b"\n")
+    return json.loads(raw[:line]), raw[line + 1 :]
 
 
 class Coverage(Mapping[str, frozenset[str]]):

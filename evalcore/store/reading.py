@@ -134,14 +134,14 @@ def join_cells(examples: pa.Table, cells: pa.Table) -> pa.Table:
     """Adds the cell columns to each example (Arrow's own join refuses list columns).
 
     Text columns come dictionary-encoded, so that constants cost four bytes a row. Examples whose
-    cell is not in ``cells`` get nulls.
+    cell is not in ``cells`` get nulls. Columns of ``cells`` that are left out are not joined.
     """
     names, codes = codes_of(examples.column("cell"))
     row_of_cell = {cell: row for row, cell in enumerate(cells.column("cell").to_pylist())}
     rows = np.array([row_of_cell.get(name, -1) for name in names] or [-1], dtype=np.int32)
     taken = rows[codes] if len(codes) else np.zeros(0, dtype=np.int32)
     indices = pa.array(taken, mask=taken < 0)
-    for field in CELL_SCHEMA:
+    for field in cells.schema:
         if field.name == "cell":
             continue
         column = cells.column(field.name).combine_chunks()

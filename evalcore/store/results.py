@@ -12,6 +12,7 @@ Layout::
     RESULTS/progress/*.json      what runs under way say of themselves
     RESULTS/damaged/             what failed its checksum, set aside
     RESULTS/cache/               encoded requests; may be deleted
+    RESULTS/reduced/             numbers per document, for later reports; may be deleted
 
 Any number of processes may write to one folder at once; nothing is ever changed in place. Every
 file has checksums that are checked before a parser sees its bytes (see ``evalcore.checked``); files
@@ -32,6 +33,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalcore.checked import is_checked
 from evalcore.errors import InputError, ResultsError, UnknownNameError
 from evalcore.files import remove_stale_temporaries
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
@@ -46,6 +48,7 @@ from evalcore.store.reading import (
     read_examples,
 )
 from evalcore.store.records import Documents, Makers, Requests
+from evalcore.store.reductions import Reductions
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN
 from evalcore.store.segments import (
@@ -58,6 +61,7 @@ from evalcore.store.segments import (
 )
 from evalcore.store.settings import open_settings
 from evalcore.store.verify import VerifyReport, verify_folder
+from evalcore.store.whole import CellPlaces, find_cells, read_whole
 
 log = logging.getLogger("evalcore")
 
@@ -92,6 +96,7 @@ class ResultStore:
         self._makers = Makers(self.path / "makers", self._warn_damaged)
         self._documents = Documents(self.path / "documents", self._warn_damaged)
         self._requests = Requests(self.path / "requests")
+        self.reductions = Reductions(self.path / "reduced")
         if read_only:
             if not (self.path / "store.json").is_file():
                 raise InputError(
@@ -348,9 +353,44 @@ class ResultStore:
             for part in iterate_examples(infos, own, None, wanted, self._on_damage):
                 yield self.joined(part, columns, filter, about)
         except FileNotFoundError as error:
-            raise ResultsError(
-                f"{self.path} was compacted while it was read ({error.filename} is gone); once more"
-            ) from error
+            raise self._compacted(error) from error
+
+    def places(self) -> CellPlaces:
+        """Which segments hold which cell (superseded ones too), from the heads of footers."""
+        found = self._retried(lambda: find_cells(self.segments_folder, self._warn_damaged))
+        self._note_unchecked([is_checked(path) for path in found.segments])
+        return found
+
+    def note_left_out(self) -> None:
+        """Warns, once, of superseded and dropped cells, which views leave out."""
+        self._wanted(None)
+
+    def read_whole(
+        self, places: CellPlaces, about: pa.Table, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Like :meth:`read` for the cells of ``about`` (some rows and columns of :meth:`cells`).
+
+        Quicker than :meth:`read` where a folder is read a few cells at a time.
+
+        Args:
+            places: What :meth:`places` gave.
+            about: The cells, and which columns of theirs are joined.
+            columns: Columns of the examples.
+
+        Raises:
+            ResultsError: A compaction took a segment away.
+        """
+        try:
+            cells = about.column("cell").to_pylist()
+            rows = read_whole(places, cells, columns, self._on_damage)
+        except FileNotFoundError as error:
+            raise self._compacted(error) from error
+        return self.joined(rows, None, None, about)
+
+    def _compacted(self, error: FileNotFoundError) -> ResultsError:
+        return ResultsError(
+            f"{self.path} was compacted while it was read ({error.filename} is gone); once more"
+        )
 
     def joined(
         self,
@@ -419,14 +459,17 @@ class ResultStore:
                 infos.append(read_info(path))
             except UnreadableSegment as error:
                 self._warn_damaged(path, str(error))
-        unchecked = sum(not info.checked for info in infos)
-        if note and unchecked:
+        if note:
+            self._note_unchecked([info.checked for info in infos])
+        return infos
+
+    def _note_unchecked(self, checked: Sequence[bool]) -> None:
+        if unchecked := checked.count(False):
             text = (
-                f"{unchecked} of {len(infos)} segments are from before there were checksums and "
+                f"{unchecked} of {len(checked)} segments are from before there were checksums and "
                 f"are read unchecked; `evalcore compact {self.path}` writes them anew"
             )
             self._warn_once(self.segments_folder, text, ignored=False)
-        return infos
 
     def _retried(self, action: Callable[[], _T]) -> _T:
         """Runs ``action`` again when a compaction took a listed segment away meanwhile."""
