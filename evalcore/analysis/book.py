@@ -291,7 +291,7 @@ class ScoreBook:
 
     def document_names(self, codes: Iterable[int], limit: int = 5) -> str:
         """A few document ids for a message."""
-        listed = [self.documents[c][:12] for c in codes]
+        listed = sorted(self.documents[c][:12] for c in codes)
         return ", ".join(listed[:limit]) + (" ..." if len(listed) > limit else "")
 
 

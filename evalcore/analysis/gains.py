@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evalcore.analysis.book import ScoreBook, require_same_numerics
 from evalcore.analysis.cells import Cells, CellValues, Stratum
@@ -316,13 +317,13 @@ def contrast(book: ScoreBook, later: Gain, earlier: Gain) -> Contrast | None:
     return Contrast(later, earlier, found) if found.n else None
 
 
-def gap_cube(book: ScoreBook, gain: Gain) -> FloatArray:
+def gap_cube(book: ScoreBook, gain: Gain) -> npt.NDArray[np.float64]:
     """The paired differences behind a gain: float64 [documents, prompts, seeds], NaN: missing."""
     stratum = (gain.way, gain.numerics)
     mine = book.strata(gain.subject, gain.task.name).get(stratum, {})
     theirs = _same_way(book, gain.reference, gain.task.name, stratum)
     found = [
-        (p.prompt, p.run, *_paired(p.own, p.other, "values"))
+        (p.prompt, p.run, *paired_values(p.own, p.other, "values"))
         for p in _pairs(gain.subject, gain.reference, mine, theirs)[0]
     ]
     prompts, seeds = sorted({f[0] for f in found}), sorted({f[1] for f in found})

@@ -168,6 +168,8 @@ def prompt_spread(values: FloatArray) -> SpreadEstimate:
     noise = float((residual**2).sum() / ((n - 1) * (p - 1)) / n)
     between = float(means.var(ddof=1))
     variance = between - noise
+    if abs(variance) < 1e-15:  # what rounding leaves of 0 has a sign by chance
+        variance = 0.0
     return SpreadEstimate(
         prompts=p,
         n=n,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evalcore.app.reduction import read_book
 from evalcore.app.report import open_results
 from evalcore.errors import InputError
 
@@ -99,7 +100,7 @@ def power(place: Path, options: PowerOptions) -> PowerTable:
     _check(options)
     results = results_of(place)
     store = open_results(results)
-    analysis = analyse(store.read())
+    analysis = analyse(read_book(store))
     found: dict[str, list[Gain]] = defaultdict(list)
     for gain in analysis.own_gains() or analysis.primary_gains():
         if gain.subject.control is None and (not options.tasks or gain.task.name in options.tasks):
