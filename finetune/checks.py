@@ -11,10 +11,12 @@ from typing import Any
 
 from evalcore.errors import DataError, InputError
 from evalcore.identity import numeric_config
-from evalcore.prompting import draw_shots, encode_training, load_tokenizer, training_pair
-from evalcore.tasks import load_documents, open_documents
-from evalcore.types import Checkpoint, Document, EncodingSettings, Task, Variant
+from evalcore.prompting import PromptError, PromptFault, load_tokenizer, turns_field
+from evalcore.tasks import open_documents
+from evalcore.types import Checkpoint, Document, Task
+from finetune.data import row_encoders
 from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError
+from finetune.fitting import EmptyCompletionError, RowEncoder
 from finetune.jobs import MixPart, TuneJob, known_task, training_variants
 from finetune.method import MethodSpec
 from finetune.rows import TooFewRowsError, choose_rows
@@ -100,6 +102,7 @@ def check_data(
     Raises:
         TuningDataError: If rows of some tuning are unfit to be learned; all such findings.
     """
+    _at_hand.cache_clear()  # what was not there a moment ago may be there now
     reports: dict[str, DataReport] = {}
     by_rows: dict[Any, DataReport] = {}
     for job in jobs:
@@ -210,73 +213,56 @@ class _Look:
         if self.required:
             return self.job.held_out
         there = tuple(name for name in self.job.held_out if _at_hand(name, root, self.job.search))
-        for name in self.job.held_out:
-            if name not in there:
-                self._find(
-                    DataFault.MISSING_DATA, f"task {name}: scored rows not at hand", fatal=False
-                )
+        away = [name for name in self.job.held_out if name not in there]
+        if away:
+            text = f"scored rows not at hand, so not looked for here: {', '.join(away)}"
+            self._find(DataFault.MISSING_DATA, text, fatal=False, count=len(away))
         return there
 
     def _texts(self, task: Task, chosen: Sequence[Document], root: Path | None) -> None:
         counts: Counter[str] = Counter()
         example: dict[str, int] = {}
         looked_at = chosen[:CHECKED_ROWS]
-        for document, prompt, completion in self._pairs(task, looked_at, chosen, root):
-            for code in self._faults(task, prompt, completion):
+        encoders = row_encoders(self.job, task, chosen, self.tokenizer, self.max_length)
+        for i, document in enumerate(looked_at):
+            for code in self._faults(task, encoders[i % len(encoders)], document):
                 counts[code] += 1
                 example.setdefault(code, document.index)
         self.checked += len(looked_at)
         for code, count in counts.items():
             self._judge(task, DataFault(code), count, len(looked_at), example[code])
 
-    def _pairs(
-        self, task: Task, documents: Sequence[Document], chosen: Sequence[Document],
-        root: Path | None,
-    ) -> Iterator[tuple[Document, str, str]]:  # fmt: skip
-        variants = training_variants(task, self.job.variants, self.job.search)
-        shots = [self._shots(task, variant, chosen, root) for variant in variants]
-        for i, document in enumerate(documents):
-            which = i % len(variants)
-            prompt, completion = training_pair(
-                task, variants[which], document, shots[which], self.tokenizer
-            )
-            yield document, prompt, completion
-
-    @staticmethod
-    def _shots(
-        task: Task, variant: Variant, chosen: Sequence[Document], root: Path | None
-    ) -> list[Document]:
-        if not variant.shots:
-            return []
-        pool = load_documents(task, "shots", data_root=root)
-        return list(draw_shots(task, variant, pool, scored=chosen))
-
-    def _faults(self, task: Task, prompt: str, completion: str) -> Iterator[str]:
-        if not completion.strip():
+    def _faults(self, task: Task, encoder: RowEncoder, document: Document) -> Iterator[str]:
+        try:
+            turns = encoder.texts(document)
+        except EmptyCompletionError:
             yield DataFault.EMPTY_COMPLETION
+            return
+        except PromptError as error:
+            if turns_field(task) is None or error.fault is not PromptFault.CHAT_REFUSED:
+                raise
+            yield DataFault.REFUSED_BY_TEMPLATE
             return
         # What is for tuning only is never generated for: its stops and limits say nothing.
         scored = task.spec.get("splits", {}).get("score") is not None
         generated = scored and task.output_type == "generate_until"
-        if generated and any(stop in completion.strip() for stop in task.generation.stops):
+        if generated and any(stop in turns[0][1].strip() for stop in task.generation.stops):
             yield DataFault.STOP_IN_COMPLETION
         if self.tokenizer is None:
-            self._keep((len(prompt) + len(completion)) // CHARACTERS_PER_TOKEN)
+            characters = sum(len(asked) + len(answer) for asked, answer in turns)
+            self._keep(characters // CHARACTERS_PER_TOKEN)
             return
-        prompt_ids, completion_ids = encode_training(
-            self.tokenizer, prompt, completion, EncodingSettings()
-        )
-        if generated and len(completion_ids) > task.generation.max_tokens:
+        row = encoder.encoded(turns)
+        if generated and len(row.completion) > task.generation.max_tokens:
             yield DataFault.BEYOND_MAX_TOKENS
-        total = len(prompt_ids) + len(completion_ids)
-        if len(completion_ids) >= self.max_length:
+        if row.answers_end[0] >= self.max_length:
             yield DataFault.TRUNCATED_COMPLETION
-        elif total > self.max_length and self.job.method.overlong == "leave_out":
+        elif len(row) > self.max_length and self.job.method.overlong == "leave_out":
             yield DataFault.LEFT_OUT_TOO_LONG
         else:
-            if total > self.max_length:
+            if len(row) > self.max_length:
                 yield DataFault.PROMPTS_CUT
-            self._keep(total)
+            self._keep(len(row))
 
     def _keep(self, tokens: int) -> None:
         self.kept += 1
@@ -290,15 +276,20 @@ class _Look:
             DataFault.TRUNCATED_COMPLETION: f"have a completion of {self.max_length} tokens or "
             f"more, which would be cut; they are left out, or raise method.max_length",
             DataFault.LEFT_OUT_TOO_LONG: f"are longer than {self.max_length} tokens; left out "
-            f"(overlong: truncate cuts their prompts)",
-            DataFault.PROMPTS_CUT: f"are longer than {self.max_length} tokens; their prompts lose "
-            f"their beginning",
+            f"(overlong: truncate shortens their longest text)",
+            DataFault.PROMPTS_CUT: f"are longer than {self.max_length} tokens; their longest text "
+            f"loses its end (a conversation: its last exchanges)",
+            DataFault.REFUSED_BY_TEMPLATE: "are conversations that the chat template refuses; they "
+            "are left out",
             DataFault.STOP_IN_COMPLETION: "hold a stop string inside the completion: scoring ends "
             "there, training does not",
             DataFault.BEYOND_MAX_TOKENS: f"have a completion above the {limit} tokens that scoring "
             f"lets a model write",
         }
-        left_out = (DataFault.TRUNCATED_COMPLETION, DataFault.LEFT_OUT_TOO_LONG)
+        left_out = (
+            DataFault.TRUNCATED_COMPLETION, DataFault.LEFT_OUT_TOO_LONG,
+            DataFault.REFUSED_BY_TEMPLATE,
+        )  # fmt: skip
         fatal = code is DataFault.EMPTY_COMPLETION or (code in left_out and count == of)
         if fatal and code is DataFault.LEFT_OUT_TOO_LONG:
             code = DataFault.NOTHING_FITS

@@ -12,10 +12,11 @@ import numpy as np
 
 from evalcore.errors import DataError
 from evalcore.identity import text_fingerprint
-from evalcore.prompting import draw_shots, encode_training, training_pair
+from evalcore.prompting import PromptError, PromptFault, draw_shots, turns_field
 from evalcore.tasks import load_documents, texts_key
-from evalcore.types import Document, EncodingSettings, Task, Variant
-from finetune.jobs import MixPart, TuneJob, known_task, training_variants
+from evalcore.types import Document, Task, Variant
+from finetune.fitting import EncodedRow, RowEncoder
+from finetune.jobs import TuneJob, known_task, training_variants
 from finetune.rows import Chosen, choose_rows
 
 
@@ -33,6 +34,8 @@ class TrainingSet:
         parts: (task, rows) of a mix, in the order of ``row_ids``.
         row_keys: What each row asks, whatever its task (``evalcore.tasks.texts_key``).
         compared: For each (learned task, scored task): how they were compared, rows found.
+        borders: What is not learned of each completion: questions of a conversation (see
+            :class:`finetune.fitting.EncodedRow`); empty if there is none.
     """
 
     prompts: list[list[int]]
@@ -43,6 +46,7 @@ class TrainingSet:
     parts: tuple[tuple[str, int], ...] = ()
     row_keys: tuple[str, ...] = ()
     compared: tuple[dict[str, Any], ...] = ()
+    borders: list[tuple[int, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -56,14 +60,23 @@ class TrainingSet:
                 tuple(self.row_ids[i] for i in rows),
                 "",
                 row_keys=tuple(self.row_keys[i] for i in rows),
+                borders=[self.borders[i] for i in rows] if self.borders else [],
             )
         )
 
     def content_fingerprint(self) -> str:
         """The fingerprint, computed from the rows."""
-        return text_fingerprint(
-            {"ids": list(self.row_ids), "prompts": self.prompts, "completions": self.completions}
-        )
+        content = {
+            "ids": list(self.row_ids), "prompts": self.prompts, "completions": self.completions,
+        }  # fmt: skip
+        if self.borders:
+            content["borders"] = [list(borders) for borders in self.borders]
+        return text_fingerprint(content)
+
+    def learned(self) -> Iterator[tuple[list[int], list[int], tuple[int, ...]]]:
+        """(prompt, completion, borders) of each row."""
+        borders = self.borders or [()] * len(self)
+        return zip(self.prompts, self.completions, borders, strict=True)
 
 
 def _with_fingerprint(rows: TrainingSet) -> TrainingSet:
@@ -75,14 +88,12 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
 
     Rows that hold a document scored anywhere in the study, or by the task itself, are left out
     while choosing. What becomes of a row longer than ``max_length`` is ``method.overlong``'s to
-    say: left out whole (cutting it would train on a prompt nobody scores), or cut at the beginning
-    of its prompt.
+    say: left out whole, or shortened (see :meth:`finetune.fitting.RowEncoder.fitted`).
 
     Raises:
         DataError: If there are too few rows, an empty completion, or no row that fits.
     """
-    prompts: list[list[int]] = []
-    completions: list[list[int]] = []
+    rows: list[EncodedRow] = []
     documents: list[Document] = []
     keys: list[str] = []
     counts: Counter[str] = Counter(in_scored_split=0, in_evaluation=0, in_shots=0)
@@ -98,66 +109,65 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
             {"learned": part.task, **asdict(one), "found": chosen.found[one.task]}
             for one in chosen.compared
         ]
-        for document, prompt_ids, completion_ids in _encoded(job, part, chosen, tokenizer):
-            fitted = fit_row(prompt_ids, completion_ids, max_length, job.method.overlong, counts)
-            if fitted is not None:
-                prompts.append(fitted)
-                completions.append(completion_ids)
-                documents.append(document)
-                keys.append(texts_key(known_task(part.task, job.search), document))
+        task = known_task(part.task, job.search)
+        for document, row in _encoded(job, task, chosen, tokenizer, max_length, counts):
+            rows.append(row)
+            documents.append(document)
+            keys.append(texts_key(task, document))
         parts.append((part.task, len(documents) - before))
     if not documents:
+        refused = counts["refused_by_template"]
+        more = f"; the chat template refuses {refused}" if refused else ""
         raise DataError(
-            f"tuning {job.tuning}: none of {counts['too_long']} rows fits into {max_length} "
-            f"tokens; raise method.max_length"
+            f"tuning {job.tuning}: none of {counts['too_long'] + refused} rows fits into "
+            f"{max_length} tokens{more}; raise method.max_length"
         )
-    ids = tuple(document.id for document in documents)
-    rows = TrainingSet(
-        prompts, completions, ids, "", dict(counts), tuple(parts), tuple(keys), tuple(compared)
+    return _with_fingerprint(
+        TrainingSet(
+            [row.prompt for row in rows],
+            [row.completion for row in rows],
+            tuple(document.id for document in documents),
+            "",
+            dict(counts),
+            tuple(parts),
+            tuple(keys),
+            tuple(compared),
+            [row.borders for row in rows] if any(row.borders for row in rows) else [],
+        )
     )
-    return _with_fingerprint(rows)
-
-
-def fit_row(
-    prompt: list[int], completion: list[int], max_length: int, overlong: str, counts: Counter[str]
-) -> list[int] | None:
-    """The prompt of a row that fits; None if the row is to be left out. Counts what it does."""
-    room = max_length - len(completion)
-    if len(prompt) <= room:
-        return prompt
-    if overlong == "leave_out" or room < 1:  # a completion is never cut, nor without a prompt
-        counts["too_long"] += 1
-        return None
-    counts["truncated"] += 1
-    return prompt[-room:]
 
 
 def _encoded(
-    job: TuneJob, part: MixPart, rows: Chosen, tokenizer: Any
-) -> Iterator[tuple[Document, list[int], list[int]]]:
-    """(document, prompt ids, completion ids) of one task's rows, whatever their length."""
-    data_root = Path(job.data_root) if job.data_root else None
-    task = known_task(part.task, job.search)
+    job: TuneJob, task: Task, rows: Chosen, tokenizer: Any, max_length: int, counts: Counter[str]
+) -> Iterator[tuple[Document, EncodedRow]]:
+    """(document, row) of one task's rows that fit."""
     chosen: Sequence[Document] = rows.documents
-    if job.control == "shuffled_labels":
+    if job.control is not None:  # shuffled_labels, format_only
         chosen = deal_out_answers(chosen, job.seed)
-    variants = training_variants(task, job.variants, job.search)
-    shots = _shots_of(task, variants, chosen, data_root)
-    settings = EncodingSettings()  # ids do not depend on its length limit
+    encoders = row_encoders(job, task, chosen, tokenizer, max_length)
     for i, document in enumerate(chosen):
-        variant = variants[i % len(variants)]
-        prompt, completion = training_pair(
-            task, variant, document, shots[i % len(variants)], tokenizer
-        )
-        if not completion.strip():
-            raise DataError(
-                f"task {task.name}, train split, row {document.index}: the completion is empty; "
-                f"remove the row or mend the variant {variant.name!r}"
-            )
-        prompt_ids, completion_ids = encode_training(
-            tokenizer, prompt, completion, settings, chat=variant.chat
-        )
-        yield document, list(prompt_ids), list(completion_ids)
+        try:
+            row = encoders[i % len(encoders)].fitted(document, counts)
+        except PromptError as error:
+            if turns_field(task) is None or error.fault is not PromptFault.CHAT_REFUSED:
+                raise
+            counts["refused_by_template"] += 1
+            continue
+        if row is not None:
+            yield document, row
+
+
+def row_encoders(
+    job: TuneJob, task: Task, chosen: Sequence[Document], tokenizer: Any, max_length: int
+) -> list[RowEncoder]:
+    """What encodes the rows of a task, one for each variant; rows take turns in them."""
+    variants = training_variants(task, job.variants, job.search)
+    data_root = Path(job.data_root) if job.data_root else None
+    shots = _shots_of(task, variants, chosen, data_root)
+    return [
+        RowEncoder(task, variant, own, tokenizer, max_length, job.method.overlong)
+        for variant, own in zip(variants, shots, strict=True)
+    ]
 
 
 def deal_out_answers(documents: Sequence[Document], seed: int) -> list[Document]:
@@ -169,7 +179,7 @@ def deal_out_answers(documents: Sequence[Document], seed: int) -> list[Document]
     """
     n = len(documents)
     if n < 2:
-        raise DataError(f"shuffled_labels: {n} rows, at least 2 are needed to deal out answers")
+        raise DataError(f"a control: {n} rows, at least 2 are needed to deal out answers")
     cycle = np.random.default_rng([seed, 2]).permutation(n)
     dealt = list(documents)
     for here, giver in zip(cycle, np.roll(cycle, -1), strict=True):

@@ -49,7 +49,7 @@ def _key(job: TuneJob, max_length: int) -> str:
             "version": [TRAINING_VERSION, evalcore.__version__],
             "libraries": [metadata.version(name) for name in ("tokenizers", "transformers")],
             "tasks": [[task.fingerprint, data_state(task, root)] for task in learned],
-            "examples": [part.examples for part in job.tasks],
+            "examples": [[part.examples, part.share] for part in job.tasks],
             "variants": [
                 [
                     variant.fingerprint
@@ -80,6 +80,7 @@ def _write(file: Path, rows: TrainingSet) -> None:
             "row_key": pa.array(rows.row_keys, pa.string()),
             "prompt": pa.array(rows.prompts, pa.large_list(pa.int32())),
             "completion": pa.array(rows.completions, pa.large_list(pa.int32())),
+            "borders": pa.array(rows.borders or [()] * len(rows), pa.list_(pa.int32())),
         }
     ).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
 
@@ -102,6 +103,7 @@ def _read(file: Path) -> TrainingSet | None:
         with pa.OSFile(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
         about = json.loads(table.schema.metadata[_ABOUT])
+        borders = [tuple(own) for own in table["borders"].to_pylist()]
         rows = TrainingSet(
             table["prompt"].to_pylist(),
             table["completion"].to_pylist(),
@@ -111,6 +113,7 @@ def _read(file: Path) -> TrainingSet | None:
             tuple((task, count) for task, count in about["parts"]),
             tuple(table["row_key"].to_pylist()),
             tuple(about["compared"]),
+            borders if any(borders) else [],
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None

@@ -22,6 +22,9 @@ from finetune.jobs import TuneJob
 from finetune.method import MethodSpec
 from finetune.study import Study
 
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor names of a checkpoint -> (type, shape)."""
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2
 ADAM_BYTES = 16
 """Per trained weight: float32 weight, gradient and both moments."""
@@ -67,6 +70,8 @@ class JobEstimate:
         flops: Operations.
         gpu_hours: At the assumed speed.
         rough: Whether tokens were guessed from characters, for want of the base's tokenizer.
+        disk: Bytes of the finished model.
+        state: Bytes that its training checkpoint takes while it is trained; 0 without one.
     """
 
     job: TuneJob
@@ -75,6 +80,8 @@ class JobEstimate:
     flops: float | None
     gpu_hours: float | None
     rough: bool = False
+    disk: int | None = None
+    state: int | None = None
 
 
 def estimate(
@@ -85,6 +92,7 @@ def estimate(
 ) -> list[JobEstimate]:
     """Cost of every job; ``reports`` are those of :func:`finetune.checks.check_data`."""
     sizes: dict[str, int | None] = {}
+    layouts: dict[str, Layout] = {}
     found = []
     for job in jobs:
         source = job.checkpoint.source
@@ -96,8 +104,44 @@ def estimate(
         flops = None if tokens is None or per_token is None else tokens * per_token
         hours = None if flops is None else flops / assumption.flops_per_s / 3600
         rows, rough = (report.rows, not report.by_tokenizer) if report else (None, False)
-        found.append(JobEstimate(job, rows, tokens, flops, hours, rough))
+        path = job.checkpoint.path
+        if path not in layouts:
+            layouts[path] = weight_layout(path) if path else {}
+        disk, state = disk_bytes(job.method, sizes[source], layouts[path])
+        found.append(JobEstimate(job, rows, tokens, flops, hours, rough, disk, state))
     return found
+
+
+def disk_bytes(
+    method: MethodSpec, parameters: int | None, layout: Layout
+) -> tuple[int | None, int | None]:
+    """(bytes of the finished model, of its training checkpoint); None where it cannot be known.
+
+    A full model has the types of its parent (float32 where that is not at hand), an adapter float32
+    factors of every linear layer, or of those named. A training checkpoint holds weights and both
+    moments of what is trained.
+    """
+    if method.kind == "full":
+        trained = parameters
+        size = sum(math.prod(shape) * _BYTES.get(dtype, 4) for dtype, shape in layout.values())
+        finished = size or (None if parameters is None else 4 * parameters)
+    else:
+        trained = _adapter_parameters(method, layout) if layout else None
+        finished = None if trained is None else 4 * trained
+    state = None if trained is None else 12 * trained
+    return finished, state if method.save_every else 0
+
+
+def _adapter_parameters(method: MethodSpec, layout: Layout) -> int:
+    """Numbers in the factors of a LoRA adapter of this model."""
+    total = 0
+    for name, (_, shape) in layout.items():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        inner = not module.startswith(("embed", "lm_head", "wte"))
+        every = method.targets == "all-linear" and inner
+        if len(shape) == 2 and (every or module in method.targets):
+            total += method.rank * sum(shape)
+    return total
 
 
 def training_tokens(job: TuneJob, report: DataReport) -> int | None:

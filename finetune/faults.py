@@ -41,6 +41,7 @@ class DataFault(StrEnum):
     EVALUATION_ROWS = "evaluation-rows"
     LEFT_OUT_TOO_LONG = "left-out-too-long"
     PROMPTS_CUT = "prompts-cut"
+    REFUSED_BY_TEMPLATE = "refused-by-template"
     STOP_IN_COMPLETION = "stop-in-completion"
     BEYOND_MAX_TOKENS = "beyond-max-tokens"
 

@@ -20,7 +20,7 @@ from evalcore.types import Checkpoint, Task, Variant
 from finetune.method import MethodSpec
 from finetune.search import PACKAGED, Search
 
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 """Raised when the same settings would train another model."""
 ADAPTERS_DIR = "adapters"
 TUNED_DIR = "checkpoints-tuned"
@@ -32,13 +32,26 @@ class MixPart:
 
     Attributes:
         task: The task whose train split is learned.
-        examples: Rows of it, resolved from the study's weights; None for all.
+        examples: Rows of it, resolved from the study's weights; None for all (or ``share``).
         weight: Share the study asked for; a record only, ``examples`` says how many rows.
+        share: Share of the rows of its train split, in place of ``examples``.
     """
 
     task: str
     examples: int | None
     weight: float = 1.0
+    share: float | None = None
+
+    def rows_of(self, total: int) -> int | None:
+        """Rows wanted of a split of ``total`` (a share is rounded down); None for all."""
+        return self.examples if self.share is None else max(1, int(total * self.share))
+
+    @property
+    def wanted(self) -> str:
+        """What is asked for, for people."""
+        if self.share is not None:
+            return f"{100 * self.share:g} % of all"
+        return f"{self.examples:,}" if self.examples is not None else "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,7 @@ class TuneJob:
         variants: Canonical names of prompt variants; rows take turns.
         data_seed: Decides which rows.
         seed: Decides initialisation, order of rows and dropout (and the dealing of a control).
-        control: ``shuffled_labels`` or None.
+        control: ``shuffled_labels``, ``format_only`` or None.
         method: Hyper-parameters. With a selection its learning rate is the first candidate.
         held_out: Tasks whose scored documents must not be learned.
         directory: Where the adapter or tuned checkpoint goes.
@@ -150,6 +163,7 @@ class TuneJob:
             "stops": list(task.generation.stops) if task.output_type == "generate_until" else [],
             "variants": [[v.name, v.fingerprint] for v in variants],
             "examples": part.examples,
+            **({"share": part.share} if part.share is not None else {}),
         }
 
 

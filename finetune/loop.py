@@ -134,13 +134,13 @@ def ordered_rows(
         options.seed,
         group_by_length=method.group_by_length,
     )
-    made = [make_row(p, c) for p, c in zip(rows.prompts, rows.completions, strict=True)]
+    made = [make_row(*row) for row in rows.learned()]
     return [made[i] for i in order]
 
 
 def held_out_loss(model: Any, rows: TrainingSet, batch_size: int, *, autocast_bf16: bool) -> float:
     """Mean loss (nats) per completion token over all rows, without dropout."""
-    made = [make_row(p, c) for p, c in zip(rows.prompts, rows.completions, strict=True)]
+    made = [make_row(*row) for row in rows.learned()]
     made.sort(key=lambda row: len(row["input_ids"]))
     device = next(model.parameters()).device
     training = model.training
@@ -349,7 +349,7 @@ def _arguments(
         gradient_accumulation_steps=method.gradient_accumulation,
         learning_rate=method.learning_rate,
         weight_decay=method.weight_decay,
-        max_grad_norm=method.max_grad_norm,
+        max_grad_norm=method.max_grad_norm or 0.0,  # transformers clips above 0 only
         optim="adamw_torch",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,

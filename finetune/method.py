@@ -67,7 +67,9 @@ class MethodSpec(Strict):
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradients are scaled down to this norm; null: never"
+    )
     group_by_length: bool = Field(
         False, description="batches of rows of similar length: less padding, less mixing"
     )

@@ -29,12 +29,15 @@ Batch = dict[str, torch.Tensor]
 Collate = Callable[[Sequence[Row]], Batch]
 
 
-def make_row(prompt: Sequence[int], completion: Sequence[int]) -> Row:
-    """Ids and labels of a row; labels are not shifted, those of the prompt are ignored."""
-    return {
-        "input_ids": [*prompt, *completion],
-        "labels": [IGNORED] * len(prompt) + [*completion],
-    }
+def make_row(prompt: Sequence[int], completion: Sequence[int], borders: Sequence[int] = ()) -> Row:
+    """Ids and labels of a row; labels are not shifted.
+
+    Those of the prompt are ignored, and of the completion those between each two ``borders``.
+    """
+    labels = [IGNORED] * len(prompt) + [*completion]
+    for start, stop in zip(borders[::2], borders[1::2], strict=True):
+        labels[len(prompt) + start : len(prompt) + stop] = [IGNORED] * (stop - start)
+    return {"input_ids": [*prompt, *completion], "labels": labels}
 
 
 def collate(rows: Sequence[Row]) -> Batch:

@@ -22,7 +22,7 @@ from finetune.jobs import (
     training_variants,
 )
 from finetune.search import own_tasks
-from finetune.study import LAST, Study, TuningSpec
+from finetune.study import LAST, ControlSpec, Study, TuningSpec
 
 __all__ = [
     "MixPart",
@@ -122,25 +122,31 @@ class _JobMaker:
         self._variants: dict[str, tuple[str, ...]] = {}
 
     def make(
-        self, checkpoint: Checkpoint, tuning: TuningSpec, seed: int, control: str | None
+        self, checkpoint: Checkpoint, tuning: TuningSpec, seed: int, control: ControlSpec | None
     ) -> TuneJob:
         method = self._study.method_of(tuning)
+        parts = [MixPart(*part, share=tuning.share) for part in tuning.parts]
+        kind = control.kind if control is not None else None
+        if control is not None and kind == "format_only":
+            method = method.merged({"epochs": 1})
+            parts = _few(parts, control.examples)
         directory = output_directory(
-            self._out, checkpoint.name, tuning.name, seed, control, method.kind
+            self._out, checkpoint.name, tuning.name, seed, kind, method.kind
         )
         return TuneJob(
             checkpoint=checkpoint,
             tuning=tuning.name,
-            tasks=tuple(MixPart(*part) for part in tuning.parts),
+            tasks=tuple(parts),
             variants=self._variant_names(tuning),
             data_seed=tuning.data_seed,
             seed=seed,
-            control=control,
+            control=kind,
             method=method,
             held_out=self._held_out,
             directory=str(directory),
             data_root=self._data_root,
-            selection=_selection(tuning),
+            # what a control is compared with decides its learning rate
+            selection=_selection(tuning) if kind != "format_only" else None,
             search=self._study.search,
         )
 
@@ -151,6 +157,17 @@ class _JobMaker:
             found = training_variants(first, tuning.variants, self._study.search)
             self._variants[tuning.name] = tuple(variant.name for variant in found)
         return self._variants[tuning.name]
+
+
+def _few(parts: Sequence[MixPart], rows: int) -> list[MixPart]:
+    """The parts of a mix with ``rows`` rows in all, dealt as theirs are; never more than theirs."""
+    known = [part.examples for part in parts]
+    total = sum(count for count in known if count is not None)
+    few = []
+    for part, count in zip(parts, known, strict=True):
+        own = max(2, rows * count // total) if count and None not in known else rows // len(parts)
+        few.append(MixPart(part.task, min(own, count or own), part.weight))
+    return few
 
 
 def _selection(tuning: TuningSpec) -> Selection | None:
@@ -165,9 +182,9 @@ def _selection(tuning: TuningSpec) -> Selection | None:
 
 def _wanted(
     study: Study, checkpoint: Checkpoint, checkpoints: Sequence[Checkpoint]
-) -> list[tuple[TuningSpec, int, str | None]]:
+) -> list[tuple[TuningSpec, int, ControlSpec | None]]:
     """(tuning, seed, control) trained on one checkpoint, in the study's order."""
-    wanted: dict[tuple[str, int, str | None], tuple[TuningSpec, int, str | None]] = {}
+    wanted: dict[tuple[str, int, str | None], tuple[TuningSpec, int, ControlSpec | None]] = {}
     tunings = study.expanded()
     for tuning in tunings:
         where = f"tuning {tuning.name}"
@@ -179,8 +196,9 @@ def _wanted(
             for tuning in tunings:
                 if not _named(tuning, control.of, study):
                     continue
-                for seed in control.seeds or tuning.seeds[:1]:
-                    wanted[tuning.name, seed, control.kind] = (tuning, seed, control.kind)
+                seeds = tuning.seeds if control.seeds == "all" else control.seeds
+                for seed in seeds or tuning.seeds[:1]:
+                    wanted[tuning.name, seed, control.kind] = (tuning, seed, control)
     return list(wanted.values())
 
 

@@ -98,7 +98,7 @@ def commit(
         report: How it went.
 
     Returns:
-        The record, with ``untrained`` in its ``training`` part.
+        The record, with ``untrained`` and ``moved_share`` in its ``training`` part.
 
     Raises:
         InputError: If the folder cannot be written.
@@ -116,8 +116,8 @@ def commit(
         _write_losses(building / LOSS_FILE, report)
         for file in building.iterdir():
             _sync(file)
-        untrained = tuner.untrained(model, building)
-        record = provenance_record(job, rows, report, building, untrained)
+        moved = tuner.moved(model, building)
+        record = provenance_record(job, rows, report, building, moved)
         write_provenance(building, record)
         (building / UNFINISHED_FILE).unlink()
         _sync(building)
@@ -136,7 +136,7 @@ def _table_group(job: TuneJob) -> str | None:
 
 
 def provenance_record(
-    job: TuneJob, rows: TrainingSet, report: TrainingReport, directory: Path, untrained: bool
+    job: TuneJob, rows: TrainingSet, report: TrainingReport, directory: Path, moved: float
 ) -> dict[str, Any]:
     """The record of what is in ``directory``, as JSON values."""
     base, settings = job.checkpoint, job.settings()
@@ -191,7 +191,8 @@ def provenance_record(
             "threads": report.threads,
             "devices": job.method.devices,
             "dtype": report.dtype,
-            "untrained": untrained,
+            "untrained": moved == 0,
+            "moved_share": moved,
         },
         "settings": {"fingerprint": text_fingerprint(settings), "values": settings},
         "versions": {

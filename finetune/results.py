@@ -34,7 +34,7 @@ class TuneResult:
         final_loss: Mean loss of the last 10 steps.
         load_s: Seconds to read the base (0 when it was in memory).
         wall_s: Seconds of the job, reading the base left out.
-        untrained: Whether training changed nothing.
+        moved_share: Share of the weights written that training changed.
         learning_rate: The one that was used (chosen, where the job had several).
         resumed_at: Steps at which training went on after an interruption.
     """
@@ -49,6 +49,11 @@ class TuneResult:
     final_loss: float
     load_s: float
     wall_s: float
-    untrained: bool
+    moved_share: float
     learning_rate: float
     resumed_at: tuple[int, ...] = ()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether training changed nothing."""
+        return self.moved_share == 0

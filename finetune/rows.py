@@ -86,6 +86,7 @@ def choose_rows(
     """
     task = known_task(part.task, search)
     source = open_documents(task, "train", data_root=data_root)
+    wanted = part.rows_of(len(source))
     own = (task.name,) if is_scorable(task) else ()
     scored = scored_rows(tuple(sorted({*held_out, *own})), data_root, search)
     all_shown = bool(task.spec["splits"].get("shots")) and _shots_are_all(task, len(source))
@@ -93,12 +94,12 @@ def choose_rows(
     counts: Counter[str] = Counter()
     found: Counter[str] = Counter()
     chosen: list[Document] = []
-    for numbers in _in_order(len(source), part.examples, data_seed, chosen):
+    for numbers in _in_order(len(source), wanted, data_seed, chosen):
         documents = source.take(numbers)
         counts["looked_at"] += len(numbers)
         counts["unusable"] += len(numbers) - len(documents)
         for document in documents:
-            if part.examples is not None and len(chosen) == part.examples:
+            if wanted is not None and len(chosen) == wanted:
                 break
             inside = scored.found_in(task, document)
             if inside:
@@ -108,11 +109,11 @@ def choose_rows(
                 counts["in_shots"] += 1
             else:
                 chosen.append(document)
-    if len(chosen) < (part.examples or 1):
+    if len(chosen) < (wanted or 1):
         left = ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in counts.items() if n)
         raise TooFewRowsError(
             len(chosen),
-            f"task {task.name}: examples: {part.examples or 'all'} asked for, {len(chosen)} usable "
+            f"task {task.name}: examples: {wanted or 'all'} asked for, {len(chosen)} usable "
             f"rows in the train split ({left}); ask for fewer (or null for all)"
             + ("; or cut splits.shots of the task shorter" if counts["in_shots"] else ""),
         )

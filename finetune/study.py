@@ -30,6 +30,7 @@ from finetune.search import Search
 
 LAST = "last"
 DEFAULT_EXAMPLES = 1000
+FORMAT_ROWS = 256
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -142,6 +143,9 @@ class TuningSpec(Strict):
     examples: int | None = Field(
         DEFAULT_EXAMPLES, ge=1, description="rows of the train split (of a mix: in all); null: all"
     )
+    share: float | None = Field(
+        None, gt=0, le=1, description="share of the train split's rows, in place of examples"
+    )
     data_seed: Seed = Field(0, description="decides which rows, the same for every training seed")
     variants: list[str] = Field(["default"], min_length=1, description="rows take turns")
     seeds: list[Seed] = Field([0], min_length=1)
@@ -177,15 +181,20 @@ class TuningSpec(Strict):
         names = [entry.task for entry in self.mix]
         if len(set(names)) != len(names):
             raise ValueError("a task is in the mix twice")
+        if self.share is not None and (self.mix or "examples" in self.model_fields_set):
+            raise ValueError("share goes with task, in place of examples")
         if self.select is not None and "learning_rate" in self.grid:
             raise ValueError("learning_rate is in grid and in select; one of them")
         return self
 
     @property
     def parts(self) -> list[tuple[str, int | None, float]]:
-        """(task, rows, weight) of what is learned; a mix's rows are dealt out by weight."""
+        """(task, rows, weight) of what is learned; a mix's rows are dealt out by weight.
+
+        Rows are None where all are learned, or a ``share`` of them.
+        """
         if self.task is not None:
-            return [(self.task, self.examples, 1.0)]
+            return [(self.task, None if self.share is not None else self.examples, 1.0)]
         open_entries = [entry for entry in self.mix if entry.examples is None]
         fixed = sum(entry.examples for entry in self.mix if entry.examples is not None)
         rest = None if self.examples is None else max(0, self.examples - fixed)
@@ -204,13 +213,20 @@ class ControlSpec(Strict):
     """Extra tuned models that tell format from content.
 
     ``shuffled_labels``: the same inputs, format and settings, with gold answers dealt out anew
-    among the rows.
+    among the rows. Learned over and over, such answers are memorised, and the model may come out
+    worse than format alone makes it. ``format_only``: few such rows, each learned once: enough for
+    the form of an answer, too little for anything else.
     """
 
-    kind: Literal["shuffled_labels"]
+    kind: Literal["shuffled_labels", "format_only"]
     of: list[str] = Field(min_length=1)
     checkpoints: CheckpointChoice = "last"
-    seeds: list[Seed] | None = Field(None, min_length=1, description="default: the tuning's first")
+    seeds: Annotated[list[Seed], Field(min_length=1)] | Literal["all"] | None = Field(
+        None, description="default: the tuning's first; all: one control for each seed"
+    )
+    examples: int = Field(
+        FORMAT_ROWS, ge=2, description="rows of format_only, dealt over the parts of a mix"
+    )
 
 
 class ExtraEvaluation(Strict):

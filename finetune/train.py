@@ -341,7 +341,7 @@ def _result(
         final_loss=sum(last) / len(last),
         load_s=load_s,
         wall_s=report.wall_s,
-        untrained=bool(record.get("training", {}).get("untrained")),
+        moved_share=record.get("training", {}).get("moved_share", 1.0),
         learning_rate=report.method.learning_rate,
         resumed_at=report.resumed_at,
     )

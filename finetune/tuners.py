@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import IncompatibleError
-from evalcore.identity import adapter_is_zero, weight_digests, weight_layout
+from evalcore.identity import adapter_is_zero, weight_files, weight_layout
 from finetune.method import MethodSpec
 
 # Copied from the parent as they are: the same text has to become the same ids.
@@ -71,12 +71,15 @@ class LoraTuner:
         model.save_pretrained(str(directory), save_embedding_layers=False)
         (directory / "README.md").unlink(missing_ok=True)
 
-    def untrained(self, model: Any, directory: Path) -> bool:
-        """Whether training changed nothing: every delta zero, or no weight moved."""
+    def moved(self, model: Any, directory: Path) -> float:
+        """Share of the adapter's numbers that training changed; 0 where every delta is zero."""
         if adapter_is_zero(directory):
-            return True
+            return 0.0
         now = dict(model.named_parameters())
-        return all(bool((now[name].detach().cpu() == p).all()) for name, p in self._start.items())
+        changed = sum(
+            int((now[name].detach().cpu() != start).sum()) for name, start in self._start.items()
+        )
+        return changed / max(1, sum(start.numel() for start in self._start.values()))
 
 
 class FullTuner:
@@ -119,9 +122,30 @@ class FullTuner:
             if (self._parent / file).is_file():
                 shutil.copyfile(self._parent / file, directory / file)
 
-    def untrained(self, model: Any, directory: Path) -> bool:
-        """Whether every stored weight is what it was in the parent."""
-        return weight_digests(directory) == weight_digests(self._parent)
+    def moved(self, model: Any, directory: Path) -> float:
+        """Share of the stored weights that are not what they were in the parent.
+
+        Steps that are smaller than half a unit in the last place of the parent's type are lost when
+        the model is written, however exact they were trained.
+        """
+        from safetensors import safe_open
+
+        parents = {}
+        for file in weight_files(self._parent):
+            with safe_open(file, "pt") as there:
+                parents.update(dict.fromkeys(there.keys(), file))
+        changed = total = 0
+        for file in weight_files(directory):
+            with safe_open(file, "pt") as own:
+                for name in own.keys():  # noqa: SIM118  # no mapping: it has keys() alone
+                    tensor = own.get_tensor(name)
+                    total += tensor.numel()
+                    if name not in parents:
+                        changed += tensor.numel()
+                        continue
+                    with safe_open(parents[name], "pt") as there:
+                        changed += int((tensor != there.get_tensor(name)).sum())
+        return changed / max(1, total)
 
 
 Tuner = LoraTuner | FullTuner

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evalcore.app.outcome import ScoreOutcome
+from evalcore.app.outlook import outlook_lines
 from evalcore.app.overlap import tune_and_score, wants_overlap
 from evalcore.app.report import MadeReport, declared_by, report
 from evalcore.app.score import score
@@ -222,6 +223,8 @@ def study_plan(options: StudyOptions) -> list[str]:
     lines += dry_run_lines(spec, options)
     if spec.evaluation is None:
         return lines
+    with offline():
+        lines += _outlook(spec, options)
     lines.append("scoring what is tuned by now:")
     try:
         with offline():
@@ -229,6 +232,19 @@ def study_plan(options: StudyOptions) -> list[str]:
             return [*lines, *score(asked).lines()]
     except EvalcoreError as error:
         return [*lines, f"not planned: {error}"]
+
+
+def _outlook(spec: Study, options: StudyOptions) -> list[str]:
+    from finetune import plan_jobs
+
+    changed: Literal["error", "replace"] = "replace" if options.replace_changed else "error"
+    plan = plan_jobs(
+        spec, options.output, data_root=options.data_root, on_changed=changed, at_hand_only=True
+    )
+    assert spec.evaluation is not None
+    limit = ScoreConfig.of(**spec.evaluation.said | dict(options.given)).grid.limit
+    tuned = len(plan.jobs) + len(plan.finished)
+    return outlook_lines(spec, options, len(plan.checkpoints), tuned, limit)
 
 
 @dataclass

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LOSS_FILE = "loss.arrow"
 MOST_JOBS_PER_GPU = 8
+MOVED_SHARE = 0.5
+"""Below this share of moved weights a model is named: most of what it learned was rounded away."""
 GPU_SHARE = 0.85
 """Of a GPU's memory that estimates may fill."""
 
@@ -164,6 +166,12 @@ def tuned_lines(summary: TuneSummary) -> list[str]:
     ]
     lines += [f"not trained: {failure.job_id}: {failure.error}" for failure in summary.failures]
     lines += [f"untrained (zero change): {result.job_id}" for result in summary.untrained]
+    lines += [
+        f"{result.job_id}: training moved {100 * result.moved_share:.1f} % of the weights as they "
+        "are written; smaller steps are lost in the base's data type"
+        for result in summary.results
+        if 0 < result.moved_share < MOVED_SHARE
+    ]
     return [*lines, *stopped]
 
 
@@ -202,7 +210,7 @@ def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:
 
 def _job_line(cost: JobEstimate) -> str:
     job = cost.job
-    rows = f"{job.examples:,}" if job.examples is not None else "all"
+    rows = "+".join(part.wanted for part in job.tasks)
     length = (
         f"{job.method.steps:,} steps"
         if job.method.steps is not None
@@ -217,11 +225,14 @@ def _job_line(cost: JobEstimate) -> str:
 
 def _total_lines(plan: TunePlan, costs: Sequence[JobEstimate], assumption: Assumption) -> list[str]:
     known = [cost for cost in costs if cost.gpu_hours is not None]
-    examples = sum(job.examples or 0 for job in plan.jobs)
-    lines = [
-        f"{len(plan.jobs)} to train ({examples:,} examples), {len(plan.finished)} finished, "
+    lines = [line for name, own in _by_tuning(costs).items() for line in [_tuning_line(name, own)]]
+    rows = [cost.rows if cost.rows is not None else cost.job.examples for cost in costs]
+    examples = sum(count or 0 for count in rows)
+    more = f", {rows.count(None)} with a number not known yet" if None in rows else ""
+    lines.append(
+        f"{len(plan.jobs)} to train ({examples:,} examples{more}), {len(plan.finished)} finished, "
         f"{len(plan.missing)} checkpoints not at hand"
-    ]
+    )
     if known:
         tokens = sum(cost.tokens or 0 for cost in known)
         hours = sum(cost.gpu_hours or 0.0 for cost in known)
@@ -233,7 +244,46 @@ def _total_lines(plan: TunePlan, costs: Sequence[JobEstimate], assumption: Assum
         lines.append(f"{_tokens(tokens, rough > 0)}, {_hours(hours)}{part} at {assumption}; {how}")
     elif costs:
         lines.append("tokens and GPU-hours unknown: data or tokenizers are not at hand")
+    if costs:
+        state = max((cost.state or 0 for cost in costs), default=0)
+        beside = f"; up to {_size(state)} of training state beside each that is running"
+        lines.append(f"{_disk(costs)} when all are finished{beside if state else ''}")
     return lines
+
+
+def _by_tuning(costs: Sequence[JobEstimate]) -> dict[str, list[JobEstimate]]:
+    found: dict[str, list[JobEstimate]] = {}
+    for cost in costs:
+        control = f" ({cost.job.control})" if cost.job.control else ""
+        found.setdefault(cost.job.tuning + control, []).append(cost)
+    return found
+
+
+def _tuning_line(name: str, costs: Sequence[JobEstimate]) -> str:
+    """What all models of one tuning cost together."""
+    tokens = [cost.tokens for cost in costs]
+    hours = [cost.gpu_hours for cost in costs]
+    rough = any(cost.rough for cost in costs)
+    return (
+        f"in all, {name}: {len(costs)} {costs[0].job.method.kind} models, "
+        f"{_tokens(None if None in tokens else sum(filter(None, tokens)), rough)}, "
+        f"{_hours(None if None in hours else sum(filter(None, hours)))}, {_disk(costs)}"
+    )
+
+
+def _disk(costs: Sequence[JobEstimate]) -> str:
+    known = [cost.disk for cost in costs if cost.disk is not None]
+    if not known:
+        return "disk unknown"
+    part = "" if len(known) == len(costs) else f" for {len(known)} of {len(costs)}"
+    return f"{_size(sum(known))} on disk{part}"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1000:,.1f} kB"
 
 
 def _tokens(tokens: int | None, rough: bool = False) -> str:

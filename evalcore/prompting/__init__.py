@@ -1,7 +1,7 @@
 """Prompting: documents -> text -> token ids, once and the same for scoring and tuning."""
 
 from evalcore.identity import load_tokenizer
-from evalcore.prompting.encoding import Encoder, encode_pair, encode_training
+from evalcore.prompting.encoding import Encoder, encode_pair, encode_training, encode_turns
 from evalcore.prompting.example import Border, Example, document_example, example, shown_role
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.prompting.grammar import count_formats, formats
@@ -29,7 +29,7 @@ from evalcore.prompting.requests import (
 )
 from evalcore.prompting.selection import parse_selection
 from evalcore.prompting.shots import draw_shots, shots_fingerprint
-from evalcore.prompting.training import training_pair
+from evalcore.prompting.training import training_pair, training_turns, turns_field
 from evalcore.prompting.variants import (
     RENDERER_VERSION,
     list_groups,
@@ -64,6 +64,7 @@ __all__ = [
     "encode_pair",
     "encode_task",
     "encode_training",
+    "encode_turns",
     "example",
     "formats",
     "gold_target",
@@ -84,6 +85,8 @@ __all__ = [
     "shots_fingerprint",
     "shown_role",
     "training_pair",
+    "training_turns",
+    "turns_field",
     "variant_fingerprint",
     "with_options",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalcore.deadline import MAX_TEMPLATE_MB, MAX_TEMPLATE_S, bounded
@@ -29,19 +29,35 @@ def chat_text(
         InputError: If there is no tokenizer or no chat template.
         PromptError: If the template refuses the chat, or silently leaves out the system text.
     """
-    where = f"prompt {variant.group}/{variant.name}"
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        raise InputError(f"{where}: chat=1 needs a tokenizer with a chat template; this has none")
-    messages = [{"role": "system", "content": variant.system}] if variant.system else []
+    messages = []
     for asked, answered in turns:
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": answered})
-    messages.append({"role": "user", "content": question})
+    return conversation_text(variant, [*messages, {"role": "user", "content": question}], tokenizer)
+
+
+def conversation_text(
+    variant: Variant, messages: Sequence[Mapping[str, str]], tokenizer: Any
+) -> str:
+    """Messages as text, up to where the next answer begins; errors as of :func:`chat_text`.
+
+    Args:
+        variant: Its ``system`` text comes first, unless the messages begin with one.
+        messages: ``role`` and ``content`` of each.
+        tokenizer: Has the chat template.
+    """
+    where = f"prompt {variant.group}/{variant.name}"
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"{where}: chat=1 needs a tokenizer with a chat template; this has none")
+    given = [dict(message) for message in messages]
+    system = variant.system if not (given and given[0]["role"] == "system") else None
+    if system:
+        given.insert(0, {"role": "system", "content": system})
     try:
-        text = str(_apply(tokenizer, messages, variant))
+        text = str(_apply(tokenizer, given, variant))
     except Exception as error:  # raised by the template: unknown roles, order of turns
         reason = " ".join(str(error).split()) or type(error).__name__
-        if variant.system and _accepts(tokenizer, messages[1:], variant):
+        if system and _accepts(tokenizer, given[1:], variant):
             raise PromptError(
                 PromptFault.SYSTEM_REFUSED,
                 f"{where}: the chat template takes no system text ({reason}); leave it out, or "
@@ -50,7 +66,7 @@ def chat_text(
         raise PromptError(
             PromptFault.CHAT_REFUSED, f"{where}: the chat template refuses it: {reason}"
         ) from None
-    if variant.system and variant.system.strip() not in text:
+    if system and system.strip() not in text:
         raise PromptError(
             PromptFault.SYSTEM_DROPPED,
             f"{where}: the chat template leaves out the system text; leave it out yourself, or "

@@ -275,6 +275,32 @@ def encode_training(
     return prompt_ids, [*completion_ids, end]
 
 
+def encode_turns(
+    tokenizer: Any, turns: Sequence[tuple[str, str]], settings: EncodingSettings, *, chat: bool
+) -> tuple[list[int], list[int], tuple[int, ...]]:
+    """Ids to train on of a conversation (see ``training_turns``), each answer with its end token.
+
+    Returns:
+        Ids up to the first answer; those from there on; and borders in the latter, two for each
+        later question: from where to where nothing is learned.
+
+    Raises:
+        InputError: If the tokenizer has no EOS.
+    """
+    prompt, rest = encode_training(tokenizer, *turns[0], settings, chat=chat)
+    if len(turns) == 1:
+        return prompt, rest, ()
+    prefix = Encoder(tokenizer, settings, by_pieces=False).prefix
+    ids, borders = list(rest), []
+    for asked, answer in turns[1:]:
+        question, learned = encode_training(tokenizer, asked, answer, settings, chat=chat)
+        if prefix and question[: len(prefix)] == prefix:
+            question = question[len(prefix) :]
+        borders += [len(ids), len(ids) + len(question)]
+        ids += [*question, *learned]
+    return prompt, ids, tuple(borders)
+
+
 @lru_cache(maxsize=16)
 def _turn_end(tokenizer: Any) -> int | None:
     return turn_end(tokenizer, special_tokens(tokenizer))

@@ -63,6 +63,9 @@ _PAIR = (("Sentence one", "sentence1"), ("Sentence two", "sentence2"))
 LAYOUTS = {
     "summarization": Layout((("Document", "document"),), "Summary"),
     "question_generation": Layout((("Context", "context"), ("Answer", "answer")), "Question"),
+    "question_generation_answers": Layout(
+        (("Context", "context"), ("Answers", "answers")), "Question"
+    ),
     "nli": Layout(_NLI, "Relation", choices=True),
     "paraphrase": Layout(_PAIR, "Paraphrase", choices=True),
     "multiple_choice": Layout(

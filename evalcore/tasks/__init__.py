@@ -11,6 +11,7 @@ from evalcore.tasks.checks import (
     check_selection,
     check_source,
 )
+from evalcore.tasks.columns import conversation
 from evalcore.tasks.documents import (
     ROWS_SHOWN,
     DocumentRows,
@@ -67,6 +68,7 @@ __all__ = [
     "check_selection",
     "check_source",
     "content_key",
+    "conversation",
     "data_commits",
     "data_resolution",
     "data_state",

@@ -19,6 +19,7 @@ truncated          warning  prompts whose beginning was cut
 counted_twice      warning  a data set stands twice in a group's mean
 trained_rows_*     warning  a tuned model learned rows it is scored on, or may be shown
 not_pinned         note     rows of a revision that can move; the commit they came from
+not_comparable     note     why scores cannot be put beside those of a published study
 =================  =======  ====================================================================
 """
 
@@ -281,11 +282,13 @@ def check_selection(tasks: Iterable[Task]) -> list[Finding]:
 
 
 def check_source(task: Task) -> list[Finding]:
-    """Notes rows that came from a revision that can move, with the commit they came from."""
+    """Notes rows that came from a revision that can move, with the commit they came from; and why
+    scores are not comparable with published ones."""
+    told = _published(task)
     hub = (task.spec.get("source") or {}).get("hub")
     found = data_resolution(task)
     if hub is None or found is None or is_commit(hub.get("revision")):
-        return []
+        return told
     consequence = "a later run may read other rows; pin this commit to keep them"
     text = f"data set {hub['repo']} is not pinned, resolved to {found.commit}"
     if found.note is not None:
@@ -293,8 +296,17 @@ def check_source(task: Task) -> list[Finding]:
     level: Level = "warning" if found.note is not None else "note"
     return [
         Finding(level, "not_pinned", f"task {task.name}: {text}: {consequence}", 0, task.name, (),
-                consequence)
+                consequence),
+        *told,
     ]  # fmt: skip
+
+
+def _published(task: Task) -> list[Finding]:
+    why = task.spec.get("published")
+    if not why:
+        return []
+    text = f"task {task.name}: scores are not comparable with published ones: {why}"
+    return [Finding("note", "not_comparable", text, 0, task.name, (), why)]
 
 
 def _if_any(

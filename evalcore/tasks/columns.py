@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from evalcore.tasks.faults import DataFault, TaskDataError
 
 Row = Mapping[str, Any]
 MISSING: Any = object()
+EACH = "({letter}) {text}"
+"""How each of several joined texts is written, where a task does not say."""
 _TITLE = re.compile(r"([.!?]?) \[title\]")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 _RUNS_OF_SPACES = re.compile(r" {2,}")
@@ -60,12 +63,37 @@ def field_value(spec: str | Mapping[str, Any], row: Row, where: str) -> Any:
         return spec["text"]
     if spec.get("messages"):
         return conversation(value_at(row, spec["messages"]), spec.get("part", "prompt"))
+    if spec.get("join"):
+        return joined(spec["join"], row)
     if spec.get("columns"):
         texts = [value_at(row, column) for column in spec["columns"]]
         index = gold_index(spec["gold"], row, [str(text) for text in texts], where)
         return None if index is None or index < 0 else texts[index]
     value = value_at(row, spec["column"])
     return cleaned(value, spec.get("clean")) if isinstance(value, str) else value
+
+
+def joined(spec: Mapping[str, Any], row: Row) -> str | None:
+    """Texts of several columns (or lists) as one; None if the row lacks one, or has none at all."""
+    texts: list[str] = []
+    for column in spec["columns"]:
+        value = value_at(row, column)
+        found = value if isinstance(value, list) else [value]
+        if any(one is None or one is MISSING for one in found):
+            return None
+        texts += [str(one).strip() for one in found]
+    if not texts:
+        return None
+    each, between = spec.get("each", EACH), spec.get("between", " ")
+    return str(between).join(
+        each.format(letter=_letter(i), number=i + 1, text=text) for i, text in enumerate(texts)
+    )
+
+
+def _letter(index: int) -> str:
+    """A to Z, then AA, AB, ..."""
+    rest, own = divmod(index, len(ascii_uppercase))
+    return (_letter(rest - 1) if rest else "") + ascii_uppercase[own]
 
 
 def cleaned(text: str, how: str | None) -> str:
@@ -223,6 +251,9 @@ def columns_named(spec: Mapping[str, Any]) -> dict[str, str]:
                     wanted[f"{key}.{name}" if inside is not gold else f"{key}.gold.{name}"] = (
                         inside[name]
                     )
+        joined_columns = ((part or {}).get("join") or {}).get("columns") or ()
         for number, column in enumerate((part or {}).get("columns") or ()):
             wanted[f"{key}.columns.{number}"] = column
+        for number, column in enumerate(joined_columns):
+            wanted[f"{key}.join.columns.{number}"] = column
     return wanted

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from evalcore.tasks.columns import EACH
 from evalcore.tasks.faults import TaskFault
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -184,6 +185,34 @@ class Gold(_Strict):
 Cleaning = Literal["headings"]
 
 
+class Join(_Strict):
+    """Several texts as one: the answers of a question, in the order of their columns."""
+
+    columns: list[str] = Field(
+        min_length=1, description="Columns of one text each, or of a list of texts."
+    )
+    each: str = Field(
+        EACH,
+        description="How each is written; {letter}: A, B, C, ...; {number}: 1, 2, 3, ...",
+    )
+    between: str = Field(" ", description="What stands between two.")
+
+    @field_validator("each")
+    @classmethod
+    def _holds_the_text(cls, value: str) -> str:
+        try:
+            filled = value.format(letter="A", number=1, text="\0")
+        except (KeyError, IndexError, ValueError, AttributeError):
+            filled = ""
+        if filled.count("\0") != 1:
+            raise _fault(
+                TaskFault.FIELD_KIND,
+                f"join.each: expected {{text}} once, and {{letter}} or {{number}}, not "
+                f"{value[:60]!r}",
+            )
+        return value
+
+
 class FieldSource(_Strict):
     """A template variable that is more than a column."""
 
@@ -193,6 +222,7 @@ class FieldSource(_Strict):
     )
     columns: list[str] | None = Field(None, description="Columns of which `gold` picks one.")
     gold: Gold | None = Field(None, description="With columns: which of them.")
+    join: Join | None = Field(None, description="Several texts, written one after the other.")
     text: str | None = Field(None, description="The same text in every row (may be empty).")
     messages: str | None = Field(None, description="Column of chat messages (role, content).")
     part: Literal["prompt", "turns"] = Field(
@@ -202,7 +232,8 @@ class FieldSource(_Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> FieldSource:
-        self._exactly_one_of(("column", "columns", "text", "messages"), TaskFault.FIELD_KIND)
+        kinds = ("column", "columns", "join", "text", "messages")
+        self._exactly_one_of(kinds, TaskFault.FIELD_KIND)
         if (self.columns is None) != (self.gold is None):
             raise _fault(TaskFault.FIELD_KIND, "columns and gold go together")
         return self
@@ -304,6 +335,11 @@ class TaskDefinition(_Strict):
     licence: str = Field("", description="Licence of the data.")
     citation: str = ""
     home: str = Field("", description="Where the hub copy lives today, in words.")
+    published: str = Field(
+        "",
+        description="Why scores are not comparable with those of a published study, in words that "
+        "reports repeat; empty: nothing is known against it.",
+    )
     output_type: Literal[
         "multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"
     ]

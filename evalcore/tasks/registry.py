@@ -17,7 +17,7 @@ from evalcore.tasks.reading import definition_error, once_per_state, read_yaml
 from evalcore.types import GenerationSettings, Task
 
 DEFINITIONS = Path(__file__).parent / "definitions"
-_WORDS = {"description", "licence", "citation", "home"}
+_WORDS = {"description", "licence", "citation", "home", "published"}
 
 
 @once_per_state(1024)

@@ -52,14 +52,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
 def evalcore_cli(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """The command line in a process of its own, with this hub and cache."""
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(
+        *arguments: str, timeout_s: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess:
         own = {name: value for name, value in os.environ.items() if name not in OFFLINE}
         own |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
         own["PYTHONPATH"] = os.pathsep.join([str(ROOT), own.get("PYTHONPATH", "")])
         script = "from evalcore.cli import main; main()"
         return subprocess.run(
             [sys.executable, "-c", script, *arguments],
-            capture_output=True, text=True, timeout=300, env=own, cwd=tmp_path,
+            capture_output=True, text=True, timeout=timeout_s, env=own, cwd=tmp_path,
         )  # fmt: skip
 
     return run

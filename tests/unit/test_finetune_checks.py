@@ -184,9 +184,9 @@ def test_an_empty_completion_is_refused(
     jobs: dict[str, TuneJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No shipped template can make one: rows with empty answers are left out while loading."""
-    import finetune.checks
+    import finetune.fitting
 
-    monkeypatch.setattr(finetune.checks, "training_pair", lambda *_: ("prompt", " "))
+    monkeypatch.setattr(finetune.fitting, "training_turns", lambda *_: [("prompt", " ")])
     with pytest.raises(TuningDataError, match=r"40 of 40 rows .* empty completion") as caught:
         check_data([jobs["nli"]])
     assert caught.value.codes == (DataFault.EMPTY_COMPLETION,)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import finetune.data
 import finetune.encoded
+import finetune.fitting
 import finetune.jobs
 import finetune.rows
 from evalcore.errors import DataError, DefinitionError, IncompatibleError, InputError
@@ -377,6 +377,6 @@ def test_rows_that_do_not_fit_are_left_out_whole_and_counted(out: Path) -> None:
 
 
 def test_an_empty_completion_is_an_error(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune.data, "training_pair", lambda *_: ("prompt", " "))
+    monkeypatch.setattr(finetune.fitting, "training_turns", lambda *_: [("prompt", " ")])
     with pytest.raises(DataError, match="the completion is empty"):
         build_training_set(job_of(out, "step-00010/nli"), load_tokenizer(out / "step-00010"), 512)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 from finetune_toy import largest_difference, make_job, weights
 
+from evalcore.app.tuning import tuned_lines
 from evalcore.errors import InputError, TrainingError
 from evalcore.identity import (
     checkpoint_fingerprint,
@@ -24,9 +25,10 @@ from evalcore.identity import (
     weight_layout,
 )
 from evalcore.prompting import load_tokenizer
-from finetune import TuneConfig, TuneWorker
-from finetune.data import build_training_set, fit_row
+from finetune import TuneConfig, TuneSummary, TuneWorker
+from finetune.data import build_training_set
 from finetune.jobs import MixPart, Selection
+from finetune.method import MethodSpec
 from finetune.provenance import working_folder
 from finetune.selection import choose_learning_rate, split_rows
 
@@ -90,6 +92,43 @@ def test_an_adapter_that_did_not_move_is_untrained(
     (subject,) = (s for s in resolve_subjects([tmp_path]).subjects if s.adapter)
     assert subject.adapter is not None
     assert subject.adapter.untrained
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0.7, 1.0), ("bfloat16", 0, 0.05)])
+def test_steps_lost_in_the_parents_type_are_told(
+    checkpoint: Path, worker: TuneWorker, tmp_path: Path, dtype: str, least: float, most: float
+) -> None:
+    """The same steps of 1e-5: in float32 all weights that are used move, in bfloat16 hardly any."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    parent = tmp_path / "step-00005"
+    shutil.copytree(checkpoint, parent)
+    file = parent / "model.safetensors"
+    tensors = {name: t.to(getattr(torch, dtype)) for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    method = {"kind": "full", "steps": 3, "learning_rate": 1e-5, "max_grad_norm": None}
+    result = worker.run(make_job(parent, tmp_path / "out", method=method))
+    assert least < result.moved_share <= most
+    assert not result.untrained
+    record = read_provenance(Path(result.directory))
+    assert record is not None
+    assert record.training["moved_share"] == result.moved_share
+    (told,) = tuned_lines(TuneSummary((result,), (), False, 1.0, result.tokens))[1:] or [""]
+    assert ("smaller steps are lost in the base's data type" in told) == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("norm", [1e-6, None])
+def test_gradients_are_scaled_down_or_left_alone(
+    checkpoint: Path, worker: TuneWorker, tmp_path: Path, norm: float | None
+) -> None:
+    """Clipping to almost nothing leaves Adam's first steps as they are, but for its epsilon."""
+    method = {"kind": "full", "steps": 3, "learning_rate": 1e-3, "max_grad_norm": norm}
+    assert MethodSpec(**method).settings()["max_grad_norm"] == norm
+    clipped = worker.run(make_job(checkpoint, tmp_path / "a", method=method)).final_loss
+    plain = {**method, "max_grad_norm": 1e9}
+    loose = worker.run(make_job(checkpoint, tmp_path / "b", method=plain)).final_loss
+    assert (clipped == loose) == (norm is None)
 
 
 def test_full_tuning_is_a_checkpoint_with_a_parent(
@@ -266,15 +305,7 @@ def test_a_mix_holds_the_rows_of_its_parts(checkpoint: Path, tmp_path: Path) -> 
     assert mix.completions == alone[0].completions + alone[1].completions
 
 
-def test_long_rows_are_left_out_or_lose_the_beginning_of_their_prompt(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    counts: Counter[str] = Counter()
-    assert fit_row([1, 2, 3, 4], [5, 6], 4, "truncate", counts) == [3, 4]
-    assert fit_row([1, 2], [5, 6], 4, "truncate", counts) == [1, 2]
-    assert fit_row([1, 2], [5, 6], 2, "truncate", counts) is None
-    assert fit_row([1, 2, 3], [5, 6], 4, "leave_out", counts) is None
-    assert counts == {"truncated": 1, "too_long": 2}
+def test_long_rows_are_left_out_or_lose_the_end_of_a_text(checkpoint: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(checkpoint)
     whole = build_training_set(make_job(checkpoint, tmp_path / "a"), tokenizer, 512)
     lengths = [len(p) + len(c) for p, c in zip(whole.prompts, whole.completions, strict=True)]
@@ -286,7 +317,10 @@ def test_long_rows_are_left_out_or_lose_the_beginning_of_their_prompt(
     assert cut.counts["truncated"] == long == left.counts["too_long"] > 0
     assert len(cut) == 24 == len(left) + long
     assert cut.completions == whole.completions
-    assert all(w[-len(c) :] == c for w, c in zip(whole.prompts, cut.prompts, strict=True))
+    assert all(len(p) + len(c) <= limit for p, c in zip(cut.prompts, cut.completions, strict=True))
+    for own, other in zip(whole.prompts, cut.prompts, strict=True):
+        assert own[:6] == other[:6]  # BOS and the first words of the prompt
+        assert own[-4:] == other[-4:]  # its last ones
 
 
 def test_a_launcher_around_the_run_does_not_make_a_job_wait(

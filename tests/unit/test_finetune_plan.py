@@ -11,11 +11,13 @@ import pytest
 
 from evalcore.errors import InputError
 from evalcore.identity import text_fingerprint
+from evalcore.tasks import load_documents, load_task
 from finetune import (
     MixPart,
     Selection,
     StudyError,
     StudyFault,
+    check_data,
     load_study,
     parse_study,
     plan_jobs,
@@ -179,11 +181,14 @@ def test_the_papers_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     full = [job for job in plain if job.method.kind == "full"]
     assert len(plain) == 2 * len(full) == 2 * 8 * 5 * 3
     assert {job.seed for job in plain} == {42, 43, 44}
-    assert {(job.examples, job.data_seed) for job in plain} == {(6000, 42)}
+    assert {job.data_seed for job in plain} == {42}
+    wanted = {job.tuning: job.tasks[0].wanted for job in full}
+    assert wanted.pop("tulu_v2") == "5 % of all"
+    assert set(wanted.values()) == {"6,000"}
     rates = {job.tuning: (job.method.learning_rate, job.method.epochs) for job in full}
     assert rates == {
-        "xsum": (2e-7, 3), "socialiqa_qg": (2e-6, 3), "mnli": (2e-6, 3), "paws": (2e-6, 3),
-        "tulu_v2": (2e-6, 5),
+        "xsum": (2e-7, 3), "socialiqa_qg_answers": (2e-6, 3), "mnli": (2e-6, 3),
+        "paws": (2e-6, 3), "tulu_v2": (2e-6, 5),
     }  # fmt: skip
     method = full[0].method
     assert (method.batch_size, method.schedule, method.warmup_ratio) == (8, "linear", 0.03)
@@ -192,7 +197,53 @@ def test_the_papers_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [c.step for c in found.checkpoints] == steps
     assert found.checkpoints[2].source == "allenai/OLMo-1B-hf@step342000-tokens1433B"
     by_group = {part.task for job in full for part in job.tasks}
-    assert by_group == {"xsum", "socialiqa_qg", "mnli_matched", "paws", "tulu_v2"}
+    assert by_group == {"xsum", "socialiqa_qg_answers", "mnli_matched", "paws", "tulu_v2"}
     lora = {job.tuning.removesuffix("+lora"): job for job in plain if job.method.kind == "lora"}
     assert lora.keys() == rates.keys()
     assert all(job.method.epochs == rates[name][1] for name, job in lora.items())
+
+
+CONTROLS = """
+name: small
+checkpoints: {paths: [step-00001]}
+tunings:
+  - {name: nli, task: pocket_nli, examples: 100, seeds: [1, 2, 3], method: {steps: 40}}
+  - {name: nli+full, task: pocket_nli, examples: 30, seeds: [1],
+     method: {kind: full, learning_rate: 1.0e-4}}
+  - {name: both, mix: [{task: pocket_nli, examples: 90}, {task: pocket_describe, examples: 10}]}
+controls:
+  - {kind: shuffled_labels, of: [nli], seeds: all}
+  - {kind: format_only, of: [nli, nli+full, both], examples: 40, seeds: all}
+"""
+
+
+def test_a_control_of_the_format_alone_learns_few_rows_once(
+    tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    make_checkpoint(tmp_path / "step-00001")
+    study = parse_study(CONTROLS, tmp_path / "s.yaml")
+    jobs = {Path(job.directory).name: job for job in plan_jobs(study, tmp_path).jobs}
+    assert [name for name in jobs if "shuffled" in name] == [
+        f"nli-seed{seed}-shuffled_labels" for seed in (1, 2, 3)
+    ]
+    few = jobs["nli-seed2-format_only"]
+    assert (few.examples, few.method.steps, few.method.epochs, few.seed) == (40, None, 1, 2)
+    assert jobs["nli-seed2-shuffled_labels"].method == jobs["nli-seed2"].method
+    full = jobs["nli+full-seed1-format_only"]
+    assert (full.method.kind, full.examples) == ("full", 30)  # never more than there are
+    assert [part.examples for part in jobs["both-format_only"].tasks] == [36, 4]
+
+
+def test_a_share_of_the_rows(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+    make_checkpoint(tmp_path / "step-00001")
+    text = CONTROLS.replace("examples: 100,", "share: 0.05,").partition("controls:")[0]
+    (job, *_) = plan_jobs(parse_study(text, tmp_path / "s.yaml"), tmp_path).jobs
+    (part,) = job.tasks
+    assert part.rows_of(326_154) == 16_307  # as the published study draws TULU v2
+    assert (part.examples, part.wanted, job.examples) == (None, "5 % of all", None)
+    rows = len(load_documents(load_task("pocket_nli"), "train"))
+    assert check_data([job])[job.id].rows == int(rows * 0.05)
+    assert job.settings()["tasks"][0]["share"] == 0.05
+    for wrong in ("share: 0.05, examples: 5,", "share: 1.5,", "share: 0,"):
+        with pytest.raises(StudyError, match="share"):
+            parse_study(text.replace("share: 0.05,", wrong), tmp_path / "s.yaml")

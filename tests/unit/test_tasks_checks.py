@@ -143,11 +143,13 @@ def test_a_data_set_counted_twice() -> None:
 
 def test_unpinned_rows_are_noted_with_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task("tweetqa_qg")
-    assert check_source(task) == []  # nothing came from the hub
+    (note,) = check_source(task)  # nothing came from the hub
+    assert (note.level, note.code) == ("note", "not_comparable")
+    assert note.message.endswith(task.spec["published"])
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = ("ucsbnlp/tweet_qa", None, "refs/convert/parquet")
     monkeypatch.setitem(hub._RESOLVED, asked, hub.Resolution(commit))
-    (finding,) = check_source(task)
+    finding, _ = check_source(task)
     assert (finding.level, finding.code) == ("note", "not_pinned")
     assert f"not pinned, resolved to {commit}" in finding.message
     assert check_source(load_task("boolq")) == []
@@ -179,7 +181,7 @@ def test_the_branch_of_a_cached_repository_is_resolved_offline(
         documents = load_documents(task)
     assert documents == load_documents(task, data_root=ROOT)
     assert f"data set ucsbnlp/tweet_qa: not pinned, resolved to {commit}" in caplog.text
-    assert [finding.code for finding in check_source(task)] == ["not_pinned"]
+    assert [finding.code for finding in check_source(task)] == ["not_pinned", "not_comparable"]
     hub._fetched.cache_clear()
 
 

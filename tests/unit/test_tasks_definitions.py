@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[1] / "data" / "root"
 STUDY = {
     "summarization": {"xsum", "xlsum_english", "cnn_dailymail"},
     "question_generation": {"socialiqa_qg", "sciq_qg", "tweetqa_qg"},
+    "question_generation_answers": {
+        "socialiqa_qg_answers", "sciq_qg_answers", "tweetqa_qg_answers",
+    },
     "nli": {"mnli_matched", "mnli_mismatched", "rte", "gpt3nli"},
     "paraphrase": {"paws", "qqp", "stsb"},
     "multiple_choice": {
@@ -44,6 +47,7 @@ STUDY = {
 FIELDS = {
     "summarization": {"document"},
     "question_generation": {"context", "answer"},
+    "question_generation_answers": {"context", "answers"},
     "nli": {"premise", "hypothesis"},
     "paraphrase": {"sentence1", "sentence2"},
     "multiple_choice": {"question", "context"},
@@ -53,7 +57,7 @@ FIELDS = {
 }
 TASKS = [task for task in list_tasks() if task.group in STUDY]
 # rows whose supporting text is empty in the real data too
-MAY_BE_EMPTY = {"sciq", "sciq_qg", "sciq_validation"}
+MAY_BE_EMPTY = {"sciq", "sciq_qg", "sciq_qg_answers", "sciq_validation"}
 
 
 def ids(task: Task) -> str:
@@ -79,6 +83,7 @@ def test_definitions_say_what_a_person_needs(task: Task) -> None:
         assert "ot pinned" in spec["home"]  # said, never hidden
     assert "test" not in (split_range(spec["splits"]["score"] or "x")[0],) or task.name not in {
         "qqp", "stsb", "rte", "mnli_matched", "hellaswag", "boolq", "socialiqa", "tweetqa_qg",
+        "tweetqa_qg_answers",
     }, "that test split has no labels"  # fmt: skip
     assert set(spec["fields"]) == FIELDS[task.group]
 
@@ -156,6 +161,15 @@ def test_generation_tasks_take_the_right_columns() -> None:
     assert document.references == ("Why did Sam do this?",)
     tweet = load_documents(load_task("tweetqa_qg"), data_root=ROOT)[0]
     assert tweet.fields["answer"] == "on the chapel roof"
+    asked = load_documents(load_task("socialiqa_qg_answers"), data_root=ROOT)[1]
+    assert asked.fields["answers"] == (
+        "Answer A: to spoil the play Answer B: to help Noor go on Answer C: to hear himself talk"
+    )
+    assert asked.references == document.references
+    several = load_documents(load_task("tweetqa_qg_answers"), data_root=ROOT)[0]
+    assert several.fields["answers"] == "Answer A: on the chapel roof Answer B: the chapel roof"
+    four = load_documents(load_task("sciq_qg_answers"), data_root=ROOT)[0]
+    assert four.fields["answers"].startswith("Answer A: an ice cube Answer B: ")
     summary = load_documents(load_task("cnn_dailymail"), data_root=ROOT)[0]
     assert summary.references[0].count("\n") == 1
     assert load_task("cnn_dailymail").generation.stops == ("\n\n",)
