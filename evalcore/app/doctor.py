@@ -15,9 +15,10 @@ from typing import Literal
 
 from evalcore.app.cells import installed_versions
 from evalcore.config import EngineConfig
+from evalcore.engines.vllm.compat import unverified
+from evalcore.engines.vllm.contract import read_installed, verdicts
+from evalcore.engines.vllm.names import CAPABILITIES, VERIFIED
 from evalcore.machine import cores, gpu_count
-
-VERIFIED_VLLM = ("0.32",)
 
 Status = Literal["ok", "warn", "bad"]
 
@@ -64,11 +65,33 @@ def _environment() -> list[Check]:
         )
     else:
         dtype = EngineConfig().dtype_on("cuda" if gpus else "cpu")
-        known = vllm.startswith(VERIFIED_VLLM)
-        note = "" if known else f"; verified with {', '.join(VERIFIED_VLLM)}, not with this one"
+        known = unverified(vllm) is None
+        note = "" if known else f"; verified with {', '.join(VERIFIED)}, not with this one"
         checks.append(
             Check("ok" if known else "warn", "engine", f"vllm {vllm}, {dtype} by default{note}")
         )
+        checks += _inside()
+    return checks
+
+
+def _inside() -> list[Check]:
+    """What evalcore relies on of vLLM's inside, read in its source: a line for each capability."""
+    findings = read_installed()
+    if not findings:
+        return [Check("warn", "vllm's inside", "its source is not where its metadata says")]
+    lacks = verdicts(findings)
+    checks = [
+        Check(
+            "bad" if what == "engine" else "warn", f"vllm: {what}", f"{why}; {CAPABILITIES[what]}"
+        )
+        for what, why in lacks.items()
+        if why
+    ]
+    there = [what for what, why in lacks.items() if not why]
+    if there:
+        count = f"{sum(f.state == 'present' for f in findings)} of {len(findings)}"
+        what = f"{', '.join(there)} ({count} names as known)"
+        checks.insert(0, Check("ok", "vllm's inside", what))
     return checks
 
 

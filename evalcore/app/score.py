@@ -32,6 +32,7 @@ from evalcore.cluster import Patience, StopSignals
 from evalcore.cluster.ray_session import joined
 from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec
+from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import InputError, ResultsError
 from evalcore.files import utc_stamp
 from evalcore.planning import PlanCounts, plan_units
@@ -118,6 +119,8 @@ def _prepare(
     notes += said
     if not config.run.dry_run:
         notes += set_aside(store)
+    if config.engine.kind == "vllm" and (unknown := unverified(vllm_version())) is not None:
+        notes.append(unknown)
     spec = settle_spec(config, place, subjects)
     spec, grid, adapters = settle_grid(config.grid, spec, subjects, store, cache)
     beside = adapters.beside

@@ -63,7 +63,7 @@ def adapter_lines(summary: RunSummary) -> list[str]:
 
 
 def proof_lines(summary: RunSummary) -> list[str]:
-    """How much of the weights was proven, and whether engines served one subject only."""
+    """How much of the weights was proven, and what engines did otherwise than usual."""
     if summary.proven_share is None:
         return []
     least = summary.proven_share
@@ -72,6 +72,10 @@ def proof_lines(summary: RunSummary) -> list[str]:
     lines += [
         f"an engine {why} ({units:,} unit{'s' if units > 1 else ''})"
         for why, units in summary.alone.items()
+    ]
+    lines += [
+        f"{what} ({units:,} unit{'s' if units > 1 else ''})"
+        for what, units in summary.without.items()
     ]
     return lines
 

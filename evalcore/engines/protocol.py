@@ -168,7 +168,8 @@ class Engine(Protocol):
         Keys: ``versions`` (package -> version), ``engine``, ``device`` (its name), ``dtype``,
         ``head_dtype``, ``strategy``, ``tensor_parallel``, ``adapter`` (as in LoadReport),
         ``block_size``, ``attention`` (backend; ``""`` where not known), ``proven_share``,
-        ``compared``.
+        ``compared``, ``capabilities`` (what of vLLM's inside was found as it is known: name ->
+        ``there``, or what is missing).
         """
         ...
 
@@ -218,6 +219,7 @@ def made_by(spec: EngineSpec, device: Device, report: LoadReport | None) -> dict
         "tensor_parallel": spec.tensor_parallel,
         "adapter": report.adapter,
         "block_size": 0,
+        "capabilities": {},
         "attention": "",
         "proven_share": report.proven_share,
         "compared": report.compared,

@@ -33,6 +33,7 @@ class UnitReport:
         adapters: Subject id -> how its adapter was applied.
         proven_share: The least share of a model's parameters that was proven.
         alone: Why engines were started for single subjects; ``""`` if none was.
+        without: What the engine did without, and why; ``""`` if it had everything.
         rescored: The sample that was scored twice.
     """
 
@@ -57,6 +58,7 @@ class UnitReport:
     adapters: Mapping[str, str] = field(default_factory=dict)
     proven_share: float = 1.0
     alone: str = ""
+    without: str = ""
     rescored: Rescored | None = None
 
 
@@ -98,6 +100,7 @@ class RunSummary:
         proven_share: The least share of a model's parameters that was proven (None before the
             first load).
         alone: Why engines were started for single subjects -> for how many units.
+        without: What engines did without, and why -> for how many units.
         failed_cells: Cell key -> one line why (all of it or some of its rows).
         failed_examples: Rows of these that are not scored.
         given_up: Worker and machine -> why it got no more work.
@@ -130,6 +133,7 @@ class RunSummary:
     adapters: dict[str, str] = field(default_factory=dict)
     proven_share: float | None = None
     alone: dict[str, int] = field(default_factory=dict)
+    without: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
     stopped: str | None = None
     failed_cells: dict[str, str] = field(default_factory=dict)
@@ -152,6 +156,8 @@ class RunSummary:
         self.proven_share = min(known, report.proven_share)
         if report.alone:
             self.alone[report.alone] = self.alone.get(report.alone, 0) + 1
+        if report.without:
+            self.without[report.without] = self.without.get(report.without, 0) + 1
         for subject, how in report.adapters.items():
             # A subject that was still in place is reported without a word on how.
             if how != "merged" or subject not in self.adapters:

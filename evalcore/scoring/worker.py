@@ -270,6 +270,7 @@ class ScoringWorker:
             },
             proven_share=min(load.proven_share for load in loads),
             alone=next((why for load in loads if (why := load.details.get("engine", ""))), ""),
+            without=next((what for load in loads if (what := load.details.get("without", ""))), ""),
             start_s=stands_s - proof_s if started else 0.0,
             swap_s=0.0 if started else sum(load.load_s for load in loads),
             proof_s=proof_s,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from evalcore.engines.protocol import EngineSpec
 from evalcore.engines.vllm.environment import CPU_BLOCK_SIZE
-from evalcore.errors import EvalcoreError
+from evalcore.errors import EngineError, EvalcoreError
 from evalcore.planning import block_limit, token_limit
 from evalcore.types import GenerateBatch, GenerationSettings, ScoreBatch, Subject
 from tests.agreement.engine_models import (
@@ -301,6 +303,63 @@ def test_batched_adapters_and_what_is_merged_all_the_same(scenario: GetScenario)
     )
     for name, scores in zip(names, results, strict=True):
         assert_agrees(scores, here.expected[name], here.batch)
+
+
+# -- a vLLM that lacks something -------------------------------------------------------------------
+
+ATTENTION = "vllm.v1.attention.backend:CommonAttentionMetadata"
+RELOAD = "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reload_weights"
+PROOF = "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts"
+FREE = "vllm.distributed.parallel_state:cleanup_dist_env_and_memory"
+
+
+def without(
+    gone: list[str], spec: EngineSpec, who: list[Subject], batch: ScoreBatch
+) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """(report, scores, maker) of visits on a new engine, while vLLM lacks some names."""
+    places = []
+    for name in gone:
+        module, _, path = name.partition(":")
+        *owners, last = path.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        places.append((owner, last, getattr(owner, last)))
+    engine = running(spec, fresh=True)
+    try:
+        for owner, last, _ in places:
+            delattr(owner, last)
+        return [(engine.load(one), engine.score(batch), engine.made_by()) for one in who]
+    finally:
+        for owner, last, value in places:
+            setattr(owner, last, value)
+        engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gone", "lost", "strategy"),
+    [([ATTENTION, RELOAD], {"packed", "reload"}, "cached"), ([PROOF], {"proof"}, "packed")],
+)
+def test_what_vllm_lacks_is_done_without_and_said(
+    scenario: GetScenario, gone: list[str], lost: set[str], strategy: str
+) -> None:
+    here = scenario("llama-tied")
+    names = ["base 1", "tuned 2"]
+    who = [here.subjects[name] for name in names]
+    visits = here.engine_child.call(without, gone, SPEC, who, here.batch)
+    for name, (report, scores, maker) in zip(names, visits, strict=True):
+        assert_agrees(scores, here.expected[name], here.batch)
+        assert report.kind == "start"
+        assert report.strategy == strategy
+        assert {k for k, v in maker["capabilities"].items() if v != "there"} == lost
+        assert all(f"without {capability}: " in report.details["without"] for capability in lost)
+        assert report.proven == ("proof" not in lost)
+    assert "started for this subject" in visits[1][0].details["engine"]
+
+
+def test_a_vllm_that_lacks_the_essential_is_one_line(scenario: GetScenario) -> None:
+    here = scenario("llama-tied")
+    with pytest.raises(EngineError, match="has no cleanup_dist_env_and_memory; .*--engine hf"):
+        here.engine_child.call(without, [FREE], SPEC, [here.subjects["base 1"]], here.batch)
 
 
 # -- wrong weights are noticed ---------------------------------------------------------------------

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evalcore.engines.protocol import Device
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.objects import LLM
 from evalcore.errors import EvalcoreError
 from evalcore.identity import LoraAdapter, adapter_config, read_header, read_lora
 from evalcore.identity.adapter import adapter_file
@@ -94,7 +96,7 @@ def reason_to_merge(
     if odd is not None:
         return f"{odd} is not named as vLLM expects"
     patterns = config.get("rank_pattern") or config.get("alpha_pattern")
-    if patterns and ask_vllm and not _knows_patterns():
+    if patterns and ask_vllm and not compat.knows_patterns():
         return "rank or alpha patterns"
     tensors = read_header(adapter_file(adapter.path))[0]
     ranks = [tensors[delta.parts["lora_A"]].shape[0] for delta in opened.deltas.values()]
@@ -114,13 +116,6 @@ def _own_names(opened: LoraAdapter) -> Iterator[str]:
             yield name
 
 
-def _knows_patterns() -> bool:
-    """Whether this vLLM scales each module by its own rank and alpha (0.32 does)."""
-    from vllm.lora.peft_helper import PEFTHelper
-
-    return hasattr(PEFTHelper, "get_rank_and_scaling")
-
-
 class AdapterSlots:
     """Adapters a running engine has loaded beside the weights now in place.
 
@@ -128,7 +123,7 @@ class AdapterSlots:
         proven: Fingerprints of those whose canaries were compared since they were loaded.
     """
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: LLM) -> None:
         self.proven: set[str] = set()
         self._llm = llm
         self._requests: dict[str, Any] = {}
@@ -141,10 +136,8 @@ class AdapterSlots:
         Raises:
             ValueError: vLLM refuses the adapter.
         """
-        from vllm.lora.request import LoRARequest
-
         if adapter.fingerprint not in self._requests:
-            request = LoRARequest(adapter.fingerprint, next(_ids), adapter.path)
+            request = compat.lora_request(adapter.fingerprint, next(_ids), adapter.path)
             try:
                 if not self._llm.llm_engine.add_lora(request):
                     raise ValueError("vllm did not load it")

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.objects import LLM
 from evalcore.engines.vllm.requests import CAP_KEY, MOST_LABELS, Answer, Ask, Work
 from evalcore.types import IntArray
 
@@ -116,17 +118,10 @@ def _common(a: IntArray, b: IntArray) -> int:
     return at if length and differ[at] else length
 
 
-def cap_cache_hits(llm: Any) -> str | None:
+def cap_cache_hits(llm: LLM) -> str | None:
     """Teaches a running engine's scheduler to respect ``CAP_KEY``; why not, if it cannot."""
-    core = getattr(getattr(llm.llm_engine, "engine_core", None), "engine_core", None)
-    manager = getattr(getattr(core, "scheduler", None), "kv_cache_manager", None)
-    coordinator = getattr(manager, "coordinator", None)
-    if (
-        manager is None
-        or coordinator is None
-        or not hasattr(coordinator, "find_longest_cache_hit")
-        or not hasattr(manager, "create_kv_cache_blocks")
-    ):
+    manager = compat.cache_manager(llm)
+    if manager is None:
         return "the scheduler's cache cannot be reached"
     if hasattr(manager, "evalcore_uncapped"):
         return None
@@ -138,7 +133,7 @@ def cap_cache_hits(llm: Any) -> str | None:
         cap = extra.get(CAP_KEY)
         if cap is None or answer[1] <= cap:
             return answer
-        blocks, hit, *_ = coordinator.find_longest_cache_hit(request.block_hashes, cap)
+        blocks, hit, *_ = manager.coordinator.find_longest_cache_hit(request.block_hashes, cap)
         return (manager.create_kv_cache_blocks(blocks), hit, *answer[2:])
 
     manager.get_computed_blocks = capped

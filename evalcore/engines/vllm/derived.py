@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.traces import row_sums
 
 
@@ -41,10 +42,8 @@ def after_reload(model: Any) -> None:
 
 def head_modules(model: Any) -> Iterator[Any]:
     """Output heads of a model, each once."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
     for module in model.modules():
-        if isinstance(module, ParallelLMHead):
+        if isinstance(module, compat.layer_types().head):
             yield module
 
 

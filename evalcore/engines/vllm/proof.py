@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.derived import head_modules
 from evalcore.engines.vllm.experts import ExpertTraces, expert_products, stored_plainly
 from evalcore.engines.vllm.places import Atlas, Place, Unplaced, input_width
@@ -111,7 +112,7 @@ class Traces:
             for place in self._atlas.find(name, tuple(tensor.shape)):
                 self._trace(name, place, tensor)
         except Exception as error:
-            self.verdict.unproven[name] = _reason(error)
+            self.verdict.unproven[name] = reason(error)
             self._lost += tensor.numel()
 
     def _trace(self, name: str, place: Place, tensor: Any) -> None:
@@ -144,8 +145,27 @@ class Traces:
 
     # -- the model's side ----------------------------------------------------------------------
 
-    def check(self) -> Verdict:
-        """Asks every module; what cannot be asked is unproven, with the reason."""
+    def check(self, lacks: str = "") -> Verdict:
+        """Asks every module; what cannot be asked is unproven, with the reason.
+
+        Args:
+            lacks: What this vLLM lacks for a proof (see compat.probe): then nothing is asked.
+        """
+        if lacks:
+            return self._unasked(f"{lacks} (vllm {compat.vllm_version()})")
+        try:
+            return self._check()
+        except Exception as problem:
+            return self._unasked(reason(problem))
+
+    def _unasked(self, why: str) -> Verdict:
+        """The verdict where the model as a whole cannot be asked."""
+        self.verdict.proven.clear()
+        self.verdict.unproven["the model"] = why
+        self.verdict.share = 0.0
+        return self.verdict
+
+    def _check(self) -> Verdict:
         import torch
 
         verdict = self.verdict
@@ -156,7 +176,7 @@ class Traces:
                 try:
                     error = self._error(trace, cache)
                 except Exception as problem:
-                    verdict.unproven[trace.name] = _reason(problem)
+                    verdict.unproven[trace.name] = reason(problem)
                     continue
                 self._judge(trace.name, trace.place.parameter, trace.count, error, covered)
             for one in self._experts.complete(verdict.unproven):
@@ -164,7 +184,7 @@ class Traces:
                     got = expert_products(one.module, cache)[:, one.expert]
                     error = min(excess(got, wanted, self._dtype) for wanted in one.products)
                 except Exception as problem:
-                    verdict.unproven |= dict.fromkeys(one.names, _reason(problem))
+                    verdict.unproven |= dict.fromkeys(one.names, reason(problem))
                     continue
                 for name, leaf, count in zip(one.names, one.parameters, one.counts, strict=True):
                     self._judge(name, leaf, count, error, covered)
@@ -223,13 +243,9 @@ class Traces:
 
 def _require_plain(place: Place) -> None:
     """Raises Unplaced where a kernel reads something else than the weight in its layer."""
-    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-
     method = getattr(place.module, "quant_method", None)
-    if place.kind in ("linear", "embedding", "head") and not isinstance(
-        method, UnquantizedLinearMethod | UnquantizedEmbeddingMethod
-    ):
+    multiplies = place.kind in ("linear", "embedding", "head")
+    if multiplies and not isinstance(method, compat.layer_types().plain_methods):
         raise Unplaced(f"{type(method).__name__} is not a plain product")
 
 
@@ -256,21 +272,19 @@ def _sizes(model: Any) -> dict[str, int]:
     Kernels replace parameters by packed ones; vLLM remembers their first shapes for reloading.
     Rows and columns that only fill up are left out.
     """
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
+    vocabulary = compat.layer_types().vocabulary
     sizes: dict[str, int] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        at = prefix.replace(".base_layer", "")
-        parameters, buffers = get_layerwise_info(module).restore_metadata
+        at = compat.bare_name(prefix)
+        before = compat.first_tensors(module)
         for leaf, tensor in _kept(module):
             if id(tensor) in seen:
                 continue  # tied
             seen.add(id(tensor))
-            first = parameters.get(leaf, buffers.get(leaf, tensor))
-            size = int(getattr(first, "weight_loader_numel", first.numel()))
-            if isinstance(module, VocabParallelEmbedding) and leaf in ("weight", "bias"):
+            first = before.get(leaf, tensor)
+            size = compat.loaded_numbers(first)
+            if isinstance(module, vocabulary) and leaf in ("weight", "bias"):
                 own = module.shard_indices
                 rows = own.org_vocab_end_index - own.org_vocab_start_index
                 size = rows * int(first.shape[1] if first.ndim > 1 else 1)
@@ -291,11 +305,9 @@ def _kept(module: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An exception while proving, for a message: what it is, what it says, which vLLM."""
     if isinstance(error, Unplaced):
         return str(error)
-    from evalcore.engines.vllm.environment import vllm_version
-
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''} (vllm {vllm_version()})"
+    return f"{type(error).__name__}: {text[0] if text else ''} (vllm {compat.vllm_version()})"

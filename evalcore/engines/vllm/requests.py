@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from evalcore.cluster import pulse
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.objects import LLM, LLMEngine
 from evalcore.errors import EngineError, InputError
 from evalcore.types import ScoreBatch
 
@@ -75,7 +77,7 @@ class Answer:
     fault: str | None = None
 
 
-def ask(llm: Any, asks: Sequence[Ask]) -> Iterator[Answer]:
+def ask(llm: LLM, asks: Sequence[Ask]) -> Iterator[Answer]:
     """Answers in the order of ``asks``."""
     for begin in range(0, len(asks), PORTION):
         portion = asks[begin : begin + PORTION]
@@ -87,9 +89,7 @@ def ask(llm: Any, asks: Sequence[Ask]) -> Iterator[Answer]:
 
 
 def _parameters(a: Ask) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(
+    return compat.sampling(
         max_tokens=1,
         temperature=0.0,
         prompt_logprobs=0 if a.last else None,
@@ -134,7 +134,7 @@ def _read(a: Ask, output: Any) -> Answer:
 
 
 def answers_of(
-    llm: Any, prompts: list[dict[str, Any]], parameters: Any, loras: list[Any] | None = None
+    llm: LLM, prompts: list[dict[str, Any]], parameters: Any, loras: list[Any] | None = None
 ) -> list[Any]:
     """Outputs of prompts, in their order; ``parameters`` are one for all or one for each."""
     adapters = loras if loras and any(lora is not None for lora in loras) else None
@@ -158,7 +158,7 @@ def answers_of(
     return outputs
 
 
-def _count_steps(engine: Any) -> None:
+def _count_steps(engine: LLMEngine) -> None:
     """Has every step of vLLM's engine show that the worker is alive."""
     step = engine.step
     if getattr(step, "counted", False):
@@ -172,19 +172,18 @@ def _count_steps(engine: Any) -> None:
     engine.step = counted
 
 
-def _abort(llm: Any) -> None:
+def _abort(llm: LLM) -> None:
     """Ends what an error in a step left behind.
 
     What a refused request left behind vLLM ends itself, what a failed step left it does not.
     """
-    engine = llm.llm_engine
     with contextlib.suppress(Exception):  # the first error is the one to tell
-        left = list(engine.output_processor.request_states)
+        left = compat.unfinished(llm)
         if left:
-            engine.abort_request(left, internal=True)
+            llm.llm_engine.abort_request(left, internal=True)
 
 
-def reset_cache(llm: Any) -> None:
+def reset_cache(llm: LLM) -> None:
     """Empties the prefix cache.
 
     Raises:

@@ -19,10 +19,13 @@ from evalcore.engines.protocol import (
     numerics_class,
     resolve_adapters,
 )
+from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.adapters import AdapterSlots, reason_to_merge
 from evalcore.engines.vllm.environment import engine_arguments, prepare
 from evalcore.engines.vllm.linear import sum_in_parts
 from evalcore.engines.vllm.merging import merged_copy
+from evalcore.engines.vllm.names import CAPABILITIES, Capability
+from evalcore.engines.vllm.objects import LLM
 from evalcore.engines.vllm.proof import Verdict
 from evalcore.engines.vllm.requests import Work, first_line, reset_cache
 from evalcore.engines.vllm.strategies import PlainScorer, Scorer, choose_scorer
@@ -71,7 +74,7 @@ class Resident:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._device = prepare(spec)
-        self._llm: Any = None
+        self._llm: LLM | None = None
         self._shape: _Shape | None = None  # of the running engine
         self._facts: dict[str, Any] = {}
         self._trusted: set[str] = set()  # tensors the proof could see right after the start
@@ -92,6 +95,11 @@ class Resident:
             ),
             0.0,
         )  # fmt: skip
+
+    @property
+    def _running(self) -> LLM:
+        assert self._llm is not None
+        return self._llm
 
     @property
     def numerics(self) -> NumericsClass:
@@ -187,6 +195,8 @@ class Resident:
             return False
         layout = weight_layout(subject.checkpoint.path)
         reason = reason_to_merge(subject.adapter, layout, self._spec.max_lora_rank, self._device)
+        lacks = self._facts["lacks"] if self._facts else compat.probe()
+        reason = reason or lacks["batched"] or None
         if reason is not None:
             self._may_merge(subject, reason, details)
         return reason is None
@@ -224,9 +234,14 @@ class Resident:
                 self._lora = self._slots.attach(adapter)
                 if not known:
                     begin = time.perf_counter()
-                    call(self._llm, "evalcore_slot", subject, self._lora.lora_int_id)
+                    number = self._lora.lora_int_id
+                    unasked = call(self._running, "evalcore_slot", subject, number)
                     self._stats["proof_s"] += time.perf_counter() - begin
+                    if unasked:
+                        raise ValueError(f"its slot cannot be proven: {unasked}")
         except ValueError as error:
+            self._slots.drop(adapter)
+            self._lora = None
             self._may_merge(subject, f"vllm refuses it ({first_line(error)})", details)
             return False
         except EvalcoreError:
@@ -263,17 +278,19 @@ class Resident:
         files = [Path(path) / "config.json", *weight_files(Path(path))]
         with unchanged(files), self._folder(subject, details) as folder:
             self._launch(folder)
-            self._shape, self._slots = shape, AdapterSlots(self._llm)
+            self._shape, self._slots = shape, AdapterSlots(self._running)
             self._stats["starts"] += 1
             self._stats["start_s"] += time.perf_counter() - begin
             begin = time.perf_counter()
-            answers = call_all(self._llm, "evalcore_prove_start", subject)
+            answers = call_all(self._running, "evalcore_prove_start", subject)
         self._accept(subject, answers, "the start", details)
         self._trusted = set(self._verdict.proven)
         self._weights = subject
-        if self._verdict.share < self._spec.min_proven and not self._is_alone(shape):
-            self._alone = (shape, self._shortfall())
-            _log.warning("%s: a new engine for each subject: %s", path, self._alone[1])
+        why = self._shortfall() if self._verdict.share < self._spec.min_proven else ""
+        why = why or self._lacking("reload")
+        if why and not self._is_alone(shape):
+            self._alone = (shape, why)
+            _log.warning("%s: a new engine for each subject: %s", path, why)
         self._stats["proof_s"] += time.perf_counter() - begin
         if subject.adapter is None:
             self._choose_strategy(details)
@@ -297,12 +314,13 @@ class Resident:
         """Starts vLLM on a folder."""
         arguments = engine_arguments(self._spec, path, self._device, self._max_length(path))
         try:
-            from vllm import LLM
-
-            if self._device == "cpu" and self._spec.dtype == "float32":
+            lacks = compat.probe()
+            if lacks["engine"]:
+                raise EngineError(compat.unusable(lacks["engine"]))
+            if self._device == "cpu" and self._spec.dtype == "float32" and not lacks["sums"]:
                 sum_in_parts()
-            self._llm = LLM(**arguments)
-            self._facts = call(self._llm, "evalcore_describe")
+            self._llm = compat.start(arguments)
+            self._facts = call(self._running, "evalcore_describe")
         except EvalcoreError:
             raise
         except Exception as error:  # vLLM raises whatever a model's code raises
@@ -348,12 +366,17 @@ class Resident:
             f"proven, not {verdict.hidden()}"
         )
 
+    def _lacking(self, capability: Capability) -> str:
+        """Why this vLLM cannot do what evalcore does with its inside; ``""`` if it can."""
+        lacks: str = self._facts["lacks"][capability]
+        return lacks and f"vllm {compat.vllm_version()} without {capability}: {lacks}"
+
     def _choose_strategy(self, details: dict[str, str]) -> None:
         """Takes the cheapest way to score that agrees with the plain one on this machine."""
         if not self._chosen:
             begin = time.perf_counter()
             self._scorer = choose_scorer(
-                self._llm,
+                self._running,
                 self._facts,
                 self._spec.strategy,
                 self._score_canary,
@@ -365,6 +388,7 @@ class Resident:
             self._chosen = True
             self._stats["proof_s"] += time.perf_counter() - begin
         details["strategy"] = self._scorer.name
+        details["without"] = "; ".join(filter(None, map(self._lacking, CAPABILITIES)))
 
     # -- swap ----------------------------------------------------------------------------------
 
@@ -378,13 +402,13 @@ class Resident:
         begin = time.perf_counter()
         self._weights = None
         try:
-            answers = call_all(self._llm, "evalcore_load", subject, remedy)
+            answers = call_all(self._running, "evalcore_load", subject, remedy)
         except EvalcoreError:
             raise
         except Exception as error:
             raise EngineError(f"{subject.label}: swap failed: {first_line(error)}") from error
         finally:
-            reset_cache(self._llm)
+            reset_cache(self._running)
             if self._slots is not None:
                 self._slots.forget()  # a reload drops all adapters
         adapter, changed = subject.adapter, max(answer["changed_weights"] for answer in answers)
@@ -410,9 +434,9 @@ class Resident:
         """float64 [T] of the canary batch, cold, by the strategy in use."""
         scorer = scorer or self._scorer
         batch = canary_batch(self._facts["vocab_size"])
-        reset_cache(self._llm)
+        reset_cache(self._running)
         try:
-            result = scorer.score(self._llm, [Work(batch, "canary", self._lora)])[0]
+            result = scorer.score(self._running, [Work(batch, "canary", self._lora)])[0]
         except EvalcoreError:
             raise
         except Exception as error:  # a kernel that this build does not have, or that fails
@@ -421,7 +445,7 @@ class Resident:
                 f"vllm cannot score {self._facts['model_class']} here: "
                 f"{type(error).__name__}: {first_line(error)}"
             ) from error
-        reset_cache(self._llm)
+        reset_cache(self._running)
         self._stats["canary_tokens"] += float(result.computed_tokens.sum())
         return result.token_logprobs
 
@@ -432,11 +456,5 @@ class Resident:
         self._trusted, self._chosen, self._scorer = set(), False, PlainScorer()
         if self._llm is None:
             return
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
         llm, self._llm = self._llm, None
-        core: Any = getattr(llm.llm_engine, "engine_core", None)
-        if hasattr(core, "shutdown"):
-            core.shutdown()
-        del llm, core
-        cleanup_dist_env_and_memory()  # collects garbage, too
+        compat.stop(llm)

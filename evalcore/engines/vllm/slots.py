@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.lora import open_adapter
+from evalcore.engines.vllm.objects import Runner
 from evalcore.engines.vllm.places import Atlas, Place
 from evalcore.errors import ProofError
 from evalcore.identity import weight_layout
@@ -14,7 +16,7 @@ from evalcore.types import Subject
 _Slices = dict[tuple[str, int], tuple[Any, Any]]
 
 
-def require_slot(runner: Any, subject: Subject, number: int, *, tied: bool) -> None:
+def require_slot(runner: Runner, subject: Subject, number: int, *, tied: bool) -> None:
     """Checks that vLLM's slot of an adapter holds what its file says, and nothing else.
 
     Args:
@@ -26,7 +28,7 @@ def require_slot(runner: Any, subject: Subject, number: int, *, tied: bool) -> N
     Raises:
         ProofError: A matrix differs, is missing, or is there though the file has none.
     """
-    manager = runner.lora_manager._adapter_manager
+    manager = compat.lora_manager(runner)
     if number not in manager.lora_index_to_id:
         manager.activate_adapter(number)
     slot = manager.lora_index_to_id.index(number)

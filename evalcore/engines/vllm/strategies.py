@@ -11,6 +11,7 @@ import numpy as np
 from evalcore.config.engine import Strategy
 from evalcore.engines.vllm.cached import cap_cache_hits, make_tails, spread
 from evalcore.engines.vllm.growth import Growth, with_generations
+from evalcore.engines.vllm.objects import LLM
 from evalcore.engines.vllm.requests import (
     PORTION,
     Ask,
@@ -38,11 +39,11 @@ class Scorer(Protocol):
     name: str
     adapters: bool
 
-    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+    def obstacle(self, llm: LLM, facts: Mapping[str, Any]) -> str | None:
         """Why it cannot be used on this engine; None if it can."""
         ...
 
-    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+    def score(self, llm: LLM, works: Sequence[Work]) -> list[ScoreResult]:
         """Scores every continuation of every batch."""
         ...
 
@@ -57,10 +58,10 @@ class PlainScorer:
     name = "plain"
     adapters = True
 
-    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+    def obstacle(self, llm: LLM, facts: Mapping[str, Any]) -> str | None:
         return None
 
-    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+    def score(self, llm: LLM, works: Sequence[Work]) -> list[ScoreResult]:
         """Scores every continuation of every batch."""
         drafts = [_Draft(work) for work in works]
         rescore(llm, drafts, [range(work.batch.num_continuations) for work in works])
@@ -95,7 +96,7 @@ class _Draft:
         return ScoreResult(self.values, greedy, self.computed, self.cached, fallbacks)
 
 
-def rescore(llm: Any, drafts: Sequence[_Draft], chosen: Sequence[Sequence[int]]) -> None:
+def rescore(llm: LLM, drafts: Sequence[_Draft], chosen: Sequence[Sequence[int]]) -> None:
     """Scores continuations the plain way into drafts.
 
     Raises:
@@ -144,11 +145,11 @@ class CachedScorer:
     def __init__(self) -> None:
         self._block_size = 1
 
-    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+    def obstacle(self, llm: LLM, facts: Mapping[str, Any]) -> str | None:
         self._block_size = int(facts["block_size"])
-        return cap_cache_hits(llm)
+        return facts["lacks"]["cap"] or cap_cache_hits(llm)
 
-    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+    def score(self, llm: LLM, works: Sequence[Work]) -> list[ScoreResult]:
         """Scores every continuation of every batch."""
         drafts = [_Draft(work) for work in works]
         tails = [make_tails(work, self._block_size) for work in works]
@@ -189,22 +190,22 @@ class PackedScorer:
     def __init__(self) -> None:
         self.steps = 0
 
-    def obstacle(self, llm: Any, facts: Mapping[str, Any]) -> str | None:
+    def obstacle(self, llm: LLM, facts: Mapping[str, Any]) -> str | None:
         obstacle: str | None = facts["packed_obstacle"]
         return obstacle
 
-    def score(self, llm: Any, works: Sequence[Work]) -> list[ScoreResult]:
+    def score(self, llm: LLM, works: Sequence[Work]) -> list[ScoreResult]:
         """Scores every continuation of every batch."""
         return [self._score(llm, work) for work in works]
 
-    def _score(self, llm: Any, work: Work) -> ScoreResult:
+    def _score(self, llm: LLM, work: Work) -> ScoreResult:
         if not work.batch.num_continuations:
             return _Draft(work).result(0)
         return self._read(llm, work, self._run(llm, work.batch, None))
 
     def generate(
         self,
-        llm: Any,
+        llm: LLM,
         work: Work,
         generations: Sequence[GenerateBatch],
         tokenizer: Any,
@@ -223,7 +224,7 @@ class PackedScorer:
         )
         return self._read(llm, work, answer), results
 
-    def _run(self, llm: Any, batch: ScoreBatch, growth: Growth | None) -> dict[str, Any]:
+    def _run(self, llm: LLM, batch: ScoreBatch, growth: Growth | None) -> dict[str, Any]:
         if llm.llm_engine.has_unfinished_requests():
             raise EngineError("packed passes need an idle engine, but requests are running")
         try:
@@ -233,7 +234,7 @@ class PackedScorer:
         self.steps += answer["steps"]
         return answer
 
-    def _read(self, llm: Any, work: Work, answer: dict[str, Any]) -> ScoreResult:
+    def _read(self, llm: LLM, work: Work, answer: dict[str, Any]) -> ScoreResult:
         """The answer about the batch itself; what is not a number is scored again."""
         draft, batch = _Draft(work), work.batch
         tokens = len(batch.continuation_tokens)
@@ -250,7 +251,7 @@ SCORERS: tuple[type[Scorer], ...] = (PackedScorer, CachedScorer, PlainScorer)
 
 
 def choose_scorer(
-    llm: Any,
+    llm: LLM,
     facts: Mapping[str, Any],
     asked: Strategy,
     score_canary: Callable[[Scorer], FloatArray],

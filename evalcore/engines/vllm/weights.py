@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.cluster import pulse
-from evalcore.engines.vllm import derived
+from evalcore.engines.vllm import compat, derived
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.engines.vllm.merging import MergeCheck
+from evalcore.engines.vllm.objects import Config, Runner
 from evalcore.engines.vllm.proof import Traces
 from evalcore.engines.vllm.traces import is_finite
 from evalcore.errors import EngineError, EvalcoreError, SubjectError
@@ -86,7 +87,7 @@ def stream(path: str, device: Any, digests: Digests | None = None) -> Iterator[t
 class Reading:
     """A subject's tensors on their way: hashed, merged, traced."""
 
-    def __init__(self, subject: Subject, vllm_config: Any, model: Any, device: Any) -> None:
+    def __init__(self, subject: Subject, vllm_config: Config, model: Any, device: Any) -> None:
         """Opens the adapter, if there is one.
 
         Raises:
@@ -174,8 +175,8 @@ def _nonfinite(path: str) -> Iterator[str]:
 
 
 def reload(
-    runner: Any,
-    vllm_config: Any,
+    runner: Runner,
+    vllm_config: Config,
     subject: Subject,
     buffers: Mapping[str, Any],
     *,
@@ -195,11 +196,9 @@ def reload(
             and the next load mends it.
         EngineError: It stopped half way: the engine must not go on.
     """
-    from vllm.config import set_current_vllm_config
-
     model = runner.get_model()
     reading = Reading(subject, vllm_config, model, runner.device)
-    with set_current_vllm_config(vllm_config):
+    with compat.current_config(vllm_config):
         if remedy:
             derived.before_reload(model)
         try:
@@ -212,7 +211,7 @@ def reload(
     return Loaded(reading.traces, reading.finish())
 
 
-def read_again(runner: Any, vllm_config: Any, subject: Subject) -> Loaded:
+def read_again(runner: Runner, vllm_config: Config, subject: Subject) -> Loaded:
     """Traces of a subject's files, for a model that vLLM loaded by itself.
 
     Raises:
@@ -224,7 +223,7 @@ def read_again(runner: Any, vllm_config: Any, subject: Subject) -> Loaded:
     return Loaded(reading.traces, reading.finish())
 
 
-def is_tied(vllm_config: Any) -> bool:
+def is_tied(vllm_config: Config) -> bool:
     """Whether input embeddings and output head share one tensor."""
     config = vllm_config.model_config.hf_text_config
     return bool(getattr(config, "tie_word_embeddings", False))

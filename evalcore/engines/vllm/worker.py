@@ -10,13 +10,14 @@ import pickle
 import time
 from typing import Any
 
-from evalcore.engines.vllm import derived, packed, slots, weights
+from evalcore.engines.vllm import compat, derived, packed, proof, slots, weights
 from evalcore.engines.vllm.growth import Growth
+from evalcore.engines.vllm.objects import LLM, Config, Runner
 from evalcore.errors import EngineError, EvalcoreError
 from evalcore.types import ScoreBatch, Subject
 
 
-def call(llm: Any, name: str, *arguments: Any) -> Any:
+def call(llm: LLM, name: str, *arguments: Any) -> Any:
     """Calls a method of :class:`WorkerExtension` in a running engine; the first worker's answer.
 
     Args:
@@ -30,7 +31,7 @@ def call(llm: Any, name: str, *arguments: Any) -> Any:
     return call_all(llm, name, *arguments)[0]
 
 
-def call_all(llm: Any, name: str, *arguments: Any) -> list[Any]:
+def call_all(llm: LLM, name: str, *arguments: Any) -> list[Any]:
     """Calls a method of :class:`WorkerExtension`; every worker's answer, by rank.
 
     Arguments and answers travel as bytes of our own: between processes vLLM's messages turn objects
@@ -40,7 +41,7 @@ def call_all(llm: Any, name: str, *arguments: Any) -> list[Any]:
         EvalcoreError: The first error of any rank, which is named if there are several.
     """
     answers = llm.collective_rpc("evalcore_call", args=(pickle.dumps((name, arguments)),))
-    ranks = int(llm.llm_engine.vllm_config.parallel_config.world_size)
+    ranks = compat.ranks(llm)
     if len(answers) != ranks:
         raise EngineError(f"{len(answers)} of {ranks} ranks of the engine answered")
     read = [pickle.loads(answer) for answer in answers]
@@ -56,7 +57,7 @@ def with_rank(error: EvalcoreError, rank: int) -> EvalcoreError:
     return error
 
 
-def _attention(runner: Any) -> str:
+def _attention(runner: Runner) -> str:
     """Names of the attention backends in use."""
     groups = [group for groups in getattr(runner, "attn_groups", ()) for group in groups]
     return ", ".join(sorted({group.backend.get_name() for group in groups}))
@@ -65,9 +66,10 @@ def _attention(runner: Any) -> str:
 class WorkerExtension:
     """Loading with proof, and packed passes."""
 
-    model_runner: Any
-    vllm_config: Any
+    model_runner: Runner
+    vllm_config: Config
     evalcore_buffers: dict[str, Any]  # checksums at the start
+    evalcore_lacks: compat.Verdicts  # what this vLLM lacks
 
     def evalcore_call(self, message: bytes) -> bytes:
         """The other end of :func:`call`."""
@@ -81,8 +83,10 @@ class WorkerExtension:
         """Facts the engine decides by."""
         runner = self.model_runner
         model_config = self.vllm_config.model_config
+        lacks = self.evalcore_lacks = compat.probe(runner)
         return {
-            "packed_obstacle": packed.obstacle(runner),
+            "lacks": lacks,
+            "packed_obstacle": lacks["packed"] or packed.obstacle(runner),
             "vocab_size": int(model_config.get_vocab_size()),
             "max_length": int(model_config.max_model_len),
             "blocks": int(getattr(runner.kv_cache_config, "num_blocks", 0)),
@@ -105,14 +109,24 @@ class WorkerExtension:
         loaded = weights.reload(runner, self.vllm_config, subject, buffers, remedy=remedy)
         return self._answer(loaded, begin)
 
-    def evalcore_slot(self, subject: Subject, number: int) -> None:
-        """Proves an adapter beside the weights; ``number`` is vLLM's."""
+    def evalcore_slot(self, subject: Subject, number: int) -> str:
+        """Proves an adapter beside the weights; ``number`` is vLLM's.
+
+        Returns:
+            Why it cannot be asked, ``""`` if it could.
+        """
         tied = weights.is_tied(self.vllm_config)
-        slots.require_slot(self.model_runner, subject, number, tied=tied)
+        try:
+            slots.require_slot(self.model_runner, subject, number, tied=tied)
+        except EvalcoreError:
+            raise
+        except Exception as error:
+            return proof.reason(error)
+        return ""
 
     def _answer(self, loaded: weights.Loaded, begin: float) -> dict[str, Any]:
         load_s = time.perf_counter() - begin
-        verdict = loaded.traces.check()
+        verdict = loaded.traces.check(self.evalcore_lacks["proof"])
         return {
             "load_s": load_s,
             "proof_s": time.perf_counter() - begin - load_s,
