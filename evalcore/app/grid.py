@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
+    NO_TEMPLATE,
     Grid,
     RequestFile,
     cell_row,
@@ -69,6 +70,7 @@ def build_grid(
     Raises:
         UnknownNameError: Unknown task or prompt.
         DataError: A data set is missing or its rows are not what the task says.
+        InputError: Not one cell can be asked.
     """
     grid = Grid()
     known: set[str] = set()
@@ -87,6 +89,9 @@ def build_grid(
                 generates=generation_of(task, variant) is not None,
                 encode=files.path,
             ):
+                if variant.chat and not subject.checkpoint.template_fingerprint:
+                    grid.leave_out(NO_TEMPLATE, subject)
+                    continue
                 settings, file = files.of(subject.checkpoint)
                 keyed = partial(
                     cell_key, subject, task, variant, settings, numerics, shots=file.shots,
@@ -110,6 +115,8 @@ def build_grid(
     theirs = [name for tasks, _ in options.blocks for name in split_selection(tasks)[1]]
     if theirs:
         grid.lm_eval = add_cells(grid, theirs, subjects, options, numerics, cache, versions)
+    if not grid.cells and grid.unasked:
+        raise InputError("; ".join(f"{what}: {why}" for what, why in grid.problems()))
     return grid
 
 
@@ -214,12 +221,6 @@ class _Files:
 
     def of(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, RequestFile]:
         """Settings and requests for a checkpoint, encoded once for each tokenizer."""
-        if self.variant.chat and not checkpoint.template_fingerprint:
-            raise InputError(
-                f"prompt {self.variant.group}/{self.variant.name}: needs a tokenizer with a chat "
-                f"template; that of {checkpoint.name} has none: leave one of the two out, or give "
-                "another with --tokenizer PATH"
-            )
         settings = encoding_settings(checkpoint, self.options.max_length)
         template = checkpoint.template_fingerprint if self.variant.chat else ""
         at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)

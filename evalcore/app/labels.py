@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import Applied, Resolved, resolve_subjects, search
+from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.labelling import LabelSources, label_subjects
 from evalcore.identity.labels import (
     Labels,
@@ -228,21 +228,22 @@ def _set_parents(rows: Sequence[dict[str, Any]], entries: Sequence[str]) -> None
     """Sets the parents of checkpoints that stand by themselves."""
     alone = {row["subject"]: row for row in rows if "+" not in row["subject"]}
     for entry in entries:
-        glob, equals, name = entry.rpartition("=")
-        if not (glob and equals and name):
+        *globs, name = split_at(entry, "=")
+        glob, name = "=".join(globs), plain(name)
+        if not (glob and name):
             raise InputError(f"--parent-map {entry!r}: expected GLOB=CHECKPOINT of the results")
         parents = [s for s, row in alone.items() if row["checkpoint"] == name or s == name]
         if len(parents) != 1:
             known = [row["checkpoint"] for row in alone.values()]
             raise UnknownNameError("checkpoint", name, known, f"--parent-map {entry!r}")
-        fits = [
+        fitting = [
             s for s, row in alone.items()
-            if s != parents[0] and any(fnmatch.fnmatchcase(n, glob) for n in _names(row))
+            if s != parents[0] and fits(glob, _names(row))
         ]  # fmt: skip
-        if not fits:
+        if not fitting:
             raise InputError(f"--parent-map {entry!r}: no other checkpoint's name fits {glob!r}")
         for row in rows:
-            if row["subject"] in fits and row["base"] != parents[0]:
+            if row["subject"] in fitting and row["base"] != parents[0]:
                 row.update(base=parents[0], method="full", adapter=FULLY_TUNED, _changed=True)
                 row["step"] = alone[parents[0]]["step"]
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
+    NO_TEMPLATE,
     Grid,
     RequestFile,
     adapter_name,
@@ -129,6 +130,9 @@ def add_cells(
             generates=str(task.own.OUTPUT_TYPE) == "generate_until",
             encode=files.path,
         ):
+            if options.chat and not subject.checkpoint.template_fingerprint:
+                grid.leave_out(NO_TEMPLATE, subject)
+                continue
             settings, built, baseline, file = files.of(subject.checkpoint)
             # lm-eval's definition is code: its words and the rows it made of them.
             data = data_fingerprint(built.task)

@@ -127,6 +127,7 @@ def _prepare(
     notes += adapters.notes
     named = {planned.cell.subject.id: planned.cell.subject for planned in grid.cells}
     problems += [(named[own].label, reason) for own, reason in adapters.refused.items()]
+    problems += grid.problems()
     notes += keys_changed(store, grid)
     if beside:
         notes.append(

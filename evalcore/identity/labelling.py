@@ -17,6 +17,7 @@ from evalcore.identity.labels import (
     read_labels,
     trainer_labels,
 )
+from evalcore.reading import one_line
 from evalcore.types import Adapter, Checkpoint, Subject
 
 
@@ -175,7 +176,7 @@ def _of_trainer(paths: Sequence[Path]) -> Labels:
     """Of the trainer's folders; ``checkpoint-500`` knows its step better than the run's own."""
     found = [trainer_labels(path) for path in paths]
     exact = [labels for path, labels in zip(paths, found, strict=True)
-             if labels.tuning == path.parent.name]  # fmt: skip
+             if labels.tuning == one_line(path.parent.name)]  # fmt: skip
     return _first([*exact, *found])
 
 
@@ -223,6 +224,7 @@ def _labelled(subject: Subject, labels: Labels, who: str | None, step: int | Non
         return replace(subject, checkpoint=replace(checkpoint, **about))
     name = subject.adapter.name
     path = Path(subject.adapter.path)
-    if who is not None and name == path.name and trainer_labels(path).tuning == path.parent.name:
-        name = f"{path.parent.name}/{name}"  # "checkpoint-500" alone would not say of which run
+    run = one_line(path.parent.name)
+    if who is not None and name == one_line(path.name) and trainer_labels(path).tuning == run:
+        name = f"{run}/{name}"  # "checkpoint-500" alone would not say of which run
     return replace(subject, adapter=replace(subject.adapter, name=name, **about))

@@ -8,7 +8,6 @@ folders a trainer writes (``my-run/checkpoint-500``).
 from __future__ import annotations
 
 import csv
-import fnmatch
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,9 @@ from typing import Any
 import yaml
 
 from evalcore.errors import InputError, UnknownNameError
+from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.sources import step_of
-from evalcore.reading import read_json, read_text
+from evalcore.reading import one_line, read_json, read_text
 
 LABEL_FILES = ("labels.yaml", "labels.yml", "labels.csv")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -108,27 +108,29 @@ class Rule:
     clears: tuple[str, ...] = ()
 
     def matches(self, names: Iterable[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, self.glob) for name in names)
+        return fits(self.glob, names)
 
 
 def parse_tuned_on(entry: str, option: str = "--tuned-on") -> Rule:
-    """``GLOB=TASK[,seed=..,control=..]`` as a rule.
+    """``GLOB=TASK[,seed=..,control=..]`` as a rule; signs of names after a backslash (see globs).
 
     Raises:
         InputError: It is not of that form.
     """
-    head, *pairs = entry.split(",")
-    glob, equals, task = head.rpartition("=")
+    head, *pairs = split_at(entry, ",")
+    *globs, task = split_at(head, "=")
+    glob = "=".join(globs)
     where = f"{option} {entry!r}"
-    if not (glob and equals and task):
+    if not (glob and task):
         raise InputError(f"{where}: {_FORM}")
-    values: dict[str, Any] = {"tuned_on": task}
+    values: dict[str, Any] = {"tuned_on": plain(task)}
     keys = [f.name for f in fields(Labels)]
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
-            raise InputError(f"{where}: {pair!r} is not KEY=VALUE; {_FORM}")
-        values[key.strip()] = value.strip()
+            hint = "; a comma of a name is written \\," if glob else ""
+            raise InputError(f"{where}: {pair!r} is not KEY=VALUE; {_FORM}{hint}")
+        values[key.strip()] = plain(value.strip())
     clears = tuple(k for k, v in values.items() if v == "-" and k in keys)
     kept = {k: v for k, v in values.items() if k not in clears}
     return Rule(glob, Labels.of(kept, where), where, clears)
@@ -235,14 +237,14 @@ def trainer_labels(path: Path) -> Labels:
     """
     step = _CHECKPOINT.match(path.name)
     if step:
-        return Labels(tuning=path.parent.name or None, tuning_step=int(step[1]))
+        return Labels(tuning=one_line(path.parent.name) or None, tuning_step=int(step[1]))
     steps = sorted(
         (int(m[1]), item) for item in _folders(path) if (m := _CHECKPOINT.match(item.name))
     )
     if not steps:
         return Labels()
     planned = _planned_steps(steps[-1][1])
-    return Labels(tuning=path.name or None, tuning_step=planned)
+    return Labels(tuning=one_line(path.name) or None, tuning_step=planned)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -270,4 +272,4 @@ def path_names(path: Path, roots: Sequence[Path] = ()) -> list[str]:
     cwd = Path.cwd()
     if path.is_relative_to(cwd):
         names.append(path.relative_to(cwd).as_posix())
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*names, *map(one_line, names)]))

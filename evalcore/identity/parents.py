@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.labels import path_names, trainer_labels
 from evalcore.identity.search import search
 from evalcore.identity.sources import open_checkpoint
@@ -33,10 +33,10 @@ class ParentMap:
         """
         parsed = []
         for entry in entries:
-            glob, equals, source = entry.rpartition("=")
-            if not (glob and equals and source):
+            *globs, source = split_at(entry, "=")
+            if not (any(globs) and source):
                 raise InputError(f"--parent-map {entry!r}: expected GLOB=PATH or GLOB=REPO@REV")
-            parsed.append((glob, source))
+            parsed.append(("=".join(globs), plain(source)))
         if not parsed:
             return cls()
         roots = [Path(folder).expanduser().resolve() for folder in folders]
@@ -99,6 +99,4 @@ class ParentMap:
 
 
 def _source_of(entries: Sequence[tuple[str, str]], names: Sequence[str]) -> str | None:
-    return next(
-        (s for glob, s in entries if any(fnmatch.fnmatchcase(name, glob) for name in names)), None
-    )
+    return next((s for glob, s in entries if fits(glob, names)), None)

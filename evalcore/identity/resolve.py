@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import logging
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ from evalcore.identity.adapter import (
 )
 from evalcore.identity.applying import Applied, check_adapter
 from evalcore.identity.checkpoint import numeric_config
+from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -219,10 +219,11 @@ class _Bases:
 
     @staticmethod
     def _parse(entry: str) -> tuple[str, str]:
-        glob, equals, source = entry.partition("=")
-        if not (glob and equals and source):
+        glob, *parts = split_at(entry, "=")
+        source = "=".join(parts)
+        if not (glob and source):
             raise InputError(f"--base-map {entry!r}: expected GLOB=PATH or GLOB=REPO@REV")
-        return glob, source
+        return glob, plain(source)
 
     def _open(self, source: str, what: str) -> Checkpoint:
         if source not in self._by_source:
@@ -341,7 +342,7 @@ class _Bases:
     def _mapped(self, path: Path) -> tuple[str, str] | None:
         names = {str(path), path.as_posix(), str(path.resolve()), path.resolve().name}
         for glob, source in self._map:
-            if any(fnmatch.fnmatchcase(name, glob) for name in names):
+            if fits(glob, names):
                 return glob, source
         return None
 
@@ -498,6 +499,7 @@ def _unique(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     for name, path in zip(names, paths, strict=True):
         if count[name] > 1:
             name = f"{Path(path).parent.name}/{name}"
+        name = one_line(name)  # tables have a line for each
         unique, number = name, 2
         while unique in result:
             unique, number = f"{name}#{number}", number + 1

@@ -358,7 +358,7 @@ def test_what_vllm_lacks_is_done_without_and_said(
 
 def test_a_vllm_that_lacks_the_essential_is_one_line(scenario: GetScenario) -> None:
     here = scenario("llama-tied")
-    with pytest.raises(EngineError, match="has no cleanup_dist_env_and_memory; .*--engine hf"):
+    with pytest.raises(EngineError, match=r"has no cleanup_dist_env_and_memory; .*--engine hf"):
         here.engine_child.call(without, [FREE], SPEC, [here.subjects["base 1"]], here.batch)
 
 

@@ -173,8 +173,25 @@ def test_a_base_without_a_template_is_asked_through_its_adapters(house: Path) ->
     grid = grid_of(house, "default:chat=1")
     own = {(task, True, "step-1~", who) for task in ("pick", "tell") for who in ("-", "a1")}
     assert named(grid) == own
-    with pytest.raises(InputError, match=r"template; that of step-1 has none"):
+    with pytest.raises(
+        InputError, match=r"step-1 and 1 more \(4 cells\): a chat needs a tokenizer"
+    ):
         grid_of(house, "default:chat=1", "base")
+
+
+def test_a_chat_that_cannot_be_asked_costs_its_cells_only(house: Path) -> None:
+    other = Path(shutil.copytree(house / "step-1", house / "step-2"))
+    data = json.loads((other / "tokenizer_config.json").read_text())
+    del data["chat_template"]
+    (other / "tokenizer_config.json").write_text(json.dumps(data))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    grid = grid_of(house, "default,default:chat=1", "adapter", str(other))
+    alone = {(task, False, "step-2", "-") for task in ("pick", "tell")}
+    assert named(grid) == usual(False, "pick", "tell") | usual(True, "pick", "tell") | alone
+    ((what, why),) = grid.problems()
+    assert what == "step-2 (2 cells)"
+    assert "--tokenizer PATH" in why
 
 
 def test_a_template_without_a_vocabulary_is_said(house: Path) -> None:

@@ -34,6 +34,50 @@ def labelled(subjects: list[Subject], folder: Path, **sources: Any) -> list[Subj
     return list(found)
 
 
+# Names with signs of their own ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "others"),
+    [
+        ("run[1]", r"run\[1]=mine", ["run1", "run[12]"]),
+        ("run[1]", "run[1]=mine", ["run2"]),
+        ("a*b", r"a\*b=mine,seed=2", ["axb"]),
+        ("what?", r"what\?=mine", ["whats"]),
+        ("lr=1e-4,seed=2", r"lr=1e-4\,seed=2=mine,seed=2", ["lr=1e-4"]),
+        ("lr=1e-4", "lr=*=mine", ["lr"]),
+        ("back\\slash", r"back\\slash=mine", ["backslash"]),
+        ("two\nlines\x1b[31m", r"two\\nlines\\x1b\[31m=mine", ["two"]),
+    ],
+)
+def test_a_name_with_signs_of_globs_can_be_labelled(
+    tmp_path: Path, name: str, entry: str, others: list[str]
+) -> None:
+    models = [subject(tmp_path / each, i) for i, each in enumerate((name, *others))]
+    found = labelled(models, tmp_path, rules=(parse_tuned_on(entry),))
+    assert [s.tuned_on for s in found] == ["mine"] + [None] * len(others)
+
+
+def test_files_and_maps_know_such_names_too(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text('path,tuned_on\n"a=1,b[2]",mine\n')
+    (found,) = labelled([subject(tmp_path / "a=1,b[2]")], tmp_path)
+    assert found.tuned_on == "mine"
+    entries = ParentMap.parse([r"full\=[1]=models/base\=2"], []).entries
+    assert entries == ((r"full\=[1]", "models/base=2"),)
+
+
+def test_names_are_shown_on_one_line(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Any
+) -> None:
+    for name in ("two\nlines", "bell\x07", "sub\nfolder/checkpoint-5"):
+        make_adapter(tmp_path / name, tiny_checkpoint, seed=len(name))
+    subjects = [s for s in resolve_subjects([tmp_path]).subjects if s.adapter is not None]
+    found = labelled(subjects, tmp_path)
+    names = {s.adapter.name for s in found if s.adapter is not None}
+    assert names == {r"two\nlines", r"bell\x07", r"sub\nfolder/checkpoint-5"}
+    assert {s.tuning for s in found} == {None, r"sub\nfolder"}
+
+
 # Written forms ----------------------------------------------------------------------------------
 
 
