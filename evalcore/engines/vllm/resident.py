@@ -195,8 +195,9 @@ class Resident:
             return False
         layout = weight_layout(subject.checkpoint.path)
         reason = reason_to_merge(subject.adapter, layout, self._spec.max_lora_rank, self._device)
-        lacks = self._facts["lacks"] if self._facts else compat.probe()
-        reason = reason or lacks["batched"] or None
+        if reason is None:
+            lacks = self._facts["lacks"] if self._facts else compat.probe()
+            reason = lacks["batched"] or None
         if reason is not None:
             self._may_merge(subject, reason, details)
         return reason is None
@@ -238,10 +239,10 @@ class Resident:
                     unasked = call(self._running, "evalcore_slot", subject, number)
                     self._stats["proof_s"] += time.perf_counter() - begin
                     if unasked:
+                        self._slots.drop(adapter)
+                        self._lora = None
                         raise ValueError(f"its slot cannot be proven: {unasked}")
         except ValueError as error:
-            self._slots.drop(adapter)
-            self._lora = None
             self._may_merge(subject, f"vllm refuses it ({first_line(error)})", details)
             return False
         except EvalcoreError:
