@@ -93,7 +93,8 @@ def look(folder: Path) -> dict[str, Any]:
     """What resume, report and export make of a folder; errors of evalcore are answers."""
     from evalcore.analysis import ScoreBook
     from evalcore.errors import EvalcoreError
-    from evalcore.store import ResultStore, to_parquet, verify_folder
+    from evalcore.exports.tables import to_parquet
+    from evalcore.store import ResultStore, verify_folder
 
     answer: dict[str, Any] = {"said": []}
     try:

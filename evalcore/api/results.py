@@ -6,7 +6,7 @@ import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from evalcore.analysis.scores import By, model_names
 from evalcore.api.frame import Frame
@@ -240,14 +240,15 @@ class Results:
         """
         return report(self.path, Path(output or self.path / "report"), title=title)
 
-    def export(
-        self, file: str | os.PathLike[str], format: Literal["parquet", "csv"] | None = None
-    ) -> int:
-        """Writes every example joined with its cell as one file; gives the number of rows.
+    def export(self, output: str | os.PathLike[str], format: str | None = None) -> int:
+        """Writes results for other tools; gives the number of rows, or of files in a folder.
 
-        ``format`` None: csv where the file's name ends in .csv, else parquet.
+        Args:
+            output: File, or folder for forms of several files.
+            format: One of ``evalcore.exports.FORMATS`` (parquet, csv, jsonl, duckdb, lm-eval,
+                hf-eval-results); None: by the ending of the file's name, else parquet.
         """
-        return export(self.path, Path(file), format)
+        return export(self.path, Path(output), format).count
 
     def label(
         self,

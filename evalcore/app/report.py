@@ -6,17 +6,18 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.errors import InputError
-from evalcore.store import ResultStore, text_columns, to_csv, to_parquet
+from evalcore.store import ResultStore, text_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from evalcore.analysis import Flag, Group, ScoreBook, Way
     from evalcore.analysis.scores import By, ScoreRow
+    from evalcore.exports import Exported
     from finetune import Study
 
 log = logging.getLogger("evalcore")
@@ -171,49 +172,20 @@ def write_scores_csv(rows: Sequence[ScoreRow], by: By, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def export(results: Path, output: Path, kind: Literal["parquet", "csv"] | None = None) -> int:
-    """Writes the joined table as ``parquet`` or ``csv``; returns its number of rows.
+def export(results: Path, output: Path, kind: str | None = None) -> Exported:
+    """Writes results in one of the forms of ``evalcore.exports.FORMATS``.
 
-    ``kind`` None: csv where the file's name ends in .csv, else parquet.
+    Args:
+        results: A results folder.
+        output: File, or folder for forms of several files.
+        kind: The form; None: by the ending of the file's name, else parquet.
 
-    Column ``score`` is each row's value of its task's primary metric (or what stands for it where
-    that has no value per document); null where a prompt did not fit.
+    Raises:
+        InputError: There are no results, no such form, or ``output`` cannot be written.
     """
-    store = open_results(results)
-    if kind is None:
-        kind = "csv" if output.suffix.lower() == ".csv" else "parquet"
-    write = to_parquet if kind == "parquet" else to_csv
-    return write(store, output, _with_scores)
+    from evalcore.exports import export as write
 
-
-def _with_scores(table: pa.Table) -> pa.Table:
-    """The joined table with column ``score``, and ``score_metric`` that says what it is."""
-    import numpy as np
-    import pyarrow as pa
-
-    from evalcore.metrics import document_metric, example_values
-    from evalcore.store.coverage import codes_of
-
-    _, codes = codes_of(table["cell"])
-    cells, first = np.unique(codes, return_index=True)
-    about = table.select(["primary_metric", "output_type", "answer"]).take(pa.array(first))
-    cells_of: dict[str, list[int]] = {}
-    for cell, row in zip(cells.tolist(), about.to_pylist(), strict=True):
-        if row["primary_metric"] is not None and row["output_type"] is not None:
-            how = row["answer"] or "choices"
-            metric = document_metric(row["primary_metric"], row["output_type"], how)
-            cells_of.setdefault(metric, []).append(cell)
-    values = np.full(table.num_rows, np.nan)
-    which = np.full(table.num_rows, -1, np.int32)
-    for number, (metric, own) in enumerate(cells_of.items()):
-        rows = np.flatnonzero(np.isin(codes, own))
-        values[rows] = example_values(table.take(pa.array(rows)), metric)
-        which[rows] = number
-    score = pa.array(values, pa.float64(), mask=np.isnan(values))
-    metrics = pa.DictionaryArray.from_arrays(
-        pa.array(which, pa.int32(), mask=which < 0), pa.array(list(cells_of), pa.string())
-    )
-    return table.append_column("score", score).append_column("score_metric", metrics)
+    return write(open_results(results), output, kind)
 
 
 def open_results(results: Path) -> ResultStore:

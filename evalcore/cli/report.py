@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from evalcore.cli.output import echo
+from evalcore.exports import FORMATS
 
 
 @click.command()
@@ -75,16 +76,20 @@ def report(
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "kind", type=click.Choice(["parquet", "csv"]),
-    help="csv writes lists as JSON text. Without it: csv if the file ends in .csv, else parquet.",
+    "--format", "kind", type=click.Choice(list(FORMATS)),
+    help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items())
+    + ". Without it: by the ending of the file, else parquet.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File or folder.",
 )
-def export(results: Path, kind: Literal["parquet", "csv"] | None, output: Path) -> int:
-    """Writes every scored example, joined with its cell, as one file."""
+def export(results: Path, kind: str | None, output: Path) -> int:
+    """Writes results for other tools: tables, or the files of lm-evaluation-harness or the hub."""
     from evalcore.app import export as write
 
-    rows = write(results, output, kind)
-    echo(f"{rows:,} rows in {output}")
+    echo(str(write(results, output, kind)))
     return 0

@@ -1,9 +1,8 @@
-"""Results on disk: Arrow segments, coverage, resume, reading, compaction, export."""
+"""Results on disk: Arrow segments, coverage, resume, reading, compaction."""
 
 from evalcore.store.cells import CellState
 from evalcore.store.compaction import CompactReport
 from evalcore.store.coverage import Coverage
-from evalcore.store.export import to_csv, to_parquet
 from evalcore.store.merge import MergeReport, merge
 from evalcore.store.progress import ProgressFile, Seen, SeenRuns, read_progress
 from evalcore.store.results import ResultStore
@@ -32,7 +31,5 @@ __all__ = [
     "read_progress",
     "text_cell",
     "text_columns",
-    "to_csv",
-    "to_parquet",
     "verify_folder",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA
+from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
 from evalcore.store.schema import joined_name
 
 LABELS3 = ("entailment", "neutral", "contradiction")
@@ -205,6 +206,21 @@ def study_table(documents: int = 80, seed: int = 0) -> pa.Table:
                         right = np.clip(chance + rng.normal(0, 0.1, documents), 0, 1)
                     rows += cell_rows(subject_columns(step, tuning, control), task, variant, right)
     return to_table(rows)
+
+
+def stored_study(folder: Path, documents: int = 40) -> ResultStore:
+    """Results on disk with the rows of :func:`study_table`."""
+    table, store = study_table(documents=documents), ResultStore(folder)
+    cells = {
+        row["cell"]: {k: row[k] for k in CELL_SCHEMA.names if k in row}
+        | {"shots": row["cell_shots"]}
+        for row in table.to_pylist()
+    }
+    store.write_cells(list(cells.values()))
+    with store.open_writer("one") as writer:
+        writer.add(table.select(EXAMPLE_SCHEMA.names))
+    store.runs.append({"summary": {"examples": 1000, "wall_s": 12.0, "start_s": 2.0}})
+    return store
 
 
 def test_study_table_is_seeded() -> None:

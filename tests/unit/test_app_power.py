@@ -12,8 +12,7 @@ from evalcore.analysis.gains import gap_cube
 from evalcore.app.power import PowerOptions, power, results_of
 from evalcore.cli import cli
 from evalcore.errors import InputError
-from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
-from tests.unit.test_analysis_tables import study_table
+from tests.unit.test_analysis_tables import stored_study, study_table
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +20,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study's folder: study.yaml and results/ with known effects."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.yaml").write_text("name: x\n")
-    table, store = study_table(documents=40), ResultStore(folder / "results")
-    cells = {
-        row["cell"]: {
-            **{k: row[k] for k in CELL_SCHEMA.names if k in row},
-            "shots": row["cell_shots"],
-        }
-        for row in table.to_pylist()
-    }
-    store.write_cells(list(cells.values()))
-    with store.open_writer("one") as writer:
-        writer.add(table.select(EXAMPLE_SCHEMA.names))
-    store.runs.append({"summary": {"examples": 1000, "wall_s": 12.0, "start_s": 2.0}})
+    stored_study(folder / "results")
     return folder
 
 

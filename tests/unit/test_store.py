@@ -25,14 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
+from evalcore.exports.tables import to_csv, to_parquet
 from evalcore.files import utc_stamp
 from evalcore.store import (
     CELL_SCHEMA,
     EXAMPLE_SCHEMA,
     Coverage,
     ResultStore,
-    to_csv,
-    to_parquet,
 )
 from evalcore.store.coverage import SegmentCoverage
 from evalcore.store.segments import list_segments, read_info
@@ -583,7 +582,7 @@ def test_datasets_reads_segments(filled: ResultStore, tmp_path: Path) -> None:
 
 def test_export_to_parquet(filled: ResultStore, tmp_path: Path) -> None:
     path = tmp_path / "results.parquet"
-    assert to_parquet(filled, path) == 12
+    assert to_parquet(filled, path, lambda table: table) == 12
     assert pq.read_table(path).to_pylist() == filled.read().to_pylist()
     with pytest.raises(InputError, match="cannot write"):
         to_parquet(filled, tmp_path / "no folder" / "x.parquet")

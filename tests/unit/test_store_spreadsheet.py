@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evalcore.exports.tables import write_csv
 from evalcore.store import text_cell, text_columns
-from evalcore.store.export import write_csv
 
 SIGNS = tuple("=+-@\t\r\n＝＋－＠")
 TEXTS = [

@@ -1,0 +1,95 @@
+"""Results for other tools. A form is one entry of :data:`FORMATS`; nothing else names it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evalcore.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from evalcore.store import ResultStore
+
+__all__ = ["FORMATS", "Exported", "Format", "export"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form results can be written in.
+
+    Attributes:
+        writer: ``module:function`` of what writes a store to a file or folder and gives how many of
+            ``unit`` it wrote; imported when it is used.
+        unit: What is counted: ``rows`` or ``files``.
+        suffixes: Endings of file names that mean it.
+        help: What it is, for the command line.
+    """
+
+    writer: str
+    unit: str
+    suffixes: tuple[str, ...]
+    help: str
+
+    def write(self, store: ResultStore, output: Path) -> int:
+        module, _, name = self.writer.partition(":")
+        count: int = getattr(importlib.import_module(module), name)(store, output)
+        return count
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote."""
+
+    output: Path
+    format: str
+    count: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.unit} in {self.output}"
+
+
+FORMATS: Mapping[str, Format] = {
+    "parquet": Format(
+        "evalcore.exports.tables:to_parquet", "rows", (".parquet",),
+        "every example joined with its cell, and its score",
+    ),
+    "csv": Format(
+        "evalcore.exports.tables:to_csv", "rows", (".csv",), "the same, lists as JSON text"
+    ),
+    "jsonl": Format(
+        "evalcore.exports.tables:to_jsonl", "rows", (".jsonl", ".ndjson"),
+        "the same, a JSON object per line",
+    ),
+    "duckdb": Format(
+        "evalcore.exports.tables:to_duckdb", "rows", (".duckdb", ".db"),
+        "a database with tables examples, cells and documents",
+    ),
+    "lm-eval": Format(
+        "evalcore.exports.lm_eval:to_lm_eval", "files", (),
+        "a folder per model with results_*.json and samples_*.jsonl of lm-evaluation-harness",
+    ),
+    "hf-eval-results": Format(
+        "evalcore.exports.hub:to_hub_results", "files", (),
+        "a folder per model with the hub's evaluation metadata (model-index, .eval_results/)",
+    ),
+}  # fmt: skip
+
+
+def export(store: ResultStore, output: Path, kind: str | None = None) -> Exported:
+    """Writes results in a form; ``kind`` None: by the ending of the file's name, else parquet.
+
+    Raises:
+        UnknownNameError: There is no such form.
+        InputError: ``output`` cannot be written.
+    """
+    if kind is None:
+        suffix = output.suffix.lower()
+        kind = next((n for n, f in FORMATS.items() if suffix in f.suffixes), "parquet")
+    if kind not in FORMATS:
+        raise UnknownNameError("format", kind, FORMATS)
+    form = FORMATS[kind]
+    return Exported(output, kind, form.write(store, output), form.unit)
