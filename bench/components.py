@@ -29,11 +29,11 @@ import numpy as np
 import pyarrow as pa
 
 from bench.peers_grid import GROUP, GridSize, documents, task_name, write_models, write_tasks
-from evalcore.app.bench_tables import markdown, number
-from evalcore.app.bench_worker import device_name
 from evalcore.app.grid import build_grid, installed_versions
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
+from evalcore.benchmark.tables import markdown, number
+from evalcore.benchmark.worker import device_name
 from evalcore.config import GridConfig
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, LoadReport, OneByOne, numerics_class
 from evalcore.identity import NumericsClass, resolve_subjects

@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 
 from bench.limit import product_flops
-from evalcore.app.bench import BenchOptions, engine_spec, requests_of
-from evalcore.app.bench_jobs import (
+from evalcore.app.cells import installed_versions
+from evalcore.benchmark.jobs import (
     BenchJob,
     BenchPoint,
     Row,
@@ -45,17 +45,17 @@ from evalcore.app.bench_jobs import (
     last_error,
     run_job,
 )
-from evalcore.app.bench_models import (
+from evalcore.benchmark.models import (
     random_adapter,
     random_checkpoint,
     read_config,
     subjects_of,
     vocabulary_of,
 )
-from evalcore.app.bench_requests import RequestCounts, RequestShape, longest_sequence
-from evalcore.app.bench_tables import markdown
-from evalcore.app.bench_worker import device_name
-from evalcore.app.cells import installed_versions
+from evalcore.benchmark.requests import RequestCounts, RequestShape, longest_sequence
+from evalcore.benchmark.sweep import BenchOptions, engine_spec, requests_of
+from evalcore.benchmark.tables import markdown
+from evalcore.benchmark.worker import device_name
 from evalcore.config import ClusterConfig
 from evalcore.engines import create_engine
 from evalcore.engines.protocol import Dtype, EngineSpec

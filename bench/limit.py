@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from evalcore.app.bench import BenchOptions, engine_spec, requests_of
-from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, flops_of, run_job
-from evalcore.app.bench_models import random_checkpoint, read_config, vocabulary_of
-from evalcore.app.bench_requests import RequestCounts, RequestShape, longest_sequence
-from evalcore.app.bench_tables import draw, write_rows
+from evalcore.benchmark.jobs import BenchJob, BenchPoint, Row, flops_of, run_job
+from evalcore.benchmark.models import random_checkpoint, read_config, vocabulary_of
+from evalcore.benchmark.requests import RequestCounts, RequestShape, longest_sequence
+from evalcore.benchmark.sweep import BenchOptions, engine_spec, requests_of
+from evalcore.benchmark.tables import draw, write_rows
 from evalcore.config import ClusterConfig
 from evalcore.engines.protocol import (
     BLOCK_SIZES,

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from bench.peer_runner import fingerprint
-from evalcore.app.bench_models import random_adapter, random_checkpoint, read_config
+from evalcore.benchmark.models import random_adapter, random_checkpoint, read_config
 from evalcore.prompting import draw_shots, load_variants, render
 from evalcore.tasks import load_documents, load_task
 

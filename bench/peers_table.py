@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers_grid import GridSize
-from evalcore.app.bench_tables import markdown, number
+from evalcore.benchmark.tables import markdown, number
 from evalcore.report.pictures import PALETTE, legend, panel, save
 
 Row = dict[str, Any]

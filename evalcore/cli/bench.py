@@ -101,9 +101,9 @@ def bench(**values: Any) -> int:
       evalcore bench -o out --strategies plain,packed --config smollm2-135m
       evalcore bench -o out -m checkpoints/step-01600 --requests results --adapters 0,4
     """
-    from evalcore.app.bench import BenchOptions
-    from evalcore.app.bench import bench as measure
-    from evalcore.app.bench_tables import plain, table
+    from evalcore.benchmark.sweep import BenchOptions
+    from evalcore.benchmark.sweep import bench as measure
+    from evalcore.benchmark.tables import plain, table
 
     def told(row: dict[str, Any]) -> None:
         rate = row["examples_per_s"]

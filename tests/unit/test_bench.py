@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from evalcore.app import bench_jobs
-from evalcore.app.bench import BenchOptions, bench, requests_of, sweep
-from evalcore.app.bench_jobs import BenchJob, BenchPoint, flops_of, last_error, run_job
-from evalcore.app.bench_models import (
+from evalcore.app.flops import ModelShape
+from evalcore.benchmark import jobs as bench_jobs
+from evalcore.benchmark.jobs import BenchJob, BenchPoint, flops_of, last_error, run_job
+from evalcore.benchmark.models import (
     random_adapter,
     random_checkpoint,
     read_config,
     subjects_of,
 )
-from evalcore.app.bench_requests import (
+from evalcore.benchmark.requests import (
     RequestCounts,
     RequestShape,
     given_requests,
@@ -27,9 +27,9 @@ from evalcore.app.bench_requests import (
     synthetic_requests,
     turned,
 )
-from evalcore.app.bench_tables import draw, markdown, plain, swept_axis, table, write_rows
-from evalcore.app.bench_worker import measure_point
-from evalcore.app.flops import ModelShape
+from evalcore.benchmark.sweep import BenchOptions, bench, requests_of, sweep
+from evalcore.benchmark.tables import draw, markdown, plain, swept_axis, table, write_rows
+from evalcore.benchmark.worker import measure_point
 from evalcore.engines.protocol import EngineSpec, LoadReport
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.planning import token_limit
@@ -173,7 +173,7 @@ def test_sequences_longer_than_the_model_are_refused(tmp_path: Path) -> None:
 def test_token_ids_outside_the_vocabulary_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     point = BenchPoint(0, "auto", "merged", 0, None)
     batch = synthetic_requests(SHAPE, 500)
-    monkeypatch.setattr("evalcore.app.bench.given_requests", lambda path, limit: batch)
+    monkeypatch.setattr("evalcore.benchmark.sweep.given_requests", lambda path, limit: batch)
     with pytest.raises(InputError, match="outside the model's vocabulary of 100"):
         requests_of(BenchOptions(Path("x"), requests=Path("r")), [point], 100)
 

@@ -36,7 +36,7 @@ def test_gpt_neox_has_two_matrices_in_its_feed_forward() -> None:
 
 
 def test_llama_8b_has_the_published_size() -> None:
-    from evalcore.app.bench_models import read_config
+    from evalcore.benchmark.models import read_config
 
     shape = ModelShape.of(read_config("llama-8b"))
     assert shape is not None

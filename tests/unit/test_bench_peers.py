@@ -26,7 +26,7 @@ from bench.peers_grid import (
     write_peer_tasks,
     write_tasks,
 )
-from evalcore.app.bench_requests import RequestShape, synthetic_requests
+from evalcore.benchmark.requests import RequestShape, synthetic_requests
 from evalcore.engines.protocol import EngineSpec
 from evalcore.prompting import load_tokenizer, load_variants
 from evalcore.tasks import load_documents, load_task

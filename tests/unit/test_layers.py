@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
     "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity", "tasks",
     "prompting", "config", "store", "planning", "cluster", "engines", "scoring", "metrics",
-    "analysis", "exports", "report", "app", "cli", "api",
+    "analysis", "exports", "report", "app", "benchmark", "cli", "api",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "files",

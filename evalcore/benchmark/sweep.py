@@ -13,22 +13,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evalcore.app.bench_jobs import BenchJob, BenchPoint, Row, run_job
-from evalcore.app.bench_models import (
+from evalcore.app.place import find_place
+from evalcore.benchmark.jobs import BenchJob, BenchPoint, Row, run_job
+from evalcore.benchmark.models import (
     random_adapter,
     random_checkpoint,
     read_config,
     vocabulary_of,
 )
-from evalcore.app.bench_requests import (
+from evalcore.benchmark.requests import (
     RequestShape,
     given_requests,
     largest_token,
     longest_sequence,
     synthetic_requests,
 )
-from evalcore.app.bench_tables import draw, write_rows
-from evalcore.app.place import find_place
+from evalcore.benchmark.tables import draw, write_rows
 from evalcore.config import ClusterConfig, EngineConfig, options_of
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EXIT_CELLS_FAILED, InputError, UnknownNameError

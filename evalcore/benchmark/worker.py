@@ -1,6 +1,6 @@
 """The process that measures: one engine, several points, one JSON line each.
 
-    python -m evalcore.app.bench_worker JOB.json ROWS.jsonl
+    python -m evalcore.benchmark.worker JOB.json ROWS.jsonl
 
 An engine leaves state in its process (environment, compiled functions, memory), so every engine
 configuration gets a process of its own, and what one point does to memory is seen.
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evalcore.app.bench_models import subjects_of, vocabulary_of
-from evalcore.app.bench_requests import RequestShape, given_requests, synthetic_requests, turned
+from evalcore.benchmark.models import subjects_of, vocabulary_of
+from evalcore.benchmark.requests import RequestShape, given_requests, synthetic_requests, turned
 from evalcore.engines.protocol import Engine, EngineSpec
 from evalcore.errors import EvalcoreError
 from evalcore.identity import numeric_config

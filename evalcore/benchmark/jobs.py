@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from evalcore.app.bench_requests import RequestCounts, RequestShape
 from evalcore.app.cells import installed_versions
 from evalcore.app.flops import ModelShape, mfu, peak_flops
+from evalcore.benchmark.requests import RequestCounts, RequestShape
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_device
 from evalcore.identity import numeric_config
 from evalcore.types import ScoreBatch
@@ -143,7 +143,7 @@ def _run_child(job: BenchJob, points: list[BenchPoint]) -> tuple[Row, dict[int, 
         with open(Path(scratch, "log"), "w+b") as log:
             try:
                 done = subprocess.run(
-                    [sys.executable, "-m", "evalcore.app.bench_worker", str(todo), str(rows)],
+                    [sys.executable, "-m", "evalcore.benchmark.worker", str(todo), str(rows)],
                     stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
                     env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", **job.env},
                     timeout=None if math.isinf(job.until) else max(0.0, left),
