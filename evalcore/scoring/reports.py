@@ -4,31 +4,62 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from evalcore.engines.certify import Certificate, Rescored
 from evalcore.errors import EvalcoreError
 
 
-@dataclass(frozen=True)
-class UnitReport:
-    """What a unit cost.
+@dataclass(kw_only=True)
+class Costs:
+    """What is summed over units; seconds are a worker's.
 
     Attributes:
-        examples, choices: Rows written and continuations asked for.
-        checkpoint: Fingerprint of the checkpoint it was scored on.
         prompt_tokens: Prompt tokens asked for, as planned.
         computed_tokens, cached_tokens: Prompt tokens run through the model / shared or cached.
         new_tokens: Generated tokens.
-        head_rows: Tokens whose log-probability was asked for.
         fallbacks: Continuations scored again the slow exact way.
         start_s: Where an engine started, the time until it stood, reading the unit included.
         swap_s, proof_s: Weights put in place, proof that they are.
         engine_s: Time inside the engine's score and generate calls.
         certify_s: Time of scoring the sample again.
+        wait_s: Time the worker waited for a unit after the one before.
+    """
+
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    fallbacks: int = 0
+    start_s: float = 0.0
+    swap_s: float = 0.0
+    proof_s: float = 0.0
+    engine_s: float = 0.0
+    certify_s: float = 0.0
+    wait_s: float = 0.0
+
+    def add(self, other: Costs) -> None:
+        """Adds another's, one by one."""
+        for cost in fields(Costs):
+            setattr(self, cost.name, getattr(self, cost.name) + getattr(other, cost.name))
+
+    def __add__(self, other: Costs) -> Costs:
+        total = Costs()
+        total.add(self)
+        total.add(other)
+        return total
+
+
+@dataclass
+class UnitReport(Costs):
+    """What a unit cost, and what came of it.
+
+    Attributes:
+        examples, choices: Rows written and continuations asked for.
+        checkpoint: Fingerprint of the checkpoint it was scored on.
+        head_rows: Tokens whose log-probability was asked for.
         wall_s: The whole unit.
-        wait_s: Time the worker waited for this unit after the one before.
         loads: How each subject came into place (see ``LoadReport.kind``).
         adapters: Subject id -> how its adapter was applied.
         proven_share: The least share of a model's parameters that was proven.
@@ -41,19 +72,8 @@ class UnitReport:
     examples: int = 0
     choices: int = 0
     checkpoint: str = ""
-    prompt_tokens: int = 0
-    computed_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
     head_rows: int = 0
-    fallbacks: int = 0
-    start_s: float = 0.0
-    swap_s: float = 0.0
-    proof_s: float = 0.0
-    engine_s: float = 0.0
-    certify_s: float = 0.0
     wall_s: float = 0.0
-    wait_s: float = 0.0
     loads: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)
     proven_share: float = 1.0
@@ -77,21 +97,13 @@ class Effort:
     head_rows: int = 0
 
 
-_SUMMED = (
-    "prompt_tokens", "computed_tokens", "cached_tokens", "new_tokens", "fallbacks",
-    "start_s", "swap_s", "proof_s", "engine_s", "certify_s", "wait_s",
-)  # fmt: skip
-
-
 @dataclass
-class RunSummary:
+class RunSummary(Costs):
     """What a run did; seconds are summed over workers, ``wall_s`` apart.
 
     Attributes:
         planned, covered: Examples to score, and examples that were there already.
         examples, choices: Rows committed, and the continuations in them.
-        prompt_tokens: Prompt tokens asked for by units that were scored.
-        wait_s: Of the idle time, waiting for the next unit.
         worker_s: Workers' time from the first unit they got to their last commit.
         checkpoints: Checkpoint fingerprint -> what its subjects took.
         loads: Kind of load -> how often.
@@ -115,17 +127,6 @@ class RunSummary:
     units: int = 0
     examples: int = 0
     choices: int = 0
-    prompt_tokens: int = 0
-    computed_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    fallbacks: int = 0
-    start_s: float = 0.0
-    swap_s: float = 0.0
-    proof_s: float = 0.0
-    engine_s: float = 0.0
-    certify_s: float = 0.0
-    wait_s: float = 0.0
     worker_s: float = 0.0
     wall_s: float = 0.0
     checkpoints: dict[str, Effort] = field(default_factory=dict)
@@ -144,8 +145,7 @@ class RunSummary:
 
     def spent(self, report: UnitReport) -> None:
         """Counts what a unit cost; a unit done again after a crash costs again."""
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(report, name))
+        self.add(report)
         self.worker_s += report.wait_s + report.wall_s
         effort = self.checkpoints.setdefault(report.checkpoint, Effort())
         effort.computed_tokens += report.computed_tokens + report.new_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +25,21 @@ from evalcore.errors import InputError
 from evalcore.identity import numeric_config, resolve_subjects
 from evalcore.planning import PlanCounts, PlannedCell, plan_units
 from evalcore.scoring import CellWork, Effort, RunSummary, UnitReport, UnitSource
+from evalcore.scoring.reports import Costs
 from evalcore.scoring.rows import first_argmax
 from evalcore.store import ResultStore
 from evalcore.types import Cell, Subject, Task, Variant
 
 GPU_SPEC = EngineSpec(dtype="bfloat16", device="cuda")
+
+
+def test_costs_add_up_field_by_field() -> None:
+    one = Costs(**{f.name: n for n, f in enumerate(fields(Costs), 1)})
+    total = one + UnitReport("u", computed_tokens=10, wall_s=5.0) + Costs(wait_s=0.5)
+    for n, cost in enumerate(fields(Costs), 1):
+        more = {"computed_tokens": 10, "wait_s": 0.5}.get(cost.name, 0)
+        assert getattr(total, cost.name) == n + more
+    assert Costs().prompt_tokens == 0  # nothing is shared
 
 
 def test_idle_is_what_is_left_of_the_time_after_the_start() -> None:
