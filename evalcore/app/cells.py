@@ -16,6 +16,7 @@ from evalcore.errors import InputError
 from evalcore.identity import (
     CELL_KEY_VERSION,
     NumericsClass,
+    cell_key,
     numeric_config,
 )
 from evalcore.metrics import needs_unconditional
@@ -44,47 +45,9 @@ from evalcore.types import (
 
 if TYPE_CHECKING:
     from evalcore.app.lm_eval import LmEvalWork
+    from evalcore.tasks.lm_eval import Built
 
 DEFAULT_MAX_LENGTH = 2048
-
-
-@dataclass
-class Grid:
-    """The cells of a run.
-
-    Attributes:
-        cells: One per subject, task and variant.
-        cell_rows: Rows of the store's cells table, aligned with ``cells``.
-        findings: What the checks of the data found.
-        lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
-        documents: By (task name, data as in ``cell_rows``).
-        unasked: What cannot be asked: (kind of reason, subject) -> its cells left out.
-    """
-
-    cells: list[PlannedCell] = field(default_factory=list)
-    cell_rows: list[dict] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    lm_eval: LmEvalWork | None = None
-    documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
-    unasked: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def leave_out(self, reason: str, subject: Subject) -> None:
-        """Notes that one cell of a subject is left out."""
-        at = (reason, subject.label)
-        self.unasked[at] = self.unasked.get(at, 0) + 1
-
-    def problems(self) -> list[tuple[str, str]]:
-        """(what, why) of the cells left out, one line for each kind of reason."""
-        kinds: dict[str, dict[str, int]] = {}
-        for (reason, label), count in self.unasked.items():
-            kinds.setdefault(reason, {})[label] = count
-        lines = []
-        for reason, cells in kinds.items():
-            first = next(iter(cells))
-            more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
-            count = sum(cells.values())
-            lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
-        return lines
 
 
 NO_TEMPLATE = (
@@ -161,6 +124,100 @@ def _template_notes(task: Task, variant: Variant, checkpoint: Checkpoint) -> lis
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class AskedCell:
+    """A cell but for the numbers it is computed in, which decide its key.
+
+    Attributes:
+        file: Its requests.
+        baseline: What a trivial answer scores.
+        documents: Those to score.
+        data: Fingerprint of all documents' content, whatever the limit.
+        versions: Of the packages that decide numbers, as JSON.
+        findings: What the checks found; None where they are told apart from the cell.
+        keeps_answers: Whether answers to documents outlast a change of the others.
+        built: What lm-eval made of one of its tasks.
+    """
+
+    subject: Subject
+    task: Task
+    variant: Variant
+    settings: EncodingSettings
+    file: RequestFile
+    baseline: float
+    documents: Sequence[Document]
+    data: str
+    versions: str
+    findings: Sequence[Finding] | None = None
+    keeps_answers: bool = True
+    built: Built | None = None
+
+    def key(self, numerics: NumericsClass, data: str = "") -> str:
+        """Its key; without data the key it has whatever its data are."""
+        return cell_key(
+            self.subject, self.task, self.variant, self.settings, numerics, data=data,
+            shots=self.file.shots, unconditional=needs_unconditional(self.task),
+        )  # fmt: skip
+
+
+@dataclass
+class Grid:
+    """The cells of a run.
+
+    Attributes:
+        asked: One per subject, task and variant; the same weights may be among them twice.
+        cells: Those of them that are cells of their own, with their keys.
+        cell_rows: Rows of the store's cells table, aligned with ``cells``.
+        findings: What the checks of the data found.
+        lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
+        documents: By (task name, data as in ``cell_rows``).
+        unasked: What cannot be asked: (kind of reason, subject) -> its cells left out.
+    """
+
+    asked: list[AskedCell] = field(default_factory=list)
+    cells: list[PlannedCell] = field(default_factory=list)
+    cell_rows: list[dict] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    lm_eval: LmEvalWork | None = None
+    documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
+    unasked: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, subject: Subject) -> None:
+        """Notes that one cell of a subject is left out."""
+        at = (reason, subject.label)
+        self.unasked[at] = self.unasked.get(at, 0) + 1
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(what, why) of the cells left out, one line for each kind of reason."""
+        kinds: dict[str, dict[str, int]] = {}
+        for (reason, label), count in self.unasked.items():
+            kinds.setdefault(reason, {})[label] = count
+        lines = []
+        for reason, cells in kinds.items():
+            first = next(iter(cells))
+            more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
+            count = sum(cells.values())
+            lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
+        return lines
+
+    def give_keys(self, numerics: NumericsClass) -> None:
+        """Makes the cells of what is asked, in a class of numbers; again where it changes."""
+        self.cells, self.cell_rows = [], []
+        if self.lm_eval is not None:
+            self.lm_eval.cells.clear()
+        known: set[str] = set()
+        for asked in self.asked:
+            key = asked.key(numerics, asked.data)
+            if key in known:  # the same weights, asked differently, but not here
+                continue
+            known.add(key)
+            cell, file = Cell(key, asked.subject, asked.task, asked.variant), asked.file
+            self.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
+            self.cell_rows.append(cell_row(cell, asked, numerics))
+            if asked.built is not None and self.lm_eval is not None:
+                self.lm_eval.add(cell, asked.built)
+
+
 def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> EncodingSettings:
     """The longest prompt a checkpoint takes: the option, else its config's (2,048 at most)."""
     config = numeric_config(Path(checkpoint.path))
@@ -183,28 +240,33 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def cell_row(
-    cell: Cell,
-    settings: EncodingSettings,
-    numerics: NumericsClass,
-    baseline: float,
-    documents: Sequence[Document],
-    versions: str,
-    *,
-    data: str,
-    requests: Path,
-    asked: str | None = None,
-) -> dict:
-    """One row of ``store.CELL_SCHEMA``.
-
-    Args:
-        asked: Key of the cell whatever its data; None: answers are not kept when the data changes.
-    """
-    subject, task, variant = cell.subject, cell.task, cell.variant
-    checkpoint, adapter = subject.checkpoint, subject.adapter
-    generation = generation_of(task, variant)
-    return {
+def cell_row(cell: Cell, asked: AskedCell, numerics: NumericsClass) -> dict:
+    """One row of ``store.CELL_SCHEMA``."""
+    row = {
         "cell": cell.key,
+        **_subject_columns(cell.subject),
+        **_task_columns(asked),
+        **_asking_columns(cell, asked),
+        "engine": numerics.engine,
+        "dtype": numerics.dtype,
+        "head_dtype": numerics.head_dtype,
+        "device": numerics.device,
+        "numerics": numerics.label,
+        "evalcore_version": __version__,
+        "versions": asked.versions,
+        "data": asked.data,
+        "asked": asked.key(numerics) if asked.keeps_answers else None,
+        "requests": asked.file.path.name,
+        "key_version": CELL_KEY_VERSION,
+    }
+    if asked.findings is not None:
+        row["findings"] = [finding.message for finding in asked.findings]
+    return row
+
+
+def _subject_columns(subject: Subject) -> dict:
+    checkpoint, adapter = subject.checkpoint, subject.adapter
+    return {
         "checkpoint": checkpoint.name,
         "step": checkpoint.step,
         "checkpoint_fingerprint": checkpoint.fingerprint,
@@ -223,6 +285,13 @@ def cell_row(
         "subject": subject.id,
         "base": subject.base_id,
         "untrained": bool(adapter and adapter.untrained),
+        "tokenizer": checkpoint.tokenizer_fingerprint,
+    }
+
+
+def _task_columns(asked: AskedCell) -> dict:
+    task = asked.task
+    return {
         "task": task.name,
         "task_version": task.version,
         "task_fingerprint": task.fingerprint,
@@ -232,8 +301,15 @@ def cell_row(
         "output_type": task.output_type,
         "primary_metric": task.primary,
         "metrics": list(task.metrics),
-        "baseline": baseline,
-        "num_choices": max((len(d.choices) for d in documents), default=0),
+        "baseline": asked.baseline,
+        "num_choices": max((len(d.choices) for d in asked.documents), default=0),
+    }
+
+
+def _asking_columns(cell: Cell, asked: AskedCell) -> dict:
+    checkpoint, variant = cell.subject.checkpoint, cell.variant
+    generation = generation_of(cell.task, variant)
+    return {
         "variant": variant.name,
         "variant_fingerprint": variant.fingerprint,
         "shots": variant.shots,
@@ -245,21 +321,9 @@ def cell_row(
         "answer": variant.answer,
         "stops": list(generation.stops) if generation is not None else [],
         "max_tokens": generation.max_tokens if generation is not None else None,
-        "max_length": settings.max_length,
-        "engine": numerics.engine,
-        "dtype": numerics.dtype,
-        "head_dtype": numerics.head_dtype,
-        "device": numerics.device,
-        "numerics": numerics.label,
-        "evalcore_version": __version__,
-        "versions": versions,
-        "data": data,
-        "asked": asked,
+        "max_length": asked.settings.max_length,
         "template": variant.template,
         "target": variant.target,
-        "requests": requests.name,
-        "key_version": CELL_KEY_VERSION,
-        "tokenizer": checkpoint.tokenizer_fingerprint,
         "chat_template": checkpoint.template_fingerprint if variant.chat else None,
         "chat_args": variant.chat_args or None,
         "template_date": variant.chat_date if variant.chat and checkpoint.template_dated else None,

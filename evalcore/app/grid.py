@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
     NO_TEMPLATE,
+    AskedCell,
     Grid,
     RequestFile,
-    cell_row,
     encoding_settings,
     installed_versions,
 )
 from evalcore.app.learned import LearnedRows
-from evalcore.app.lm_eval import add_cells
+from evalcore.app.lm_eval import ask_lm_eval
 from evalcore.config import GridConfig
 from evalcore.errors import DataError, InputError
 from evalcore.identity import (
     NumericsClass,
-    cell_key,
     parse_template_args,
     parse_template_date,
     rows_fingerprint,
     tokenizer_facts,
 )
-from evalcore.metrics import check_metrics, needs_unconditional
-from evalcore.planning import PlannedCell
+from evalcore.metrics import check_metrics
 from evalcore.prompting import (
     control_pattern,
     draw_shots,
@@ -51,7 +48,6 @@ from evalcore.tasks import (
 )
 from evalcore.tasks.lm_eval import split_selection
 from evalcore.types import (
-    Cell,
     Checkpoint,
     Document,
     EncodingSettings,
@@ -73,51 +69,52 @@ def build_grid(
         InputError: Not one cell can be asked.
     """
     grid = Grid()
-    known: set[str] = set()
     versions = json.dumps(installed_versions())
     selected = _selected(options)
     grid.findings += check_selection(task for task, _ in selected)
     for task, variants in selected:
-        work = _TaskWork.load(task, variants, options)
-        grid.documents[task.name, work.data] = work.documents
-        learned = LearnedRows(task, work.documents, work.pool)
-        for variant in variants:
-            files = _Files(work, variant, options, cache)
-            for subject in asked_of(
-                subjects,
-                chat=variant.chat,
-                generates=generation_of(task, variant) is not None,
-                encode=files.path,
-            ):
-                if variant.chat and not subject.checkpoint.template_fingerprint:
-                    grid.leave_out(NO_TEMPLATE, subject)
-                    continue
-                settings, file = files.of(subject.checkpoint)
-                keyed = partial(
-                    cell_key, subject, task, variant, settings, numerics, shots=file.shots,
-                    unconditional=needs_unconditional(task),
-                )  # fmt: skip
-                key = keyed(data=work.data)
-                if key in known:  # the same weights, asked differently, but not here
-                    continue
-                known.add(key)
-                cell = Cell(key, subject, task, variant)
-                grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-                row = cell_row(
-                    cell, settings, numerics, work.baseline, work.documents, versions,
-                    data=work.data, requests=file.path, asked=keyed(),
-                )  # fmt: skip
-                own = (*work.findings, *file.findings, *learned.findings(subject))
-                row["findings"] = [finding.message for finding in own]
-                grid.cell_rows.append(row)
-            grid.findings += files.findings
-        grid.findings += [*work.findings, *learned.all()]
+        _ask(grid, _TaskWork.load(task, variants, options), variants, subjects, options, cache)
     theirs = [name for tasks, _ in options.blocks for name in split_selection(tasks)[1]]
     if theirs:
-        grid.lm_eval = add_cells(grid, theirs, subjects, options, numerics, cache, versions)
-    if not grid.cells and grid.unasked:
+        grid.lm_eval = ask_lm_eval(grid, theirs, subjects, options, cache, versions)
+    if not grid.asked and grid.unasked:
         raise InputError("; ".join(f"{what}: {why}" for what, why in grid.problems()))
+    grid.give_keys(numerics)
     return grid
+
+
+def _ask(
+    grid: Grid,
+    work: _TaskWork,
+    variants: Sequence[Variant],
+    subjects: Sequence[Subject],
+    options: GridConfig,
+    cache: Path,
+) -> None:
+    """Adds what is asked of the subjects in one task."""
+    task, versions = work.task, json.dumps(installed_versions())
+    grid.documents[task.name, work.data] = work.documents
+    learned = LearnedRows(task, work.documents, work.pool)
+    for variant in variants:
+        files = _Files(work, variant, options, cache)
+        for subject in asked_of(
+            subjects,
+            chat=variant.chat,
+            generates=generation_of(task, variant) is not None,
+            encode=files.path,
+        ):
+            if variant.chat and not subject.checkpoint.template_fingerprint:
+                grid.leave_out(NO_TEMPLATE, subject)
+                continue
+            settings, file = files.of(subject.checkpoint)
+            own = (*work.findings, *file.findings, *learned.findings(subject))
+            asked = AskedCell(
+                subject, task, variant, settings, file, work.baseline, work.documents, work.data,
+                versions, own,
+            )  # fmt: skip
+            grid.asked.append(asked)
+        grid.findings += files.findings
+    grid.findings += [*work.findings, *learned.all()]
 
 
 def _selected(options: GridConfig) -> list[tuple[Task, list[Variant]]]:

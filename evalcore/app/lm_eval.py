@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
     NO_TEMPLATE,
+    AskedCell,
     Grid,
     RequestFile,
     adapter_name,
-    cell_row,
     encoding_settings,
 )
 from evalcore.checked import (
@@ -36,8 +36,6 @@ from evalcore.checked import (
 from evalcore.config import GridConfig
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.identity import (
-    NumericsClass,
-    cell_key,
     data_fingerprint,
     load_tokenizer,
     parse_template_args,
@@ -45,8 +43,6 @@ from evalcore.identity import (
     template_values,
     text_fingerprint,
 )
-from evalcore.metrics import needs_unconditional
-from evalcore.planning import PlannedCell
 from evalcore.store import ResultStore
 from evalcore.tasks import Finding, RowLimit, check_documents, trivial_baseline
 from evalcore.tasks.lm_eval import (
@@ -97,17 +93,20 @@ class LmEvalWork:
     loaded: Loaded
     cells: list[LmEvalCell] = field(default_factory=list)
 
+    def add(self, cell: Cell, built: Built) -> None:
+        """Another cell whose metrics are lm-eval's."""
+        self.cells.append(LmEvalCell(cell, built))
 
-def add_cells(
+
+def ask_lm_eval(
     grid: Grid,
     names: Sequence[str],
     subjects: Sequence[Subject],
     options: GridConfig,
-    numerics: NumericsClass,
     cache: Path,
     versions: str,
 ) -> LmEvalWork:
-    """Adds the cells of lm-eval's tasks to a grid: one variant per task.
+    """Adds what lm-eval's tasks ask to a grid: one variant per task.
 
     Raises:
         InputError: lm-eval is missing, a name is unknown, or a file names code that may not run.
@@ -119,8 +118,6 @@ def add_cells(
         allow_code=options.allow_code,
         data_root=options.data_root,
     )
-    work = LmEvalWork(loaded)
-    known: set[str] = set()
     versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
     for task in loaded.tasks.values():
         files = _Files(task, options, grid, cache)
@@ -137,23 +134,12 @@ def add_cells(
             # lm-eval's definition is code: its words and the rows it made of them.
             data = data_fingerprint(built.task)
             grid.documents[built.task.name, data] = built.documents
-            key = cell_key(
-                subject, built.task, built.variant, settings, numerics,
-                data=data, unconditional=needs_unconditional(built.task),
+            asked = AskedCell(
+                subject, built.task, built.variant, settings, file, baseline, built.documents, data,
+                versions, keeps_answers=False, built=built,
             )  # fmt: skip
-            if key in known:  # the same weights, asked differently, but not here
-                continue
-            known.add(key)
-            cell = Cell(key, subject, built.task, built.variant)
-            grid.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-            grid.cell_rows.append(
-                cell_row(
-                    cell, settings, numerics, baseline, built.documents, versions,
-                    data=data, requests=file.path,
-                )
-            )  # fmt: skip
-            work.cells.append(LmEvalCell(cell, built))
-    return work
+            grid.asked.append(asked)
+    return LmEvalWork(loaded)
 
 
 @dataclass
@@ -380,7 +366,7 @@ __all__ = [
     "VALUES_SCHEMA",
     "LmEvalCell",
     "LmEvalWork",
-    "add_cells",
+    "ask_lm_eval",
     "read_outcomes",
     "read_values",
     "write_outcomes",

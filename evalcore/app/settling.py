@@ -120,8 +120,8 @@ def settle_grid(
     generates = any(generation_of(c.cell.task, c.cell.variant) for c in grid.cells)
     spec = replace(adapters.fitted(spec), cuda_graphs=generates)  # scoring replays none
     if numerics_class(spec).label != numerics.label:
-        # In 16-bit the way is part of every cell's key, and the rule needs the grid: once more.
-        grid = build_grid(subjects, config, numerics_class(spec), cache)
+        # In 16-bit the way is part of every cell's key, and the rule needs the costs.
+        grid.give_keys(numerics_class(spec))
     grid.cells = [c for c in grid.cells if c.cell.subject.id not in adapters.refused]
     return spec, grid, adapters
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,25 @@ def test_how_a_cell_was_asked_is_recorded(house: Path) -> None:
         assert row["template_date"] == (TEMPLATE_DATE if row["chat"] else None)
         assert bool(row["chat_template"]) == row["chat"]
     assert {"template_date"} <= {finding.code for finding in grid.findings}
+
+
+def test_keys_given_anew_are_those_of_a_grid_that_was_built_so(house: Path) -> None:
+    """In 16-bit the way of adapters is part of the keys and is known after the costs."""
+    grid, before = (grid_of(house, "default,default:chat=1") for _ in range(2))
+    other = replace(NUMERICS, dtype="bfloat16", adapters="batched")
+    grid.give_keys(other)
+    subjects = resolve_subjects([house / "runs"], (), tokenizer="adapter").subjects
+    options = GridConfig(
+        (("pick,tell", "default,default:chat=1"),), data_root=house / "data",
+        task_path=(house / "tasks",), prompt_path=(house / "prompts",),
+    )  # fmt: skip
+    built = build_grid(subjects, options, other, house / "cache")
+    assert grid.cell_rows == built.cell_rows
+    keys, old = ({c.cell.key for c in g.cells} for g in (grid, before))
+    assert len(keys) == len(old) == len(grid.asked)
+    assert not keys & old
+    grid.give_keys(NUMERICS)
+    assert grid.cell_rows == before.cell_rows
 
 
 def test_a_run_over_older_keys_says_so_in_one_line(house: Path) -> None:

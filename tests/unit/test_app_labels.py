@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from evalcore.app.cells import cell_row
+from evalcore.app.cells import AskedCell, RequestFile, cell_row
 from evalcore.app.labels import label, labelled_subjects, not_scored_lines
 from evalcore.config import SubjectsConfig
 from evalcore.errors import InputError, UnknownNameError
@@ -106,7 +107,9 @@ def test_a_later_run_keeps_what_was_mended(
     for subject in labelled_subjects(options, store).subjects:
         settings = EncodingSettings()
         cell = Cell(digest(subject.id), subject, TASK, Variant("a", "mine", "{{ x }}"))
-        rows.append(cell_row(cell, settings, NUMERICS, 0.5, [], "{}", data="d", requests=Path("r")))
+        file = RequestFile(Path("r"), [], np.zeros(0, np.int64))
+        asked = AskedCell(subject, TASK, cell.variant, settings, file, 0.5, [], "d", "{}")
+        rows.append(cell_row(cell, asked, NUMERICS))
     store.write_cells(rows)
     label(store.path, tuned_on=["lora=mine,seed=5", "checkpoint-50=mine"],
           parent_map=["checkpoint-50=step-00100"])  # fmt: skip
