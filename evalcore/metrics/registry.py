@@ -10,6 +10,7 @@ from evalcore.errors import DefinitionError, UnknownNameError
 from evalcore.metrics import choices, pooled, text
 from evalcore.metrics.choices import Values
 from evalcore.metrics.pooled import CellScore
+from evalcore.tasks.rouge import READINGS, ROUGE_TYPES
 from evalcore.types import AnswerWay, OutputType, Task
 
 METRICS_VERSION = 2
@@ -101,10 +102,15 @@ def _pooled(
 def _texts() -> list[Metric]:
     found = []
     for source, suffix in (("text", ""), ("raw_text", "_raw")):
-        for kind in text.ROUGE_TYPES:
+        for kind in ROUGE_TYPES:
             values = text.compare_rouge(kind, source)
             needs = (source, "references")
             found.append(_mean(f"{kind}{suffix}", values, _TEXT, needs, baseline="constant"))
+        for reading in READINGS[1:]:
+            values = text.compare_rouge("rouge_l", source, reading)
+            needs = (source, "references")
+            name = f"rouge_l_{reading}{suffix}"
+            found.append(_mean(name, values, _TEXT, needs, baseline="constant"))
     for name, score in (
         ("exact_match", text.exact_match),
         ("exact_match_verbatim", text.verbatim),

@@ -7,35 +7,23 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from evalcore.metrics.arrays import FloatArray, column, integers, matches, strings
+from evalcore.tasks.rouge import ROUGE_TYPES, Reading, rouge_scorer
 
-ROUGE_TYPES = {
-    "rouge_1": "rouge1",
-    "rouge_2": "rouge2",
-    "rouge_l": "rougeL",
-    "rouge_lsum": "rougeLsum",
-}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 Values = Callable[[pa.Table], FloatArray]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-@lru_cache(maxsize=2)
-def _scorer(kinds: tuple[str, ...]) -> Any:
-    # rouge_score imports nltk; only tables with generated text need it.
-    from rouge_score import rouge_scorer
-
-    return rouge_scorer.RougeScorer([ROUGE_TYPES[kind] for kind in kinds], use_stemmer=True)
-
-
 @lru_cache(maxsize=1 << 17)
-def rouge_pair(text: str, reference: str, *, by_line: bool = False) -> dict[str, float]:
-    """F-measures of one pair by name of ``ROUGE_TYPES``, Porter stemmer on; 0 for empty text.
+def rouge_pair(
+    text: str, reference: str, *, by_line: bool = False, reading: Reading = ""
+) -> dict[str, float]:
+    """F-measures of one pair by name of ``ROUGE_TYPES``; 0 for empty text.
 
     Cached: the same generated text meets the same reference under many prompts and checkpoints.
 
@@ -43,18 +31,24 @@ def rouge_pair(text: str, reference: str, *, by_line: bool = False) -> dict[str,
         text: Generated text.
         reference: What it is compared with.
         by_line: Only ``rouge_lsum``, which costs as much as the others together.
+        reading: What a word is (see :mod:`evalcore.tasks.rouge`); ``rouge_l`` alone but for the
+            first.
     """
     kinds = tuple(kind for kind in ROUGE_TYPES if (kind == "rouge_lsum") == by_line)
+    kinds = ("rouge_l",) if reading else kinds
     if not text.strip() or not reference.strip():
         return dict.fromkeys(kinds, 0.0)
-    scores = _scorer(kinds).score(reference, text)
+    scores = rouge_scorer(kinds, reading).score(reference, text)
     return {kind: float(scores[ROUGE_TYPES[kind]].fmeasure) for kind in kinds}
 
 
-def rouge(text: str, references: Sequence[str], kind: str) -> float:
+def rouge(text: str, references: Sequence[str], kind: str, reading: Reading = "") -> float:
     """Best F-measure over the references, of one of ``ROUGE_TYPES``."""
     by_line = kind == "rouge_lsum"
-    pairs = (rouge_pair(text, reference, by_line=by_line)[kind] for reference in references)
+    pairs = (
+        rouge_pair(text, reference, by_line=by_line, reading=reading)[kind]
+        for reference in references
+    )
     return max(pairs, default=0.0)
 
 
@@ -109,9 +103,9 @@ def compare(score: Callable[[str, list[str]], float], name: str = "text") -> Val
     return compute
 
 
-def compare_rouge(kind: str, name: str = "text") -> Values:
+def compare_rouge(kind: str, name: str = "text", reading: Reading = "") -> Values:
     """Values of one of ``ROUGE_TYPES``, of trimmed or raw text (see :func:`compare`)."""
-    return compare(lambda text, references: rouge(text, references, kind), name)
+    return compare(lambda text, references: rouge(text, references, kind, reading), name)
 
 
 def valid(table: pa.Table) -> FloatArray:

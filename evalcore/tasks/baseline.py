@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from evalcore.tasks.rouge import ROUGE_TYPES, Reading, rouge_kind, rouge_scorer
 from evalcore.tasks.sample import sample_rank
 from evalcore.types import Document, Task
 
 _ACCURACIES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info"}
-# metric -> name in rouge-score; the raw metrics are about the same references
-_ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
 _CANDIDATES, _CHOSEN_ON, _TESTED_ON = 32, 60, 240
 
 
@@ -25,8 +24,8 @@ def trivial_baseline(task: Task, docs: Sequence[Document]) -> float:
     - ``uniform``: the mean of 1 / choices (accuracies, gold probability);
     - ``constant``: a reference as everybody's answer, chosen on other documents than it is tested
       on: documents are dealt into two halves by a hash of their ids, the best answer of one half is
-      scored on the other, both ways round. Exact match: the most frequent reference. ROUGE (Porter
-      stemmer, as the metric): the best of 32 candidates on 60 documents, tested on up to 240.
+      scored on the other, both ways round. Exact match: the most frequent reference. ROUGE (words
+      as the metric reads them): the best of 32 candidates on 60 documents, tested on up to 240.
 
     NaN for ``none``, for metrics without a floor, and where the kind does not fit the metric.
     """
@@ -44,8 +43,9 @@ def trivial_baseline(task: Task, docs: Sequence[Document]) -> float:
         return math.nan
     if kind not in ("auto", "constant"):
         return math.nan
-    if primary in _ROUGE:
-        return _across_halves(docs, _RougeFloor(_ROUGE[primary]))
+    rouge = rouge_kind(primary)  # the raw metrics are about the same references
+    if rouge is not None:
+        return _across_halves(docs, _RougeFloor(*rouge))
     if primary == "exact_match":
         return _across_halves(docs, _MatchFloor())
     return math.nan
@@ -83,11 +83,9 @@ class _MatchFloor:
 
 
 class _RougeFloor:
-    def __init__(self, kind: str) -> None:
-        from rouge_score import rouge_scorer  # brings nltk: only where ROUGE is asked for
-
-        self._kind = kind
-        self._scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
+    def __init__(self, kind: str, reading: Reading) -> None:
+        self._kind = ROUGE_TYPES[kind]
+        self._scorer = rouge_scorer((kind,), reading)
 
     def choose(self, docs: Sequence[Document]) -> str:
         sample = docs[:_CHOSEN_ON]

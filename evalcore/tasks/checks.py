@@ -13,6 +13,7 @@ empty_choices      error    a choice without text
 equal_choices      warning  two choices of a document are the same text
 duplicates         warning  documents repeat another's text
 empty_fields       warning  a field without text
+unseen_references  warning  references without a word that the metric sees (other scripts)
 overflow           error    prompts that do not fit even without shots: recorded, never scored
 shots_dropped      warning  prompts that lost shots to fit
 truncated          warning  prompts whose beginning was cut
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Literal
 from evalcore.identity import is_commit, text_fingerprint
 from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, content_key
 from evalcore.tasks.hub import data_resolution
+from evalcore.tasks.rouge import is_seen, rouge_kind
 from evalcore.types import Document, Task, Variant
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ def check_documents(
         f"{len(empty)} of {total} documents have an empty field",
         "their prompts lack a part of the question",
     )  # fmt: skip
+    found += _unseen_references(task, docs)
     leaked = sorted(i for shot in shots for i in keys.get(content_key(shot), ())[:1])
     found += _if_any(
         task, "error", "shots_leak", leaked,
@@ -111,6 +114,21 @@ def check_documents(
         "the answer is in the prompt; draw shots from another split",
     )  # fmt: skip
     return found
+
+
+def _unseen_references(task: Task, docs: Sequence[Document]) -> list[Finding]:
+    """Documents whose references hold no word that a metric of the task can see."""
+    blind = [m for m in task.metrics if (kind := rouge_kind(m)) and kind[1] != "unicode"]
+    rows = [
+        doc.index
+        for doc in (docs if blind else ())
+        if doc.references and not any(is_seen(text) for text in doc.references)
+    ]
+    return _if_any(
+        task, "warning", "unseen_references", rows,
+        f"{len(rows)} of {len(docs)} documents have references without a letter a-z or a digit",
+        f"{', '.join(blind)} give 0 for any answer to them; use rouge_l_unicode",
+    )  # fmt: skip
 
 
 def check_sample(

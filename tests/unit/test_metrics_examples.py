@@ -202,3 +202,35 @@ def test_unknown_metric_names_the_nearest() -> None:
         example_values(table([]), "acc_nrom")
     with pytest.raises(UnknownNameError, match="per cell only"):
         example_values(table([]), "mcc")
+
+
+def test_rouge_in_three_readings() -> None:
+    """rouge-score's own, without its stemmer, and with the letters of every script."""
+    from rouge_score import rouge_scorer
+
+    from evalcore.metrics.text import rouge
+
+    text, reference = "The dogs were running.", "a dog runs"
+    plain = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    assert rouge(text, [reference], "rouge_l") > 0
+    assert rouge(text, [reference], "rouge_l", "plain") == 0.0
+    for one, other in ((text, "The dogs ran"), ("a b c d", "a c d e")):
+        wanted = plain.score(other, one)["rougeL"].fmeasure
+        assert rouge(one, [other], "rouge_l", "plain") == pytest.approx(wanted)
+        assert rouge(one, [other], "rouge_l", "unicode") == pytest.approx(wanted)
+    for written, said in (
+        ("Собака бежит", "собака спит"), ("कुत्ता दौड़ता है", "कुत्ता सोता है"), ("狗在跑", "狗在睡"),
+        ("สุนัขวิ่ง", "สุนัขนอน"), ("الكلب يجري", "الكلب ينام"), ("ΣΚΎΛΟΣ", "σκύλος"),
+    ):  # fmt: skip
+        assert rouge(written, [said], "rouge_l") == 0.0
+        assert 0 < rouge(written, [said], "rouge_l", "unicode") <= 1
+        assert rouge(written, [written], "rouge_l", "unicode") == 1.0
+
+
+def test_words_of_scripts_with_marks_and_without_spaces() -> None:
+    from evalcore.tasks.rouge import UnicodeWords
+
+    words = UnicodeWords().tokenize
+    assert words("कुत्ता दौड़ता है।") == ["कुत्ता", "दौड़ता", "है"]
+    assert words("犬は走る, Tokyo-2") == ["犬", "は", "走", "る", "tokyo", "2"]
+    assert words("Don’t ｆｕｌｌ") == ["don", "t", "full"]

@@ -75,6 +75,23 @@ def test_rows_are_named_by_their_number_in_the_split() -> None:
     assert "(row 4)" in found["empty_fields"].message
 
 
+def test_references_that_the_metric_does_not_see() -> None:
+    """ROUGE of another script is 0 whatever is answered; it was so without a word."""
+    written: dict[str, Any] = {
+        "output_type": "generate_until", "choices": None, "gold": None,
+        "references": {"column": "said"}, "metrics": ["rouge_l", "exact_match"],
+        "primary": "rouge_l",
+    }  # fmt: skip
+    rows = [{"sentence": f"s{i}", "said": said} for i, said in enumerate(["собака", "a dog", "狗"])]
+    task = toy(**written)
+    (finding,) = check_documents(task, documents_from_rows(task, rows, "rows"))
+    assert (finding.level, finding.code, finding.rows) == ("warning", "unseen_references", (0, 2))
+    assert "rouge_l give 0 for any answer to them; use rouge_l_unicode" in finding.message
+    for metrics in (["rouge_l_unicode"], ["exact_match"]):
+        other = toy(**{**written, "metrics": metrics, "primary": metrics[0]})
+        assert check_documents(other, documents_from_rows(other, rows, "rows")) == []
+
+
 def test_text_the_task_gives_itself_may_be_empty() -> None:
     task = toy(fields={"text": "sentence", "context": {"text": ""}})
     assert check_documents(task, documents_from_rows(task, ROWS, "rows")) == []

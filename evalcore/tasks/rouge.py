@@ -1,0 +1,69 @@
+"""ROUGE by rouge-score, in three readings of what a word is.
+
+- ``rouge_l`` and the others: the Porter stemmer over the tokenizer of rouge-score (lower case, runs
+  of a-z and 0-9; everything else is white space).
+- ``rouge_l_plain``: the same without the stemmer, as Hugging Face `evaluate` has it.
+- ``rouge_l_unicode``: runs of letters, marks and digits of any script, case-folded, without the
+  stemmer; scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) by character.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+Reading = Literal["", "plain", "unicode"]
+READINGS: tuple[Reading, ...] = ("", "plain", "unicode")
+ROUGE_TYPES = {
+    "rouge_1": "rouge1",
+    "rouge_2": "rouge2",
+    "rouge_l": "rougeL",
+    "rouge_lsum": "rougeLsum",
+}
+"""Name here -> name in rouge-score."""
+_SEEN = re.compile("[a-z0-9]")
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+
+
+def rouge_kind(metric: str) -> tuple[str, Reading] | None:
+    """(name of ``ROUGE_TYPES``, reading) of a metric's name, raw or not; None if it is no ROUGE."""
+    name = metric.removesuffix("_raw")
+    for reading in READINGS[1:]:
+        base = name.removesuffix(f"_{reading}")
+        if base != name and base in ROUGE_TYPES:
+            return base, reading
+    return (name, "") if name in ROUGE_TYPES else None
+
+
+@lru_cache(maxsize=8)
+def rouge_scorer(kinds: Sequence[str], reading: Reading = "") -> Any:
+    """A scorer of rouge-score for some of ``ROUGE_TYPES``."""
+    from rouge_score import rouge_scorer as library  # brings nltk: only where it is asked for
+
+    types = [ROUGE_TYPES[kind] for kind in kinds]
+    if reading == "unicode":
+        return library.RougeScorer(types, tokenizer=UnicodeWords())
+    return library.RougeScorer(types, use_stemmer=reading == "")
+
+
+class UnicodeWords:
+    """A tokenizer for rouge-score that knows the letters of every script."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words of a text."""
+        kept = "".join(
+            char if unicodedata.category(char)[0] in "LMN" else " "
+            for char in unicodedata.normalize("NFKC", text).casefold()
+        )
+        return _WITHOUT_SPACES.sub(lambda found: f" {found.group()} ", kept).split()
+
+
+def is_seen(text: str) -> bool:
+    """Whether rouge-score's own tokenizer finds a word in a text."""
+    return bool(_SEEN.search(text.lower()))
