@@ -39,7 +39,8 @@ from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, LoadReport, OneBy
 from evalcore.identity import NumericsClass, resolve_subjects
 from evalcore.planning import plan_units
 from evalcore.prompting import load_tokenizer, read_requests
-from evalcore.report.pictures import PALETTE, legend, panel, save
+from evalcore.report.charts import PALETTE
+from evalcore.report.pictures import write_png
 from evalcore.scoring import CellWork, WorkerConfig, batching, worker
 from evalcore.store import ResultStore
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
@@ -283,20 +284,24 @@ def write(rows: Sequence[dict], out: Path) -> list[Path]:
 
 
 def _draw(rows: Sequence[dict], out: Path) -> Path:
-    with panel(width=6.4, height=3.8) as (figure, axes):
-        places, bottom = range(len(rows)), np.zeros(len(rows))
-        for i, name in enumerate(STAGES):
-            values = np.array([row["us"][name] for row in rows])
-            hatch = "//" if i >= len(PALETTE) else None
-            axes.bar(places, values, 0.6, bottom, label=name, color=PALETTE[i % len(PALETTE)],
-                     hatch=hatch)  # fmt: skip
-            bottom += values
-        axes.set_xticks(places, [f"{row['requests']:,}" for row in rows])
-        axes.set_xlabel("requests")
-        axes.set_ylabel("CPU microseconds per request")
-        axes.set_title(f"The harness without the model ({GROUP})", fontsize=10)
-        legend(axes)
-        return save(figure, out, "bench", "components", "CPU time per request").path
+    import altair as alt
+
+    points = [
+        {"requests": row["requests"], "stage": name, "us": row["us"][name], "order": number}
+        for row in rows
+        for number, name in enumerate(STAGES)
+    ]
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(STAGES))]
+    title = f"The harness without the model ({GROUP})"
+    chart = alt.Chart(alt.Data(values=points), title=title).mark_bar().encode(
+        x=alt.X("requests:O", axis=alt.Axis(labelAngle=0, format=",")),
+        y=alt.Y("us:Q", title="CPU microseconds per request"),
+        color=alt.Color("stage:N", title=None, legend=alt.Legend(orient="right"),
+                        scale=alt.Scale(domain=list(STAGES), range=colours)),
+        order="order:Q",
+    )  # fmt: skip
+    spec = chart.properties(width=480, height=280).to_dict()
+    return write_png({**spec, "background": "white"}, out / "components.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.peers_grid import GridSize
 from evalcore.benchmark.tables import markdown, number
-from evalcore.report.pictures import PALETTE, legend, panel, save
+from evalcore.report.charts import PALETTE
+from evalcore.report.pictures import write_png
 
 Row = dict[str, Any]
 SYSTEMS = ("evalcore", "lm-eval-hf", "lm-eval-vllm")
@@ -199,23 +200,33 @@ def write_summary(
 
 
 def _draw(rows: Sequence[Row], size: GridSize, out: Path) -> Path:
-    documents = sorted({row["documents"] for row in rows})
-    systems = list(dict.fromkeys(row["system"] for row in rows))
-    width = 0.8 / len(systems)
-    with panel(width=6.4, height=3.8) as (figure, axes):
-        for place, system in enumerate(systems):
-            own = [row for row in rows if row["system"] == system]
-            at = [documents.index(r["documents"]) + (place + 0.5) * width - 0.4 for r in own]
-            colour = PALETTE[place % len(PALETTE)]
-            axes.bar(at, [r["startup_s"] for r in own], width, color=colour, alpha=0.45)
-            axes.bar(at, [r["steady_s"] or 0.0 for r in own], width, color=colour, label=system,
-                     bottom=[r["startup_s"] for r in own])  # fmt: skip
-            for x, row in zip(at, own, strict=True):
-                star = "*" if row["extrapolated"] else ""
-                axes.text(x, row["total_s"], f"{row['total_s']:.0f}{star}", ha="center",
-                          va="bottom", fontsize=8)  # fmt: skip
-        axes.set_xticks(range(len(documents)), [f"{n:,} documents a task" for n in documents])
-        axes.set_ylabel("seconds for the grid")
-        axes.set_title(f"{size.cells} cells (pale: start-up; *: extrapolated)")
-        legend(axes)
-        return save(figure, out, "bench", "peers", "seconds for the grid").path
+    import altair as alt
+
+    points = [
+        {
+            "documents": f"{row['documents']:,} documents a task", "place": row["documents"],
+            "system": row["system"], "part": part, "seconds": seconds or 0.0,
+            "label": f"{row['total_s']:.0f}{'*' if row['extrapolated'] else ''}",
+            "total": row["total_s"],
+        }
+        for row in rows
+        for part, seconds in (("start-up", row["startup_s"]), ("scoring", row["steady_s"]))
+    ]  # fmt: skip
+    title = f"{size.cells} cells (pale: start-up; *: extrapolated)"
+    base = alt.Chart(alt.Data(values=points), title=title).encode(
+        x=alt.X("documents:N", sort=alt.EncodingSortField("place"), title=None,
+                axis=alt.Axis(labelAngle=0)),
+        xOffset="system:N",
+    )  # fmt: skip
+    order = alt.Order("part:N", sort="descending")
+    bars = base.mark_bar().encode(
+        y=alt.Y("seconds:Q", title="seconds for the grid"), order=order,
+        color=alt.Color("system:N", title=None, scale=alt.Scale(range=list(PALETTE)),
+                        legend=alt.Legend(orient="bottom")),
+        opacity=alt.condition("datum.part === 'start-up'", alt.value(0.45), alt.value(1)),
+    )  # fmt: skip
+    text = base.transform_filter("datum.part === 'scoring'").mark_text(dy=-6).encode(
+        y="total:Q", text="label:N"
+    )  # fmt: skip
+    chart = (bars + text).properties(width=520, height=280)
+    return write_png({**chart.to_dict(), "background": "white"}, out / "peers.png")

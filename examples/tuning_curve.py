@@ -5,22 +5,19 @@ python tuning_curve.py RESULTS OUT.png
 
 import sys
 
-import matplotlib
-import matplotlib.pyplot as plt
+import altair as alt
 
 import evalcore as ec
 
-matplotlib.use("Agg")
 results = ec.open(sys.argv[1])
-rows = [row for row in results.scores() if row["tuning_step"] is not None]
-figure, axes = plt.subplots()
-for line in sorted({(row["task"], row["tuning"], row["way"]) for row in rows}):
-    points = [row for row in rows if (row["task"], row["tuning"], row["way"]) == line]
-    points.sort(key=lambda row: row["tuning_step"])
-    steps = [row["tuning_step"] for row in points]
-    axes.errorbar(steps, [row["score"] for row in points], [row["stderr"] for row in points],
-                  marker="o", capsize=3, label=" ".join(line))  # fmt: skip
-    print(*line, {row["tuning_step"]: round(row["score"], 3) for row in points})
-axes.set(xlabel="step of the tuning", ylabel="score")
-axes.legend()
-figure.savefig(sys.argv[2])
+rows = [
+    {**row, "line": " ".join((row["task"], row["tuning"], row["way"]))}
+    for row in results.scores() if row["tuning_step"] is not None
+]  # fmt: skip
+for line in sorted({row["line"] for row in rows}):
+    points = sorted((r["tuning_step"], round(r["score"], 3)) for r in rows if r["line"] == line)
+    print(line, dict(points))
+step = alt.X("tuning_step:Q", title="step of the tuning")
+base = alt.Chart(alt.Data(values=rows)).encode(x=step, color=alt.Color("line:N", title=None))
+band = base.mark_area(opacity=0.2).encode(y=alt.Y("low95:Q", title="score"), y2="high95:Q")
+(band + base.mark_line(point=True).encode(y="score:Q")).save(sys.argv[2])

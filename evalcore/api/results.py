@@ -227,9 +227,9 @@ class Results:
     # Out -------------------------------------------------------------------------------------
 
     def report(
-        self, output: str | os.PathLike[str] | None = None, *, title: str = "evalcore report"
+        self, output: str | os.PathLike[str] | None = None, *, title: str = "Scores and gains"
     ) -> MadeReport:
-        """Writes one HTML page, its pictures as PNG and every table as CSV.
+        """Writes one HTML page, its pictures (PNG, SVG) and every table as CSV.
 
         Args:
             output: Folder; None: ``report`` inside the results.

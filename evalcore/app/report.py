@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.errors import InputError
@@ -39,12 +39,13 @@ def report(
     output: Path,
     *,
     title: str,
+    description: str = "",
     losses: pa.Table | None = None,
     allow_mixed: bool = False,
     groups: Sequence[Group] | None = None,
     primary: Way | None = None,
 ) -> MadeReport:
-    """Analyses a results folder and writes report.html, PNGs and CSVs into ``output``.
+    """Analyses a results folder and writes report.html, pictures and CSVs into ``output``.
 
     ``losses``: training losses to show as well (``evalcore.report.losses.LOSS_COLUMNS``);
     ``groups`` and ``primary``: what a study declares (see ``evalcore.analysis.analyse``).
@@ -65,17 +66,29 @@ def report(
         None,
         output,
         title=title,
+        description=description,
         run_records=store.runs.list(),
         analysis=analysis,
         losses=losses,
+        source=store,
+        command=f"evalcore report {results} -o {output}",
     )
     made = MadeReport(report_table(analysis), page)
     keep_estimates(store, book)
     return made
 
 
-def declared(file: Path) -> tuple[list[Group] | None, Way | None]:
-    """(groups of tasks, primary way of asking) that a study file declares; None where it does not.
+class Declared(TypedDict):
+    """What a study file says of its report: keywords of :func:`report`."""
+
+    title: str
+    description: str
+    groups: list[Group] | None
+    primary: Way | None
+
+
+def declared(file: Path) -> Declared:
+    """What a study file declares.
 
     Raises:
         InputError: The study file is wrong.
@@ -85,17 +98,22 @@ def declared(file: Path) -> tuple[list[Group] | None, Way | None]:
     return declared_by(load_study(file))
 
 
-def declared_by(study: Study) -> tuple[list[Group] | None, Way | None]:
-    """The same of a study that was read."""
+def declared_by(study: Study) -> Declared:
+    """The same of a study that was read; ``groups`` and ``primary`` are None where it has none."""
     from evalcore.analysis import Group, Way
 
     spec = study.evaluation
-    if spec is None:
-        return None, None
-    groups = [
-        Group(name, tuple(g.tasks), g.tuned_by, tuple(g.prompts)) for name, g in spec.groups.items()
-    ]
-    return groups or None, None if spec.primary is None else Way(**spec.primary.model_dump())
+    groups, primary = None, None
+    if spec is not None:
+        groups = [
+            Group(name, tuple(g.tasks), g.tuned_by, tuple(g.prompts))
+            for name, g in spec.groups.items()
+        ] or None
+        primary = None if spec.primary is None else Way(**spec.primary.model_dump())
+    return {
+        "title": study.name, "description": study.description, "groups": groups,
+        "primary": primary,
+    }  # fmt: skip
 
 
 def _maker_flags(store: ResultStore, book: ScoreBook) -> list[Flag]:

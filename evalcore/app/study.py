@@ -186,11 +186,7 @@ def _stages(
         with timer.stage("report", "writing the report"):
             results, out = options.output / "results", options.output / "report"
             losses = collect_loss_curves(options.output).sort_by("base_step")
-            title = f"{spec.name}: {spec.description}"
-            groups, primary = declared_by(spec)
-            outcome.made = report(
-                results, out, title=title, losses=losses, groups=groups, primary=primary
-            )
+            outcome.made = report(results, out, losses=losses, **declared_by(spec))
     outcome.seconds = timer.seconds
     return outcome
 

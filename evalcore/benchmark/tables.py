@@ -8,7 +8,8 @@ from typing import Any
 
 from evalcore.errors import InputError
 from evalcore.files import write_atomically
-from evalcore.report.pictures import MARKERS, PALETTE, legend, panel, save
+from evalcore.report.charts import PALETTE
+from evalcore.report.pictures import write_png
 
 Row = Mapping[str, Any]
 AXES = ("contexts", "context_tokens", "choices", "continuation_tokens", "shots", "adapters")
@@ -107,18 +108,35 @@ def swept_axis(rows: Sequence[Row]) -> str | None:
 
 def draw(rows: Sequence[Row], out: Path, name: str = "bench") -> Path:
     """Draws examples per second against what was swept (median, least and most) as PNG."""
+    import altair as alt
+
     measured = [row for row in rows if row["status"] == "measured"]
     axis = swept_axis(measured) if measured else None
-    count = len(measured)
-    with panel(width=6.4, height=3.8 if axis else 1.4 + 0.34 * max(count, 1)) as (figure, axes):
-        if axis:
-            _lines(axes, measured, axis)
-            legend(axes)
-        else:
-            _bars(axes, measured)
-        where = f"{measured[0]['model']}, {measured[0]['device']}" if measured else "no measurement"
-        axes.set_title(f"Scoring speed ({where})", fontsize=9)
-        return save(figure, out, "bench", name, "examples per second").path
+    points = [
+        {
+            "at": row[axis] if axis else row["label"], "rate": row["examples_per_s"],
+            "least": row["examples"] / row["max_s"], "most": row["examples"] / row["min_s"],
+            "series": _series(row, axis, measured) if axis else "",
+        }
+        for row in measured
+    ]  # fmt: skip
+    where = f"{measured[0]['model']}, {measured[0]['device']}" if measured else "no measurement"
+    rate, least = (alt.X if not axis else alt.Y)("rate:Q", title="examples per second"), "least:Q"
+    base = alt.Chart(alt.Data(values=points), title=f"Scoring speed ({where})")
+    if axis:
+        base = base.encode(
+            x=alt.X("at:Q", title=axis.replace("_", " ")),
+            color=alt.Color("series:N", title=None, scale=alt.Scale(range=list(PALETTE)),
+                            legend=alt.Legend(orient="bottom", columns=1, labelLimit=400)),
+        )  # fmt: skip
+        marks = base.mark_line(point=True).encode(y=rate)
+        spread = base.mark_rule().encode(y=least, y2="most:Q")
+    else:
+        base = base.encode(y=alt.Y("at:N", sort=None, title=None))
+        marks = base.mark_bar(color=PALETTE[0]).encode(x=rate)
+        spread = base.mark_rule().encode(x=least, x2="most:Q")
+    chart = (marks + spread).properties(width=520, height=280 if axis else alt.Step(22))
+    return write_png({**chart.to_dict(), "background": "white"}, out / f"{name}.png")
 
 
 def _series(row: Row, axis: str, rows: Sequence[Row]) -> str:
@@ -130,34 +148,3 @@ def _series(row: Row, axis: str, rows: Sequence[Row]) -> str:
         if other != axis and len({r[other] for r in rows}) > 1:
             parts.append(f"{row[other]} {other.replace('_', ' ')}")
     return ", ".join(parts)
-
-
-def _lines(axes: Any, rows: Sequence[Row], axis: str) -> None:
-    names = dict.fromkeys(_series(row, axis, rows) for row in rows)
-    for place, name in enumerate(names):
-        own = sorted((r for r in rows if _series(r, axis, rows) == name), key=lambda r: r[axis])
-        axes.errorbar(
-            [r[axis] for r in own], [r["examples_per_s"] for r in own], yerr=_spread(own),
-            label=name, color=PALETTE[place % len(PALETTE)], marker=MARKERS[place % len(MARKERS)],
-            capsize=3,
-        )  # fmt: skip
-    axes.set_xlabel(axis.replace("_", " "))
-    axes.set_ylabel("examples per second")
-    axes.set_ylim(bottom=0)
-
-
-def _bars(axes: Any, rows: Sequence[Row]) -> None:
-    places = range(len(rows))
-    axes.barh(places, [r["examples_per_s"] for r in rows], xerr=_spread(rows), color=PALETTE[0],
-              capsize=3)  # fmt: skip
-    axes.set_yticks(places, [r["label"] for r in rows], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("examples per second")
-
-
-def _spread(rows: Sequence[Row]) -> list[list[float]]:
-    """Distances from the median rate to that of the slowest and of the quickest repetition."""
-    return [
-        [r["examples_per_s"] - r["examples"] / r["max_s"] for r in rows],
-        [r["examples"] / r["min_s"] - r["examples_per_s"] for r in rows],
-    ]

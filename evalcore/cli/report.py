@@ -47,27 +47,26 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: RESULTS/report)."
 )
-@click.option("--title", default="evalcore report", show_default=True, help="Title of the page.")
+@click.option("--title", help="Title of the page (default: the study's name).")
 @click.option(
     "--allow-mixed", is_flag=True,
     help="Compare scores of different engines, dtypes or devices all the same.",
 )  # fmt: skip
 @click.option(
     "--study", type=click.Path(path_type=Path), metavar="STUDY.yaml",
-    help="Take groups of tasks and the primary way of asking from it.",
+    help="Take title, groups of tasks and the primary way of asking from it.",
 )  # fmt: skip
 def report(
-    results: Path, output: Path | None, title: str, allow_mixed: bool, study: Path | None
+    results: Path, output: Path | None, title: str | None, allow_mixed: bool, study: Path | None
 ) -> int:
-    """Prints the study's table and writes report.html, pictures (PNG) and tables (CSV)."""
+    """Prints the study's table and writes report.html, pictures (PNG, SVG) and tables (CSV)."""
     from evalcore.app import report as make
     from evalcore.app.report import declared
 
-    groups, primary = (None, None) if study is None else declared(study)
-    made = make(
-        results, output or results / "report", title=title, allow_mixed=allow_mixed,
-        groups=groups, primary=primary,
-    )  # fmt: skip
+    given = {"title": "Scores and gains"} if study is None else declared(study)
+    if title is not None:
+        given["title"] = title
+    made = make(results, output or results / "report", allow_mixed=allow_mixed, **given)
     echo(made.table)
     echo(f"report: {made.page}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from unicodedata import category
 
 from evalcore.analysis import Estimate
 
@@ -63,3 +64,39 @@ def interval(estimate: Estimate) -> str:
     if math.isnan(estimate.low95):
         return signed(estimate.value)
     return f"{signed(estimate.value)} [{signed(estimate.low95)}, {signed(estimate.high95)}]"
+
+
+_SHOWN_BREAKS = "\n\t"
+_UNSEEN = ("Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp")
+
+
+def visible(text: str, most: int | None = None) -> str:
+    """Text in which no character can hide or turn others round: those are written ``⟨U+202E⟩``.
+
+    Line ends and tabs stay. ``most``: longer texts are cut there, which is said.
+    """
+    rest = "" if most is None or len(text) <= most else f" ⟨{len(text) - most:,} more characters⟩"
+    text = text if most is None else text[:most]
+    if text.isascii() and text.isprintable():
+        return text + rest
+    return (
+        "".join(
+            f"⟨U+{ord(c):04X}⟩" if c not in _SHOWN_BREAKS and category(c) in _UNSEEN else c
+            for c in text
+        )
+        + rest
+    )
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name for people."""
+    return {
+        "acc": "accuracy",
+        "acc_norm": "accuracy (per character)",
+        "acc_bytes": "accuracy (per byte)",
+        "rouge_l": "ROUGE-L",
+        "rouge_1": "ROUGE-1",
+        "rouge_2": "ROUGE-2",
+        "gold_prob": "probability of the right choice",
+        "gold_bits_per_byte": "bits per byte of the reference",
+    }.get(metric, metric)

@@ -7,7 +7,9 @@ record of how it was made.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -60,9 +62,18 @@ def test_a_report_without_labels_has_scores_and_gains_per_prompt(own: Own, tmp_p
     assert "step-00100 + nli-seed0" in printed
     assert " –  " not in printed, "no row of dashes"
     page = (tmp_path / "report.html").read_text()
-    assert "Under each single prompt (20 rows)" in page
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert found is not None
+    data = json.loads(found[1])
+    levels = data["scores"]["columns"]["level"]
+    assert sum(levels["of"][n] == "prompt" for n in levels["at"]) == 20
     assert (tmp_path / "steps_pocket_nli.png").is_file(), "steps of the trainer are a curve"
-    assert "Score against the step of the tuning" in page
+    assert "Score over the steps of a tuning" in page
+    document = data["documents"]["pocket_nli"]["documents"][0]
+    asked = document["prompts"]["default"]
+    assert asked.startswith("<s>### Input_1: "), "the prompt as sent, special tokens and all"
+    assert document["fields"]["premise"] in asked
+    assert len(document["answers"]) == 10
 
 
 def test_labels_come_later_and_stay(own: Own, results: ec.Results, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ FINETUNE_MAY_IMPORT = {
     "cluster",
 }
 HEAVY = {
-    "torch", "transformers", "vllm", "ray", "datasets", "peft", "scipy", "matplotlib", "pandas",
+    "torch", "transformers", "vllm", "ray", "datasets", "peft", "scipy", "altair", "pandas",
     "trl",
 }  # fmt: skip
 LIGHT_MODULES = [name for name in ORDER if name not in {"engines"}]

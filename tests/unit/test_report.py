@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
+import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +23,14 @@ from test_analysis_tables import (
 )
 
 from evalcore import report
-from evalcore.analysis import Analysis, analyse
+from evalcore.analysis import Analysis, analyse, score_rows
 from evalcore.errors import InputError
 from evalcore.report import study_rows, write_report
-from evalcore.report.pictures import short_step
-from evalcore.report.words import both_errors, plain, signed
+from evalcore.report.charts import BASE_COLOUR, PALETTE
+from evalcore.report.documents import sample
+from evalcore.report.rows import short_step
+from evalcore.report.sources import TableSource
+from evalcore.report.words import both_errors, plain, signed, visible
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
 
 RUN = {"started": "2026-01-02T03:04:05Z", "examples_per_s": 412.5, "computed_tokens": 1203320,
@@ -41,7 +47,7 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.ids: set[str] = set()
         self.open: list[str] = []
-        self.images = 0
+        self.scripts = 0
         self.text = ""
         self.feed(text)
 
@@ -50,9 +56,7 @@ class Page(HTMLParser):
         self.loads += [v for k in ("src", "href") if (v := values.get(k))]
         if values.get("id"):
             self.ids.add(str(values["id"]))
-        if tag == "img":
-            self.images += 1
-            assert values["alt"]
+        self.scripts += tag == "script"
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -61,6 +65,13 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What the page's script reads."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())
+    assert found is not None
+    return json.loads(found[1])
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +94,67 @@ def test_page_needs_nothing_else(page: Path) -> None:
     assert parsed.open == []
     inside = [link for link in parsed.loads if link.startswith("#")]
     assert {link[1:] for link in inside} <= parsed.ids
-    outside = [v for v in parsed.loads if not v.startswith(("#", "data:image/png;base64,"))]
-    assert outside == []
-    assert "url(" not in text
-    assert "@import" not in text
+    assert [link for link in parsed.loads if link not in inside] == []
+    assert parsed.scripts == 3, "data, Vega and the page's own"
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert policy is not None
+    rules = html.unescape(policy[1])
+    assert rules.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in rules
+    assert "http" not in rules
     assert 'name="viewport"' in text
+    assert len(text) < 5_000_000
 
 
-def test_page_has_every_picture_and_each_lies_beside_it(page: Path) -> None:
-    pictures = sorted(p.name for p in page.parent.glob("*.png"))
-    assert Page(page.read_text()).images == len(pictures)
-    for kind, count in (("curve", 5), ("gain", 4), ("spread", 5), ("forgetting", 3)):
-        assert sum(name.startswith(kind + "_") for name in pictures) == count
+def test_every_figure_lies_beside_the_page_as_png_and_svg(page: Path) -> None:
+    figures = [figure["id"] for figure in data_of(page)["figures"]]
+    for kind in ("png", "svg"):
+        assert sorted(p.stem for p in page.parent.glob(f"*.{kind}")) == sorted(figures)
+    for kind, count in (("curve", 5), ("gain", 4), ("prompts", 5), ("transfer", 3), ("cost", 1)):
+        assert sum(name.split("_")[0] == kind for name in figures) == count
+    svg = (page.parent / "curve_pocket_nli.svg").read_text()
+    assert "stroke-dasharray" in svg, "the base is dashed"
+    assert svg.count('aria-roledescription="area mark container"') >= 1, "bands"
+
+
+def test_rows_of_the_page_are_those_of_the_analysis(page: Path, analysis: Analysis) -> None:
+    """Means, single prompts and gains, value for value; every single prompt knows its mean."""
+    columns = data_of(page)["scores"]["columns"]
+
+    def column(name: str) -> list[Any]:
+        found = columns[name]
+        return found if isinstance(found, list) else [found["of"][at] for at in found["at"]]
+
+    levels = column("level")
+    for level, by in (("mean", "task"), ("prompt", "prompt")):
+        rows = score_rows(analysis.book, by)
+        mine = [n for n, name in enumerate(levels) if name == level]
+        assert [column("task")[n] for n in mine] == [r.task.name for r in rows]
+        for name, values in (
+            ("score", [r.score.value for r in rows]), ("score_low", [r.score.low95 for r in rows]),
+            ("gain", [r.gain.value for r in rows]), ("gain_high", [r.gain.high95 for r in rows]),
+        ):  # fmt: skip
+            shown = [np.nan if column(name)[n] is None else column(name)[n] for n in mine]
+            np.testing.assert_allclose(shown, values, atol=1e-6)
+    parents = column("parent")
+    singles = [n for n, name in enumerate(levels) if name == "prompt"]
+    for n in singles:
+        assert levels[parents[n]] == "mean"
+        assert column("task")[parents[n]] == column("task")[n]
+        assert set(column("prompts")[n]) <= set(column("prompts")[parents[n]])
+    changed = next(n for n in singles if column("gain")[n])
+    difference = (column("better")[changed] - column("worse")[changed]) / column("n")[changed]
+    assert difference == pytest.approx(column("gain")[changed], abs=1e-6)
+
+
+def test_documents_are_a_stated_sample(page: Path, analysis: Analysis) -> None:
+    documents = data_of(page)["documents"]
+    assert set(documents) == set(analysis.book.tasks)
+    nli = documents["pocket_nli"]
+    assert (nli["total"], len(nli["documents"]), nli["cells"]) == (20, 20, nli["of"])
+    small = sample(analysis, TableSource(study_table(documents=20)), most_bytes=30_000)
+    assert 0 < len(json.dumps(small)) < 60_000
+    assert all(len(task["documents"]) < 20 for task in small.values())
 
 
 def test_page_says_title_run_and_warnings_in_words(page: Path) -> None:
@@ -103,8 +163,8 @@ def test_page_says_title_run_and_warnings_in_words(page: Path) -> None:
     assert "1,203,320" in text
     assert "<b>not bold</b>" in text, "run records are text, never markup"
     assert "13 tuned subjects have no format-only control" in text
-    assert "a gain for these prompts, this run: +0.283 [" in text
-    assert "a change that could be chance for other prompts: [" in text
+    assert "+0.283 [" in text
+    assert "it could be chance for other prompts; a gain for these prompts, this run, [" in text
     assert "Does tuning give more at a later checkpoint?" in text
     assert "learned in pre-training" in text
     assert "vllm/float32" in text
@@ -183,8 +243,9 @@ def test_models_of_unknown_tuning_have_scores_and_gains_per_prompt(tmp_path: Pat
     page = write_report(to_table(rows), tmp_path, title="Mine")
     shown = Page(page.read_text()).text
     assert "Scores and gains" in shown
-    assert shown.count("step-00001 + mine") == 4, "by task, under each prompt, among warnings"
     assert "evalcore label" in shown
+    levels = data_of(page)["scores"]["columns"]["level"]
+    assert [levels["of"][n] for n in levels["at"]] == ["mean"] * 2 + ["prompt"] * 4
     with (tmp_path / "scores_by_prompt.csv").open() as file:
         read = list(csv.DictReader(file))
     assert [(r["model"], r["prompt"], float(r["score"])) for r in read] == [
@@ -201,7 +262,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     ]  # fmt: skip
     page = write_report(to_table(rows), tmp_path / "out", title="<i>x</i>")
     text = page.read_text()
-    assert "<script>" not in text
+    assert "<script>alert" not in text
+    assert Page(text).scripts == 3
     assert "&lt;i&gt;x" in text
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -211,8 +273,14 @@ def test_names_that_look_alike_on_disk_keep_their_own_pictures(tmp_path: Path) -
         row for name in ("a/b", "a_b", "a b")
         for row in cell_rows(subject_columns(1), task_columns(name), "default", np.arange(8) % 2)
     ]  # fmt: skip
-    page = write_report(to_table(rows), tmp_path, title="x")
-    assert Page(page.read_text()).images == len(list(tmp_path.glob("curve_*.png"))) == 3
+    write_report(to_table(rows), tmp_path, title="x")
+    assert len(list(tmp_path.glob("curve_*.png"))) == 3
+
+
+def test_characters_that_hide_are_shown() -> None:
+    assert visible("plain ümläut\n\ttext") == "plain ümläut\n\ttext"
+    assert visible("a\u202eb\u200bc\x00\ud800") == "a⟨U+202E⟩b⟨U+200B⟩c⟨U+0000⟩⟨U+D800⟩"
+    assert visible("x" * 50, 20) == "x" * 20 + " ⟨30 more characters⟩"
 
 
 def test_report_from_a_results_folder(tmp_path: Path) -> None:
@@ -258,25 +326,33 @@ def test_numbers_as_people_write_them() -> None:
 def test_importing_needs_no_heavy_library() -> None:
     code = (
         "import sys, evalcore.report, evalcore.analysis, evalcore.metrics;"
-        "print(*[m for m in ('matplotlib', 'scipy', 'torch', 'pandas', 'nltk', 'jinja2') "
+        "print(*[m for m in ('altair', 'vl_convert', 'scipy', 'torch', 'pandas', 'nltk', 'jinja2') "
         "if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
 
-def test_colours_are_dark_enough_to_read() -> None:
-    """Text against the page: contrast of 4.5 or more (WCAG AA)."""
+def light(colour: str) -> float:
+    """Relative luminance (WCAG)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    def light(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
+def contrast(one: str, two: str) -> float:
+    bright, dark = sorted((light(one), light(two)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_colours_can_be_read_on_a_white_and_on_a_dark_page() -> None:
+    """Text: contrast of 4.5 or more (WCAG AA); marks of charts: 3 or more."""
     style = (Path(report.__file__).parent / "style.css").read_text()
-    found = dict(re.findall(r"--(ink|soft|accent|wash|warn): (#[0-9a-f]{6})", style))
-    assert len(found) == 5
-    for ground in ("#ffffff", found["wash"], found["warn"]):
-        for name in ("ink", "soft", "accent"):
-            dark, bright = light(found[name]), light(ground)
-            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
+    themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+              for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2]]  # fmt: skip
+    for theme in themes:
+        for ground in ("page", "wash", "warn"):
+            for name in ("ink", "soft", "accent", "right", "wrong"):
+                assert contrast(theme[name], theme[ground]) >= 4.5, (name, ground, theme)
+        for colour in (*PALETTE, BASE_COLOUR):
+            assert contrast(colour, theme["page"]) >= 3, (colour, theme["page"])

@@ -1,4 +1,4 @@
-"""Pictures of training losses."""
+"""Training losses as rows of a chart."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from test_analysis_tables import cell_rows, subject_columns, task_columns, to_table
 
-from evalcore.report.losses import LOSS_COLUMNS, draw_losses, draw_tuning, moving_mean
-from evalcore.report.pictures import panel
+from evalcore.report import write_report
+from evalcore.report.losses import LOSS_COLUMNS, loss_rows, moving_mean
 
 
 def losses(*jobs: tuple[str, str, str | None, str], steps: int = 6) -> pa.Table:
@@ -22,30 +23,35 @@ def losses(*jobs: tuple[str, str, str | None, str], steps: int = 6) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def test_one_picture_per_tuning(tmp_path: Path) -> None:
+def test_a_picture_per_tuning(tmp_path: Path) -> None:
     table = losses(
         ("nli", "step-1", None, "lora"),
         ("nli", "step-2", None, "lora"),
         ("nli", "step-2", "shuffled_labels", "lora"),
         ("tales/a", "step-1", None, "full"),
     )
-    pictures = draw_losses(table, tmp_path)
-    assert [picture.section for picture in pictures] == ["losses", "losses"]
-    assert all(picture.path.is_file() and picture.path.parent == tmp_path for picture in pictures)
+    rows = cell_rows(subject_columns(1), task_columns("t"), "default", np.arange(8) % 2)
+    write_report(to_table(rows), tmp_path, title="Losses", losses=table)
+    pictures = sorted(path.name for path in tmp_path.glob("loss_*.png"))
+    assert [name[:8] for name in pictures] == ["loss_nli", "loss_tal"]
 
 
-def test_lines_and_labels() -> None:
-    jobs = {
-        ("step-1", None, 0, "lora"): [(2, 1.0), (1, 2.0)],
-        ("step-1", None, 0, "full"): [(1, 2.0), (2, 1.5)],
-        ("step-1", "shuffled_labels", 0, "lora"): [(1, 2.0), (2, 1.9)],
-    }
-    with panel() as (_, axes):
-        draw_tuning(axes, "nli", jobs)
-        lines = {line.get_label(): line for line in axes.get_lines()}
-    assert set(lines) == {"step-1, lora", "step-1, full", "control"}
-    assert lines["step-1, lora"].get_xdata().tolist() == [1, 2]
-    assert lines["step-1, full"].get_linestyle() == "--"
+def test_a_line_per_job_in_the_order_of_steps() -> None:
+    table = losses(
+        ("nli", "step-1", None, "lora"), ("nli", "step-1", None, "full"),
+        ("nli", "step-1", "shuffled_labels", "lora"),
+    )  # fmt: skip
+    rows = loss_rows(table.take(pa.array(range(table.num_rows))[::-1]))
+    series = {row["series"]: row["job"] for row in rows}
+    assert sorted(series.values()) == ["all parameters", "control", "tuned"]
+    for name in series:
+        assert [row["step"] for row in rows if row["series"] == name] == list(range(6))
+
+
+def test_long_trainings_are_thinned_and_keep_their_ends() -> None:
+    rows = loss_rows(losses(("nli", "step-1", None, "lora"), steps=5000))
+    assert len(rows) == 200
+    assert (rows[0]["step"], rows[-1]["step"]) == (0, 4999)
 
 
 def test_moving_mean_keeps_length_and_ends() -> None:

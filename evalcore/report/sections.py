@@ -1,0 +1,332 @@
+"""Tables of the page beside the table of scores: columns, rows, and what filters find in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import pyarrow as pa
+
+from evalcore.analysis import Analysis, Estimate, Gain, ScoreBook, SpreadEstimate, SubjectInfo
+from evalcore.report.csvs import p_columns
+from evalcore.report.rows import seed_names, tuning_name
+from evalcore.report.sources import Source
+from evalcore.report.tables import gain_notes, labelled_rows
+from evalcore.report.words import visible
+
+Cell = Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, and its kind.
+
+    Kinds: ``text``; ``count``; ``number``; ``change`` (with a sign); ``score`` and ``gain`` are
+    [value, low, high, whether it is sure] with 95 % intervals; ``range`` is [low, high].
+    """
+
+    title: str
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        facets: Per row what filters choose by, in the order of ``rows.FACETS``: names, or None
+            where the row does not depend on it. A row that averages over several has all of them.
+    """
+
+    id: str
+    section: str
+    title: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    facets: Sequence[Sequence[list[str] | None]]
+    file: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "section": self.section, "title": self.title, "caption": self.caption,
+            "columns": [[c.title, c.kind] for c in self.columns], "rows": self.rows,
+            "facets": self.facets, "file": self.file,
+        }  # fmt: skip
+
+
+SURE = "Bold: differs from 0 at 1 % when the whole column is tested at once (Holm)."
+
+
+def extra_tables(analysis: Analysis) -> list[Table]:
+    """Every table of what was analysed that has rows."""
+    made = [
+        _study(analysis), _summary(analysis), _contrasts(analysis), _best(analysis),
+        _spreads(analysis), _forgetting(analysis), _far(analysis),
+    ]  # fmt: skip
+    return [t for t in made if t.rows]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not isfinite(value) else round(float(value), 6)
+
+
+def _estimate(estimate: Estimate, sure: bool = False) -> list[Any] | None:
+    if not estimate.n or estimate.value != estimate.value:
+        return None
+    return [_number(estimate.value), _number(estimate.low95), _number(estimate.high95), int(sure)]
+
+
+def _range(estimate: Estimate) -> list[Any] | None:
+    if not estimate.n or estimate.prompts < 2:
+        return None
+    return [_number(estimate.low_prompt), _number(estimate.high_prompt)]
+
+
+def _sure(estimates: Sequence[Estimate]) -> list[bool]:
+    return [p["p_holm"] < 0.01 for p in p_columns(estimates)]
+
+
+def _facets(
+    subject: SubjectInfo, tasks: Iterable[str], prompts: Iterable[str] | None, way: str | None
+) -> list[list[str] | None]:
+    return [
+        [visible(subject.checkpoint)], [tuning_name(subject)], seed_names(subject),
+        [visible(t) for t in tasks], None if prompts is None else [visible(p) for p in prompts],
+        None if way is None else [way],
+    ]  # fmt: skip
+
+
+def _seeds(subject: SubjectInfo) -> str:
+    names = seed_names(subject)
+    return names[0] if len(names) == 1 else f"{len(names)} seeds"
+
+
+def _who(subject: SubjectInfo) -> list[Cell]:
+    step = "" if subject.tuning_step is None else f", step {subject.tuning_step:,}"
+    return [visible(subject.checkpoint), tuning_name(subject) + step, _seeds(subject)]
+
+
+_WHO = (Column("checkpoint"), Column("tuned on"), Column("seed"))
+
+
+def _study(analysis: Analysis) -> Table:
+    found = labelled_rows(analysis)
+    over = _sure([r.over_control for r in found])
+    forgot = _sure([r.forgetting for r in found])
+    own: dict[str, list[Gain]] = {}
+    for gain in analysis.own_gains():
+        own.setdefault(gain.subject.id, []).append(gain)
+    rows, facets = [], []
+    for row, above, less in zip(found, over, forgot, strict=True):
+        rows.append([
+            *_who(row.subject), ", ".join(visible(t) for t in row.tasks), _number(row.base.value),
+            _number(row.tuned.value), _estimate(row.gain, row.p_holm < 0.01), _range(row.gain),
+            row.gain.turned or None, row.gain.claim, _estimate(row.gain.over_documents),
+            _number(row.gain.seed_sd), _number(row.gain.smallest),
+            _number(row.control_gain.value), _estimate(row.over_control, above),
+            _estimate(row.forgetting, less), f"{row.measurable} of {row.outside}",
+            row.gain.n, "; ".join(row.notes),
+        ])  # fmt: skip
+        gains = own.get(row.subject.id, [])
+        prompts = sorted({p for g in gains for p in g.by_variant})
+        facets.append(_facets(row.subject, row.tasks, prompts, None))
+    columns = (
+        *_WHO, Column("task"), Column("base", "number"), Column("tuned", "number"),
+        Column("gain [95 %]", "gain"), Column("gain by prompt", "range"),
+        Column("prompts with the other sign", "count"), Column("interval about"),
+        Column("these prompts, this run [95 %]", "gain"), Column("sd of seeds", "number"),
+        Column("smallest effect to be found", "number"), Column("gain of the control", "change"),
+        Column("gain over control [95 %]", "gain"), Column("change elsewhere [95 %]", "gain"),
+        Column("measurable tasks"), Column("documents", "count"), Column("note"),
+    )  # fmt: skip
+    caption = (
+        "Each tuned model on the tasks it was tuned on, against the same checkpoint untuned, on "
+        f"the same documents and prompts. {SURE}"
+    )
+    return Table("study", "gains", "What tuning gave", caption, columns, rows, facets, "study.csv")
+
+
+def _summary(analysis: Analysis) -> Table:
+    rows, facets = [], []
+    for s in analysis.summary:
+        for m in s.groups:
+            rows.append([
+                visible(s.checkpoint), s.method, m.group.name, _number(m.base.value),
+                _estimate(m.gain), f"{len(m.tasks)} of {len(m.tasks) + len(m.missing)}",
+                m.gain.claim,
+            ])  # fmt: skip
+            facets.append([[visible(s.checkpoint)], None, None, [visible(t) for t in m.tasks],
+                           None, None])  # fmt: skip
+    columns = (
+        Column("checkpoint"), Column("tuned by"), Column("tasks"),
+        Column("mean untuned score", "number"), Column("mean gain [95 %]", "gain"),
+        Column("tasks averaged"), Column("interval about"),
+    )  # fmt: skip
+    caption = (
+        "Mean over the tasks of a group, which are taken as fixed; tasks of different metrics are "
+        "averaged as they are."
+    )
+    title = "Per checkpoint: what tuning gives, and what pre-training gives"
+    return Table("summary", "gains", title, caption, columns, rows, facets, "summary.csv")
+
+
+def _contrasts(analysis: Analysis) -> Table:
+    found = analysis.contrasts
+    rows, facets = [], []
+    for c, sure in zip(found, _sure([c.difference for c in found]), strict=True):
+        earlier, later = c.earlier.subject, c.later.subject
+        rows.append([
+            tuning_name(later), visible(c.later.task.name), visible(earlier.checkpoint),
+            visible(later.checkpoint), _number(c.earlier.pooled.value),
+            _number(c.later.pooled.value), _estimate(c.difference, sure), _range(c.difference),
+            _number(c.difference.smallest), c.difference.claim,
+        ])  # fmt: skip
+        mine = _facets(later, [c.later.task.name], c.later.by_variant, c.later.way.label)
+        mine[0] = [visible(earlier.checkpoint), visible(later.checkpoint)]
+        facets.append(mine)
+    columns = (
+        Column("tuned on"), Column("task"), Column("earlier"), Column("later"),
+        Column("gain, earlier", "change"), Column("gain, later", "change"),
+        Column("difference [95 %]", "gain"), Column("by prompt", "range"),
+        Column("smallest effect to be found", "number"), Column("interval about"),
+    )  # fmt: skip
+    caption = (
+        "Gain at the later checkpoint minus gain at the earlier one, paired by document, prompt "
+        f"and seed. {SURE}"
+    )
+    title = "Does tuning give more at a later checkpoint?"
+    return Table("contrasts", "gains", title, caption, columns, rows, facets, "contrasts.csv")
+
+
+def _best(analysis: Analysis) -> Table:
+    best = {(b.subject.id, b.task.name, b.way): b for b in analysis.best_of}
+    rows, facets = [], []
+    names = {"gold_prob": "probability", "gold_bits_per_byte": "bits per byte"}
+    for g in analysis.own_gains():
+        found = best.get((g.subject.id, g.task.name, g.way))
+        rows.append([
+            *_who(g.subject), visible(g.task.name), _estimate(g.pooled), _range(g.pooled),
+            _estimate(found.gain) if found else None, _estimate(g.continuous),
+            names.get(g.task.continuous, g.task.continuous),
+        ])  # fmt: skip
+        facets.append(_facets(g.subject, [g.task.name], g.by_variant, g.way.label))
+    columns = (
+        *_WHO, Column("task"), Column("gain, mean over prompts [95 %]", "gain"),
+        Column("under single prompts", "range"), Column("gain, best prompt each [95 %]", "gain"),
+        Column("continuous change [95 %]", "gain"), Column("measure"),
+    )  # fmt: skip
+    caption = (
+        "Best prompt: each side uses the prompt that was best on the other half of the documents. "
+        "The continuous measure needs no threshold (bits per byte: lower is better)."
+    )
+    title = "Same prompt, mean over prompts, or best prompt each"
+    return Table("best", "prompts", title, caption, columns, rows, facets, "best_of_prompts.csv")
+
+
+def _spreads(analysis: Analysis) -> Table:
+    def beyond(spread: SpreadEstimate | None) -> float | None:
+        return None if spread is None else _number(spread.prompt_std)
+
+    rows, facets = [], []
+    for s in analysis.spreads:
+        if s.subject.base is not None and s.task.tuned_by != s.subject.tuned_on:
+            continue
+        rows.append([
+            *_who(s.subject), visible(s.task.name), s.way.label, s.spread.prompts,
+            _number(s.spread.range), _number(s.spread.range_noise), beyond(s.spread),
+            beyond(s.base), _number(s.above_floor),
+        ])  # fmt: skip
+        facets.append(_facets(s.subject, [s.task.name], s.variants, s.way.label))
+    columns = (
+        *_WHO, Column("task"), Column("asked"), Column("prompts", "count"),
+        Column("range", "number"), Column("range by chance", "number"),
+        Column("beyond noise", "number"), Column("base, beyond noise", "number"),
+        Column("above trivial answer", "change"),
+    )  # fmt: skip
+    caption = (
+        "The range grows with the number of prompts and with chance, so it stands beside the range "
+        "expected if prompts made no difference. Beyond noise: standard deviation between prompts "
+        "with the sampling part taken off (0 where that would be negative)."
+    )
+    title = "How much the prompt matters"
+    return Table("spread", "prompts", title, caption, columns, rows, facets, "prompt_spread.csv")
+
+
+def _forgetting(analysis: Analysis) -> Table:
+    rows, facets = [], []
+    for s in analysis.forgetting_summaries:
+        mine = [f for f in analysis.forgetting if f.gain.subject.id == s.subject.id]
+        rows.append([
+            *_who(s.subject), f"{s.measurable} of {s.measurable + s.unmeasurable}",
+            _estimate(s.mean), s.mean.claim, _number(s.mean.smallest),
+            ", ".join(f"{m} {e.value:+.3f}" for m, e in s.by_metric.items()), _number(s.median),
+        ])  # fmt: skip
+        facets.append(_facets(
+            s.subject, [f.gain.task.name for f in mine if f.measurable],
+            sorted({p for f in mine for p in f.gain.by_variant}), None,
+        ))  # fmt: skip
+    columns = (
+        *_WHO, Column("measurable tasks"), Column("mean change [95 %]", "gain"),
+        Column("interval about"), Column("smallest effect to be found", "number"),
+        Column("by metric"), Column("median", "change"),
+    )  # fmt: skip
+    caption = (
+        "Change on tasks the model was not tuned on, as a part of the room above the trivial "
+        "answer; only tasks on which the untuned checkpoint is credibly above it. Ratios of change "
+        "are in the file."
+    )
+    title = "What tuning costs elsewhere"
+    return Table("forgetting", "transfer", title, caption, columns, rows, facets,
+                 "forgetting_means.csv")  # fmt: skip
+
+
+def _far(analysis: Analysis) -> Table:
+    found = analysis.out_of_domain
+    rows, facets = [], []
+    for g, sure in zip(found, _sure([g.pooled for g in found]), strict=True):
+        rows.append([
+            *_who(g.subject), visible(g.task.name), _number(g.other.value), _number(g.own.value),
+            _estimate(g.pooled, sure), _range(g.pooled), g.pooled.claim,
+            _number(g.pooled.smallest), "; ".join(gain_notes(analysis, g)),
+        ])  # fmt: skip
+        facets.append(_facets(g.subject, [g.task.name], g.by_variant, g.way.label))
+    columns = (
+        *_WHO, Column("task"), Column("base", "number"), Column("tuned", "number"),
+        Column("change [95 %]", "gain"), Column("by prompt", "range"), Column("interval about"),
+        Column("smallest effect to be found", "number"), Column("note"),
+    )  # fmt: skip
+    caption = f"The same kind of task on other data, after tuning on its sibling. {SURE}"
+    return Table("far", "transfer", "Out of domain", caption, columns, rows, facets,
+                 "out_of_domain.csv")  # fmt: skip
+
+
+def cost_table(book: ScoreBook, source: Source | None) -> Table:
+    """Tokens of each task under each prompt; without rows where they cannot be counted."""
+    names = ("prompt_tokens", "computed_tokens", "cached_tokens", "gen_tokens")
+    about = {c.facts.cell: (str(c.about["task"]), str(c.about["variant"])) for c in book.read}
+    sums: dict[tuple[str, str], list[int]] = {}
+    for part in source.iterate(["cell", *names]) if source is not None else ():
+        place = part.column_names.index("cell")
+        part = part.set_column(place, "cell", part.column("cell").cast(pa.string()))
+        known = [n for n in names if n in part.column_names]
+        found = part.group_by("cell").aggregate([*((n, "sum") for n in known), ([], "count_all")])
+        for row in found.to_pylist():
+            if row["cell"] in about:
+                total = sums.setdefault(about[row["cell"]], [0] * 5)
+                for i, key in enumerate(("count_all", *(f"{n}_sum" for n in names))):
+                    total[i] += row.get(key) or 0
+    rows, facets = [], []
+    for (task, prompt), counts in sorted(sums.items()):
+        rows.append([visible(task), visible(prompt), *counts])
+        facets.append([None, None, None, [visible(task)], [visible(prompt)], None])
+    columns = (
+        Column("task"), Column("prompt"), Column("answers", "count"),
+        Column("prompt tokens", "count"), Column("computed", "count"),
+        Column("taken from cache", "count"), Column("written", "count"),
+    )  # fmt: skip
+    caption = "Tokens of all models together. What a cache held was not computed again."
+    return Table("cost", "cost", "What it cost, in tokens", caption, columns, rows, facets,
+                 "cells.csv")  # fmt: skip
