@@ -44,9 +44,8 @@ fast: $(STAMP)  ## the quick tests only (under two minutes)
 proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
 	$(BIN)/python -m pytest -q -m proof
 
-proofs-matrix: $(STAMP)  ## architectures, strategies and adapters against transformers and PEFT
-	$(BIN)/python -m pytest -q -m proof tests/agreement/test_engines_matrix.py \
-		tests/agreement/test_adapters_wild.py tests/agreement/test_engines_families.py
+proofs-matrix: $(STAMP)  ## architectures, strategies, adapters against transformers + PEFT (45 minutes)
+	$(BIN)/python -m bench.matrix -o matrix
 
 proofs-mutations: $(STAMP)  ## some fifty faults seeded into loads: refused, or harmless
 	$(BIN)/python -m pytest -q -s -m proof tests/agreement/test_mutations.py

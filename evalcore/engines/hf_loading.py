@@ -97,15 +97,12 @@ def add_adapter(model: Any, base: str, adapter: Adapter) -> Any:
 
     path = adapter.path
     layout = weight_layout(base)
-    known = read_lora(path, layout, tied=shares_embeddings(numeric_config(base), layout))
+    known = read_lora(path, layout, tied=shares_embeddings(numeric_config(base), layout), base=base)
     _resize(model, known, path)
     try:
-        config = PeftConfig.from_pretrained(path)
-        config.inference_mode = True
         file = load_file(str(adapter_file(path)))
-        state, moved = _renamed(model, file)
-        if moved:
-            _follow(config, moved)
+        state, config = under_our_names(model, file, PeftConfig.from_pretrained(path))
+        config.inference_mode = True
         model = PeftModelForCausalLM(model, config)
         result = set_peft_model_state_dict(model, state)
     except KeyError as error:
@@ -141,6 +138,14 @@ def _resize(model: Any, known: LoraAdapter, path: str) -> None:
             f"; embeddings and output head have to have the same"
         )
     model.resize_token_embeddings(sizes.pop(), mean_resizing=False)
+
+
+def under_our_names(model: Any, file: Mapping[str, Any], config: Any) -> tuple[Any, Any]:
+    """(an adapter's tensors under PEFT's names, its configuration for the modules here)."""
+    state, moved = _renamed(model, file)
+    if moved:
+        _follow(config, moved)
+    return state, config
 
 
 def _renamed(

@@ -62,4 +62,11 @@ def merge_reason(spec: EngineSpec, subject: Subject) -> str | None:
     assert subject.adapter is not None
     layout = weight_layout(subject.checkpoint.path)
     device: Device = "cuda" if spec.device == "cuda" else "cpu"
-    return reason_to_merge(subject.adapter, layout, spec.max_lora_rank, device, ask_vllm=False)
+    return reason_to_merge(
+        subject.adapter,
+        layout,
+        spec.max_lora_rank,
+        device,
+        base=subject.checkpoint.path,
+        ask_vllm=False,
+    )

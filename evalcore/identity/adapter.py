@@ -73,12 +73,11 @@ def adapter_file(path: str | Path) -> Path:
     """
     file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
-        other = Path(path) / "adapter_model.bin"
-        hint = (
-            f"; evalcore convert {path} -o FOLDER makes it of adapter_model.bin"
-            if other.exists()
-            else ""
-        )
+        others = sorted(other.name for other in Path(path).glob("adapter_model*"))
+        hint = f"; {others[0]} beside it is read by nobody: save the adapter as one file"
+        if "adapter_model.bin" in others:
+            hint = f"; evalcore convert {path} -o FOLDER makes it of adapter_model.bin"
+        hint = hint if others else ""
         raise InputError(f"adapter {path}: {ADAPTER_WEIGHTS} is missing{hint}")
     return file
 

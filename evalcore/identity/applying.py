@@ -10,14 +10,20 @@ from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config, check_finite
 from evalcore.identity.adapter_schema import check_layers
 from evalcore.identity.bases import quantisation
-from evalcore.identity.lora import Layout, layer_of, read_lora, shares_embeddings
+from evalcore.identity.lora import read_lora, shares_embeddings
+from evalcore.identity.lora_names import Layout, layer_of
 
 Applied = Literal["unmerged", "merged", "batched"]
 """How adapters are applied: by PEFT on top (engine hf), into the weights, or beside them (vllm)."""
 
 
 def check_adapter(
-    path: str | Path, layout: Layout, config: Mapping[str, Any], base: str, applied: Applied
+    path: str | Path,
+    layout: Layout,
+    config: Mapping[str, Any],
+    base: str,
+    applied: Applied,
+    folder: str | Path | None = None,
 ) -> None:
     """Everything that can be wrong with an adapter before an engine is started.
 
@@ -27,6 +33,7 @@ def check_adapter(
         config: The base's config.json.
         base: How to name the base in the message.
         applied: What the engine of the run does with adapters.
+        folder: Of the base, to see whether saved tensors are its own.
 
     Raises:
         IncompatibleError: It does not fit the base.
@@ -34,7 +41,7 @@ def check_adapter(
     """
     check_layers(adapter_config(path), _layer_count(layout), Path(path) / ADAPTER_CONFIG)
     try:
-        adapter = read_lora(path, layout, tied=shares_embeddings(config, layout))
+        adapter = read_lora(path, layout, tied=shares_embeddings(config, layout), base=folder)
     except IncompatibleError as error:
         reason = str(error).removeprefix(f"adapter {path}: ")
         raise IncompatibleError(f"adapter {path} does not fit base {base}: {reason}") from None

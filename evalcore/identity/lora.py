@@ -6,7 +6,6 @@ The same reading serves the check before planning, merging, and the loading of `
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,22 +23,17 @@ from evalcore.identity.adapter_names import (
 )
 from evalcore.identity.adapter_schema import check_tensors
 from evalcore.identity.header import read_header
-from evalcore.identity.weights import same_bytes
-
-Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+from evalcore.identity.lora_names import Layout, check_init, is_meant, unadapted
+from evalcore.identity.weights import same_bytes, same_values
 
 # Weights these modules have in GPT-2's family are stored [in, out] (transformers' Conv1D).
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _MERGED_TYPES = ("F32", "BF16", "F16")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_HEADS = ("lm_head", "embed_out")
 # What stands for a weight in GPTQ, AWQ and compressed-tensors.
 _QUANTISED = (".qweight", ".weight_packed")
-# Initialisations that take from the base what the adapter starts with. PEFT makes them again from
-# the base when it loads these two; the others need the data they were made with.
-_INIT_FROM_BASE = ("pissa", "olora")
-_INIT_FROM_DATA = ("corda", "loftq", "lora_ga", "loraga", "lorga")
 _ONLY_PEFT = (  # PEFT itself applies them, or says that it cannot
-
     "layer_replication", "target_parameters", "use_qalora", "use_bdlora",
     "alora_invocation_tokens", "arrow_config", "monteclora_config", "velora_config",
 )  # fmt: skip
@@ -107,32 +101,36 @@ class LoraAdapter:
             raise IncompatibleError(f"adapter {self.path}: {self.obstacles[0]}")
 
 
-def read_lora(path: str | Path, layout: Layout, *, tied: bool) -> LoraAdapter:
+def read_lora(
+    path: str | Path, layout: Layout, *, tied: bool, base: str | Path | None = None
+) -> LoraAdapter:
     """Reads an adapter's configuration and header and matches every tensor with a checkpoint's.
 
     Args:
         path: PEFT directory.
         layout: Tensor name -> (dtype, shape) of the checkpoint.
         tied: Whether input embeddings and output head share one tensor.
+        base: Directory of the checkpoint, to see whether saved tensors are its own.
 
     Raises:
         IncompatibleError: The adapter does not fit the checkpoint.
         InputError: A file is missing or broken, or holds what nobody can score.
     """
-    return _Reader(str(path), layout, tied).read()
+    return _Reader(str(path), layout, tied, base).read()
 
 
 class _Reader:
     """One adapter against one checkpoint."""
 
-    def __init__(self, path: str, layout: Layout, tied: bool) -> None:
-        self._path, self._layout, self._tied = path, layout, tied
+    def __init__(self, path: str, layout: Layout, tied: bool, base: str | Path | None) -> None:
+        self._path, self._layout, self._tied, self._base = path, layout, tied, base
         self._config = adapter_config(path)
         self._file = adapter_file(path)
         self._tensors = read_header(self._file)[0]
         self._known = by_core(layout)
         self._made = LoraAdapter(path)
         self._saved: set[str] = set()  # modules that come whole
+        self._adapted: dict[str, AdapterName] = {}  # tensor of the checkpoint -> where it has LoRA
 
     def read(self) -> LoraAdapter:
         self._look_at_config()
@@ -160,17 +158,12 @@ class _Reader:
         return IncompatibleError(f"adapter {self._path}: {reason}")
 
     def _look_at_config(self) -> None:
-        init = self._config.get("init_lora_weights")
-        if isinstance(init, str) and init.lower().startswith(_INIT_FROM_DATA):
+        obstacle = check_init(self._config, self._path)
+        self._made.obstacles += [] if obstacle is None else [obstacle]
+        if self._config.get("kasa_config"):
             raise InputError(
-                f"adapter {self._path}: init_lora_weights={init!r} changed its base, and only its "
-                f"training knows how; convert it to a plain LoRA there (PEFT: save_pretrained with "
-                f"path_initial_model_for_weight_conversion)"
-            )
-        if isinstance(init, str) and init.lower().startswith(_INIT_FROM_BASE):
-            self._made.obstacles.append(
-                f"init_lora_weights={init!r} changed its base; convert it to a plain LoRA (PEFT: "
-                f"path_initial_model_for_weight_conversion)"
+                f"adapter {self._path}: kasa_config: KaSA cuts its base, which cannot be made here "
+                f"again; merge it where it was trained"
             )
         self._made.obstacles += [
             f"{key} cannot be merged" for key in _ONLY_PEFT if self._config.get(key)
@@ -178,7 +171,7 @@ class _Reader:
 
     def _place(self, name: str, parsed: AdapterName) -> None:
         """Finds out which tensor of the checkpoint one of the adapter belongs to."""
-        if parsed.part == "original":
+        if parsed.part == "original" or self._is_unchanged(name, parsed):
             return
         target = self._target(name, f"{parsed.module}.{parsed.leaf}")
         if target is None:
@@ -190,7 +183,7 @@ class _Reader:
             if shape != own:
                 self._reshaped(name, target, shape, own)
         elif parsed.part == TOKEN_ROWS:
-            made.rows[target] = (name, self._rows(parsed))
+            made.rows[target] = (name, self._rows(name, parsed, self._layout[target][1]))
         elif parsed.leaf == "bias":
             made.biases[target] = (name, self._scaling(parsed, target))
         else:
@@ -198,11 +191,22 @@ class _Reader:
                 target, ModuleDelta(1.0, transposed=stored_transposed(target, self._layout))
             )
             delta.parts[parsed.part] = name
+            self._adapted[target] = parsed
             if parsed.part in ("lora_A", "lora_embedding_A"):
                 delta.scaling = self._scaling(parsed, target)
                 rank, shape = self._rank(parsed, target), self._tensors[name].shape
                 if shape[0] != rank:
                     raise self._no(f"{name} has shape {list(shape)}, its rank should be {rank}")
+
+    def _is_unchanged(self, name: str, parsed: AdapterName) -> bool:
+        """Whether a saved tensor is the one that embeddings and head share: trainers save both."""
+        if not (self._tied and self._base and parsed.part == "saved"):
+            return False
+        shared = [own for own in self._layout if own.endswith(_EMBEDDINGS)]
+        words = parsed.module.split(".")
+        if len(shared) != 1 or words[-1] not in (shared[0].split(".")[-2], *_HEADS):
+            return False
+        return same_values(self._file, name, self._base, shared[0])
 
     def _target(self, name: str, wanted: str) -> str | None:
         """The checkpoint's tensor; None where only PEFT can tell (then merging has an obstacle)."""
@@ -225,7 +229,7 @@ class _Reader:
         if packed is not None:
             self._made.quantised = packed
             return None
-        if self._tied and last in ("lm_head", "embed_out"):
+        if self._tied and last in _HEADS:
             self._made.obstacles.append(
                 f"it changes {wanted}, which the checkpoint shares between input embeddings and "
                 f"output head; such an adapter cannot be merged"
@@ -256,12 +260,22 @@ class _Reader:
             f"cannot be merged into a running engine"
         )
 
-    def _rows(self, parsed: AdapterName) -> tuple[int, ...]:
+    def _rows(self, name: str, parsed: AdapterName, own: tuple[int, ...]) -> tuple[int, ...]:
         given = self._config.get("trainable_token_indices")
         if isinstance(given, dict):
             given = next((v for k, v in given.items() if parsed.module.endswith(k)), None)
         if not isinstance(given, list) or not all(isinstance(row, int) for row in given):
             raise self._no(f"trainable_token_indices does not say which rows {parsed.module} has")
+        shape = self._tensors[name].shape
+        if shape != (len(given), *own[1:]):
+            raise self._no(
+                f"trainable_token_indices names {len(given)} rows of {parsed.module}, {name} has "
+                f"shape {list(shape)}"
+            )
+        if any(row >= own[0] for row in given):
+            raise self._no(
+                f"trainable_token_indices names token {max(given)}, the checkpoint has {own[0]}"
+            )
         return tuple(given)
 
     def _scaling(self, parsed: AdapterName, target: str) -> float:
@@ -310,28 +324,14 @@ class _Reader:
 
     def _check_complete(self) -> None:
         """What the configuration names, the file has: PEFT would leave the rest as it began."""
-        config, made = self._config, self._made
-        wanted = config.get("target_modules")
-        if isinstance(wanted, list) and not (
-            config.get("exclude_modules") or config.get("layers_pattern")
-        ):
-            layers = config.get("layers_to_transform")
-            layers = [layers] if isinstance(layers, int) else layers
-            kinds = {_EXPERT.sub(".", target) for target in made.deltas}
-            for name, (_, shape) in self._layout.items():
-                module = name.removesuffix(".weight")
-                if module == name or len(shape) != 2 or name in made.deltas:
-                    continue
-                # Fused experts are parameters of one module, which these names do not mean; but
-                # where one expert has its own tensors, all have.
-                if "expert" in name and _EXPERT.sub(".", name) not in kinds:
-                    continue
-                if _is_meant(module, wanted) and (not layers or layer_of(module) in layers):
-                    raise self._lacks(f"LoRA of {module}")
+        config = self._config
+        missing = next(unadapted(config, self._layout, self._adapted), None)
+        if missing is not None:
+            raise self._lacks(f"LoRA of {missing}")
         saved = config.get("modules_to_save")
         for own in saved if isinstance(saved, list) else ():
-            there = any(_is_meant(name.rpartition(".")[0], [own]) for name in self._layout)
-            if there and not any(_is_meant(module, [own]) for module in self._saved):
+            there = any(is_meant(name.rpartition(".")[0], [own]) for name in self._layout)
+            if there and not any(is_meant(module, [own]) for module in self._saved):
                 raise self._lacks(f"saved module {own}")
         if config.get("lora_bias") and not any(n.endswith("lora_B.bias") for n in self._tensors):
             raise self._lacks("biases of lora_B")
@@ -387,16 +387,6 @@ def stored_transposed(target: str, layout: Layout) -> bool:
         if wide and len(shape) == 2 and shape[0] != shape[1]:
             return shape[0] < shape[1]
     return False
-
-
-def _is_meant(module: str, names: list[Any]) -> bool:
-    """Whether a module is one of those named, as PEFT matches lists."""
-    return any(f".model.{module}".endswith(f".{name}") for name in names)
-
-
-def layer_of(module: str) -> int | None:
-    """The first number in a module's name."""
-    return next((int(word) for word in module.split(".") if word.isdigit()), None)
 
 
 def _names(parsed: AdapterName, target: str) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ def _adapter_and_base(path: Path, bases: _Bases, applied: Applied) -> tuple[Adap
         adapter = _describe_adapter(path, record)
         base = bases.of(path, record)
         config = numeric_config(base.path)
-        check_adapter(path, bases.layout(base), config, base.source, applied)
+        check_adapter(path, bases.layout(base), config, base.source, applied, base.path)
         bases.read_by(path, base)
     except UnicodeError:
         raise InputError(

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -178,6 +179,13 @@ def nonfinite_tensor(path: Path) -> tuple[str, str] | None:
     return None
 
 
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}  # fmt: skip
+_CHUNK = 1 << 22  # numbers read at once
+
+
 def same_bytes(path: Path, one: str, other: str) -> bool:
     """Whether two tensors of a file have the same type, shape and bytes."""
     tensors, data_start = read_header(path)
@@ -189,3 +197,40 @@ def same_bytes(path: Path, one: str, other: str) -> bool:
         first = file.read(a.stop - a.start)
         file.seek(data_start + b.start)
         return first == file.read(b.stop - b.start)
+
+
+def same_values(file: Path, name: str, checkpoint: str | Path, other: str) -> bool:
+    """Whether a tensor of a file has the numbers of one of a checkpoint, in whatever type.
+
+    Args:
+        file: A safetensors file.
+        name: Of the tensor in it.
+        checkpoint: Directory of the other tensor.
+        other: Its name.
+    """
+    for shard in weight_files(Path(checkpoint)):
+        if other in read_header(shard)[0]:
+            return all(
+                one is not None and two is not None and np.array_equal(one, two)
+                for one, two in zip_longest(_numbers(file, name), _numbers(shard, other))
+            )
+    return False
+
+
+def _numbers(file: Path, name: str) -> Iterator[np.ndarray | None]:
+    """Shape, then numbers of a tensor as float64, a few million at a time; None: of a rare type."""
+    tensors, data_start = read_header(file)
+    info = tensors[name]
+    kind = _FLOATS.get(info.dtype)
+    yield None if kind is None else np.array(info.shape)
+    if kind is None:
+        return
+    with open(file, "rb") as opened:
+        opened.seek(data_start + info.start)
+        left = info.stop - info.start
+        while left:
+            raw = np.frombuffer(opened.read(min(left, _CHUNK * kind.itemsize)), kind)
+            left -= raw.nbytes
+            if info.dtype == "BF16":
+                raw = (raw.astype("<u4") << 16).view("<f4")
+            yield raw.astype(np.float64)

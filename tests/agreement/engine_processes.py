@@ -56,6 +56,12 @@ class Child:
     def close(self) -> None:
         self._pool.shutdown()
 
+    def kill(self) -> None:
+        """Ends a process that hangs; nothing waits for it."""
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
 
 # -- in the engine's process -----------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def check(
     mixed, at = shuffled(6, batch)
     subjects, expected = oracle_child.call(make, str(folder), kind, batch)
     who = list(subjects.values())
-    cases = 0
+    cases, largest = 0, 0.0
     for spec in specs:
         names = engine_child.call(strategies_of, spec, who[0])
         if kind.endswith("-sliding"):
@@ -125,9 +125,12 @@ def check(
             for results in runs:
                 for which, result in zip(subjects, results, strict=True):
                     assert_agrees(result, expected[which], batch)
+                    gap = np.abs(result.token_logprobs - expected[which][0].token_logprobs)
+                    largest = max(largest, float(gap.max()))
                     assert result.fallbacks == 0
                     cases += groups
             check_counts(name, runs, batch, sliding=kind.endswith("-sliding"))
+    print(f"largest {largest:.1e} nats in {cases} cases of {kind}")
     return cases
 
 

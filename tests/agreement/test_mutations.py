@@ -16,9 +16,9 @@ from evalcore.engines.protocol import EngineSpec
 from evalcore.types import ScoreBatch, Subject
 from tests.agreement.engine_models import random_batch, save_adapter, save_model, subject
 from tests.agreement.engine_processes import Child, import_peft, import_vllm, oracle
+from tests.agreement.families import save_family
 from tests.agreement.mutation_cases import FAULTS, SLOT_FAULTS, attempt
 from tests.agreement.mutations import Fault
-from tests.agreement.test_engines_families import make as make_family
 
 HARMLESS = 1e-4
 MERGED = EngineSpec(device="cpu", threads=2, max_length=256)
@@ -38,10 +38,9 @@ def children() -> Iterator[tuple[Child, Child]]:
 
 def make(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject], dict[str, Any]]:
     """Two checkpoints, adapters of the first, and what the oracle says of them."""
-    if kind == "gpt2":
-        return make_family(folder, kind, batch)
     root = Path(folder)
-    first, second = (save_model(root / f"step-{seed}", kind, seed) for seed in (1, 2))
+    save = save_family if kind == "gpt2" else save_model
+    first, second = (save(root / f"step-{seed}", kind, seed) for seed in (1, 2))
     subjects = {"base 1": subject(first), "base 2": subject(second)}
     if kind == "llama-untied":
         tuned = save_adapter(root / "tuned", first, 11, r=4)

@@ -10,7 +10,14 @@ from evalcore.engines.protocol import Device
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.objects import LLM
 from evalcore.errors import EvalcoreError
-from evalcore.identity import LoraAdapter, adapter_config, read_header, read_lora
+from evalcore.identity import (
+    LoraAdapter,
+    adapter_config,
+    numeric_config,
+    read_header,
+    read_lora,
+    shares_embeddings,
+)
 from evalcore.identity.adapter import adapter_file
 from evalcore.types import Adapter
 
@@ -64,6 +71,7 @@ def reason_to_merge(
     most_rank: int,
     device: Device = "cpu",
     *,
+    base: str | None = None,
     ask_vllm: bool = True,
 ) -> str | None:
     """Why vLLM cannot apply an adapter beside the weights exactly; None if it can.
@@ -73,10 +81,12 @@ def reason_to_merge(
         layout: Tensor name -> (dtype, shape) of its checkpoint.
         most_rank: Of the engine's slots.
         device: Where the engine runs.
+        base: Directory of the checkpoint, to see whether saved tensors are its own.
         ask_vllm: Whether to import vLLM where its version decides (rank and alpha patterns).
     """
     config = adapter_config(adapter.path)
-    opened = read_lora(adapter.path, layout, tied=False)
+    tied = base is not None and shares_embeddings(numeric_config(base), layout)
+    opened = read_lora(adapter.path, layout, tied=tied, base=base)
     opened.require_applicable()
     closed = without_slots(layout, device)
     if closed is not None:
@@ -109,9 +119,10 @@ def _own_names(opened: LoraAdapter) -> Iterator[str]:
     """Tensors vLLM would not find: it goes by PEFT's names and applies nothing else, silently."""
     for target, delta in opened.deltas.items():
         module = target.removesuffix(".weight")
+        theirs = {module} if module.startswith("model.") else {module, f"model.{module}"}
         for part, name in delta.parts.items():
             own = name.removeprefix("base_model.model.").removesuffix(f".{part}.weight")
-            if name.startswith("base_model.model.") and own in (module, f"model.{module}"):
+            if name.startswith("base_model.model.") and own in theirs:
                 continue
             yield name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from evalcore.errors import IncompatibleError
@@ -9,19 +10,22 @@ from evalcore.identity import Layout, LoraAdapter, ModuleDelta, read_lora
 from evalcore.identity.adapter import adapter_file
 
 
-def open_adapter(path: str, layout: Layout, *, tied: bool) -> LoraAdapter:
+def open_adapter(
+    path: str, layout: Layout, *, tied: bool, base: str | Path | None = None
+) -> LoraAdapter:
     """Reads an adapter that can be merged into a checkpoint exactly.
 
     Args:
         path: PEFT directory.
         layout: Tensor name -> (dtype, shape) of the checkpoint.
         tied: Whether input embeddings and output head share one tensor.
+        base: Directory of the checkpoint, to see whether saved tensors are its own.
 
     Raises:
         IncompatibleError: It does not fit, or something of it cannot be merged exactly.
         InputError: A file is missing or broken.
     """
-    adapter = read_lora(path, layout, tied=tied)
+    adapter = read_lora(path, layout, tied=tied, base=base)
     adapter.require_mergeable()
     return adapter
 

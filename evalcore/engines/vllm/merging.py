@@ -150,7 +150,7 @@ def merged_copy(subject: Subject, dtype: str, *, tied: bool, budget: int) -> Ite
     source = Path(subject.checkpoint.path)
     files = weight_files(source)
     layout = weight_layout(source)
-    merger = Merger(open_adapter(subject.adapter.path, layout, tied=tied))
+    merger = Merger(open_adapter(subject.adapter.path, layout, tied=tied, base=source))
     need = sum(file.stat().st_size for file in files)
     place = Path(tempfile.gettempdir())
     room = int(shutil.disk_usage(place).free * 0.9)

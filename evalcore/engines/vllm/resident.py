@@ -193,8 +193,10 @@ class Resident:
         """
         if subject.adapter is None or resolve_adapters(self._spec) != "batched":
             return False
-        layout = weight_layout(subject.checkpoint.path)
-        reason = reason_to_merge(subject.adapter, layout, self._spec.max_lora_rank, self._device)
+        base = subject.checkpoint.path
+        reason = reason_to_merge(
+            subject.adapter, weight_layout(base), self._spec.max_lora_rank, self._device, base=base
+        )
         if reason is None:
             lacks = self._facts["lacks"] if self._facts else compat.probe()
             reason = lacks["batched"] or None

@@ -56,7 +56,7 @@ def _slices(model: Any, subject: Subject, *, tied: bool) -> _Slices:
 
     assert subject.adapter is not None
     layout = weight_layout(subject.checkpoint.path)
-    adapter = open_adapter(subject.adapter.path, layout, tied=tied)
+    adapter = open_adapter(subject.adapter.path, layout, tied=tied, base=subject.checkpoint.path)
     atlas, slices = Atlas(model, layout, tied=tied), _Slices()
     with safe_open(str(adapter_file(adapter.path)), framework="pt") as tensors:
         for target, delta in adapter.deltas.items():

@@ -104,7 +104,9 @@ class Reading:
         if subject.adapter is not None:
             verify_adapter(subject.adapter)
             require_finite(subject, _nonfinite(subject.adapter.path), "the adapter")
-            opened = open_adapter(subject.adapter.path, layout, tied=tied)
+            opened = open_adapter(
+                subject.adapter.path, layout, tied=tied, base=subject.checkpoint.path
+            )
             self._merger, self._check = Merger(opened), MergeCheck(opened)
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
