@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,13 @@ def adapter_file(path: str | Path) -> Path:
     """
     file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
+        hint = "; copy it there, or remove the folder"
         others = sorted(other.name for other in Path(path).glob("adapter_model*"))
-        hint = f"; {others[0]} beside it is read by nobody: save the adapter as one file"
         if "adapter_model.bin" in others:
-            hint = f"; evalcore convert {path} -o FOLDER makes it of adapter_model.bin"
-        hint = hint if others else ""
+            own = shlex.quote(str(path))
+            hint = f"; evalcore convert {own} -o FOLDER makes it of adapter_model.bin"
+        elif others:
+            hint = f"; nobody reads {others[0]}, which is beside it: save the adapter as one file"
         raise InputError(f"adapter {path}: {ADAPTER_WEIGHTS} is missing{hint}")
     return file
 

@@ -28,7 +28,7 @@ from evalcore.identity.provenance import (
 )
 from evalcore.identity.readings import adapter_reading, differing, reading_of
 from evalcore.identity.search import Problem, nothing_found, search, unfinished
-from evalcore.identity.sources import open_checkpoint
+from evalcore.identity.sources import name_of, open_checkpoint
 from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.weights import weight_layout
 from evalcore.reading import one_line, printable
@@ -438,7 +438,7 @@ def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
             f"{fingerprint[:12]}, recorded {str(record.adapter_fingerprint)[:12]}"
         )
     return Adapter(
-        name=path.resolve().name,
+        name=name_of(path),
         path=str(path.resolve()),
         fingerprint=fingerprint,
         rank=adapter_rank(path),

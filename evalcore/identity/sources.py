@@ -47,6 +47,15 @@ def step_of(name: str) -> int | None:
     return int(found[-1]) if found else None
 
 
+def name_of(path: Path) -> str:
+    """What a folder is called; a snapshot of the hub's cache by its repository, not by a hash."""
+    real = path.resolve()
+    repository = real.parent.parent.name
+    if real.parent.name == "snapshots" and repository.startswith("models--"):
+        return f"{repository.rpartition('--')[2]}@{real.name[:12]}"
+    return real.name
+
+
 def open_checkpoint(
     source: str, *, what: str = "checkpoint", tokenizer: str | None = None
 ) -> Checkpoint:
@@ -114,7 +123,7 @@ def describe_checkpoint(
             f"checkpoint {path} holds a whole model and an adapter ({ADAPTER_CONFIG}), which may "
             f"be merged into it already or not; move one of them to another folder"
         )
-    name = name or path.resolve().name
+    name = name or name_of(path)
     record_file = path / "checkpoint.json"
     record = read_json(record_file, "checkpoint") if record_file.is_file() else {}
     tuned = read_provenance(path)
