@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from evalcore.cli import main
+from evalcore.cli import cli
 from evalcore.store import ResultStore
 from tests.conftest import write_checkpoint
 from tests.e2e.found_folders import House, build
@@ -84,7 +84,7 @@ def test_what_each_became(evalcore: Callable[..., Any], tmp_path: Path) -> None:
         "--task-path", tmp_path / "tasks", "--prompt-path", tmp_path / "prompts",
         "--data-root", tmp_path / "data", "--base-map", f"*unsloth*={base}",
     )  # fmt: skip
-    planned = CliRunner().invoke(main, [*map(str, command), "--dry-run"])
+    planned = CliRunner().invoke(cli, [*map(str, command), "--dry-run"])
     done = evalcore(*command)
     assert done.status == 1, done.err
     assert "Traceback" not in done.err + done.out
