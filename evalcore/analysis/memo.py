@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from evalcore.analysis.stats import EMPTY, Estimate
@@ -118,4 +118,4 @@ def _to_estimate(record: list[Any] | None) -> Estimate:
             claim, value, parts=Parts(*parts), edge=None if edge is None else Edge(*edge)
         ).limits
     documents = None if inner is None else _to_estimate(inner)
-    return replace(EMPTY, **known, documents=documents, limits=limits)
+    return Estimate(**known, documents=documents, limits=limits)

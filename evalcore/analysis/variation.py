@@ -142,9 +142,9 @@ class Edge:
         these are the intervals of Agresti and Coull (1998) and of Bonett and Price (2012), with t
         for the normal quantile.
         """
-        z = _normal_quantile(0.5 + level / 2)
+        z = normal_quantile(0.5 + level / 2)
         if self.low < 0 < self.high:
-            pseudo, ends = (z / _normal_quantile(0.975)) ** 2, (-self.size, self.size)
+            pseudo, ends = (z / normal_quantile(0.975)) ** 2, (-self.size, self.size)
         else:
             far = self.rest + self.size if self.rest == self.low else self.rest - self.size
             pseudo, ends = z * z / 2, (self.rest, far)
@@ -552,7 +552,7 @@ def _pairs(rows: FloatArray, group: CodeArray) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _normal_quantile(probability: float) -> float:
+def normal_quantile(probability: float) -> float:
     from scipy.special import ndtri  # scipy is heavy and only intervals need it
 
     return float(ndtri(probability))

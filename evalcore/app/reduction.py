@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from evalcore.analysis import ScoreBook, Way
+    from evalcore.analysis.book import ReducedCell
     from evalcore.analysis.reduction import CellArrays, CellFacts
 
 log = logging.getLogger("evalcore")
 
-ARRAY_BYTES = 512 * 1024 * 1024
+ARRAY_BYTES = 256 * 1024 * 1024
 """Arrays of cells that are kept in memory at a time."""
 ROWS_FOR_WORKERS = 1_000_000
 TEXTS_FOR_WORKERS = 20_000
@@ -69,8 +70,29 @@ def read_book(
         ResultsError: The folder was compacted meanwhile.
     """
     from evalcore.analysis import ScoreBook
-    from evalcore.analysis.book import ReducedCell
     from evalcore.analysis.memo import Memo
+
+    codes = DocumentCodes()
+    reduced, lost = read_cells(store, codes, cells=cells)
+    if empty and not reduced:
+        return ScoreBook({}, {}, {}, ())
+    return ScoreBook.of(
+        reduced, codes.names, numerics=numerics, preferred=preferred, lost=lost,
+        memo=Memo(known=store.reductions.estimates()),
+    )  # fmt: skip
+
+
+def read_cells(
+    store: ResultStore, codes: DocumentCodes, *, cells: Collection[str] | None = None
+) -> tuple[list[ReducedCell], int]:
+    """(the current cells of a folder, reduced; how many have rows but no record).
+
+    Args:
+        store: The results.
+        codes: Gives documents their codes in the arrays.
+        cells: Only these cells; None: all.
+    """
+    from evalcore.analysis.book import ReducedCell
     from evalcore.analysis.reduction import CellFacts, reduction_key
 
     places = store.places()
@@ -83,7 +105,7 @@ def read_book(
     now = {found.key: found for found in _reduce(store, places, missing, about)}
     if missing:
         kept = store.reductions.cells()
-    arrays = _Arrays(store, places, kept, about)
+    arrays = _Arrays(store, places, kept, about, codes)
     reduced = []
     for cell in wanted:
         key = keys[cell]
@@ -97,21 +119,37 @@ def read_book(
     if cells is None:
         recorded = set(store.cells(every=True).column("cell").to_pylist())
         lost = sum(cell not in recorded for cell in places.of_cell)
-    if cells is None and missing:
-        store.reductions.prune(set(keys.values()))
-    if empty and not reduced:
-        return ScoreBook({}, {}, {}, ())
-    return ScoreBook.of(
-        reduced, arrays.documents, numerics=numerics, preferred=preferred,
-        lost=lost,
-        memo=Memo(known=store.reductions.estimates()),
-    )  # fmt: skip
+        if missing:
+            store.reductions.prune(set(keys.values()))
+    return reduced, lost
 
 
 def keep_estimates(store: ResultStore, book: ScoreBook) -> None:
     """Keeps what was computed of a book of :func:`read_book` for a later one."""
     memo = book.memo
     store.reductions.write_estimates(memo.added, memo.known, memo.used)
+
+
+class DocumentCodes:
+    """Numbers documents as they are met.
+
+    Attributes:
+        names: Document id of each code.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._code: dict[str, int] = {}
+
+    def of(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """int64 [n]: codes of some ids."""
+        codes = np.empty(len(names), dtype=np.int64)
+        for i, name in enumerate(names):
+            code = self._code.setdefault(name, len(self.names))
+            if code == len(self.names):
+                self.names.append(name)
+            codes[i] = code
+        return codes
 
 
 class _Arrays:
@@ -123,10 +161,10 @@ class _Arrays:
         places: CellPlaces,
         kept: Mapping[str, Any],
         about: Mapping[str, dict[str, Any]],
+        codes: DocumentCodes,
     ) -> None:
-        self.documents: list[str] = []
         self._store, self._places, self._kept, self._about = store, places, kept, about
-        self._code: dict[str, int] = {}
+        self._codes = codes
         self._held: OrderedDict[str, CellArrays] = OrderedDict()
         self._bytes = 0
         self._codes_of_file: OrderedDict[Path, npt.NDArray[np.int64]] = OrderedDict()
@@ -155,7 +193,7 @@ class _Arrays:
             return self._coded(reduce_cells(table, scores=False)[0][1])
         codes = self._codes_of_file.get(place.path)
         if codes is None:
-            codes = self._codes(rows.column("doc").dictionary.to_pylist())
+            codes = self._codes.of(rows.column("doc").dictionary.to_pylist())
             self._codes_of_file[place.path] = codes
             if len(self._codes_of_file) > 256:
                 self._codes_of_file.popitem(last=False)
@@ -164,16 +202,7 @@ class _Arrays:
     def _coded(self, rows: pa.RecordBatch) -> CellArrays:
         from evalcore.analysis.reduction import arrays_of
 
-        return arrays_of(rows, self._codes(rows.column("doc").dictionary.to_pylist()))
-
-    def _codes(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        codes = np.empty(len(names), dtype=np.int64)
-        for i, name in enumerate(names):
-            code = self._code.setdefault(name, len(self.documents))
-            if code == len(self.documents):
-                self.documents.append(name)
-            codes[i] = code
-        return codes
+        return arrays_of(rows, self._codes.of(rows.column("doc").dictionary.to_pylist()))
 
 
 def _size(arrays: CellArrays) -> int:

@@ -21,6 +21,8 @@ _COMMANDS = {
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
     "status": ("evalcore.cli.status", "What runs on results do, or how they ended."),
     "scores": ("evalcore.cli.report", "Print scores, and gains over the base."),
+    "import": ("evalcore.cli.outside", "Analyse score tables that others wrote."),
+    "compare": ("evalcore.cli.outside", "Compare models, paired by document."),
     "power": ("evalcore.cli.power", "How many documents, prompts and seeds find an effect."),
     "label": ("evalcore.cli.label", "Say what scored models were tuned on."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
@@ -47,7 +49,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        return getattr(module, cmd_name)
+        return getattr(module, {"import": "import_"}.get(cmd_name, cmd_name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

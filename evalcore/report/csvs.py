@@ -124,7 +124,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
         "flags": [asdict(f) for f in analysis.flags],
         "cells": [{**r, "flags": " ".join(r["flags"])} for r in cells.to_pylist()],
     }  # fmt: skip
-    return [_write(out_dir / f"{name}.csv", rows) for name, rows in tables.items()]
+    return [write_csv(out_dir / f"{name}.csv", rows) for name, rows in tables.items()]
 
 
 def _columns(name: str, estimate: Estimate) -> Row:
@@ -201,7 +201,8 @@ def _study_row(row: StudyRow) -> Row:
     }  # fmt: skip
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes rows of any columns; numbers that do not exist are empty."""
     rows = list(rows)
     names = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:

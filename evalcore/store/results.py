@@ -241,7 +241,7 @@ class ResultStore:
         That is so where a file of ``cells/`` was damaged or lost, until a run records them again.
         """
         recorded = self._cells.read().rows
-        count = sum(cell not in recorded for cell in self.coverage())
+        count = sum(cell not in recorded for cell in self.places().of_cell)
         if not count:
             return None
         return (

@@ -1,0 +1,402 @@
+"""Score tables from outside: what a score, its error and its place in a study allow to be said.
+
+Such a table has no documents. Differences are therefore unpaired: their error is that of two
+independent samples, larger than the true one where both sides saw the same documents, and there is
+none where the table gives neither errors nor numbers of documents.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan, sqrt
+
+import numpy as np
+
+from evalcore.analysis.agreement import PromptChoice, kendalls_w
+from evalcore.analysis.stats import Estimate, Limits, normal_range
+from evalcore.analysis.subjects import Flag
+from evalcore.analysis.variation import normal_quantile
+
+UNPAIRED = "documents, unpaired"
+"""``claim`` of intervals of score tables."""
+LIMITS = (
+    "a score table has no documents: differences are unpaired (too wide where both sides saw the "
+    "same documents), nothing is said about other prompts or seeds, and best prompts, answers that "
+    "agree and halves of documents cannot be had",
+)  # fmt: skip
+SUSPECT = 0.995
+"""Accuracy of untuned models from which on every answer may be of the one class there is."""
+OTHER_SIZE = 0.1
+"""Share by which a number of documents from a score's error must differ from another to be told."""
+
+
+@dataclass(frozen=True)
+class TableScore:
+    """One row of a score table.
+
+    Attributes:
+        model: Name of the checkpoint.
+        step: Its step, for the order; None where there is none.
+        tuned_on: What it was tuned on; empty for an untuned one.
+        task, metric, prompt: Names.
+        way: How it was asked, apart from the prompt (suite, protocol).
+        shots: Worked examples.
+        score: The score.
+        stderr: Its standard error; NaN where it is not given and no number of documents is either.
+        n: Documents, where they are given.
+        where: File and line.
+    """
+
+    model: str
+    step: int | None
+    tuned_on: str
+    task: str
+    metric: str
+    prompt: str
+    way: str
+    shots: int
+    score: float
+    stderr: float
+    n: int | None
+    where: str
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a score stands for."""
+        return (self.model, self.tuned_on, *self.asked, self.prompt)
+
+    @property
+    def asked(self) -> tuple[str, str, str, int]:
+        """What may be compared: task, metric, way and shots."""
+        return (self.task, self.metric, self.way, self.shots)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the score is a share of right answers."""
+        return self.metric.partition("_")[0] in ("acc", "accuracy", "exact", "em")
+
+    @property
+    def implied_n(self) -> float:
+        """Documents behind a share of right answers, by its error: s (1 - s) / stderr^2."""
+        if not self.is_share or not self.stderr > 0 or not 0 < self.score < 1:
+            return nan
+        return self.score * (1 - self.score) / self.stderr**2
+
+    def estimate(self) -> Estimate:
+        """The score with its normal interval."""
+        return normal_estimate(self.score, self.stderr, self.n or 1)
+
+
+def normal_estimate(value: float, stderr: float, n: int) -> Estimate:
+    """A number with a standard error that somebody else computed."""
+
+    def limits(level: float) -> tuple[float, float]:
+        half = normal_quantile(0.5 + level / 2) * stderr
+        return value - half, value + half
+
+    known: Limits | None = limits if stderr > 0 else None
+    (low95, high95), (low99, high99) = (
+        (limits(0.95), limits(0.99)) if known else ((nan, nan), (nan, nan))
+    )
+    claim = UNPAIRED if known else ""
+    return Estimate(
+        value, stderr, n, low95, high95, low99, high99, claim=claim, limits=known,
+        smallest=(normal_quantile(0.975) + normal_quantile(0.8)) * stderr,
+    )  # fmt: skip
+
+
+class ScoreTable:
+    """Rows of a score table by what they stand for; keys with several values are left out."""
+
+    def __init__(self, rows: Sequence[TableScore], sizes: Mapping[str, int] | None = None) -> None:
+        self.rows = list(rows)
+        by_key: dict[tuple[object, ...], list[TableScore]] = defaultdict(list)
+        for row in rows:
+            by_key[row.key].append(row)
+        self.doubled = {
+            k: found for k, found in by_key.items() if len({(r.score, r.stderr) for r in found}) > 1
+        }
+        self.by_key = {k: found[0] for k, found in by_key.items() if k not in self.doubled}
+        self.sizes = dict(sizes or {})
+
+    @property
+    def models(self) -> list[str]:
+        """Checkpoints, by step; those without one last."""
+        first = {row.model: row.step for row in reversed(self.rows)}
+        return sorted(first, key=lambda m: (first[m] is None, first[m] or 0, m))
+
+    def flags(self) -> list[Flag]:
+        """What a reader of these scores must know."""
+        return [
+            *self._doubled_flags(), *self._class_flags(), *self._size_flags(), *self._edge_flags()
+        ]  # fmt: skip
+
+    def _doubled_flags(self) -> list[Flag]:
+        flags = []
+        for rows in self.doubled.values():
+            values = ", ".join(f"{r.score:.3f} ({r.where})" for r in rows)
+            text = f"{len(rows)} values for one key: {values}; none is used"
+            flags.append(Flag("doubled", _place(rows[0]), text, len(rows)))
+        return flags
+
+    def _class_flags(self) -> list[Flag]:
+        """Untuned models that answer everything right: the gold column may hold one class."""
+        untuned: dict[tuple[str, str], list[TableScore]] = defaultdict(list)
+        for row in self.by_key.values():
+            if row.is_share and not row.tuned_on:
+                untuned[(row.task, row.way)].append(row)
+        flags = []
+        for (task, way), rows in untuned.items():
+            high = [r for r in rows if r.score >= SUSPECT]
+            if len(high) >= 2 and 2 * len(high) >= len(rows):
+                text = (
+                    f"single-class suspect: {len(high)} of {len(rows)} scores of untuned models "
+                    f"are {SUSPECT} or more; with labels of one class the score is the share of "
+                    "answers of that class"
+                )
+                flags.append(Flag("one class", f"{task}{f' ({way})' * bool(way)}", text, len(high)))
+        return flags
+
+    def _size_flags(self) -> list[Flag]:
+        """Numbers of documents that an error implies, against those given and the other rows'."""
+        of_task: dict[tuple[str, str], list[TableScore]] = defaultdict(list)
+        for row in self.rows:
+            if row.implied_n == row.implied_n:
+                of_task[(row.task, row.way)].append(row)
+        flags = []
+        for (task, way), rows in of_task.items():
+            usual = float(np.median([r.implied_n for r in rows]))
+            where = f"{task}{f' ({way})' * bool(way)}"
+            given = self.sizes.get(task) or next((r.n for r in rows if r.n), None)
+            if given and abs(usual / given - 1) > OTHER_SIZE:
+                text = f"stderr implies another n: about {usual:,.0f} documents, not {given:,}"
+                flags.append(Flag("size", where, text, len(rows)))
+            # A bootstrap of a few thousand draws leaves the error of an error at 1 to 2 %; near 0
+            # and 1 a handful of documents decide it.
+            odd = [
+                r for r in rows
+                if abs(r.implied_n / usual - 1) > OTHER_SIZE and 0.02 < r.score < 0.98
+            ]  # fmt: skip
+            if odd:
+                some = ", ".join(f"{r.implied_n:,.0f} ({r.where})" for r in odd[:3])
+                text = f"stderr implies another n than in the other rows ({usual:,.0f}): {some}"
+                flags.append(Flag("size", where, text, len(odd)))
+        return flags
+
+    def _edge_flags(self) -> list[Flag]:
+        """Errors of 0, which no sample has."""
+        flat: dict[str, int] = defaultdict(int)
+        for row in self.rows:
+            if row.stderr == 0:
+                flat[f"{row.task}{f' ({row.way})' * bool(row.way)}"] += 1
+        text = "scores with an error of 0 (every document alike); no interval is made of it"
+        return [Flag("degenerate", task, f"{n} {text}", n) for task, n in flat.items()]
+
+    def gains(self) -> list[TableGain]:
+        """Score of each tuned model minus that of its checkpoint, asked alike."""
+        found = []
+        for row in self.by_key.values():
+            if row.tuned_on:
+                base = self.by_key.get((row.model, "", *row.asked, row.prompt))
+                if base is not None:
+                    found.append(TableGain(row, base))
+        return found
+
+    def sensitivity(self) -> list[TableSpread]:
+        """Spread over prompts of every model asked in one way under two prompts or more."""
+        lines: dict[tuple[object, ...], list[TableScore]] = defaultdict(list)
+        for row in self.by_key.values():
+            lines[(row.model, row.tuned_on, *row.asked)].append(row)
+        return [TableSpread.of(rows) for rows in lines.values() if len(rows) > 1]
+
+    def stability(self) -> list[tuple[tuple[str, str, str, int], int, int, float]]:
+        """(asked, prompts, models, Kendall's W of the models' order) where it can be told."""
+        found = []
+        asked = dict.fromkeys(row.asked for row in self.by_key.values())
+        for what in asked:
+            rows = [r for r in self.by_key.values() if r.asked == what]
+            prompts = sorted({r.prompt for r in rows})
+            scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+            for r in rows:
+                scores[(r.model, r.tuned_on)][r.prompt] = r.score
+            whole = [s for s in scores.values() if len(s) == len(prompts)]
+            if len(prompts) > 1 and len(whole) > 1:
+                matrix = np.array([[s[p] for s in whole] for p in prompts])
+                found.append((what, len(prompts), len(whole), kendalls_w(matrix)))
+        return found
+
+
+def _place(row: TableScore) -> str:
+    parts = [row.model, row.tuned_on or "untuned", row.task, row.way, row.prompt]
+    return ", ".join(p for p in parts if p) + f", {row.shots} shots"
+
+
+@dataclass(frozen=True)
+class TableGain:
+    """A tuned model's score minus its base's."""
+
+    own: TableScore
+    base: TableScore
+
+    @property
+    def gain(self) -> Estimate:
+        error = sqrt(self.own.stderr**2 + self.base.stderr**2)
+        return normal_estimate(self.own.score - self.base.score, error, self.own.n or 1)
+
+
+@dataclass(frozen=True)
+class TableSpread:
+    """Spread over prompts of one model on one task.
+
+    Attributes:
+        rows: The scores.
+        range: Largest minus smallest.
+        range_noise: Expected range of as many prompts without any effect, their errors being
+            independent (too large where they saw the same documents); NaN without errors.
+        std: Standard deviation beyond noise; 0 where the noise explains all of it.
+        choice: MaxP, AvgP, Sat and CPS.
+    """
+
+    rows: tuple[TableScore, ...]
+    range: float
+    range_noise: float
+    std: float
+    choice: PromptChoice
+
+    @classmethod
+    def of(cls, rows: Iterable[TableScore]) -> TableSpread:
+        rows = tuple(sorted(rows, key=lambda r: r.prompt))
+        scores = np.array([r.score for r in rows])
+        noise = float(np.mean([r.stderr**2 for r in rows]))
+        between = float(scores.var(ddof=1)) - noise
+        return cls(
+            rows, float(np.ptp(scores)), normal_range(len(rows)) * sqrt(noise),
+            sqrt(max(between, 0.0)) if between == between else nan, PromptChoice.of(scores),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A task of a group: which tuned model's gain counts, asked how.
+
+    Attributes:
+        task: Its name.
+        tuned_on: The tuning; empty: the only one that has scores of it.
+        way: How it was asked; empty: the only way.
+    """
+
+    task: str
+    tuned_on: str = ""
+    way: str = ""
+
+
+@dataclass(frozen=True)
+class TableGroup:
+    """Tasks whose gains are averaged; one that stands twice counts twice.
+
+    Attributes:
+        name: What it is called.
+        members: The tasks.
+        prompt: Only this prompt; empty: the mean over those there are.
+        shots: Only so many.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    prompt: str = ""
+    shots: int | None = None
+
+    @property
+    def doubled(self) -> list[str]:
+        """Tasks that are counted more than once."""
+        names = [m.task for m in self.members]
+        return sorted({n for n in names if names.count(n) > 1})
+
+    def once(self) -> TableGroup:
+        """The same with each task counted once."""
+        return TableGroup(self.name, tuple(dict.fromkeys(self.members)), self.prompt, self.shots)
+
+
+@dataclass(frozen=True)
+class TableMean:
+    """Mean gain of a group at one checkpoint.
+
+    Attributes:
+        model: The checkpoint.
+        group: The group; ``tasks`` how many of its members have a gain.
+        missing: The others.
+        unknown: Tasks without an error, for which there is no interval of the mean.
+        base: Mean score before tuning.
+        gain: Mean gain.
+    """
+
+    model: str
+    group: TableGroup
+    tasks: int
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    base: float
+    gain: Estimate
+
+
+def group_means(
+    table: ScoreTable, groups: Sequence[TableGroup]
+) -> tuple[list[TableMean], list[Flag]]:
+    """Mean gains by checkpoint and group, each task once; and as given, where one counts twice."""
+    gains = table.gains()
+    flags = [
+        Flag("group", f"{group.name}: {task}", "counted more than once; both means are shown", 2)
+        for group in groups
+        for task in group.doubled
+    ]
+    rows = []
+    for model in table.models:
+        mine = [g for g in gains if g.own.model == model]
+        for group in groups:
+            for variant in [group.once(), *([group] if group.doubled else [])]:
+                mean, unclear = _mean(model, variant, mine)
+                rows.append(mean)
+                flags += unclear
+    return rows, list(dict.fromkeys(flags))
+
+
+def _mean(
+    model: str, group: TableGroup, gains: Sequence[TableGain]
+) -> tuple[TableMean, list[Flag]]:
+    found: list[tuple[float, float, float]] = []
+    missing, unknown, flags = [], [], []
+    for member in group.members:
+        own = [
+            g for g in gains
+            if g.own.task == member.task
+            and member.tuned_on in ("", g.own.tuned_on)
+            and member.way in ("", g.own.way)
+            and group.prompt in ("", g.own.prompt)
+            and group.shots in (None, g.own.shots)
+        ]  # fmt: skip
+        kinds = {(g.own.tuned_on, *g.own.asked) for g in own}
+        if len(kinds) != 1:
+            missing.append(member.task)
+            if kinds:
+                text = "several tunings, ways or shots fit; say which (task@tuning/way); not used"
+                flags.append(Flag("group", f"{group.name}: {member.task}", text, len(kinds)))
+            continue
+        values = [g.gain for g in own]
+        if any(v.stderr != v.stderr for v in values):
+            unknown.append(member.task)
+        # The prompts of a task may share documents: their errors are averaged, the cautious end.
+        found.append((
+            float(np.mean([v.value for v in values])),
+            float(np.mean([v.stderr for v in values])),
+            float(np.mean([g.base.score for g in own])),
+        ))  # fmt: skip
+    k = len(found)
+    value = sum(f[0] for f in found) / k if k else nan
+    # A task that counts twice is the same sample twice.
+    error = sqrt(sum(f[1] ** 2 * found.count(f) for f in found)) / k if k else nan
+    base = sum(f[2] for f in found) / k if k else nan
+    estimate = normal_estimate(value, error, max(k, 1))
+    absent = tuple(missing), tuple(dict.fromkeys(unknown))
+    return TableMean(model, group, k, *absent, base, estimate), flags

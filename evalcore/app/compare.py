@@ -1,0 +1,268 @@
+"""``compare()``: models against one, wherever they were scored, paired by document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evalcore.app.reduction import DocumentCodes, read_cells
+from evalcore.app.report import open_results
+from evalcore.errors import InputError, UnknownNameError
+from evalcore.reading import MAX_TABLE_BYTES, parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from evalcore.analysis.book import ReducedCell
+    from evalcore.analysis.gains import Gain
+    from evalcore.analysis.stats import Estimate
+
+_RIGHT = ("acc_norm", "acc", "exact_match", "em", "f1", "rougeL", "rouge_l")
+"""Metrics of lm-eval's samples, the first that is there being compared."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the models.
+
+    Attributes:
+        name: As it was given.
+        id: Its subject in the book of all.
+        cells: Its reduced cells.
+    """
+
+    name: str
+    id: str
+    cells: Sequence[ReducedCell]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One model against the first.
+
+    Attributes:
+        name, reference: The two.
+        gains: Per task and way of asking, ``name`` minus ``reference``.
+        mean: Mean over tasks of those of the primary ways; by metric where there are several.
+        missing: Tasks without a document, prompt or metric in common, with the reason.
+    """
+
+    name: str
+    reference: str
+    gains: Sequence[Gain]
+    mean: Mapping[str, Estimate]
+    missing: Mapping[str, str]
+
+
+def compare(
+    sides: Sequence[str],
+    *,
+    results: Path | None = None,
+    tasks: Sequence[str] = (),
+    allow_mixed: bool = False,
+) -> list[Compared]:
+    """Differences of the second, third ... side from the first.
+
+    Args:
+        sides: Results folders that hold one model, ``FOLDER::MODEL``, models of ``results``, or
+            lm-eval's ``samples_*.jsonl`` (files or folders of them).
+        results: A folder whose models may be named alone.
+        tasks: Only these.
+        allow_mixed: Allow other numerics classes on the two sides.
+
+    Raises:
+        InputError: Fewer than two sides, a side that is nothing or several models, or nothing in
+            common.
+        UnknownNameError: A model or task that is not there.
+        IncompatibleError: The numerics differ.
+    """
+    from evalcore.analysis import ScoreBook
+
+    if len(sides) < 2:
+        raise InputError("compare needs two models or more: evalcore compare A B")
+    codes = DocumentCodes()
+    found = [_side(text, str(i), results, codes) for i, text in enumerate(sides)]
+    known = {cell.about["task"] for side in found for cell in side.cells}
+    for task in tasks:
+        if task not in known:
+            raise UnknownNameError("task", task, known)
+    cells = [c for side in found for c in side.cells if not tasks or c.about["task"] in tasks]
+    book = ScoreBook.of(cells, codes.names)
+    compared = [_against(book, side, found[0], allow_mixed) for side in found[1:]]
+    if not any(c.gains for c in compared):
+        reasons = "; ".join(f"{t}: {why}" for c in compared for t, why in c.missing.items())
+        raise InputError(f"nothing can be compared ({reasons or 'no task in common'})")
+    return compared
+
+
+def _against(book: Any, side: Side, reference: Side, allow_mixed: bool) -> Compared:
+    from evalcore.analysis.estimates import mean_of_estimates
+    from evalcore.analysis.gains import paired_gains
+
+    mine, theirs = book.subjects.get(side.id), book.subjects.get(reference.id)
+    gains: list[Gain] = []
+    missing: dict[str, str] = {}
+    by_metric: dict[str, list[Estimate]] = {}
+    for task in sorted(book.tasks):
+        own = book.cells.get((side.id, task))
+        other = book.cells.get((reference.id, task))
+        if not own or not other:
+            absent = side.name if not own else reference.name
+            missing[task] = f"{absent} was not scored on it"
+            continue
+        found = paired_gains(book, mine, theirs, task, allow_mixed=allow_mixed)
+        if not found:
+            missing[task] = "no prompt with a document in common"
+            continue
+        gains += found
+        primary = book.primary_stratum(mine, task)
+        head = next((g for g in found if (g.way, g.numerics) == primary), found[0])
+        by_metric.setdefault(head.task.metric, []).append(head.pooled)
+    means = {metric: mean_of_estimates(several) for metric, several in by_metric.items()}
+    return Compared(side.name, reference.name, gains, means, missing)
+
+
+def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) -> Side:
+    place, sign, model = text.partition("::")
+    path = Path(place)
+    if sign or (path / "store.json").is_file():
+        return _of_results(text, number, path, model, codes)
+    if results is not None and not path.exists():
+        return _of_results(text, number, results, text, codes)
+    files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else [path]
+    if path.suffix == ".jsonl" or (path.is_dir() and files):
+        return _of_samples(text, number, files, codes)
+    if not path.exists() and results is None:
+        raise InputError(f"{text}: not there; give a results folder, or --results with a model")
+    raise InputError(
+        f"{text}: no results folder (no store.json) and no samples_*.jsonl; a table of scores has "
+        "no documents to pair: `evalcore import` takes it"
+    )
+
+
+def _of_results(text: str, number: str, folder: Path, model: str, codes: DocumentCodes) -> Side:
+    from evalcore.analysis.scores import model_names
+    from evalcore.analysis.subjects import subject_infos
+
+    store = open_results(folder)
+    ids = {name: id_ for id_, name in model_names(subject_infos(store.cells()).values()).items()}
+    if not model and len(ids) == 1:
+        model = next(iter(ids))
+    if not model:
+        listed = ", ".join(sorted(ids)[:8]) + (" ..." if len(ids) > 8 else "")
+        raise InputError(f"{text}: {len(ids)} models ({listed}); say which: {folder}::MODEL")
+    if model not in ids:
+        raise UnknownNameError("model", model, ids, str(folder))
+    rows = store.cells().to_pylist()
+    own = {row["cell"] for row in rows if row["subject"] == ids[model]}
+    cells = [_own(cell, number, text) for cell in read_cells(store, codes, cells=own)[0]]
+    if not cells:
+        raise InputError(f"{text}: no scores of {model}")
+    return Side(text, number, cells)
+
+
+def _own(cell: ReducedCell, number: str, name: str) -> ReducedCell:
+    """A cell of a side: subjects of several folders may have one id; what is not the question's own
+    (the longest prompt, end tokens) need not be alike on both sides."""
+    about = {
+        **cell.about, "subject": number, "base": None, "checkpoint": name, "adapter": None,
+        "tuning": None, "control": None, "seed": None, "max_length": None, "chat_template": None,
+        "end_tokens": None,
+    }  # fmt: skip
+    return replace(cell, key=f"{number}:{cell.key}", about=about)
+
+
+# lm-eval's samples --------------------------------------------------------------------------------
+
+
+def _of_samples(text: str, number: str, files: Sequence[Path], codes: DocumentCodes) -> Side:
+    cells = [_sample_cell(path, number, text, codes) for path in files]
+    tasks = [c.about["task"] for c in cells]
+    doubled = sorted({t for t in tasks if tasks.count(t) > 1})
+    if doubled:
+        raise InputError(f"{text}: several samples files of {', '.join(doubled)}; give one of each")
+    return Side(text, number, cells)
+
+
+def _sample_cell(path: Path, number: str, name: str, codes: DocumentCodes) -> ReducedCell:
+    from evalcore.analysis.book import ReducedCell
+    from evalcore.analysis.reduction import CellArrays, CellFacts
+
+    values: dict[str, float] = {}
+    metric, doubled = "", 0
+    for where, record in _records(path):
+        metric = metric or _metric_of(record, where)
+        value = record.get(metric)
+        if isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, int | float):
+            raise InputError(f"{where}: {metric} is {value!r}; expected a number")
+        document = _document_of(record, where)
+        doubled += document in values
+        values.setdefault(document, float(value))
+    if not values:
+        raise InputError(f"{path}: no samples")
+    task = path.stem.removeprefix("samples_")
+    # lm-eval ends its file names with the time.
+    task = task.rsplit("_20", 1)[0] if "_20" in task and "T" in task.rsplit("_20", 1)[1] else task
+    docs = codes.of(list(values))
+    order = np.argsort(docs)
+    scores = np.array(list(values.values()))[order]
+    n = len(scores)
+    none = np.full(n, -1, dtype=np.int64)
+    arrays = CellArrays(docs[order], scores, np.full(n, np.nan), none, none)
+    facts = CellFacts(
+        cell=f"{number}:{task}", metric=_KNOWN.get(metric, metric), n=n, mean=float(scores.mean()),
+        shots=0, doubled=doubled, overflow=0, valueless=0, dropped=0, truncated=0,
+        modal_share=float("nan"), one_class=False, empty=0, generated=0, unproven=0, unmade=0,
+        makers=(), scores=(),
+    )  # fmt: skip
+    about = {
+        "cell": facts.cell, "subject": number, "checkpoint": name, "task": task, "group": task,
+        "task_fingerprint": task, "output_type": _TYPES[facts.metric],
+        "primary_metric": facts.metric, "variant": "lm-eval", "numerics": "lm-eval",
+        "variant_fingerprint": f"lm-eval {task}",
+    }  # fmt: skip
+    return ReducedCell(facts.cell, about, facts, lambda: arrays)
+
+
+_KNOWN = {"rougeL": "rouge_l", "em": "exact_match", "f1": "token_f1"}
+_TYPES = {
+    "acc": "multiple_choice", "acc_norm": "multiple_choice", "exact_match": "generate_until",
+    "token_f1": "generate_until", "rouge_l": "generate_until",
+}  # fmt: skip
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    data = read_bytes(path, "lm-eval samples", 16 * MAX_TABLE_BYTES)
+    for i, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            where = f"{path.name}, line {i}"
+            record = parse_json(line, where)
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: expected a JSON object")
+            yield where, record
+
+
+def _metric_of(record: Mapping[str, Any], where: str) -> str:
+    known = [m for m in _RIGHT if m in record]
+    if not known:
+        raise InputError(f"{where}: none of the keys {', '.join(_RIGHT)}; nothing to compare")
+    return known[0]
+
+
+def _document_of(record: Mapping[str, Any], where: str) -> str:
+    """A document by its content, where lm-eval says (``doc_hash``), else by its number."""
+    for key in ("doc_hash", "doc_id"):
+        value = record.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return f"lm-eval {key} {value}"
+    doc = record.get("doc")
+    if doc is not None:
+        text = json.dumps(doc, sort_keys=True)
+        return "lm-eval doc " + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    raise InputError(f"{where}: no doc_hash, doc_id or doc; documents cannot be paired")
