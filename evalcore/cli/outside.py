@@ -23,7 +23,7 @@ from evalcore.cli.output import echo
 )  # fmt: skip
 @click.option("--prompt", default="", help="Groups take scores under this prompt only.")
 @click.option(
-    "--shots", "--num_fewshot", type=click.IntRange(0),
+    "--shots", "--num-fewshot", "shots", type=click.IntRange(0),
     help="Groups take scores with so many shots only.",
 )  # fmt: skip
 @click.option(
