@@ -8,6 +8,7 @@ process dies.
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import json
 import random
@@ -76,7 +77,7 @@ def mutated_json(value: Any, rng: random.Random) -> bytes:
             if rng.random() < 0.15:
                 del holder[key]
             else:
-                holder[key] = rng.choice(_VALUES)
+                holder[key] = copy.deepcopy(rng.choice(_VALUES))  # it may be put into itself
             break
     data = json.dumps(value).encode()
     return mutated_bytes(data, rng) if rng.random() < 0.2 else data
