@@ -24,7 +24,7 @@ from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
-from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json, read_text
+from evalcore.reading import MAX_TABLE_BYTES, one_line, read_bytes, read_json, read_text
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3
@@ -173,12 +173,26 @@ def _load(path: str, state: str) -> tuple[Any, str]:
         # transformers (5.19) asks for the id of the unknown token for the id of the unknown token.
         for name in ("unk_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             getattr(tokenizer, name, None)
+        for special in (False, True):
+            _ids(tokenizer, _PROBES[0], special=special)
     except RecursionError:
         raise InputError(
             f"tokenizer in {path}: a special token, the unknown one first, is not in its "
             f"vocabulary; mend tokenizer_config.json or special_tokens_map.json"
         ) from None
+    except BaseException as error:
+        if not _of_rust(error):
+            raise
+        raise InputError(
+            f"tokenizer in {path} cannot encode text: {one_line(str(error))}; its tokenizer.json "
+            f"contradicts itself"
+        ) from None
     return tokenizer, note
+
+
+def _of_rust(error: BaseException) -> bool:
+    """Whether the tokenizers library raised it; its panics are no ``Exception``."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def _read(path: str) -> tuple[Any, str]:
@@ -230,7 +244,7 @@ def _published(directory: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # of Rust: no class of its own
-        raise InputError(f"tokenizer {file} cannot be loaded: {error}") from None
+        raise InputError(f"tokenizer {file} cannot be loaded: {one_line(str(error))}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     settings = _settings(directory)

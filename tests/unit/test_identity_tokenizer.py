@@ -216,3 +216,17 @@ def test_broken_tokenizers_are_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json cannot be loaded") as raised:
         tokenizer_facts(folder)
     assert "\n" not in str(raised.value)
+    edit(folder / "tokenizer.json", version="1\n0")
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be loaded") as raised:
+        tokenizer_facts(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_that_panics_is_one_line(folder: Path) -> None:
+    """Its template of special tokens names one that it does not list: no ``Exception`` in Rust."""
+    state = json.loads((folder / "tokenizer.json").read_text())
+    assert state["post_processor"]["special_tokens"]
+    edit(folder / "tokenizer.json", post_processor=state["post_processor"] | {"special_tokens": {}})
+    with pytest.raises(InputError, match="cannot") as raised:
+        tokenizer_facts(folder)
+    assert "\n" not in str(raised.value)

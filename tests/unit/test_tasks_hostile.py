@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from evalcore.errors import DefinitionError, EvalcoreError
@@ -111,6 +112,17 @@ def test_a_broken_data_file_is_one_line(tmp_path: Path, name: str) -> None:
     assert caught.value.fault == DataFault.BROKEN_FILE
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_text_of_parquet_that_is_none_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"q": ["plain", "text"]}), file, **options)
+    data = file.read_bytes()
+    assert data.count(b"plain") == 1
+    file.write_bytes(data.replace(b"plain", b"\xa6lain"))
+    with pytest.raises(TaskDataError, match="broken: .*UTF8"):
+        read_rows(file)
 
 
 def test_flipped_bits_of_arrow_data_never_crash_the_reader(tmp_path: Path) -> None:
