@@ -121,7 +121,7 @@ def test_text_of_parquet_that_is_none_is_one_line(tmp_path: Path) -> None:
     data = file.read_bytes()
     assert data.count(b"plain") == 1
     file.write_bytes(data.replace(b"plain", b"\xa6lain"))
-    with pytest.raises(TaskDataError, match="broken: .*UTF8"):
+    with pytest.raises(TaskDataError, match=r"broken: .*UTF8"):
         read_rows(file)
 
 
