@@ -71,17 +71,21 @@ def ragged(table: pa.Table, name: str, dtype: npt.DTypeLike) -> Ragged:
 
 def integers(table: pa.Table, name: str, missing: int = -1) -> IntArray:
     """An integer column as int64 [N], nulls as ``missing``."""
-    return column(table, name).fill_null(missing).to_numpy(zero_copy_only=False).astype(np.int64)
+    found = column(table, name).fill_null(missing).to_numpy(zero_copy_only=False)
+    result: IntArray = found.astype(np.int64)
+    return result
 
 
 def strings(table: pa.Table, name: str) -> list[str | None]:
     """A string column as a Python list."""
-    return column(table, name).to_pylist()
+    result: list[str | None] = column(table, name).to_pylist()
+    return result
 
 
 def segment_sum(rows: Ragged, values: FloatArray) -> FloatArray:
     """float64 [N]: sum of ``values`` over each row."""
-    return rows.reduce(np.add, values, 0.0)
+    result: FloatArray = rows.reduce(np.add, values, 0.0)
+    return result
 
 
 def matches(table: pa.Table, name: str, wanted: Sequence[str]) -> BoolArray:
@@ -89,7 +93,8 @@ def matches(table: pa.Table, name: str, wanted: Sequence[str]) -> BoolArray:
     if name not in table.column_names:
         return np.zeros(table.num_rows, dtype=bool)
     found = pc.is_in(column(table, name), value_set=pa.array(wanted, pa.string()))
-    return found.to_numpy(zero_copy_only=False).astype(bool)
+    result: BoolArray = found.to_numpy(zero_copy_only=False).astype(bool)
+    return result
 
 
 def softmax(rows: Ragged) -> FloatArray:
@@ -97,7 +102,8 @@ def softmax(rows: Ragged) -> FloatArray:
     top = rows.reduce(np.maximum, rows.flat, np.nan)
     owner = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
     share = np.exp(rows.flat - top[owner])
-    return share / segment_sum(rows, share)[owner]
+    result: FloatArray = share / segment_sum(rows, share)[owner]
+    return result
 
 
 def first_argmax(rows: Ragged, values: FloatArray) -> IntArray:

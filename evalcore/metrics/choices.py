@@ -75,7 +75,7 @@ def acc_mutual_info(table: pa.Table) -> FloatArray:
 
 def _right(table: pa.Table, chosen: IntArray, none_is_wrong: BoolArray) -> FloatArray:
     gold = integers(table, "gold")
-    right = (gold == chosen).astype(np.float64)
+    right: FloatArray = (gold == chosen).astype(np.float64)
     if "golds" in table.column_names:
         golds = ragged(table, "golds", np.int64)
         if len(golds.flat):
@@ -109,7 +109,8 @@ def brier(table: pa.Table) -> FloatArray:
 def confidence(table: pa.Table) -> FloatArray:
     """Largest softmax share."""
     rows = ragged(table, "choice_logprobs", np.float64)
-    return rows.reduce(np.maximum, softmax(rows), np.nan)
+    result: FloatArray = rows.reduce(np.maximum, softmax(rows), np.nan)
+    return result
 
 
 def label_mass(table: pa.Table) -> FloatArray:
@@ -142,7 +143,9 @@ def gold_bytes(table: pa.Table) -> FloatArray:
 def gold_bits_per_byte(table: pa.Table) -> FloatArray:
     """Bits the right text costs per byte."""
     nats, sizes = gold_logprob(table), gold_bytes(table)
-    return np.divide(-nats / np.log(2.0), sizes, out=np.full(len(nats), np.nan), where=sizes > 0)
+    result: FloatArray = np.full(len(nats), np.nan)
+    np.divide(-nats / np.log(2.0), sizes, out=result, where=sizes > 0)
+    return result
 
 
 def greedy_match(table: pa.Table) -> FloatArray:

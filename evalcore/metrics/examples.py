@@ -47,4 +47,5 @@ def is_scored(table: pa.Table) -> BoolArray:
         flags.flatten().cast(pa.string()).to_numpy(zero_copy_only=False) == OVERFLOW_FLAG
     ).reshape(-1)
     rows = Ragged(hits, lengths)
-    return segment_sum(rows, hits.astype(np.float64)) == 0
+    result: BoolArray = segment_sum(rows, hits.astype(np.float64)) == 0
+    return result

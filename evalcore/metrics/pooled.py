@@ -86,7 +86,8 @@ def _f1(confusion: npt.NDArray[np.int64]) -> tuple[FloatArray, BoolArray]:
 def macro_f1(confusion: npt.NDArray[np.int64]) -> FloatArray:
     """float64 [B] from counts [B, K + 1, K + 1]: mean F1 of the classes in gold or prediction."""
     f1, occurs = _f1(confusion)
-    return f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
+    result: FloatArray = f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
+    return result
 
 
 def f1(confusion: npt.NDArray[np.int64]) -> FloatArray:
@@ -107,7 +108,8 @@ def mcc(confusion: npt.NDArray[np.int64]) -> FloatArray:
     covariance = right * total - (gold * chosen).sum(axis=1)
     spread = (total**2 - (chosen**2).sum(axis=1)) * (total**2 - (gold**2).sum(axis=1))
     root = np.sqrt(spread)
-    return np.divide(covariance, root, out=np.zeros_like(root), where=root > 0)
+    result: FloatArray = np.divide(covariance, root, out=np.zeros_like(root), where=root > 0)
+    return result
 
 
 def ece(part: pa.Table, scored: BoolArray, seed: int) -> Pooled:
@@ -140,7 +142,8 @@ def _binned(gap: FloatArray, bins: IntArray) -> FloatArray:
     many, n = gap.shape
     place = (np.arange(many)[:, None] * ECE_BINS + bins).reshape(-1)
     sums = np.bincount(place, gap.reshape(-1), many * ECE_BINS).reshape(many, ECE_BINS)
-    return np.abs(sums).sum(axis=1) / n
+    result: FloatArray = np.abs(sums).sum(axis=1) / n
+    return result
 
 
 def perplexity(part: pa.Table, scored: BoolArray, seed: int) -> Pooled:

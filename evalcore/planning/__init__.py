@@ -11,12 +11,11 @@ from evalcore.planning.prefixes import (
     profile_of_sequences,
     token_limit,
 )
+from evalcore.planning.unit import Unit, UnitSlice
 from evalcore.planning.units import (
     Plan,
     PlanCounts,
     PlannedCell,
-    Unit,
-    UnitSlice,
     plan_units,
     shard,
 )

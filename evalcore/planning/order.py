@@ -75,7 +75,8 @@ def sorted_heads(keys: npt.NDArray[np.int32]) -> Ranks:
     rows, width = keys.shape
     kind = pa.binary(keys.itemsize * width)
     array = pa.FixedSizeBinaryArray.from_buffers(kind, rows, [None, pa.py_buffer(keys)])
-    return pc.array_sort_indices(array).to_numpy().astype(np.int64)
+    result: Ranks = pc.array_sort_indices(array).to_numpy().astype(np.int64)
+    return result
 
 
 def _numbered(keys: npt.NDArray[np.int32]) -> Ranks:

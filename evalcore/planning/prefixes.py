@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -214,7 +215,9 @@ class Ragged:
 
     def numbers(self) -> Rows:
         """int64 [rows]: equal rows have equal numbers, from 0 as they first come up."""
-        return _binary(*self.packed()).dictionary_encode().indices.to_numpy().astype(np.int64)
+        found = _binary(*self.packed()).dictionary_encode().indices
+        result: Rows = found.to_numpy().astype(np.int64)
+        return result
 
     def order(self) -> Rows:
         """int64 [rows]: rows in lexicographic order, a prefix first."""
@@ -240,7 +243,8 @@ def _binary(flat: npt.NDArray[np.int32], offsets: OffsetArray) -> pa.LargeBinary
 def _order(flat: npt.NDArray[np.int32], offsets: OffsetArray) -> Rows:
     # Big-endian bytes compare like the (non-negative) numbers do.
     array = _binary(flat.astype(">i4"), offsets)
-    return pc.array_sort_indices(array).to_numpy().astype(np.int64)
+    result: Rows = pc.array_sort_indices(array).to_numpy().astype(np.int64)
+    return result
 
 
 def _below_private(
@@ -359,5 +363,7 @@ def _offsets(lengths: Rows) -> OffsetArray:
     return offsets
 
 
-def _concatenate(parts: list[npt.NDArray], dtype: type) -> npt.NDArray:
-    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype, copy=False)
+def _concatenate(parts: list[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
+    joined = np.concatenate([np.zeros(0, dtype=dtype), *parts])
+    result: npt.NDArray[Any] = joined.astype(dtype, copy=False)
+    return result

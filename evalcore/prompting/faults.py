@@ -52,5 +52,5 @@ class PromptError(DefinitionError):
         self.fault = fault
         super().__init__(" ".join(message.split()))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.fault, str(self))

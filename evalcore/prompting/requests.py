@@ -197,7 +197,8 @@ def _is_sound(path: Path) -> bool:
 
 def same_requests(one: str | Path, other: str | Path) -> bool:
     """Whether two request files ask for the same token ids of the same documents."""
-    return read_requests(one).equals(read_requests(other))
+    result: bool = read_requests(one).equals(read_requests(other))
+    return result
 
 
 def request_costs(table: pa.Table) -> npt.NDArray[np.int64]:

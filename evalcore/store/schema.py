@@ -6,6 +6,8 @@ say in :data:`evalcore.store.migration.MIGRATIONS` how rows of the version befor
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from evalcore.errors import IncompatibleError
@@ -148,7 +150,9 @@ def joined_name(column: str) -> str:
     return f"cell_{column}" if taken else column
 
 
-def conform(rows: pa.Table | pa.RecordBatch | list[dict], schema: pa.Schema, what: str) -> pa.Table:
+def conform(
+    rows: pa.Table | pa.RecordBatch | list[dict[str, Any]], schema: pa.Schema, what: str
+) -> pa.Table:
     """Gives ``rows`` exactly the columns, order and types of ``schema``.
 
     Columns left out become null; unknown columns and nulls in keys are refused.
@@ -178,7 +182,7 @@ def conform(rows: pa.Table | pa.RecordBatch | list[dict], schema: pa.Schema, wha
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _column(rows: pa.Table | list[dict], field: pa.Field) -> pa.Array | pa.ChunkedArray:
+def _column(rows: pa.Table | list[dict[str, Any]], field: pa.Field) -> pa.Array | pa.ChunkedArray:
     if not isinstance(rows, pa.Table):
         values = [row.get(field.name) for row in rows]
         if pa.types.is_dictionary(field.type):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
@@ -113,7 +114,9 @@ class SegmentWriter:
         """Rows taken but not yet committed."""
         return sum(table.num_rows for table in self._tables)
 
-    def add(self, rows: pa.Table | pa.RecordBatch | list[dict], *, age_s: float = 0.0) -> None:
+    def add(
+        self, rows: pa.Table | pa.RecordBatch | list[dict[str, Any]], *, age_s: float = 0.0
+    ) -> None:
         """Takes rows of :data:`EXAMPLE_SCHEMA`; commits nothing (see :meth:`due`).
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -26,11 +27,12 @@ METHODS = {
     "cells": "", "status": "", "scores": "by", "gains": "by", "metrics": "", "documents": "task",
     "report": "output title",
     "examples": "task model checkpoint adapter prompt columns", "flips": "a b task prompt model",
-    "export": "file format", "label": "tuned_on labels name_pattern parent_map",
+    "export": "output format", "label": "tuned_on labels name_pattern parent_map",
 }  # fmt: skip
 PROPERTIES = {"models", "tasks", "problems"}
 WITHOUT_TORCH = """
 import sys
+from pathlib import Path
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
@@ -135,3 +137,9 @@ def test_frames_show_little_and_hold_all() -> None:
     assert "<script>" not in hostile._repr_html_()
     assert "\x1b" not in repr(hostile)
     assert "0 rows" in repr(ec.Frame(table.slice(0, 0)))
+
+
+def test_the_version_is_said_in_one_way() -> None:
+    root = Path(__file__).resolve().parents[2]
+    assert f"\nversion: {ec.__version__}\n" in (root / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {ec.__version__}\n" in (root / "CHANGELOG.md").read_text("utf-8")

@@ -121,7 +121,11 @@ def test_slurm_binds_and_nonsense_does_not(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
 def test_affinity_binds() -> None:
-    code = "from evalcore.machine import cores; print(cores())"
+    code = (
+        "from evalcore.machine import cores; from evalcore.app.place import find_place; "
+        "from evalcore.config import ClusterConfig; "
+        "print(cores(), find_place(ClusterConfig(device='cpu')).threads)"
+    )
     command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "1"
+    assert done.stdout.split() == ["1", "1"]
