@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -51,8 +52,16 @@ class LearnedRows:
         return self._found[tuned.path]
 
     def all(self) -> list[Finding]:
-        """The findings of every subject asked about."""
-        return [finding for found in self._found.values() for finding in found]
+        """The findings of every subject asked about; one for all that learned the same rows."""
+        alike: dict[tuple[str, int, tuple[int, ...]], list[Finding]] = {}
+        for found in self._found.values():
+            for finding in found:
+                alike.setdefault((finding.code, finding.count, finding.rows), []).append(finding)
+        return [
+            first if not others else
+            replace(first, message=f"{first.message} (and {len(others)} more models)")
+            for first, *others in alike.values()
+        ]  # fmt: skip
 
     @cached_property
     def _scored_keys(self) -> list[tuple[Document, str]]:
@@ -71,7 +80,7 @@ class LearnedRows:
         dots = ", ..." if len(known) > len(first) else ""
         consequence = _CONSEQUENCE[code]
         message = (
-            f"task {self._task.name}: {subject.id} was trained on {len(known)} of the {of} "
+            f"task {self._task.name}: {subject.label} was trained on {len(known)} of the {of} "
             f"{what} rows ({', '.join(map(str, first))}{dots}): {consequence}"
         )
         return [Finding("warning", code, message, len(known), self._task.name, first, consequence)]

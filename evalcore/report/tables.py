@@ -13,7 +13,16 @@ from evalcore.analysis.families import benjamini_hochberg, holm
 from evalcore.analysis.scores import cell_notes
 from evalcore.analysis.stats import EMPTY
 from evalcore.analysis.subjects import subject_order
-from evalcore.report.words import both_errors, by_prompt, fit, mark, note_lines, plain, signed
+from evalcore.report.words import (
+    both_errors,
+    by_prompt,
+    fit,
+    mark,
+    note_lines,
+    plain,
+    short_names,
+    signed,
+)
 
 SERIOUS = ("missing", "doubled", "overflow", "untrained", "unscored", "task", "group")
 """Kinds of warnings that the first screen counts."""
@@ -127,6 +136,7 @@ def study_table(analysis: Analysis) -> str:
     widths = (12, 17, 5, 5, 28, 14, 6, 11, 4)
     rows = labelled_rows(analysis)
     notes = list(dict.fromkeys(n for row in rows for n in row.notes))
+    named = short_names((row.subject.checkpoint for row in rows), widths[0])
     lines = [_aligned(head, widths)]
     lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
     last = ""
@@ -134,7 +144,7 @@ def study_table(analysis: Analysis) -> str:
         forgot = signed(row.forgetting.value, 2)
         share = f" ({row.measurable}/{row.outside})" if row.outside else ""
         values = (
-            "" if row.subject.checkpoint == last else row.subject.checkpoint,
+            "" if row.subject.checkpoint == last else named[row.subject.checkpoint],
             _tuning_text(rows, row, widths[1]), plain(row.base.value), plain(row.tuned.value),
             both_errors(row.gain), by_prompt(row.gain, 2), signed(row.control_gain.value, 2),
             forgot + share, " ".join(mark(notes.index(n)) for n in row.notes[:1])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os.path import commonprefix
+from string import ascii_letters
+from string import digits as figures
 from unicodedata import category
 
 from evalcore.analysis import Estimate
@@ -42,6 +45,24 @@ def fit(text: str, width: int, right: bool) -> str:
     if len(text) > width:
         text = text[: width - 1] + "…"
     return text.rjust(width) if right else text.ljust(width)
+
+
+def short_names(names: Iterable[str], width: int) -> dict[str, str]:
+    """Names that fit into ``width`` columns and still differ, by the names they stand for.
+
+    Where one is too long, what all have in common at their beginning goes (revisions of one
+    repository); what is still too long loses its end, or its beginning where ends tell them apart.
+    """
+    known = list(dict.fromkeys(names))
+    if all(len(name) <= width for name in known):
+        return {name: name for name in known}
+    shared = commonprefix(known) if len(known) > 1 else ""  # noqa: RUF071  # by letters, indeed
+    shared = shared.rstrip(ascii_letters + figures)
+    bare = [f"…{name[len(shared) :]}" if len(shared) > 1 else name for name in known]
+    short = [fit(name, width, right=False).rstrip() for name in bare]
+    if len(set(short)) < len(set(bare)):
+        short = [name if len(name) <= width else f"…{name[1 - width :]}" for name in bare]
+    return dict(zip(known, short, strict=True))
 
 
 def plain(value: float, digits: int = 3) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from evalcore.report.words import short_names
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
 from evalcore.store.schema import joined_name
 
@@ -221,6 +222,23 @@ def stored_study(folder: Path, documents: int = 40) -> ResultStore:
         writer.add(table.select(EXAMPLE_SCHEMA.names))
     store.runs.append({"summary": {"examples": 1000, "wall_s": 12.0, "start_s": 2.0}})
     return store
+
+
+def test_names_of_revisions_stay_apart() -> None:
+    """All were `OLMo-1B-hf@…`."""
+    names = ["OLMo-1B-hf@step1000-tokens4B", "OLMo-1B-hf@step18000-tokens75B", "OLMo-1B-hf@main"]
+    assert short_names(names, 12) == {
+        names[0]: "…step1000-t…", names[1]: "…step18000-…", names[2]: "…main",
+    }  # fmt: skip
+    assert short_names(["step-00100", "step-00200"], 12) == {
+        "step-00100": "step-00100", "step-00200": "step-00200",
+    }  # fmt: skip
+    alike = ["a-very-long-name-1", "a-very-long-name-2"]
+    assert sorted(short_names(alike, 6).values()) == ["…1", "…2"]
+    assert short_names(["averylongname1", "averylongname2"], 6) == {
+        "averylongname1": "…name1", "averylongname2": "…name2",
+    }  # fmt: skip
+    assert short_names(["one-long-name"], 6) == {"one-long-name": "one-l…"}
 
 
 def test_study_table_is_seeded() -> None:

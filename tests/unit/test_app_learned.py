@@ -58,7 +58,7 @@ def test_rows_learned_are_found_among_scored_and_shown(tuned: Callable, tmp_path
     learned, (messages,) = found(folder, "default", tmp_path)
     assert learned == [("trained_rows_scored", 50)]  # of the rows within the limit
     assert len(messages) == 1
-    assert "was trained on 50 of the 50 scored rows" in messages[0]
+    assert f"{tiny_label(folder)} was trained on 50 of the 50 scored rows" in messages[0]
     # another task's rows: other ids, the same texts; and rows that shots are drawn from
     keys = [texts_key(task, d) for d in (*scored[:400:80], *shots[:3])]
     folder = tuned("other-task", 2, row_ids=["f" * 32], row_keys=keys)
@@ -66,6 +66,22 @@ def test_rows_learned_are_found_among_scored_and_shown(tuned: Callable, tmp_path
     assert ("trained_rows_shown", 3) in learned
     clean = tuned("clean", 3, row_ids=["f" * 32], row_keys=["0" * 16])
     assert found(clean, "default:shots=2", tmp_path) == ([], [[]])
+
+
+def tiny_label(folder: Path) -> str:
+    (subject,) = (s for s in resolve_subjects([folder]).subjects if s.adapter is not None)
+    return subject.label
+
+
+def test_models_that_learned_the_same_rows_are_one_line(tuned: Callable, tmp_path: Path) -> None:
+    ids = [d.id for d in load_documents(load_task("pocket_nli"))]
+    folders = [tuned(f"alike-{i}", 10 + i, row_ids=ids, row_keys=["0" * 16]) for i in range(3)]
+    subjects = resolve_subjects(folders).subjects
+    grid = build_grid(
+        subjects, GridConfig((("pocket_nli", "default"),), limit=5), NUMERICS, tmp_path / "cache"
+    )
+    (finding,) = (f for f in grid.findings if f.code == "trained_rows_scored")
+    assert finding.message.endswith("(and 2 more models)")
 
 
 def test_a_record_without_rows_says_nothing(tuned: Callable, tmp_path: Path) -> None:
