@@ -70,6 +70,10 @@ class CellValues:
         return self.load().golds
 
     @property
+    def floors(self) -> npt.NDArray[np.float64]:
+        return self.load().floors
+
+    @property
     def answers(self) -> npt.NDArray[np.int64]:
         return self.load().answers
 

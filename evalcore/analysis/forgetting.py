@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalcore.analysis.book import ScoreBook
+from evalcore.analysis.cells import CellValues
 from evalcore.analysis.estimates import mean_of_estimates
 from evalcore.analysis.gains import Gain
 from evalcore.analysis.pooling import Part, difference_bounds, pool
@@ -30,7 +31,7 @@ class Forgetting:
         gain: The raw paired change.
         above_floor: Base score minus the trivial answer's (in the better direction), for these
             prompts; paired by document where the trivial answer's score per document is known
-            (always the same choice), else the trivial score is taken as exact.
+            (always the same choice; a text chosen on other documents), else it is taken as exact.
         floor_paired: Whether it is paired.
         measurable: The 99 % lower bound of ``above_floor`` is above 0; otherwise there was
             nothing to forget and the change says nothing.
@@ -70,8 +71,9 @@ def forgetting(book: ScoreBook, gain: Gain) -> Forgetting:
 
 
 def _paired_floor(book: ScoreBook, gain: Gain) -> Estimate | None:
-    """Base minus trivial answer by document, where that is one choice for all documents."""
-    if gain.task.metric != "acc" or gain.task.output_type != "multiple_choice":
+    """Base minus trivial answer by document: one choice for all, or a text chosen on the others."""
+    choice = gain.task.metric == "acc" and gain.task.output_type == "multiple_choice"
+    if not choice and gain.task.output_type != "generate_until":
         return None
     every = [
         (name, run, cell)
@@ -83,10 +85,9 @@ def _paired_floor(book: ScoreBook, gain: Gain) -> Estimate | None:
     def compute() -> dict[str, Any]:
         parts: list[Part] = []
         for name, run, cell in every:
-            constant = _constant_choice(cell.golds, gain.task.baseline)
-            if constant is None:
+            trivial = _trivial(cell, gain.task.baseline) if choice else cell.floors
+            if trivial is None or np.isnan(trivial).any():
                 return {"above": EMPTY}
-            trivial = (cell.golds == constant).astype(np.float64)
             parts.append((name, run, cell.docs, cell.values - trivial))
         bounds = difference_bounds(metric_bounds(gain.task.metric))
         return {"above": pool(parts, bounds, book.clusters)}
@@ -95,6 +96,12 @@ def _paired_floor(book: ScoreBook, gain: Gain) -> Estimate | None:
     what = ("floor", gain.task.metric, repr(gain.task.baseline), keys)
     found: Estimate = book.memo.get(what, compute)["above"]
     return found.over_documents if found.n > 1 else None
+
+
+def _trivial(cell: CellValues, baseline: float) -> npt.NDArray[np.float64] | None:
+    """Accuracy by document of always the same choice."""
+    constant = _constant_choice(cell.golds, baseline)
+    return None if constant is None else (cell.golds == constant).astype(np.float64)
 
 
 def _constant_choice(golds: npt.NDArray[np.int64], baseline: float) -> int | None:

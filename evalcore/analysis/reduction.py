@@ -24,14 +24,16 @@ from evalcore.metrics.cells import iterate_cells, modal_share
 from evalcore.metrics.choices import predictions
 from evalcore.metrics.examples import is_scored
 from evalcore.store.schema import MAKER_COLUMN
+from evalcore.tasks import floor_by_document
 
-REDUCTION_VERSION = 1
+REDUCTION_VERSION = 2
 """Raised whenever a reduction of the same rows can change (metrics have a version of their own)."""
 
 ARRAY_SCHEMA = pa.schema(
     [
         ("doc", pa.dictionary(pa.int32(), pa.string())), ("value", pa.float64()),
         ("continuous", pa.float64()), ("gold", pa.int32()), ("answer", pa.int32()),
+        ("floor", pa.float64()),
     ]
 )  # fmt: skip
 """One row per scored document of a cell, each document once."""
@@ -55,6 +57,8 @@ class CellArrays:
         continuous: float64 [n] of the task's continuous metric (NaN where unknown).
         golds: int64 [n] right choices (-1: none).
         answers: int64 [n] choices made (-1: none, or a text).
+        floors: float64 [n] what the trivial answer of a generation task scores, chosen on other
+            documents; NaN where there is none.
     """
 
     docs: npt.NDArray[np.int64]
@@ -62,6 +66,7 @@ class CellArrays:
     continuous: npt.NDArray[np.float64]
     golds: npt.NDArray[np.int64]
     answers: npt.NDArray[np.int64]
+    floors: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def arrays_of(rows: pa.RecordBatch, codes: npt.NDArray[np.int64] | None = None) 
     return CellArrays(
         docs=docs[order], values=numbers("value", np.float64),
         continuous=numbers("continuous", np.float64), golds=numbers("gold", np.int64),
-        answers=numbers("answer", np.int64),
+        answers=numbers("answer", np.int64), floors=numbers("floor", np.float64),
     )  # fmt: skip
 
 
@@ -203,6 +208,7 @@ def _reduced(
         continuous[keep],
         golds.astype(np.int32),
         chosen[keep].astype(np.int32),
+        _floors(part.filter(pa.array(keep)), metric, output_type),
     )
     arrays = pa.RecordBatch.from_arrays([docs, *map(pa.array, columns)], schema=ARRAY_SCHEMA)
     facts = CellFacts(
@@ -216,6 +222,16 @@ def _reduced(
         scores=scores, **_texts_and_makers(part),
     )  # fmt: skip
     return facts, arrays
+
+
+def _floors(part: pa.Table, metric: str, output_type: str) -> npt.NDArray[np.float64]:
+    """What the trivial answer scores on each document of a generation task; else NaN."""
+    found = None
+    if output_type == "generate_until" and part.num_rows:
+        ids = tuple(column(part, "doc_id").to_pylist())
+        references = tuple(tuple(texts or ()) for texts in column(part, "references").to_pylist())
+        found = floor_by_document(metric, ids, references)
+    return np.full(part.num_rows, np.nan) if found is None else np.asarray(found, dtype=np.float64)
 
 
 def _nominal_shots(part: pa.Table) -> int:

@@ -214,7 +214,8 @@ def _sample_cell(path: Path, number: str, name: str, codes: DocumentCodes) -> Re
     scores = np.array(list(values.values()))[order]
     n = len(scores)
     none = np.full(n, -1, dtype=np.int64)
-    arrays = CellArrays(docs[order], scores, np.full(n, np.nan), none, none)
+    unknown = np.full(n, np.nan)
+    arrays = CellArrays(docs[order], scores, unknown, none, none, unknown)
     facts = CellFacts(
         cell=f"{number}:{task}", metric=_KNOWN.get(metric, metric), n=n, mean=float(scores.mean()),
         shots=0, doubled=doubled, overflow=0, valueless=0, dropped=0, truncated=0,

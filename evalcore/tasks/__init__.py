@@ -1,6 +1,6 @@
 """Tasks: definitions in YAML, their documents, and checks of the data."""
 
-from evalcore.tasks.baseline import trivial_baseline
+from evalcore.tasks.baseline import floor_by_document, trivial_baseline
 from evalcore.tasks.checks import (
     Finding,
     check_control_tokens,
@@ -74,6 +74,7 @@ __all__ = [
     "data_state",
     "definition_error",
     "documents_from_rows",
+    "floor_by_document",
     "is_scorable",
     "list_tasks",
     "load_documents",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from evalcore.tasks.rouge import ROUGE_TYPES, Reading, rouge_kind, rouge_scorer
@@ -43,12 +44,42 @@ def trivial_baseline(task: Task, docs: Sequence[Document]) -> float:
         return math.nan
     if kind not in ("auto", "constant"):
         return math.nan
-    rouge = rouge_kind(primary)  # the raw metrics are about the same references
-    if rouge is not None:
-        return _across_halves(docs, _RougeFloor(*rouge))
-    if primary == "exact_match":
-        return _across_halves(docs, _MatchFloor())
-    return math.nan
+    floor = _floor_of(primary)
+    return math.nan if floor is None else _across_halves(docs, floor)
+
+
+@lru_cache(maxsize=16)
+def floor_by_document(
+    metric: str, ids: tuple[str, ...], references: tuple[tuple[str, ...], ...]
+) -> tuple[float, ...] | None:
+    """What the trivial answer scores on each document of a generation task.
+
+    The mean is that of :func:`trivial_baseline` where that tests on all documents.
+
+    Args:
+        metric: Name of a metric with values per document.
+        ids: Ids of the documents.
+        references: Their references.
+
+    Returns:
+        One value per document; None for metrics without such a floor, or a single document.
+    """
+    floor = _floor_of(metric.lower().removesuffix("_raw"))
+    if floor is None or not all(references):
+        return None
+    documents = [
+        Document(own, i, {}, references=texts)
+        for i, (own, texts) in enumerate(zip(ids, references, strict=True))
+    ]
+    halves = _halves(documents)
+    if not halves[1]:
+        return None
+    found = [math.nan] * len(documents)
+    for own, other in (halves, halves[::-1]):
+        answer = floor.choose(other)
+        for document in own:
+            found[document.index] = floor.score(answer, [document])
+    return tuple(found)
 
 
 class _Floor(Protocol):
@@ -57,14 +88,26 @@ class _Floor(Protocol):
     def score(self, answer: str, docs: Sequence[Document]) -> float: ...
 
 
-def _across_halves(docs: Sequence[Document], floor: _Floor) -> float:
-    """Mean over documents of the answer chosen without them; NaN where a half is empty.
+def _floor_of(primary: str) -> _Floor | None:
+    rouge = rouge_kind(primary)  # the raw metrics are about the same references
+    if rouge is not None:
+        return _RougeFloor(*rouge)
+    return _MatchFloor() if primary == "exact_match" else None
+
+
+def _halves(docs: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """Documents dealt into two halves by a hash of their ids.
 
     An answer chosen among the references it is then compared with meets itself there, and the best
-    of many is best by luck as well.
+    of many is best by luck as well: it is chosen on the other half.
     """
     ordered = sorted(docs, key=lambda doc: sample_rank(doc.id))
-    halves = ordered[::2], ordered[1::2]
+    return ordered[::2], ordered[1::2]
+
+
+def _across_halves(docs: Sequence[Document], floor: _Floor) -> float:
+    """Mean over documents of the answer chosen without them; NaN where a half is empty."""
+    halves = _halves(docs)
     if not halves[1]:
         return math.nan
     scores = [

@@ -21,7 +21,9 @@ from evalcore.analysis.estimates import estimate_of, mean_of_estimates, p_value
 from evalcore.analysis.stats import t_quantile
 from evalcore.analysis.variation import Layout
 from evalcore.app.report import declared
+from evalcore.metrics.text import rouge
 from evalcore.report import study_rows, study_table
+from evalcore.tasks import floor_by_document
 
 NLI = task_columns("pocket_nli", tuned_by="pocket_nli", domain="in")
 BASE, TUNED = subject_columns(100), subject_columns(100, "pocket_nli")
@@ -280,6 +282,27 @@ def test_trivial_answer_is_paired_with_the_base_by_document() -> None:
     assert row.above_floor.value == pytest.approx(gaps.mean())
     assert row.above_floor.stderr == pytest.approx(gaps.std(ddof=1) / math.sqrt(n))
     assert row.measurable, "unpaired, +.07 of 200 documents would be chance"
+
+
+def test_trivial_text_is_paired_with_the_base_by_document() -> None:
+    """Before, the floor of a generation task was a constant that is known without error."""
+    n = 60
+    title = task_columns("titles", output_type="generate_until")
+    base = cell_rows(BASE, title, "default", np.linspace(0.2, 1, n))
+    ids = tuple(row["doc_id"] for row in base)
+    floors = floor_by_document("rouge_l", ids, tuple(tuple(r["references"]) for r in base))
+    assert floors is not None
+    title["baseline"] = float(np.mean(floors))
+    rows = [
+        *cell_rows(BASE, title, "default", np.linspace(0.2, 1, n)),
+        *cell_rows(TUNED, title, "default", np.zeros(n)),
+    ]
+    (row,) = analyse(to_table(rows)).forgetting
+    assert row.floor_paired
+    scores = [rouge(r["text"], r["references"], "rouge_l") for r in base]
+    gaps = np.array(scores) - floors
+    assert row.above_floor.value == pytest.approx(gaps.mean())
+    assert row.above_floor.stderr == pytest.approx(gaps.std(ddof=1) / math.sqrt(n))
 
 
 def test_what_is_odd_about_a_score_stands_in_its_row() -> None:

@@ -26,6 +26,7 @@ from evalcore.tasks import (
     check_sample,
     content_key,
     documents_from_rows,
+    floor_by_document,
     list_tasks,
     load_documents,
     load_documents_counted,
@@ -436,6 +437,26 @@ def test_a_floor_does_not_profit_from_its_own_documents(tmp_path: Path) -> None:
         len(texts) - 1
     )
     assert floor == pytest.approx(mean, abs=0.03)
+
+
+@pytest.mark.parametrize("metric", ["rouge_l", "rouge_l_unicode", "rouge_1_raw", "exact_match"])
+def test_a_text_floor_by_document(tmp_path: Path, metric: str) -> None:
+    """The best answer of the other half, document by document; its mean is the floor told."""
+    rng = random.Random(1)
+    words = [f"w{i}" for i in range(6)]
+    rows = [{"sentence": f"S {i}", "summary": " ".join(rng.choices(words, k=3))} for i in range(90)]
+    task = make_task(tmp_path, WRITER | {"primary": metric, "metrics": [metric]})
+    documents = documents_from_rows(task, rows, "rows")
+    ids = tuple(doc.id for doc in documents)
+    references = tuple(doc.references for doc in documents)
+    found = floor_by_document(metric, ids, references)
+    assert found is not None
+    assert sum(found) / len(found) == pytest.approx(trivial_baseline(task, documents))
+    turned = floor_by_document(metric, ids[::-1], references[::-1])
+    assert turned == found[::-1]  # a matter of the documents, not of their order
+    assert floor_by_document("token_f1", ids, references) is None
+    assert floor_by_document(metric, ids[:1], references[:1]) is None
+    assert floor_by_document(metric, ids, ((), *references[1:])) is None
 
 
 def test_a_limit_is_a_random_sample_that_grows(tmp_path: Path) -> None:
