@@ -89,7 +89,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3-moe": _known("qwen3moe-untied"),
     "granite-moe": _of("GraniteMoe", **_DENSE, num_local_experts=4, num_experts_per_tok=2),
     "deepseek-v2": _of("DeepseekV2", **_MLA, q_lora_rank=None),
-    "deepseek-v3": _of("DeepseekV3", **_MLA, q_lora_rank=32, norm_topk_prob=True),
+    "deepseek-v3": _of("DeepseekV3", **_MLA, q_lora_rank=32, norm_topk_prob=True,
+                       topk_method="noaux_tc", scoring_func="sigmoid"),
     "lfm2": _of("Lfm2", **_DENSE, layer_types=["conv", "full_attention"]),
     "mamba": _of("Mamba", **_MAMBA),
     "mamba2": _of("Mamba2", **_MAMBA, num_heads=4, head_dim=32, n_groups=1),
@@ -124,6 +125,25 @@ def save_family(base: Path, family: str, seed: int) -> Path:
     return base
 
 
+def linear_layers(model: Any) -> list[str]:
+    """Names of all linear layers but the head; experts that are one parameter are none."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    # Beside experts PEFT takes names of such layers for those of the experts' parameters.
+    experts = any("expert" in name for name, _ in model.named_parameters())
+    other = ("mlp", "feed_forward", "block_sparse_moe") if experts else ()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not model.get_output_embeddings()
+        # PEFT refuses these in state-space layers, whose kernels read the weights themselves.
+        and not name.endswith(("mamba.out_proj", "mixer.out_proj"))
+        and not any(word in name for word in other)
+    ]
+
+
 def main(folder: Path, family: str) -> None:
     """Writes the models of a family and ``expected.npz`` (float64 [T_continuation] each)."""
     import torch
@@ -138,12 +158,7 @@ def main(folder: Path, family: str) -> None:
         ).eval()
         expected[f"base-{seed}"] = scores(model, batch())
         config = LoraConfig(
-            r=8,
-            lora_alpha=16,
-            target_modules="all-linear",
-            # PEFT refuses these in state-space layers, whose kernels read the weights themselves.
-            exclude_modules=r".*(mamba|mixer)\.(out_proj|conv1d)",
-            task_type="CAUSAL_LM",
+            r=8, lora_alpha=16, target_modules=linear_layers(model), task_type="CAUSAL_LM"
         )
         tuned = get_peft_model(model, config)
         with torch.no_grad():

@@ -205,4 +205,6 @@ def require_finite(values: Any) -> None:
 def first_line(error: BaseException) -> str:
     """What an exception of another library says, for a message of one line."""
     text = str(error).strip()
+    if isinstance(error, KeyError):  # a model's loader looks a tensor up by its name
+        return f"the model its config.json describes has no place for {text}"
     return text.splitlines()[0] if text else type(error).__name__
