@@ -22,8 +22,9 @@ from evalcore.identity.adapter_names import (
     pattern_value,
 )
 from evalcore.identity.adapter_schema import check_tensors
+from evalcore.identity.checkpoint import numeric_config
 from evalcore.identity.header import read_header
-from evalcore.identity.lora_names import Layout, check_init, is_meant, unadapted
+from evalcore.identity.lora_names import Layout, check_init, is_meant, model_depth, unadapted
 from evalcore.identity.weights import same_bytes, same_values
 
 # Weights these modules have in GPT-2's family are stored [in, out] (transformers' Conv1D).
@@ -325,7 +326,8 @@ class _Reader:
     def _check_complete(self) -> None:
         """What the configuration names, the file has: PEFT would leave the rest as it began."""
         config = self._config
-        missing = next(unadapted(config, self._layout, self._adapted), None)
+        depth = None if self._base is None else model_depth(numeric_config(self._base))
+        missing = next(unadapted(config, self._layout, self._adapted, depth), None)
         if missing is not None:
             raise self._lacks(f"LoRA of {missing}")
         saved = config.get("modules_to_save")

@@ -59,7 +59,10 @@ def check_init(config: Mapping[str, Any], path: str) -> str | None:
 
 
 def unadapted(
-    config: Mapping[str, Any], layout: Layout, adapted: Mapping[str, AdapterName]
+    config: Mapping[str, Any],
+    layout: Layout,
+    adapted: Mapping[str, AdapterName],
+    depth: int | None = None,
 ) -> Iterator[str]:
     """Modules that a configuration names for LoRA and whose tensors the file lacks.
 
@@ -69,6 +72,8 @@ def unadapted(
         config: Of adapter_config.json.
         layout: Tensors of the checkpoint.
         adapted: Tensors of it that have LoRA -> the module as the adapter names it.
+        depth: Layers of its model, if known: files may hold more (heads for several tokens at
+            once, which neither library builds).
     """
     meant = _Meant(config, layout, adapted)
     kinds = {EXPERT.sub(".", target) for target in adapted}
@@ -79,6 +84,9 @@ def unadapted(
         # Fused experts are parameters of one module, which these names do not mean; but where
         # one expert has its own tensors, all have.
         if "expert" in name and EXPERT.sub(".", name) not in kinds:
+            continue
+        number = layer_of(module)
+        if depth is not None and number is not None and number >= depth:
             continue
         if meant.has(module):
             yield module
@@ -129,6 +137,16 @@ def _matches(names: set[str], wanted: Any) -> bool:
     if isinstance(wanted, str):
         return any(re.fullmatch(wanted, name) for name in names)
     return any(is_meant(name, wanted or []) for name in names)
+
+
+def model_depth(config: Mapping[str, Any]) -> int | None:
+    """Layers of a model, by its config.json; None where it does not say."""
+    text = config.get("text_config")
+    for own in (config, text if isinstance(text, dict) else {}):
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            if isinstance(own.get(key), int):
+                return int(own[key])
+    return None
 
 
 def is_meant(module: str, names: list[Any]) -> bool:

@@ -60,8 +60,8 @@ def test_a_second_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         return matrix.Group(name, (f"family/{name}/first",), run)
 
-    three = [group(n, f) for n, f in
-             (("a", Found(1e-6, "", "scored")), ("b", REFUSED), ("c", Found(1.0, "", "scored")))]  # fmt: skip
+    near, far = Found(1e-6, "", "scored"), Found(1.0, "", "scored")
+    three = [group("a", near), group("b", REFUSED), group("c", far)]
     monkeypatch.setattr(matrix, "groups", lambda: three[:2])
     assert len(matrix.run(tmp_path, 1.0, 0, fresh=False, only=[])) == 2
     monkeypatch.setattr(matrix, "groups", lambda: three)

@@ -1,0 +1,152 @@
+"""What an adapter's configuration promises and its file does not hold, told before planning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from evalcore.errors import InputError
+from evalcore.identity import read_lora
+from evalcore.identity.weights import same_values, weight_layout
+
+Make = Callable[..., Path]
+WEIGHTS = "adapter_model.safetensors"
+
+
+def read(adapter: Path, base: Path, *, tied: bool = False) -> Any:
+    return read_lora(adapter, weight_layout(base), tied=tied, base=base)
+
+
+def drop(adapter: Path, part: str) -> Path:
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({k: v for k, v in tensors.items() if part not in k}, adapter / WEIGHTS)
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("config", "lost", "says"),
+    [
+        ({"target_modules": r".*\.(q|v)_proj"}, "layers.1.", "layers.1.self_attn.q_proj"),
+        ({"target_modules": r"model\.layers\.\d+\.self_attn\.(q|v)_proj"}, "1.self_attn.v",
+         "layers.1.self_attn.v_proj"),
+        ({"target_modules": "all-linear"}, "nothing", "layers.0.mlp.down_proj"),
+        ({"exclude_modules": ["layers.0.self_attn.q_proj"]}, "layers.1.", "layers.1.self_attn.q"),
+        ({"layers_to_transform": [0, 1], "layers_pattern": "layers"}, "layers.1.",
+         "layers.1.self_attn.q_proj"),
+        ({"target_modules": r".*\.(q|v)_proj"}, "nothing", None),
+        ({"exclude_modules": r".*layers\.1\..*"}, "layers.1.", None),
+        ({"exclude_modules": ["layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj"]},
+         "layers.1.", None),
+        ({"layers_to_transform": 0, "layers_pattern": ["layers"]}, "layers.1.", None),
+        ({"layers_to_transform": [0]}, "layers.1.", None),
+    ],
+)  # fmt: skip
+def test_a_layer_lost_is_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, config: dict[str, Any], lost: str,
+    says: str | None,
+) -> None:  # fmt: skip
+    adapter = drop(make_adapter(tmp_path / "a", tiny_checkpoint, **config), lost)
+    if says is None:
+        read(adapter, tiny_checkpoint)
+        return
+    with pytest.raises(InputError, match="lacks the LoRA of") as caught:
+        read(adapter, tiny_checkpoint)
+    assert says in str(caught.value)
+
+
+def test_layers_the_model_does_not_build_have_no_adapter(
+    tmp_path: Path, make_checkpoint: Make, make_adapter: Make
+) -> None:
+    """Files of some models hold a layer more, for several tokens at once."""
+    base = make_checkpoint(tmp_path / "base", layers=3)
+    adapter = make_adapter(tmp_path / "a", base, layers=2)
+    with pytest.raises(InputError, match=r"layers\.2\.self_attn\.q_proj"):
+        read(adapter, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    read(adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "says"),
+    [
+        (2, [5, 9, 11], "names 3 rows"),
+        (2, [5, 9_999], "names token 9999, the checkpoint has 400"),
+        (2, {"embed_tokens": [5]}, "names 1 rows"),
+        (2, {"lm_head": [5, 6]}, "does not say which rows"),
+        (2, {"embed_tokens": [5, 6]}, None),
+    ],
+)
+def test_rows_of_tokens_are_those_of_the_file(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, rows: int, given: Any,
+    says: str | None,
+) -> None:  # fmt: skip
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, trainable_token_indices=given)
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    own = {name: np.ones((rows, 32), np.float32)}
+    save_file({**load_file(adapter / WEIGHTS), **own}, adapter / WEIGHTS)
+    if says is None:
+        assert read(adapter, tiny_checkpoint).rows["model.embed_tokens.weight"][1] == (5, 6)
+        return
+    with pytest.raises(InputError, match=says):
+        read(adapter, tiny_checkpoint)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_embeddings_saved_unchanged_change_nothing(
+    tmp_path: Path, make_checkpoint: Make, make_adapter: Make, half: bool
+) -> None:
+    base = make_checkpoint(tmp_path / "base", tied=True)
+    tensors = load_file(base / "model.safetensors")
+    if half:  # trainers save what was 16-bit in float32
+        tensors = {k: v.astype(np.float16) for k, v in tensors.items()}
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    shared = tensors["model.embed_tokens.weight"].astype(np.float32)
+    adapter = make_adapter(tmp_path / "a", base)
+    before = load_file(adapter / WEIGHTS)
+    names = ("base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight")
+    save_file({**before, **dict.fromkeys(names, shared)}, adapter / WEIGHTS)
+    read(adapter, base, tied=True).require_mergeable()
+    other = shared.copy()
+    other[399, 31] += 1e-3
+    save_file({**before, names[0]: shared, names[1]: other}, adapter / WEIGHTS)
+    with pytest.raises(InputError, match="shares between"):
+        read(adapter, base, tied=True).require_mergeable()
+    assert same_values(adapter / WEIGHTS, names[0], base, "model.embed_tokens.weight")
+    assert not same_values(adapter / WEIGHTS, names[1], base, "model.embed_tokens.weight")
+    assert not same_values(adapter / WEIGHTS, names[1], base, "model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("init", "says"),
+    [
+        ("pissa_niter_16", "--initial FOLDER"), ("corda", "--initial FOLDER"),
+        ("lora_ga", "--initial FOLDER"), ("loftq", "quantised one"), ("PiSSA", "is not known"),
+        ("novel", "is not known"), ("Gaussian", None), ("eva", None), ("mica", None),
+    ],
+)  # fmt: skip
+def test_what_a_start_did_to_the_base(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, init: str, says: str | None
+) -> None:
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, init_lora_weights=init)
+    if says is None:
+        read(adapter, tiny_checkpoint).require_mergeable()
+        return
+    with pytest.raises(InputError, match=says) as caught:
+        read(adapter, tiny_checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_in_shards_are_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint)
+    (adapter / WEIGHTS).rename(adapter / "adapter_model-00001-of-00002.safetensors")
+    with pytest.raises(InputError, match="nobody reads adapter_model-00001-of-00002"):
+        read(adapter, tiny_checkpoint)
