@@ -112,11 +112,12 @@ def cell_values(
     if facts.metric != task.metric:
         text = f"{task.metric} is not defined for answer={about['answer']}; {facts.metric} is used"
         flags.append(Flag("metric", where, text))
+    held = f"prompts lost shots to fit: {facts.held_shots:.1f} of {facts.shots} shots on average"
     for kind, count, text in (
         ("doubled", facts.doubled, "rows repeat a document; the first is kept"),
         ("overflow", facts.overflow, "prompts did not fit and are not scored"),
         ("unscored", facts.valueless, f"rows have no value of {facts.metric}"),
-        ("shots_dropped", facts.dropped, "prompts lost shots to fit the length"),
+        ("shots_dropped", facts.dropped, held),
         ("truncated", facts.truncated, "prompts lost their beginning to fit the length"),
     ):
         if count:

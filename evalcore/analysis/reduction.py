@@ -26,7 +26,7 @@ from evalcore.metrics.examples import is_scored
 from evalcore.store.schema import MAKER_COLUMN
 from evalcore.tasks import floor_by_document
 
-REDUCTION_VERSION = 2
+REDUCTION_VERSION = 3
 """Raised whenever a reduction of the same rows can change (metrics have a version of their own)."""
 
 ARRAY_SCHEMA = pa.schema(
@@ -79,6 +79,7 @@ class CellFacts:
         n: Documents with a value.
         mean: Mean value; NaN without documents.
         shots: Nominal number of worked examples.
+        held_shots: Mean number that prompts really hold.
         doubled: Rows that repeat a document (the first is kept).
         overflow: Rows whose prompt did not fit.
         valueless: Other rows without a value.
@@ -97,6 +98,7 @@ class CellFacts:
     n: int
     mean: float
     shots: int
+    held_shots: float
     doubled: int
     overflow: int
     valueless: int
@@ -213,8 +215,8 @@ def _reduced(
     arrays = pa.RecordBatch.from_arrays([docs, *map(pa.array, columns)], schema=ARRAY_SCHEMA)
     facts = CellFacts(
         cell=key, metric=metric, n=n, mean=float(values[keep].mean()) if n else float("nan"),
-        shots=_nominal_shots(part), doubled=doubled, overflow=overflow,
-        valueless=len(codes) - n - overflow,
+        shots=_nominal_shots(part), held_shots=_held_shots(part), doubled=doubled,
+        overflow=overflow, valueless=len(codes) - n - overflow,
         dropped=int((integers(part, "shots_dropped", 0) > 0).sum()),
         truncated=int((integers(part, "truncated_tokens", 0) > 0).sum()),
         modal_share=modal_share(part),
@@ -241,6 +243,11 @@ def _nominal_shots(part: pa.Table) -> int:
     if not nominal:
         shots = shots + integers(part, "shots_dropped", 0)
     return int(shots.max())
+
+
+def _held_shots(part: pa.Table) -> float:
+    held = integers(part, "shots", 0)
+    return float(held.mean()) if len(held) else 0.0
 
 
 def _texts_and_makers(part: pa.Table) -> dict[str, Any]:

@@ -168,6 +168,10 @@ def cell_notes(subject: SubjectInfo, task: TaskInfo, cells: Cells) -> list[str]:
     empty, texts = sum(c.facts.empty for c in every), sum(c.facts.generated for c in every)
     if texts and empty / texts >= SHOWN_EMPTY:
         notes.append(f"{empty / texts:.0%} of the texts are empty")
+    lost = [n for n, runs in cells.items() if any(c.facts.dropped for c in runs.values())]
+    if lost:
+        least = min((c.facts for n in lost for c in cells[n].values()), key=lambda f: f.held_shots)
+        notes.append(f"{least.held_shots:.1f} of {least.shots} shots in a prompt{under(lost)}")
     unproven = sum(c.facts.unproven for c in every)
     if unproven:
         notes.append(f"model not proven in all its weights for {unproven} answers")

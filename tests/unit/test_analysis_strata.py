@@ -305,6 +305,21 @@ def test_trivial_text_is_paired_with_the_base_by_document() -> None:
     assert row.above_floor.stderr == pytest.approx(gaps.std(ddof=1) / math.sqrt(n))
 
 
+def test_prompts_say_how_many_shots_they_hold() -> None:
+    """Counted before, and read as 4-shot all the same."""
+    four = cell_rows(BASE, NLI, "default:shots=4", np.ones(N))
+    for row in four[: N // 2]:
+        row |= {"shots": 1, "shots_dropped": 3}
+    held = 4 - 3 * (N // 2) / N
+    rows = four + cell_rows(TUNED, NLI, "default:shots=4", np.ones(N))
+    book = ScoreBook.from_table(to_table(rows))
+    (flag,) = (f for f in book.flags if f.kind == "shots_dropped")
+    assert flag.text == f"{N // 2} prompts lost shots to fit: {held:.1f} of 4 shots on average"
+    notes = {row.subject.id: row.notes for row in score_rows(book)}
+    assert f"{held:.1f} of 4 shots in a prompt" in notes[BASE["subject"]]
+    assert not any("shots in a prompt" in note for note in notes[TUNED["subject"]])
+
+
 def test_what_is_odd_about_a_score_stands_in_its_row() -> None:
     title = task_columns("titles", output_type="generate_until")
     empty = [
@@ -347,7 +362,8 @@ def test_a_study_file_declares_groups_and_the_way_of_its_headlines(tmp_path: Pat
         "evaluation: {tasks: [pocket_nli], primary: {shots: 2},\n"
         "  groups: {mine: {tasks: [pocket_nli], prompts: [io]}}}\n"
     )
-    groups, way = declared(file)
+    found = declared(file)
+    groups, way = found["groups"], found["primary"]
     assert groups == [Group("mine", ("pocket_nli",), None, ("io",))]
     assert way == Way(shots=2)
     two = [row for p, t in (("default", 0.9), ("io", 0.5)) for row in both(f"{p}:shots=2", 0.2, t)]
