@@ -247,7 +247,7 @@ def scores_table(rows: Sequence[ScoreRow], by: By = "task") -> pa.Table:
     found = [_record(row) for row in rows]
     for record, p, p_holm, p_bh in zip(found, *adjusted(rows), strict=True):
         record |= {"p": p, "p_holm": p_holm, "p_bh": p_bh}
-    columns = [pa.array([_known(r[f.name]) for r in found], type=f.type) for f in schema]
+    columns = [pa.array([known(r[f.name]) for r in found], type=f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -261,7 +261,8 @@ def adapter_name(subject: SubjectInfo) -> str:
     return subject.adapter or (NO_ADAPTER if subject.base is None else FULLY_TUNED)
 
 
-def _known(value: Any) -> Any:
+def known(value: Any) -> Any:
+    """The value; None for what is no number."""
     return None if value is None or value != value else value
 
 

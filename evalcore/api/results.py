@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalcore.analysis.scores import By, model_names
+from evalcore.analysis.scores import By, known, model_names
 from evalcore.api.frame import Frame
-from evalcore.app.reduction import read_book
+from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.app.report import MadeReport, export, open_results, report, scores
 from evalcore.errors import InputError, UnknownNameError
 
@@ -140,6 +140,32 @@ class Results:
 
         shown = ("checkpoint", "adapter", "task", "variant", "metric", "value", "stderr", "n")
         return Frame(metric_table(read_book(self._store)), shown)
+
+    def findings(self, name: str) -> Frame:
+        """A table of the study's findings, as the report's CSV file of that name has it.
+
+        Args:
+            name: ``sensitivity`` (spread over prompts, MaxP, AvgP, Sat, CPS, Fleiss' kappa),
+                ``sensitivity_trends`` (its slope with pre-training), ``rank_stability`` (Kendall's
+                W), ``gain_by_base`` (on held-out halves), ``methods`` (LoRA minus full tuning) or
+                ``changes_by_metric`` (forgetting and transfer).
+
+        Raises:
+            UnknownNameError: There is no such table.
+        """
+        import pyarrow as pa
+
+        from evalcore.analysis import analyse
+        from evalcore.analysis.findings import FINDINGS
+
+        if name not in FINDINGS:
+            raise UnknownNameError("table of findings", name, FINDINGS)
+        book = read_book(self._store)
+        rows = FINDINGS[name](analyse(book))
+        keep_estimates(self._store, book)
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        columns = {key: [known(row.get(key)) for row in rows] for key in names}
+        return Frame(pa.table(columns))
 
     # Documents -------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from evalcore.analysis import Analysis, Estimate, Gain, SpreadEstimate, SubjectInfo
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
+from evalcore.analysis.findings import FINDINGS
 from evalcore.analysis.stats import EMPTY
 from evalcore.report.tables import StudyRow, gain_notes, study_rows
 from evalcore.store import text_cell
@@ -121,6 +122,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
             }
             for b in analysis.best_of
         ],
+        **{name: rows(analysis) for name, rows in FINDINGS.items()},
         "flags": [asdict(f) for f in analysis.flags],
         "cells": [{**r, "flags": " ".join(r["flags"])} for r in cells.to_pylist()],
     }  # fmt: skip
