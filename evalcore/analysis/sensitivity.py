@@ -99,7 +99,8 @@ def left_variances(values: FloatArray, group: npt.NDArray[np.int64]) -> tuple[fl
         means = s / n[:, None]
         middle = means.mean(axis=1)
         residual = q - p * r - n * (means**2).sum(axis=1) + n * p * middle**2
-        return means.var(axis=1, ddof=1) - residual / ((n - 1) * (p - 1) * n)
+        found: FloatArray = means.var(axis=1, ddof=1) - residual / ((n - 1) * (p - 1) * n)
+        return found
 
     parts = (count, sums, squares, of_rows)
     whole = [part.sum(axis=0, keepdims=True) for part in parts]
@@ -118,7 +119,8 @@ def variance_beyond_noise(values: FloatArray) -> float:
     n, p = values.shape
     means = values.mean(axis=0)
     residual = values - values.mean(axis=1, keepdims=True) - means + values.mean()
-    return float(means.var(ddof=1)) - float((residual**2).sum()) / ((n - 1) * (p - 1) * n)
+    noise = float((residual**2).sum()) / ((n - 1) * (p - 1) * n)
+    return float(means.var(ddof=1)) - noise
 
 
 @dataclass(frozen=True)
