@@ -120,7 +120,7 @@ def variance_beyond_noise(values: FloatArray) -> float:
     means = values.mean(axis=0)
     residual = values - values.mean(axis=1, keepdims=True) - means + values.mean()
     noise = float((residual**2).sum()) / ((n - 1) * (p - 1) * n)
-    return float(means.var(ddof=1)) - noise
+    return float(means.var(ddof=1) - noise)
 
 
 @dataclass(frozen=True)
