@@ -68,8 +68,10 @@ def test_the_interval_of_the_spread_holds() -> None:
     assert 0.93 <= others / 1000 <= 0.975
 
 
-def rows_of(step: int, tuning: str | None, right: dict[str, np.ndarray], **more: Any) -> list[Any]:
-    subject = subject_columns(step, tuning) | more
+def rows_of(
+    step: int, name: str | None, right: dict[str, np.ndarray], **more: Any
+) -> list[dict[str, Any]]:
+    subject = subject_columns(step, name) | more
     return [r for v, own in right.items() for r in cell_rows(subject, NLI, v, own)]
 
 
@@ -173,7 +175,7 @@ def test_lora_minus_full_is_paired_by_document() -> None:
 
 
 def test_every_finding_has_rows_on_a_study() -> None:
-    analysis = analyse(study_table(documents=20))
+    analysis = analyse(study_table(documents=8))
     rows = {name: make(analysis) for name, make in FINDINGS.items()}
     assert not rows.pop("methods"), "one method only"
     assert all(rows.values())
