@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 from math import log2, nan, sqrt
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,18 @@ def jackknife(value: float, left: FloatArray) -> Jackknifed:
         return Jackknifed(value, nan, 0)
     error = sqrt((groups - 1) / groups * float(((left - left.mean()) ** 2).sum()))
     return Jackknifed(value, error, groups - 1)
+
+
+def groups_of(book: ScoreBook, docs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64 [documents]: groups for the jackknife, by content: whatever codes documents have."""
+    clusters = docs if book.clusters is None else book.clusters(docs)
+    names, at = np.unique(clusters, return_inverse=True)
+    key = np.array([crc32(book.documents[d].encode()) for d in docs], dtype=np.int64)
+    least = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(least, at, key)
+    place = np.empty(len(names), dtype=np.int64)
+    place[np.argsort(least, kind="stable")] = np.arange(len(names))
+    return jackknife_groups(place[at])
 
 
 def jackknife_groups(clusters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -174,8 +187,7 @@ def _sensitivity(book: ScoreBook, row: PromptSpread) -> Sensitivity:
 
     def compute() -> dict[str, Any]:
         docs, values = document_matrix([cells[n] for n in names])
-        clusters = docs if book.clusters is None else book.clusters(docs)
-        value, left = left_variances(values, jackknife_groups(clusters))
+        value, left = left_variances(values, groups_of(book, docs))
         noise = float(values.mean(axis=0).var(ddof=1)) - value
         found: dict[str, Any] = {
             "variance": _record(jackknife(value, left)),
@@ -184,8 +196,8 @@ def _sensitivity(book: ScoreBook, row: PromptSpread) -> Sensitivity:
         }  # fmt: skip
         if theirs:
             docs, both = document_matrix([cells[n] for n in names] + [theirs[n] for n in names])
-            clusters = docs if book.clusters is None else book.clusters(docs)
-            group, k = jackknife_groups(clusters), len(names)
+            group, k = groups_of(book, docs), len(names)
+        if theirs and len(docs) > 1:
             own, own_left = left_variances(both[:, :k], group)
             other, other_left = left_variances(both[:, k:], group)
             found["change"] = _record(jackknife(own - other, own_left - other_left))
@@ -313,7 +325,7 @@ def _trend(book: ScoreBook, line: list[PromptSpread], names: list[str]) -> Sprea
         docs, values = document_matrix([cells[n] for cells in each for n in names])
         if len(docs) < 3:
             return {"slope": None}
-        group = jackknife_groups(docs if book.clusters is None else book.clusters(docs))
+        group = groups_of(book, docs)
         parts = [left_variances(part, group) for part in np.split(values, len(each), axis=1)]
         weights = x / (x**2).sum()
         variances = np.array([value for value, _ in parts])
