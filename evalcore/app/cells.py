@@ -27,7 +27,7 @@ from evalcore.prompting import (
     request_costs,
     shots_fingerprint,
 )
-from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
+from evalcore.store.schema import CellFacts, cell_row
 from evalcore.tasks import (
     Finding,
     check_requests,
@@ -40,7 +40,6 @@ from evalcore.types import (
     Subject,
     Task,
     Variant,
-    generation_of,
 )
 
 if TYPE_CHECKING:
@@ -159,6 +158,15 @@ class AskedCell:
             shots=self.file.shots, unconditional=needs_unconditional(self.task),
         )  # fmt: skip
 
+    def facts(self, cell: Cell, numerics: NumericsClass) -> CellFacts:
+        """What is recorded of the cell it has become."""
+        found = self.findings
+        return CellFacts(
+            cell, self.settings, numerics, self.baseline, self.documents, self.data,
+            self.key(numerics) if self.keeps_answers else None, self.versions, self.file.path.name,
+            CELL_KEY_VERSION, None if found is None else [finding.message for finding in found],
+        )  # fmt: skip
+
 
 @dataclass
 class Grid:
@@ -213,7 +221,7 @@ class Grid:
             known.add(key)
             cell, file = Cell(key, asked.subject, asked.task, asked.variant), asked.file
             self.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-            self.cell_rows.append(cell_row(cell, asked, numerics))
+            self.cell_rows.append(cell_row(asked.facts(cell, numerics)))
             if asked.built is not None and self.lm_eval is not None:
                 self.lm_eval.add(cell, asked.built)
 
@@ -238,110 +246,3 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def cell_row(cell: Cell, asked: AskedCell, numerics: NumericsClass) -> dict:
-    """One row of ``store.CELL_SCHEMA``."""
-    row = {
-        "cell": cell.key,
-        **_subject_columns(cell.subject),
-        **_task_columns(asked),
-        **_asking_columns(cell, asked),
-        "engine": numerics.engine,
-        "dtype": numerics.dtype,
-        "head_dtype": numerics.head_dtype,
-        "device": numerics.device,
-        "numerics": numerics.label,
-        "evalcore_version": __version__,
-        "versions": asked.versions,
-        "data": asked.data,
-        "asked": asked.key(numerics) if asked.keeps_answers else None,
-        "requests": asked.file.path.name,
-        "key_version": CELL_KEY_VERSION,
-    }
-    if asked.findings is not None:
-        row["findings"] = [finding.message for finding in asked.findings]
-    return row
-
-
-def _subject_columns(subject: Subject) -> dict:
-    checkpoint, adapter = subject.checkpoint, subject.adapter
-    return {
-        "checkpoint": checkpoint.name,
-        "step": checkpoint.step,
-        "checkpoint_fingerprint": checkpoint.fingerprint,
-        "checkpoint_source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "adapter": adapter_name(subject),
-        "adapter_fingerprint": adapter.fingerprint if adapter else None,
-        "adapter_source": adapter.path if adapter else None,
-        "tuning": subject.tuning,
-        "tuned_on": subject.tuned_on,
-        "method": subject.method,
-        "control": subject.control,
-        "seed": subject.seed,
-        "tuning_step": subject.made.tuning_step,
-        "labels_from": subject.made.labels_from,
-        "subject": subject.id,
-        "base": subject.base_id,
-        "untrained": bool(adapter and adapter.untrained),
-        "tokenizer": checkpoint.tokenizer_fingerprint,
-    }
-
-
-def _task_columns(asked: AskedCell) -> dict:
-    task = asked.task
-    return {
-        "task": task.name,
-        "task_version": task.version,
-        "task_fingerprint": task.fingerprint,
-        "group": task.group,
-        "tuned_by": task.tuned_by,
-        "domain": task.domain,
-        "output_type": task.output_type,
-        "primary_metric": task.primary,
-        "metrics": list(task.metrics),
-        "baseline": asked.baseline,
-        "num_choices": max((len(d.choices) for d in asked.documents), default=0),
-    }
-
-
-def _asking_columns(cell: Cell, asked: AskedCell) -> dict:
-    checkpoint, variant = cell.subject.checkpoint, cell.variant
-    generation = generation_of(cell.task, variant)
-    return {
-        "variant": variant.name,
-        "variant_fingerprint": variant.fingerprint,
-        "shots": variant.shots,
-        "shots_seed": variant.shots_seed,
-        "shots_order": variant.shots_order,
-        "shots_balance": variant.shots_balance,
-        "chat": variant.chat,
-        "listing": variant.listing,
-        "answer": variant.answer,
-        "stops": list(generation.stops) if generation is not None else [],
-        "max_tokens": generation.max_tokens if generation is not None else None,
-        "max_length": asked.settings.max_length,
-        "template": variant.template,
-        "target": variant.target,
-        "chat_template": checkpoint.template_fingerprint if variant.chat else None,
-        "chat_args": variant.chat_args or None,
-        "template_date": variant.chat_date if variant.chat and checkpoint.template_dated else None,
-        "end_tokens": _ends(cell) if generation is not None else None,
-    }
-
-
-def _ends(cell: Cell) -> list[int]:
-    """Tokens that end what is generated for a cell."""
-    checkpoint, variant = cell.subject.checkpoint, cell.variant
-    ends = set(checkpoint.end_tokens or ())
-    if variant.chat and variant.template and checkpoint.turn_end is not None:
-        ends.add(checkpoint.turn_end)
-    return sorted(ends)
-
-
-def adapter_name(subject: Subject) -> str:
-    """What the results call a subject's adapter; also one without has a name there."""
-    if subject.adapter is not None:
-        return subject.adapter.name
-    return NO_ADAPTER if subject.base_id is None else FULLY_TUNED

@@ -19,7 +19,6 @@ from evalcore.app.cells import (
     AskedCell,
     Grid,
     RequestFile,
-    adapter_name,
     encoding_settings,
 )
 from evalcore.checked import (
@@ -44,6 +43,7 @@ from evalcore.identity import (
     text_fingerprint,
 )
 from evalcore.store import ResultStore
+from evalcore.store.schema import adapter_name
 from evalcore.tasks import Finding, RowLimit, check_documents, trivial_baseline
 from evalcore.tasks.lm_eval import (
     COLUMNS,

@@ -1,7 +1,7 @@
 """How rows that an earlier evalcore wrote become rows of the present schema.
 
-A column that did not exist then is null. What is more than that stands in :data:`MIGRATIONS`, one
-step a version; rows pass all steps from their own version on.
+A column that did not exist then is null. What is more than that stands in :data:`MIGRATIONS`, a
+step from one version to the next; rows pass all steps from their own version on.
 """
 
 from __future__ import annotations
@@ -68,5 +68,6 @@ def upgrade_cells(cells: pa.Table, version: int, where: str) -> pa.Table:
         IncompatibleError: They do not fit.
     """
     for step in range(version, SCHEMA_VERSION):
-        cells = MIGRATIONS[step].cells(cells)
+        if step in MIGRATIONS:
+            cells = MIGRATIONS[step].cells(cells)
     return conform(cells, CELL_SCHEMA, where)

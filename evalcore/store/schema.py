@@ -1,16 +1,37 @@
 """The tables of a results folder; the only place where their columns are named.
 
-Raise :data:`SCHEMA_VERSION` whenever a column is added or changes its name, type or meaning, and
-say in :data:`evalcore.store.migration.MIGRATIONS` how rows of the version before become such rows.
+A column of the cells table is one entry of :data:`CELL_COLUMNS`; rows written before are null
+there. Raise :data:`SCHEMA_VERSION` whenever a column is added or changes its name, type or meaning;
+where rows of the version before need more than nulls, :data:`evalcore.store.migration.MIGRATIONS`
+says how they become such rows.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from evalcore import __version__
 from evalcore.errors import IncompatibleError
+from evalcore.types import (
+    Adapter,
+    Cell,
+    Checkpoint,
+    Document,
+    EncodingSettings,
+    GenerationSettings,
+    Subject,
+    Task,
+    Variant,
+    generation_of,
+)
+
+if TYPE_CHECKING:
+    from evalcore.identity import NumericsClass
 
 SCHEMA_VERSION = 3
 
@@ -54,71 +75,189 @@ EXAMPLE_SCHEMA: pa.Schema = pa.schema(
 
 Text that there may be much of has 64-bit offsets: all rows of a column may pass 2 GiB."""
 
+
+@dataclass(frozen=True)
+class CellFacts:
+    """What a row of the cells table is made of.
+
+    Attributes:
+        baseline: What a trivial answer scores.
+        documents: Those to score.
+        data: Fingerprint of all documents' content.
+        asked: Key of the cell whatever its data; None: answers are not kept when the data changes.
+        versions: Of the packages that decide numbers, as JSON.
+        requests: Name of the file of encoded prompts.
+        key_version: Of the cell's key.
+        findings: What the checks found; None where they are told apart from the cell.
+    """
+
+    cell: Cell
+    settings: EncodingSettings
+    numerics: NumericsClass
+    baseline: float
+    documents: Sequence[Document]
+    data: str
+    asked: str | None
+    versions: str
+    requests: str
+    key_version: int
+    findings: Sequence[str] | None = None
+
+    @property
+    def subject(self) -> Subject:
+        return self.cell.subject
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.cell.subject.checkpoint
+
+    @property
+    def adapter(self) -> Adapter | None:
+        return self.cell.subject.adapter
+
+    @property
+    def task(self) -> Task:
+        return self.cell.task
+
+    @property
+    def variant(self) -> Variant:
+        return self.cell.variant
+
+    @cached_property
+    def generation(self) -> GenerationSettings | None:
+        return generation_of(self.task, self.variant)
+
+    @property
+    def num_choices(self) -> int:
+        return max((len(document.choices) for document in self.documents), default=0)
+
+    @property
+    def template(self) -> str | None:
+        """Fingerprint of the chat template; None where none is asked through."""
+        return self.checkpoint.template_fingerprint if self.variant.chat else None
+
+    @property
+    def template_date(self) -> str | None:
+        """The day the chat template writes; None where it writes none."""
+        dated = self.variant.chat and self.checkpoint.template_dated
+        return self.variant.chat_date if dated else None
+
+    @property
+    def ends(self) -> list[int] | None:
+        """Tokens that end what is generated; None where nothing is."""
+        if self.generation is None:
+            return None
+        ends = set(self.checkpoint.end_tokens or ())
+        if self.variant.chat and self.variant.template and self.checkpoint.turn_end is not None:
+            ends.add(self.checkpoint.turn_end)
+        return sorted(ends)
+
+
+def adapter_name(subject: Subject) -> str:
+    """What the results call a subject's adapter; also one without has a name there."""
+    if subject.adapter is not None:
+        return subject.adapter.name
+    return NO_ADAPTER if subject.base_id is None else FULLY_TUNED
+
+
+def of(thing: object, name: str) -> Any:
+    """An attribute of a thing that may not be there."""
+    return None if thing is None else getattr(thing, name)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the cells table: its name, its type, and where its value comes from."""
+
+    name: str
+    type: pa.DataType
+    value: Callable[[CellFacts], Any]
+
+
+CELL_COLUMNS: tuple[Column, ...] = (
+    Column("cell", pa.string(), lambda c: c.cell.key),
+    Column("checkpoint", pa.string(), lambda c: c.checkpoint.name),
+    Column("step", pa.int64(), lambda c: c.checkpoint.step),
+    Column("checkpoint_fingerprint", pa.string(), lambda c: c.checkpoint.fingerprint),
+    Column("checkpoint_source", pa.string(), lambda c: c.checkpoint.source),
+    Column("revision", pa.string(), lambda c: c.checkpoint.revision),
+    Column("adapter", pa.string(), lambda c: adapter_name(c.subject)),
+    Column("adapter_fingerprint", pa.string(), lambda c: of(c.adapter, "fingerprint")),
+    Column("adapter_source", pa.string(), lambda c: of(c.adapter, "path")),
+    Column("tuning", pa.string(), lambda c: c.subject.tuning),
+    Column("tuned_on", pa.string(), lambda c: c.subject.tuned_on),
+    Column("method", pa.string(), lambda c: c.subject.method),
+    Column("control", pa.string(), lambda c: c.subject.control),
+    Column("seed", pa.int64(), lambda c: c.subject.seed),
+    Column("tuning_step", pa.int64(), lambda c: c.subject.made.tuning_step),
+    Column("labels_from", pa.string(), lambda c: c.subject.made.labels_from),
+    Column("subject", pa.string(), lambda c: c.subject.id),
+    Column("base", pa.string(), lambda c: c.subject.base_id),
+    Column("untrained", pa.bool_(), lambda c: bool(c.adapter and c.adapter.untrained)),
+    Column("task", pa.string(), lambda c: c.task.name),
+    Column("task_version", pa.int32(), lambda c: c.task.version),
+    Column("task_fingerprint", pa.string(), lambda c: c.task.fingerprint),
+    Column("group", pa.string(), lambda c: c.task.group),
+    Column("tuned_by", pa.string(), lambda c: c.task.tuned_by),
+    Column("domain", pa.string(), lambda c: c.task.domain),
+    Column("output_type", pa.string(), lambda c: c.task.output_type),
+    Column("primary_metric", pa.string(), lambda c: c.task.primary),
+    Column("metrics", pa.list_(pa.string()), lambda c: list(c.task.metrics)),
+    Column("baseline", pa.float64(), lambda c: c.baseline),
+    Column("num_choices", pa.int32(), lambda c: c.num_choices),
+    Column("variant", pa.string(), lambda c: c.variant.name),
+    Column("variant_fingerprint", pa.string(), lambda c: c.variant.fingerprint),
+    Column("shots", pa.int32(), lambda c: c.variant.shots),
+    Column("shots_seed", pa.int32(), lambda c: c.variant.shots_seed),
+    Column("shots_order", pa.int32(), lambda c: c.variant.shots_order),
+    Column("shots_balance", pa.bool_(), lambda c: c.variant.shots_balance),
+    Column("chat", pa.bool_(), lambda c: c.variant.chat),
+    Column("listing", pa.string(), lambda c: c.variant.listing),
+    Column("answer", pa.string(), lambda c: c.variant.answer),
+    Column(
+        "stops",
+        pa.list_(pa.string()),
+        lambda c: list(of(c.generation, "stops") or ()),
+    ),
+    Column(
+        "max_tokens",
+        pa.int32(),
+        lambda c: of(c.generation, "max_tokens"),
+    ),
+    Column("max_length", pa.int32(), lambda c: c.settings.max_length),
+    Column("engine", pa.string(), lambda c: c.numerics.engine),
+    Column("dtype", pa.string(), lambda c: c.numerics.dtype),
+    Column("head_dtype", pa.string(), lambda c: c.numerics.head_dtype),
+    Column("device", pa.string(), lambda c: c.numerics.device),
+    Column("numerics", pa.string(), lambda c: c.numerics.label),
+    Column("findings", pa.list_(pa.string()), lambda c: c.findings),
+    Column("evalcore_version", pa.string(), lambda c: __version__),
+    Column("versions", pa.string(), lambda c: c.versions),
+    Column("data", pa.string(), lambda c: c.data),
+    Column("asked", pa.string(), lambda c: c.asked),
+    Column("template", pa.string(), lambda c: c.variant.template),
+    Column("target", pa.string(), lambda c: c.variant.target),
+    Column("requests", pa.string(), lambda c: c.requests),
+    Column("recorded", pa.string(), lambda c: None),
+    Column("key_version", pa.int32(), lambda c: c.key_version),
+    Column("tokenizer", pa.string(), lambda c: c.checkpoint.tokenizer_fingerprint),
+    Column(
+        "chat_template",
+        pa.string(),
+        lambda c: c.template,
+    ),
+    Column("chat_args", pa.string(), lambda c: c.variant.chat_args or None),
+    Column(
+        "template_date",
+        pa.string(),
+        lambda c: c.template_date,
+    ),
+    Column("end_tokens", pa.list_(pa.int32()), lambda c: c.ends),
+)
+"""Everything that is the same for all documents of a cell; ``recorded`` is the store's own."""
+
 CELL_SCHEMA: pa.Schema = pa.schema(
-    [
-        pa.field("cell", pa.string(), nullable=False),
-        pa.field("checkpoint", pa.string()),
-        pa.field("step", pa.int64()),
-        pa.field("checkpoint_fingerprint", pa.string()),
-        pa.field("checkpoint_source", pa.string()),
-        pa.field("revision", pa.string()),
-        pa.field("adapter", pa.string()),
-        pa.field("adapter_fingerprint", pa.string()),
-        pa.field("adapter_source", pa.string()),
-        pa.field("tuning", pa.string()),
-        pa.field("tuned_on", pa.string()),
-        pa.field("method", pa.string()),
-        pa.field("control", pa.string()),
-        pa.field("seed", pa.int64()),
-        pa.field("tuning_step", pa.int64()),
-        pa.field("labels_from", pa.string()),
-        pa.field("subject", pa.string()),
-        pa.field("base", pa.string()),
-        pa.field("untrained", pa.bool_()),
-        pa.field("task", pa.string()),
-        pa.field("task_version", pa.int32()),
-        pa.field("task_fingerprint", pa.string()),
-        pa.field("group", pa.string()),
-        pa.field("tuned_by", pa.string()),
-        pa.field("domain", pa.string()),
-        pa.field("output_type", pa.string()),
-        pa.field("primary_metric", pa.string()),
-        pa.field("metrics", pa.list_(pa.string())),
-        pa.field("baseline", pa.float64()),
-        pa.field("num_choices", pa.int32()),
-        pa.field("variant", pa.string()),
-        pa.field("variant_fingerprint", pa.string()),
-        pa.field("shots", pa.int32()),
-        pa.field("shots_seed", pa.int32()),
-        pa.field("shots_order", pa.int32()),
-        pa.field("shots_balance", pa.bool_()),
-        pa.field("chat", pa.bool_()),
-        pa.field("listing", pa.string()),
-        pa.field("answer", pa.string()),
-        pa.field("stops", pa.list_(pa.string())),
-        pa.field("max_tokens", pa.int32()),
-        pa.field("max_length", pa.int32()),
-        pa.field("engine", pa.string()),
-        pa.field("dtype", pa.string()),
-        pa.field("head_dtype", pa.string()),
-        pa.field("device", pa.string()),
-        pa.field("numerics", pa.string()),
-        pa.field("findings", pa.list_(pa.string())),
-        pa.field("evalcore_version", pa.string()),
-        pa.field("versions", pa.string()),
-        pa.field("data", pa.string()),
-        pa.field("asked", pa.string()),
-        pa.field("template", pa.string()),
-        pa.field("target", pa.string()),
-        pa.field("requests", pa.string()),
-        pa.field("recorded", pa.string()),
-        pa.field("key_version", pa.int32()),
-        pa.field("tokenizer", pa.string()),
-        pa.field("chat_template", pa.string()),
-        pa.field("chat_args", pa.string()),
-        pa.field("template_date", pa.string()),
-        pa.field("end_tokens", pa.list_(pa.int32())),
-    ]
+    [pa.field(column.name, column.type, column.name != "cell") for column in CELL_COLUMNS]
 )
 """One row per cell: everything that is the same for all its documents.
 
@@ -127,6 +266,12 @@ task's documents, ``requests`` the file of encoded prompts, both for the store's
 was asked (docs/identity.md): ``tokenizer`` and ``chat_template`` are fingerprints, the latter and
 ``chat_args`` of chats, ``template_date`` where a template writes it, ``end_tokens`` where text is
 generated; ``key_version`` null: made before version 3 of the keys."""
+
+
+def cell_row(facts: CellFacts) -> dict[str, Any]:
+    """One row of :data:`CELL_SCHEMA`."""
+    return {column.name: column.value(facts) for column in CELL_COLUMNS}
+
 
 DOCUMENT_SCHEMA: pa.Schema = pa.schema(
     [

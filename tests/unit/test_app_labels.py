@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalcore.app.cells import AskedCell, RequestFile, cell_row
+from evalcore.app.cells import AskedCell, RequestFile
 from evalcore.app.labels import label, labelled_subjects, not_scored_lines
 from evalcore.config import SubjectsConfig
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import NumericsClass
 from evalcore.store import ResultStore
+from evalcore.store.schema import cell_row
 from evalcore.types import Cell, EncodingSettings, Task, Variant
 from tests.unit.test_analysis_tables import digest, subject_columns, task_columns
 
@@ -109,7 +110,7 @@ def test_a_later_run_keeps_what_was_mended(
         cell = Cell(digest(subject.id), subject, TASK, Variant("a", "mine", "{{ x }}"))
         file = RequestFile(Path("r"), [], np.zeros(0, np.int64))
         asked = AskedCell(subject, TASK, cell.variant, settings, file, 0.5, [], "d", "{}")
-        rows.append(cell_row(cell, asked, NUMERICS))
+        rows.append(cell_row(asked.facts(cell, NUMERICS)))
     store.write_cells(rows)
     label(store.path, tuned_on=["lora=mine,seed=5", "checkpoint-50=mine"],
           parent_map=["checkpoint-50=step-00100"])  # fmt: skip
