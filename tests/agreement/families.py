@@ -31,7 +31,7 @@ _FALCON = {
     "alibi": False,
 }  # fmt: skip
 _MLA = {
-    **_MOE, "num_key_value_heads": 4, "kv_lora_rank": 32, "qk_rope_head_dim": 16,
+    **_MOE, "num_key_value_heads": 4, "kv_lora_rank": 512, "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32, "v_head_dim": 32, "n_routed_experts": 4, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
@@ -89,6 +89,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3-moe": _known("qwen3moe-untied"),
     "granite-moe": _of("GraniteMoe", **_DENSE, num_local_experts=4, num_experts_per_tok=2),
     "deepseek-v2": _of("DeepseekV2", **_MLA, q_lora_rank=None),
+    "deepseek-v2-narrow": _of("DeepseekV2", **{**_MLA, "kv_lora_rank": 32}, q_lora_rank=None),
     "deepseek-v3": _of("DeepseekV3", **_MLA, q_lora_rank=32, norm_topk_prob=True,
                        topk_method="noaux_tc", scoring_func="sigmoid"),
     "lfm2": _of("Lfm2", **_DENSE, layer_types=["conv", "full_attention"]),
