@@ -68,3 +68,44 @@ def weight_digests(path: str | Path) -> dict[str, str]:
     for file in weight_files(Path(path)):
         digests.update(tensor_digests(file))
     return digests
+
+
+# Keys that only training reads, or that name a class.
+_UNUSED = ("architectures", "initializer_range", "pretraining_tp")
+# Whether layers have biases is in the weights; false is what an absent key means.
+_FALSE = ("attention_bias", "mlp_bias", "use_sliding_window")
+_PLAIN_ROPE = ("rope_type", "default")
+
+
+def same_model(one: str | Path, other: str | Path) -> bool:
+    """Whether two directories hold one model, saved by different versions of a library.
+
+    transformers 5 writes a configuration it reads again with every default, and the base of rotary
+    positions elsewhere; tensors have to be the same to the byte.
+    """
+    first, second = numeric_config(one), numeric_config(other)
+    return _as_built(first) == _as_built(second) and weight_digests(one) == weight_digests(other)
+
+
+def _as_built(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model is built of: defaults and what only training reads left out."""
+    made = {
+        key: value
+        for key, value in config.items()
+        if value is not None
+        and key not in _UNUSED
+        and not key.endswith(("dropout", "_pdrop"))
+        and not (key in _FALSE and value is False)
+    }
+    scaling, theta = made.pop("rope_scaling", {}), made.pop("rope_theta", None)
+    rope = {**scaling, **made.pop("rope_parameters", {})}
+    rope |= {"rope_type": rope.pop("type")} if "type" in rope and "rope_type" not in rope else {}
+    rope |= {} if theta is None else {"rope_theta": theta}
+    made["rope"] = {key: value for key, value in rope.items() if (key, value) != _PLAIN_ROPE}
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if isinstance(heads, int) and isinstance(width, int) and heads:
+        if made.get("head_dim") == width // heads:
+            del made["head_dim"]
+        if made.get("num_key_value_heads") == heads:
+            del made["num_key_value_heads"]
+    return made

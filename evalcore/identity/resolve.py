@@ -19,7 +19,7 @@ from evalcore.identity.adapter import (
     adapter_rank,
 )
 from evalcore.identity.applying import Applied, check_adapter
-from evalcore.identity.checkpoint import numeric_config
+from evalcore.identity.checkpoint import numeric_config, same_model
 from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
@@ -212,6 +212,7 @@ class _Bases:
         self.known: dict[str, Checkpoint] = {}
         self.notes: list[str] = []
         self._by_source: dict[str, Checkpoint] = {}
+        self._also: dict[str, set[str]] = {}  # id -> other fingerprints of the same model
         self._layouts: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
         self.given = [self._open(source, "--checkpoint").id for source in checkpoints]
         self._map = [self._parse(entry) for entry in base_map]
@@ -230,11 +231,36 @@ class _Bases:
             checkpoint = self._apart(
                 open_checkpoint(source, what=what, tokenizer=self._given_tokenizer)
             )
+            twin = self._twin(checkpoint)
+            if twin is not None:
+                self._by_source[source] = twin
+                return twin
             if checkpoint.tokenizer_note and checkpoint.id not in self.known:
                 self.notes.append(f"checkpoint {checkpoint.path}: {checkpoint.tokenizer_note}")
             # The same under two names is one checkpoint: the first name stays.
             self._by_source[source] = self.known.setdefault(checkpoint.id, checkpoint)
         return self._by_source[source]
+
+    def _twin(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """A known checkpoint that this one is, saved by another version of a library."""
+        for known in self.known.values():
+            if (
+                known.fingerprint != checkpoint.fingerprint
+                and not differing(known, checkpoint)
+                and same_model(known.path, checkpoint.path)
+            ):
+                self._also.setdefault(known.id, set()).add(checkpoint.fingerprint)
+                self.notes.append(
+                    f"checkpoint {checkpoint.path} is {known.path}, saved by another version of a "
+                    f"library: scored once"
+                )
+                return known
+        return None
+
+    def _is(self, checkpoint: Checkpoint, fingerprint: str) -> bool:
+        """Whether a checkpoint has a fingerprint, by itself or as another version saved it."""
+        also = self._also.get(checkpoint.id, ())
+        return checkpoint.fingerprint == fingerprint or fingerprint in also
 
     @property
     def _given_tokenizer(self) -> str | None:
@@ -328,7 +354,7 @@ class _Bases:
         if mapped is not None:
             glob, source = mapped
             base = self._open_given(source, "--base-map")
-            if record is not None and base.fingerprint != record.base.fingerprint:
+            if record is not None and not self._is_recorded(path, base, record):
                 raise IncompatibleError(
                     f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
                     f"{record.base.name} ({record.base.fingerprint[:12]}), --base-map {glob}="
@@ -338,6 +364,14 @@ class _Bases:
         if record is not None:
             return self._recorded(path, record)
         return self._configured(path)
+
+    def _is_recorded(self, path: Path, base: Checkpoint, record: Provenance) -> bool:
+        """Whether a base is the recorded one, which may be on disk as another version saved it."""
+        if not self._is(base, record.base.fingerprint):
+            for place in self._recorded_places(path, record):
+                with contextlib.suppress(InputError):  # gone or changed: it says nothing then
+                    self._open(place, f"adapter {path}")
+        return self._is(base, record.base.fingerprint)
 
     def _mapped(self, path: Path) -> tuple[str, str] | None:
         names = {str(path), path.as_posix(), str(path.resolve()), path.resolve().name}
@@ -349,14 +383,14 @@ class _Bases:
     def _recorded(self, path: Path, record: Provenance) -> Checkpoint:
         want = record.base.fingerprint
         # Given with --checkpoint, or met before: content decides, then the place it was trained at.
-        known = [each for each in self.known.values() if each.fingerprint == want]
+        known = [each for each in self.known.values() if self._is(each, want)]
         if known:
             places = {str(Path(p).resolve()) for p in self._recorded_places(path, record)}
             return next((each for each in known if each.path in places), known[0])
         changed = None
         for place in self._recorded_places(path, record):
             base = self._open(place, f"adapter {path}")
-            if base.fingerprint == want:
+            if self._is(base, want):
                 return base
             changed = place
         if self._assume is not None:

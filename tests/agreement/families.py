@@ -24,6 +24,7 @@ _DENSE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }  # fmt: skip
+_TIED = {**_DENSE, "tie_word_embeddings": True}
 _OLD = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, **_TOKENS}
 _MOE = {**_DENSE, "intermediate_size": 96, "moe_intermediate_size": 96, "num_experts_per_tok": 2}
 _FALCON = {
@@ -64,9 +65,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen2": _known("qwen-tied"),
     "qwen3": _of("Qwen3", **_DENSE, head_dim=32),
     "mistral-window": _of("Mistral", **_DENSE, **_WINDOW),
-    "gemma2": _of("Gemma2", **_DENSE, **_WINDOW, head_dim=32, attn_logit_softcapping=5.0,
+    "gemma2": _of("Gemma2", **_TIED, **_WINDOW, head_dim=32, attn_logit_softcapping=5.0,
                   final_logit_softcapping=10.0),
-    "gemma3": _of("Gemma3Text", **_DENSE, **_WINDOW, head_dim=32),
+    "gemma3": _of("Gemma3Text", **_TIED, **_WINDOW, head_dim=32),
     "gpt2": _of("GPT2", **_OLD),
     "gpt2-bare": _of("GPT2", **_OLD),
     "gptj": _of("GPTJ", **_OLD, rotary_dim=16),
@@ -78,7 +79,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "phi": _of("Phi", **_DENSE),
     "phi3": _of("Phi3", **_DENSE),
     "granite": _of("Granite", **_DENSE, logits_scaling=4.0, attention_multiplier=0.1),
-    "cohere": _of("Cohere", **{**_DENSE, "tie_word_embeddings": True}),
+    "cohere": _of("Cohere", **_TIED),
     "stablelm": _of("StableLm", **_DENSE),
     "starcoder2": _of("Starcoder2", **_DENSE),
     "smollm3": _of("SmolLM3", **_DENSE),

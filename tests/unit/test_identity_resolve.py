@@ -421,3 +421,29 @@ def test_a_recorded_base_is_the_one_at_its_place(
     (tuned,) = [s for s in found.subjects if s.adapter is not None]
     assert tuned.checkpoint.path == str(other)
     assert tuned.checkpoint.end_tokens == (1, 7)
+
+
+def test_a_model_saved_again_by_another_version_is_the_same(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    """As transformers 5 saves what an older version wrote: all defaults, rope's base elsewhere."""
+    again = Path(shutil.copytree(tiny_checkpoint, tmp_path / "again"))
+    config = json.loads((again / "config.json").read_text())
+    theta = config.pop("rope_theta")
+    defaults: dict[str, Any] = {
+        "rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "head_dim": 16,
+        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "pretraining_tp": 1,
+        "initializer_range": 0.02, "rope_scaling": None,
+    }  # fmt: skip
+    (again / "config.json").write_text(json.dumps({**config, **defaults}))
+    adapter = make_adapter(tmp_path / "a/one", str(again))
+    record(adapter, again)
+    given = [str(tiny_checkpoint), str(again)]
+    resolved = resolve_subjects([tmp_path / "a"], given)
+    assert [s.label for s in resolved.subjects] == ["step-00100", "step-00100 + one"]
+    assert any(f"{again} is {tiny_checkpoint}" in note for note in resolved.notes)
+    mapped = resolve_subjects([tmp_path / "a"], base_map=[f"*={tiny_checkpoint}"])
+    assert len(mapped.subjects) == 2
+    other = {"rope_parameters": {"rope_theta": 5000.0}}
+    (again / "config.json").write_text(json.dumps({**config, **defaults, **other}))
+    assert len(resolve_subjects([], given).subjects) == 2, "another model"
