@@ -79,11 +79,9 @@ def joined(spec: Mapping[str, Any], row: Row) -> str | None:
     for column in spec["columns"]:
         value = value_at(row, column)
         found = value if isinstance(value, list) else [value]
-        if any(one is None or one is MISSING for one in found):
+        if not found or any(one is None or one is MISSING for one in found):
             return None
         texts += [str(one).strip() for one in found]
-    if not texts:
-        return None
     each, between = spec.get("each", EACH), spec.get("between", " ")
     return str(between).join(
         each.format(letter=_letter(i), number=i + 1, text=text) for i, text in enumerate(texts)

@@ -7,6 +7,7 @@ has a stable name (see ``evalcore.tasks.faults``).
 from __future__ import annotations
 
 import re
+from string import Formatter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -201,10 +202,12 @@ class Join(_Strict):
     @classmethod
     def _holds_the_text(cls, value: str) -> str:
         try:
-            filled = value.format(letter="A", number=1, text="\0")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            filled = ""
-        if filled.count("\0") != 1:
+            parts = [part[1:] for part in Formatter().parse(value) if part[1] is not None]
+        except ValueError:
+            parts = []
+        plain = all(name in ("letter", "number", "text") and not how and not conversion
+                    for name, how, conversion in parts)  # fmt: skip
+        if not plain or [name for name, *_ in parts].count("text") != 1:
             raise _fault(
                 TaskFault.FIELD_KIND,
                 f"join.each: expected {{text}} once, and {{letter}} or {{number}}, not "

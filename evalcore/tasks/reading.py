@@ -233,11 +233,16 @@ def definition_error(
 
 def _first(error: ValidationError) -> Any:
     """The error to show: a misspelt key before the key it leaves missing, our own words before
-    pydantic's complaints about the other branches of a union."""
+    pydantic's complaints about the other branches of a union, what is wrong inside a mapping before
+    the complaint that it is none of those branches."""
     found = error.errors(include_url=False)
 
     def order(one: Any) -> int:
-        return 0 if one["type"] == "extra_forbidden" else 1 if one["type"] in _own_codes() else 2
+        if one["type"] == "extra_forbidden":
+            return 0
+        if one["type"] in _own_codes():
+            return 1
+        return 3 if one["type"] == "string_type" and isinstance(one["input"], dict) else 2
 
     return min(found, key=order)
 

@@ -492,3 +492,31 @@ def test_the_published_schema_is_current() -> None:
     assert TASK_SCHEMA_FILE.read_text("utf-8") == task_schema_text(), (
         "run: python -m evalcore.tasks.published"
     )
+
+
+def test_several_texts_as_one_field(tmp_path: Path) -> None:
+    def fields(rows: list[dict[str, Any]], **join: Any) -> list[Any]:
+        task = make_task(tmp_path, WRITER, fields={"text": "sentence", "all": {"join": join}})
+        found = documents_from_rows(task, rows, "rows")
+        return [document.fields["all"] for document in found]
+
+    row = {"sentence": "s", "summary": "t", "a": " one ", "b": "two", "c": ["three", "four"]}
+    assert fields([row], columns=["a", "b"]) == ["(A) one (B) two"]
+    assert fields([row], columns=["b", "c"], each="{number}: {text}", between=" | ") == [
+        "1: two | 2: three | 3: four"
+    ]
+    assert fields([row], columns=["c"], each="{text}", between=", ") == ["three, four"]
+    many = {**row, "c": [str(i) for i in range(28)]}
+    assert fields([many], columns=["c"])[0].endswith("(Z) 25 (AA) 26 (AB) 27")
+    # a row that lacks one of them is left out, as for every field
+    gone: list[dict[str, Any]] = [{**row, "a": None}, {**row, "c": []}, {**row, "c": ["x", None]}]
+    assert fields([*gone, row], columns=["a", "c"]) == ["(A) one (B) three (C) four"]
+    assert fields([*gone[1:], row], columns=["c"]) == ["(A) three (B) four"]
+    with pytest.raises(DataError, match=r"key fields.all.join.columns.1: no column 'd'"):
+        fields([row], columns=["a", "d"])
+    for each in ("{letter}", "{text} {text}", "{word} {text}", "{text", "{text.x}", "{0}",
+                 "{text:>999999999}", "{text!r}"):  # fmt: skip
+        with pytest.raises(DefinitionError, match=r"expected \{text\} once"):
+            fields([row], columns=["a"], each=each)
+    with pytest.raises(DefinitionError, match=r"key fields.all.*columns: list should have"):
+        fields([row], columns=[])
