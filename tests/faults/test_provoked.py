@@ -236,7 +236,7 @@ def test_a_checkpoint_and_an_adapter_are_written_to(
     assert rows(out) == 5 * ROWS // 2
 
 
-@pytest.mark.slow
+@pytest.mark.proof  # the cluster alone takes ten seconds
 def test_a_machine_of_a_cluster_is_lost(grid: Path, tmp_path: Path) -> None:
     out, asked = tmp_path / "results", Asked(workers=2, unit=4)
     with Raylets(num_cpus=1) as cluster:
