@@ -7,6 +7,7 @@ other ones if anything of what is asked differs. For tests and benches of what i
 
 Environment:
     STUB_CONTEXT_S: Seconds a context takes (default 0.01), so that there is a middle to strike.
+    STUB_HOLD: ``N:PATH``: before context N the engine makes PATH.held, and waits for PATH.
     STUB_DIES: ``worker:N`` or ``driver:N``: the process is killed at the N-th thing it does to a
         file from then on that a crash may leave half done (open, fsync, rename); once.
     STUB_MARK: A file that is made when that has happened.
@@ -49,6 +50,8 @@ class StubEngine(OneByOne):
         self._subject: Subject | None = None
         self._report = LoadReport("none", 0.0, 0.0, True)
         self._wait_s = float(os.environ.get("STUB_CONTEXT_S", "0.01"))
+        hold_at, _, hold = os.environ.get("STUB_HOLD", "").partition(":")
+        self._left, self._hold = int(hold_at or 0), hold
 
     @property
     def numerics(self) -> NumericsClass:
@@ -122,6 +125,12 @@ class StubEngine(OneByOne):
         return state
 
     def _work(self) -> None:
+        self._left -= 1
+        if self._hold and self._left == 0:
+            Path(f"{self._hold}.held").touch()
+            while not Path(self._hold).exists():
+                time.sleep(0.01)
+                pulse.tick()
         time.sleep(self._wait_s)
         pulse.tick()
 

@@ -113,6 +113,7 @@ def test_sigterm_commits_and_exits_75(grid: Killed, evalcore, tmp_path: Path) ->
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 75, text
     assert "run the same command again" in text
+    assert "standard error" not in text, "no table is computed after a wish to stop"
     assert "ended" in str(status(out))
     assert "with status 75: stopped (SIGTERM)" in str(status(out))
     assert evalcore(*grid.command(out)).status == 0

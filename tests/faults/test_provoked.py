@@ -40,25 +40,29 @@ def grid(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def stub_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalcore.scoring.run.JobPool", stub.StubPool)
-    monkeypatch.setenv("STUB_CONTEXT_S", "0.02")
+    monkeypatch.setenv("STUB_CONTEXT_S", "0")
 
 
 class Scored:
     """The command line in this process: its exit status, and what it said on stderr."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self._patch, self._capfd = monkeypatch, capfd
+    def __init__(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        self._go, self._patch, self._capfd = place, monkeypatch, capfd
 
     def __call__(
-        self, grid: Path, out: Path, fault: Callable[[], object] | None = None, at: int = 3
+        self, grid: Path, out: Path, fault: Callable[[], object] | None = None, at: int = 14
     ) -> tuple[int, str]:
-        """Scores; after ``at`` commits the fault happens."""
+        """Scores; before context ``at`` the engine waits until the fault has happened."""
         from evalcore.cli import main
 
         command = [*ASKED.command(grid, out, "hf")[2:], "--log-json", os.devnull]
         self._patch.setattr(sys, "argv", command)
-        striker = threading.Thread(target=strike, args=(out, fault, at)) if fault else None
-        if striker:
+        striker = None
+        if fault is not None:
+            self._patch.setenv("STUB_HOLD", f"{at}:{self._go}")
+            striker = threading.Thread(target=strike, args=(self._go, fault))
             striker.start()
         self._capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -69,16 +73,26 @@ class Scored:
         return int(ended.value.code or 0), "\n".join(s for s in said if "prompt tokens/s" not in s)
 
 
-def strike(out: Path, fault: Callable[[], object], at: int) -> None:
+def strike(go: Path, fault: Callable[[], object]) -> None:
+    try:
+        wait_until(go.with_name(f"{go.name}.held").exists)
+        fault()
+    finally:
+        go.touch()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
     ends = time.monotonic() + 60
-    while segments(out) < at and time.monotonic() < ends:
+    while not condition():
+        assert time.monotonic() < ends, "waited too long"
         time.sleep(0.005)
-    fault()
 
 
 @pytest.fixture
-def score(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Scored:
-    return Scored(monkeypatch, capfd)
+def score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Scored:
+    return Scored(tmp_path / "go", monkeypatch, capfd)
 
 
 def rows(out: Path) -> int:
@@ -205,10 +219,12 @@ def test_two_runs_on_one_folder_at_once(grid: Path, tmp_path: Path, score: Score
     other: list[subprocess.Popen[bytes]] = []
 
     def begin() -> None:
-        quiet = subprocess.DEVNULL
-        other.append(subprocess.Popen(ASKED.command(grid, out, "stub"), stdout=quiet, stderr=quiet))
+        before, quiet = segments(out), subprocess.DEVNULL
+        command = ASKED.command(grid, out, "stub")
+        other.append(subprocess.Popen(command, stdout=quiet, stderr=quiet))
+        wait_until(lambda: segments(out) > before)
 
-    assert score(grid, out, begin, at=0)[0] == 0
+    assert score(grid, out, begin, at=5)[0] == 0
     assert other[0].wait(60) == 0
     store = ResultStore(out, read_only=True)
     assert store.verify().sound
@@ -228,7 +244,7 @@ def test_a_checkpoint_and_an_adapter_are_written_to(
         write_checkpoint(second, seed=3)
 
     out = tmp_path / "results"
-    status, said = score(grid, out, change, at=1)
+    status, said = score(grid, out, change, at=5)
     assert status == 1, said
     assert "holds other bytes" in said
     assert rows(out) == ROWS
@@ -237,7 +253,10 @@ def test_a_checkpoint_and_an_adapter_are_written_to(
 
 
 @pytest.mark.proof  # the cluster alone takes ten seconds
-def test_a_machine_of_a_cluster_is_lost(grid: Path, tmp_path: Path) -> None:
+def test_a_machine_of_a_cluster_is_lost(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_CONTEXT_S", "0.2")
     out, asked = tmp_path / "results", Asked(workers=2, unit=4)
     with Raylets(num_cpus=1) as cluster:
         cluster.add(num_cpus=1)
@@ -245,7 +264,8 @@ def test_a_machine_of_a_cluster_is_lost(grid: Path, tmp_path: Path) -> None:
         with (tmp_path / "said").open("wb") as sink:
             command = [*asked.command(grid, out, "stub"), *ray]
             run = subprocess.Popen(command, env=cluster.env, stdout=sink, stderr=sink)
-        strike(out, cluster.kill, 3)
+        wait_until(lambda: segments(out) > 2)
+        cluster.kill()
         status = run.wait(120)
     assert status == 0, (tmp_path / "said").read_text()
     assert rows(out) == ROWS
