@@ -78,7 +78,9 @@ class ScoreOutcome:
 
         if self.dry_run:
             return [*self.notes, *plan_lines(self)]
-        told = [*score_lines(self), *self.lm_eval, *next_lines(self)] if scores else self.lm_eval
+        # Who stops a run wants it to end: a table of what is half done can wait.
+        table = score_lines(self) if scores and not self.summary.stopped else []
+        told = [*table, *self.lm_eval, *next_lines(self)] if scores else self.lm_eval
         return [*self.notes, *told, *summary_lines(self)]
 
     def problem_lines(self) -> list[str]:
