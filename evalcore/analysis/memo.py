@@ -29,6 +29,7 @@ class Memo:
     """Computed values by what they were computed from.
 
     Attributes:
+        about: What else all of it depends on.
         known: Digest -> what was computed, as JSON values; of an earlier report.
         added: The same of this one.
         used: Digests that were asked for.
@@ -37,6 +38,7 @@ class Memo:
     known: Mapping[str, Any] = field(default_factory=dict)
     added: dict[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    about: str = ""
     _live: dict[str, Any] = field(default_factory=dict)
 
     def get(self, what: tuple[Any, ...], compute: Callable[[], Any], *, keep: bool = True) -> Any:
@@ -47,7 +49,7 @@ class Memo:
             compute: Called where it is not known.
             keep: Whether it is worth keeping for a later report.
         """
-        text = json.dumps([MEMO_VERSION, *what])
+        text = json.dumps([MEMO_VERSION, self.about, *what])
         digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         if digest not in self._live:
             if digest in self.known:

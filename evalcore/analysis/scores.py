@@ -112,7 +112,7 @@ def _row(
         score=score,
         base_score=gain.other if gain else EMPTY,
         gain=gain.pooled if gain else EMPTY,
-        notes=(*cell_notes(subject, task, cells), *notes),
+        notes=(*cell_notes(subject, task, cells), *_cluster_note(cells, score), *notes),
     )
 
 
@@ -176,6 +176,12 @@ def cell_notes(subject: SubjectInfo, task: TaskInfo, cells: Cells) -> list[str]:
     if unproven:
         notes.append(f"model not proven in all its weights for {unproven} answers")
     return notes
+
+
+def _cluster_note(cells: Cells, score: Estimate) -> list[str]:
+    """``n`` counts what documents hang together in."""
+    most = max((c.n for runs in cells.values() for c in runs.values()), default=0)
+    return [f"{most} documents hang together in {score.n}"] if 0 < score.n < most else []
 
 
 def _flat(cell: CellValues) -> bool:

@@ -91,7 +91,8 @@ def compare(
         if task not in known:
             raise UnknownNameError("task", task, known)
     cells = [c for side in found for c in side.cells if not tasks or c.about["task"] in tasks]
-    book = ScoreBook.of(cells, codes.names)
+    grouped = codes.clusters if codes.has_clusters else None
+    book = ScoreBook.of(cells, codes.names, clusters=grouped)
     compared = [_against(book, side, found[0], allow_mixed) for side in found[1:]]
     if not any(c.gains for c in compared):
         reasons = "; ".join(f"{t}: {why}" for c in compared for t, why in c.missing.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,27 @@ def keep_inputs(store: ResultStore, grid: Grid) -> None:
     for path in sorted({cell.requests_path for cell in grid.cells}):
         if not store.has_requests(Path(path).name):
             store.write_requests(Path(path).name, read_requests(path))
+
+
+def keep_clusters(store: ResultStore, grid: Grid) -> None:
+    """Writes which documents hang together, of the tasks that name a field for it.
+
+    Raises:
+        ResultsError: The folder cannot be written.
+    """
+    named = {cell.task.name: cell.task.spec.get("cluster") for cell in grid.asked}
+    for (task, _), documents in grid.documents.items():
+        if field := named.get(task):
+            store.write_clusters(task, clusters_of(field, documents))
+
+
+def clusters_of(field: str, documents: Sequence[Document]) -> dict[str, str]:
+    """Document id -> digest of the text of a field, spaces and case aside."""
+    found = {}
+    for document in documents:
+        text = " ".join(str(document.fields[field]).split()).casefold()
+        found[document.id] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return found
 
 
 def _rows(documents: Sequence[Document]) -> Iterator[Mapping[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import multiprocessing
 from collections import OrderedDict
@@ -78,7 +80,8 @@ def read_book(
         return ScoreBook({}, {}, {}, ())
     return ScoreBook.of(
         reduced, codes.names, numerics=numerics, preferred=preferred, lost=lost,
-        memo=Memo(known=store.reductions.estimates()),
+        clusters=codes.clusters if codes.has_clusters else None,
+        memo=Memo(known=store.reductions.estimates(), about=codes.digest),
     )  # fmt: skip
 
 
@@ -97,6 +100,7 @@ def read_cells(
 
     places = store.places()
     store.note_left_out()
+    codes.hang_together(store.clusters())
     about = {row["cell"]: row for row in store.cells().to_pylist()}
     wanted = [c for c in places.of_cell if c in about and (cells is None or c in cells)]
     keys = {cell: reduction_key(about[cell], places.names(cell)) for cell in wanted}
@@ -140,6 +144,36 @@ class DocumentCodes:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._code: dict[str, int] = {}
+        self._cluster: dict[str, str] = {}
+        self._grouped = np.zeros(0, dtype=np.int64)
+        self._first: dict[str, int] = {}
+
+    def hang_together(self, clusters: Mapping[str, str]) -> None:
+        """Says what documents hang together in: document id -> cluster."""
+        self._cluster.update(clusters)
+        self._grouped, self._first = np.zeros(0, dtype=np.int64), {}
+
+    @property
+    def has_clusters(self) -> bool:
+        return bool(self._cluster)
+
+    @property
+    def digest(self) -> str:
+        """Of what hangs together in what."""
+        text = json.dumps(sorted(self._cluster.items()))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def clusters(self, docs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Document codes -> code of the first document of the cluster each belongs to."""
+        known = len(self._grouped)
+        if known < len(self.names):
+            new = np.arange(known, len(self.names))
+            for i, name in enumerate(self.names[known:]):
+                cluster = self._cluster.get(name)
+                if cluster is not None:
+                    new[i] = self._first.setdefault(cluster, known + i)
+            self._grouped = np.concatenate([self._grouped, new])
+        return self._grouped[docs]
 
     def of(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         """int64 [n]: codes of some ids."""

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from evalcore.app.grid import require_documents
-from evalcore.app.inputs import keep_inputs
+from evalcore.app.inputs import keep_clusters, keep_inputs
 from evalcore.app.kept import keep_answers
 from evalcore.app.labels import untaught_notes
 from evalcore.app.limits import token_limits
@@ -165,6 +165,7 @@ def _prepare(
     if config.run.dry_run:
         outcome.examples_per_s = store.runs.examples_per_s()
         return outcome, None
+    keep_clusters(store, grid)
     if config.run.documents:
         keep_inputs(store, grid)
     return outcome, Prepared(store, place, spec, grid, subjects)

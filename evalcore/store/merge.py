@@ -12,7 +12,9 @@ from evalcore.files import write_atomically
 from evalcore.store.cells import not_writable
 from evalcore.store.results import ResultStore
 
-_FOLDERS = ("cells", "segments", "makers", "documents", "requests", "runs", "outside")
+_FOLDERS = (
+    "cells", "segments", "makers", "documents", "clusters", "requests", "runs", "outside",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

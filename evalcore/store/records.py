@@ -117,6 +117,47 @@ class Documents:
         return pa.concat_tables(tables)
 
 
+CLUSTER_SCHEMA = pa.schema([("doc_id", pa.string()), ("cluster", pa.string())])
+"""One row per document of a task that names what its documents hang together in."""
+
+
+class Clusters:
+    """The ``clusters`` folder: what documents hang together in, once per (task, data)."""
+
+    def __init__(self, folder: Path, warn: Warn) -> None:
+        self.folder = folder
+        self._warn = warn
+
+    def write(self, task: str, clusters: Mapping[str, str]) -> Path | None:
+        """See ``ResultStore.write_clusters``."""
+        if not clusters:
+            return None
+        rows = sorted(clusters.items())
+        digest = hashlib.blake2b(json.dumps([task, rows]).encode(), digest_size=8).hexdigest()
+        path = self.folder / f"{_folder_name(task, digest)}{ARROW_SUFFIX}"
+        if path.is_file():
+            return None
+        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_table(path, pa.Table.from_arrays(columns, schema=CLUSTER_SCHEMA))
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+        return path
+
+    def read(self) -> dict[str, str]:
+        """Document id -> cluster; where two files differ, that of the later name counts."""
+        found: dict[str, str] = {}
+        for path in sorted(self.folder.glob(f"[!.]*{ARROW_SUFFIX}")):
+            try:
+                table = read_table(path)
+                documents, clusters = (table[name].to_pylist() for name in CLUSTER_SCHEMA.names)
+                found.update(zip(documents, clusters, strict=True))
+            except (DamagedFile, OSError, KeyError) as error:
+                self._warn(path, str(error))
+        return found
+
+
 class Requests:
     """The ``requests`` folder: prompts as token ids, by the name cells have for them."""
 

@@ -7,6 +7,7 @@ Layout::
     RESULTS/segments/*.arrow     examples; each footer states its coverage
     RESULTS/makers/*.json        environments that made rows, by the id in ``made_by``
     RESULTS/documents/*/*.arrow  questions, choices and golds, once per (task, data)
+    RESULTS/clusters/*.arrow     which documents hang together, of tasks that say in what
     RESULTS/requests/*.arrow     prompts as token ids, once per (task, variant, tokenizer)
     RESULTS/runs/*.json          one record per run
     RESULTS/progress/*.json      what runs under way say of themselves
@@ -47,7 +48,7 @@ from evalcore.store.reading import (
     maker_column,
     read_examples,
 )
-from evalcore.store.records import Documents, Makers, Requests
+from evalcore.store.records import Clusters, Documents, Makers, Requests
 from evalcore.store.reductions import Reductions
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN
@@ -95,6 +96,7 @@ class ResultStore:
         self._cells = CellTables(self.cells_folder, self._warn_damaged)
         self._makers = Makers(self.path / "makers", self._warn_damaged)
         self._documents = Documents(self.path / "documents", self._warn_damaged)
+        self._clusters = Clusters(self.path / "clusters", self._warn_damaged)
         self._requests = Requests(self.path / "requests")
         self.reductions = Reductions(self.path / "reduced")
         if read_only:
@@ -172,6 +174,14 @@ class ResultStore:
             ResultsError: The folder cannot be written.
         """
         return self._documents.write(task, data, rows)
+
+    def write_clusters(self, task: str, clusters: Mapping[str, str]) -> Path | None:
+        """Keeps what a task's documents hang together in: document id -> cluster.
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        return self._clusters.write(task, clusters)
 
     def write_requests(self, name: str, table: pa.Table) -> Path:
         """Keeps the prompts of a (task, variant, tokenizer) as token ids.
@@ -276,6 +286,10 @@ class ResultStore:
         """Documents of a task (None: of all tasks), as
         :data:`~evalcore.store.schema.DOCUMENT_SCHEMA`."""
         return self._documents.read(task, data)
+
+    def clusters(self) -> dict[str, str]:
+        """Document id -> what it hangs together in; of tasks that say so."""
+        return self._clusters.read()
 
     def requests(self, cell: str) -> pa.Table:
         """Prompts of a cell as token ids of its checkpoint's tokenizer, one row per document.

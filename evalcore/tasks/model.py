@@ -353,6 +353,11 @@ class TaskDefinition(_Strict):
     fields: dict[str, str | FieldSource] = Field(
         description="Template variable -> column (a.b for nested, a.0 for list entries)."
     )
+    cluster: str | None = Field(
+        None,
+        description="One of the fields: documents that share its text (a passage, a premise) hang "
+        "together, and intervals count them as one.",
+    )
     choices: Choices | None = None
     gold: Gold | None = None
     references: References | None = None
@@ -376,6 +381,15 @@ class TaskDefinition(_Strict):
                     TaskFault.FIELD_NAME, f"{name!r} cannot be a template variable; rename it"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _cluster_is_a_field(self) -> TaskDefinition:
+        if self.cluster is not None and self.cluster not in self.fields:
+            raise _fault(
+                TaskFault.FIELD_NAME,
+                f"cluster: {self.cluster!r} is none of the fields {', '.join(self.fields)}",
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TaskDefinition:

@@ -17,7 +17,7 @@ from evalcore.tasks.reading import definition_error, once_per_state, read_yaml
 from evalcore.types import GenerationSettings, Task
 
 DEFINITIONS = Path(__file__).parent / "definitions"
-_WORDS = {"description", "licence", "citation", "home", "published"}
+_WORDS = {"description", "licence", "citation", "home", "published", "cluster"}
 
 
 @once_per_state(1024)
@@ -37,7 +37,7 @@ def read_task(path: Path) -> Task:
 def task_from_definition(definition: TaskDefinition) -> Task:
     """The frozen value other modules use."""
     # Defaults are left out, so that keys added to the schema change no identity; words about the
-    # data are no part of what is scored.
+    # data, and what intervals take together, are no part of what is scored.
     spec = definition.model_dump(mode="json", exclude_defaults=True)
     generation = GenerationSettings(run_on=True)
     if definition.generation is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +18,13 @@ from test_analysis_tables import cell_rows, study_table, subject_columns, task_c
 from evalcore.analysis import ScoreBook, analyse, score_rows, scores_table
 from evalcore.analysis.scores import metric_table
 from evalcore.app import open_results
+from evalcore.app.inputs import clusters_of
 from evalcore.app.reduction import keep_estimates, read_book
+from evalcore.errors import EvalcoreError
 from evalcore.report.csvs import write_tables
-from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
+from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore, merge
+from evalcore.tasks import load_documents
+from evalcore.tasks.registry import read_task
 
 Files = dict[str, list[str]]
 
@@ -185,3 +190,63 @@ def test_a_cell_against_a_dictionary(tmp_path: Path, values: list[float]) -> Non
     assert (cell.n, cell.facts.mean) == (len(known), pytest.approx(np.mean(list(known.values()))))
     golds = {row["doc_id"]: row["gold"] for row in rows}
     assert [golds[book.documents[d]] for d in cell.docs] == cell.golds.tolist()
+
+
+def test_documents_that_hang_together_count_as_one(tmp_path: Path) -> None:
+    task = task_columns("nli")
+    rng = np.random.default_rng(8)
+    right = {step: np.repeat(rng.random(12) < 0.5, 5).astype(int) for step in (100, 200)}
+    right[200][:9] = 1
+    rows = [r for step, own in right.items()
+            for r in cell_rows(subject_columns(step), task, "default", own)]  # fmt: skip
+    store = fill(tmp_path / "results", to_table(rows), parts=2)
+    alone = {r.subject.step: r.score for r in score_rows(read_book(store))}
+    keep_estimates(store, read_book(store))
+    ids = [row["doc_id"] for row in rows[:60]]
+    store.write_clusters("nli", {name: f"passage {i // 5}" for i, name in enumerate(ids)})
+    book = read_book(open_results(tmp_path / "results"))
+    for row in score_rows(book):
+        values = right[row.subject.step or 0].astype(float)
+        # By hand: what each passage adds to the mean, squared and added up.
+        moves = (values - values.mean()).reshape(12, 5).sum(axis=1) / 60
+        error = float(np.sqrt((moves**2).sum() * 12 / 11))
+        assert row.score.stderr == pytest.approx(error)
+        assert row.score.value == alone[row.subject.step].value
+        assert row.score.stderr > 1.5 * alone[row.subject.step].stderr
+        assert row.score.n == 12
+        assert "60 documents hang together in 12" in row.notes
+    other = tmp_path / "merged"
+    merge([tmp_path / "results"], other)
+    assert ResultStore(other).clusters() == store.clusters()
+
+
+def test_a_task_says_in_what_its_documents_hang_together(tmp_path: Path) -> None:
+    text = """
+name: mine
+version: 1
+group: nli
+output_type: multiple_choice
+source: {path: mine}
+splits: {score: test}
+fields: {premise: premise, hypothesis: hypothesis}
+choices: {labels: ["yes", "no"]}
+gold: {column: label}
+metrics: [acc]
+primary: acc
+"""
+    (tmp_path / "mine").mkdir()
+    lines = [
+        json.dumps({"premise": p, "hypothesis": h, "label": 0})
+        for p, h in (("A b.", "1"), ("a  B.", "2"), ("C", "1"))
+    ]
+    (tmp_path / "mine" / "test.jsonl").write_text("\n".join(lines))
+    (tmp_path / "plain.yaml").write_text(text)
+    (tmp_path / "grouped.yaml").write_text(text + "cluster: premise\n")
+    plain_task, task = (read_task(tmp_path / f"{n}.yaml") for n in ("plain", "grouped"))
+    assert task.fingerprint == plain_task.fingerprint
+    documents = load_documents(task, "score", data_root=tmp_path)
+    first, second, third = clusters_of(task.spec["cluster"], documents).values()
+    assert first == second != third
+    (tmp_path / "wrong.yaml").write_text(text + "cluster: passage\n")
+    with pytest.raises(EvalcoreError, match="cluster: 'passage' is none of the fields premise"):
+        read_task(tmp_path / "wrong.yaml")
