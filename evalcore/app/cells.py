@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -180,6 +180,8 @@ class Grid:
         lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
         documents: By (task name, data as in ``cell_rows``).
         unasked: What cannot be asked: (kind of reason, subject) -> its cells left out.
+        apart: Fingerprint of a checkpoint -> class of its scores, where it is another than the
+            run's.
     """
 
     asked: list[AskedCell] = field(default_factory=list)
@@ -189,6 +191,7 @@ class Grid:
     lm_eval: LmEvalWork | None = None
     documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
     unasked: dict[tuple[str, str], int] = field(default_factory=dict)
+    apart: Mapping[str, NumericsClass] = field(default_factory=dict)
 
     def leave_out(self, reason: str, subject: Subject) -> None:
         """Notes that one cell of a subject is left out."""
@@ -215,13 +218,14 @@ class Grid:
             self.lm_eval.cells.clear()
         known: set[str] = set()
         for asked in self.asked:
-            key = asked.key(numerics, asked.data)
+            own = self.apart.get(asked.subject.checkpoint.fingerprint, numerics)
+            key = asked.key(own, asked.data)
             if key in known:  # the same weights, asked differently, but not here
                 continue
             known.add(key)
             cell, file = Cell(key, asked.subject, asked.task, asked.variant), asked.file
             self.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-            self.cell_rows.append(cell_row(asked.facts(cell, numerics)))
+            self.cell_rows.append(cell_row(asked.facts(cell, own)))
             if asked.built is not None and self.lm_eval is not None:
                 self.lm_eval.add(cell, asked.built)
 

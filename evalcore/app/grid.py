@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,16 +59,28 @@ from evalcore.types import (
 
 
 def build_grid(
-    subjects: Sequence[Subject], options: GridConfig, numerics: NumericsClass, cache: Path
+    subjects: Sequence[Subject],
+    options: GridConfig,
+    numerics: NumericsClass,
+    cache: Path,
+    *,
+    apart: Mapping[str, NumericsClass] | None = None,
 ) -> Grid:
     """Loads documents, encodes each (task, variant, tokenizer) once, and lists every cell.
+
+    Args:
+        subjects: Whom to ask.
+        options: What to ask.
+        numerics: The class of the scores.
+        cache: Folder of encoded requests.
+        apart: Fingerprint of a checkpoint -> class of its scores, where it is another.
 
     Raises:
         UnknownNameError: Unknown task or prompt.
         DataError: A data set is missing or its rows are not what the task says.
         InputError: Not one cell can be asked.
     """
-    grid = Grid()
+    grid = Grid(apart=apart or {})
     versions = json.dumps(installed_versions())
     selected = _selected(options)
     grid.findings += check_selection(task for task, _ in selected)

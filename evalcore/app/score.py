@@ -6,11 +6,13 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from evalcore.app.engines import hf_spec, slow_ones
 from evalcore.app.grid import require_documents
 from evalcore.app.inputs import keep_clusters, keep_inputs
 from evalcore.app.kept import keep_answers
@@ -21,6 +23,7 @@ from evalcore.app.outcome import ScoreOutcome, asked_names, count_flops, name_fa
 from evalcore.app.place import Place
 from evalcore.app.settling import (
     Prepared,
+    applied_by,
     keys_changed,
     set_aside,
     settle_grid,
@@ -119,10 +122,14 @@ def _prepare(
     notes += said
     if not config.run.dry_run:
         notes += set_aside(store)
-    if config.engine.kind == "vllm" and (unknown := unverified(vllm_version())) is not None:
+    if config.engine.kind != "hf" and (unknown := unverified(vllm_version())) is not None:
         notes.append(unknown)
+    slow, why = slow_ones(config, place.device, applied_by(config, place), subjects)
+    notes += why
     spec = settle_spec(config, place, subjects)
-    spec, grid, adapters = settle_grid(config.grid, spec, subjects, store, cache)
+    if slow and all(s.checkpoint.fingerprint in slow for s in subjects):
+        spec, slow = hf_spec(spec), frozenset()
+    spec, grid, adapters = settle_grid(config.grid, spec, subjects, store, cache, slow)
     beside = adapters.beside
     notes += adapters.notes
     named = {planned.cell.subject.id: planned.cell.subject for planned in grid.cells}
@@ -160,7 +167,7 @@ def _prepare(
         limits=limits,
         cells=frozenset(planned.cell.key for planned in grid.cells),
         asked=asked_names(grid),
-        engines=f"{spec.kind} in {spec.dtype}, {place.line}",
+        engines=f"{spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
     )
     if config.run.dry_run:
         outcome.examples_per_s = store.runs.examples_per_s()
@@ -168,7 +175,7 @@ def _prepare(
     keep_clusters(store, grid)
     if config.run.documents:
         keep_inputs(store, grid)
-    return outcome, Prepared(store, place, spec, grid, subjects)
+    return outcome, Prepared(store, place, spec, grid, subjects, slow)
 
 
 def _run(
@@ -213,12 +220,15 @@ def _score_plan(
 ) -> None:
     spec, place, summary = prepared.spec, prepared.place, outcome.summary
     gpus = place.gpus if config.cluster.backend == "local" else ()  # Ray gives its actors their own
+    worker = WorkerConfig(str(config.run.output.resolve()), spec, config.run.commit_every)
+    apart = (replace(worker, spec=hf_spec(spec)), prepared.slow) if prepared.slow else None
     score_units(
         outcome.plan,
         {planned.cell.key: CellWork.of(planned.cell) for planned in prepared.grid.cells},
-        WorkerConfig(str(config.run.output.resolve()), spec, config.run.commit_every),
+        worker,
         progress,
         signals,
+        apart=apart,
         certify=config.run.certify,
         limits=outcome.limits,
         time_left_s=signals.left_s,

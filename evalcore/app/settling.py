@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
 from evalcore.app.cells import Grid, encoding_settings
+from evalcore.app.engines import hf_spec
 from evalcore.app.grid import build_grid
 from evalcore.app.labels import labelled_subjects
 from evalcore.app.manifest import agreed, grid_name
@@ -32,6 +33,7 @@ class Prepared:
     spec: EngineSpec
     grid: Grid
     subjects: list[Subject]
+    slow: frozenset[str] = frozenset()  # checkpoints that engine hf scores beside spec's
 
 
 def settle_place(config: ScoreConfig, store: ResultStore | None) -> tuple[Place, list[str]]:
@@ -46,7 +48,8 @@ def settle_subjects(
     config: ScoreConfig, place: Place, store: ResultStore
 ) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
     """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
-    resolved = labelled_subjects(config.subjects, store, _applied(config, place))
+    applied = "unmerged" if config.engine.kind == "auto" else applied_by(config, place)
+    resolved = labelled_subjects(config.subjects, store, applied)
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     subjects = _supported(config, place, resolved.subjects, problems)
     part = config.run.shard is not None and not config.run.dry_run
@@ -83,7 +86,7 @@ def _supported(
     return [subject for subject in subjects if reasons[subject.checkpoint.path] is None]
 
 
-def _applied(config: ScoreConfig, place: Place) -> Applied:
+def applied_by(config: ScoreConfig, place: Place) -> Applied:
     """What the engine does with adapters, in so far as it decides which it can apply."""
     if config.engine.kind == "hf":
         return "unmerged"
@@ -93,10 +96,11 @@ def _applied(config: ScoreConfig, place: Place) -> Applied:
 
 
 def settle_spec(config: ScoreConfig, place: Place, subjects: Sequence[Subject]) -> EngineSpec:
-    """The engine of a run, but for the way of its adapters."""
+    """The engine of a run, but for the way of its adapters; vllm where that is not settled."""
     asked = config.grid.max_length
     return EngineSpec.of(
         config.engine,
+        kind="vllm" if config.engine.kind == "auto" else config.engine.kind,
         dtype=config.engine.dtype_on(place.device),
         max_length=max(encoding_settings(s.checkpoint, asked).max_length for s in subjects),
         device=place.device,
@@ -111,12 +115,19 @@ def settle_grid(
     subjects: list[Subject],
     store: ResultStore,
     cache: Path,
+    slow: Collection[str] = (),
 ) -> tuple[EngineSpec, Grid, AdapterPlan]:
-    """(spec with the way of adapters settled, the grid, how adapters are applied)."""
+    """(spec with the way of adapters settled, the grid, how adapters are applied).
+
+    Args:
+        slow: Fingerprints of the checkpoints that engine hf scores beside ``spec``'s.
+    """
     check_way(spec)
     numerics = numerics_class(spec)
-    grid = build_grid(subjects, config, numerics, cache)
-    adapters = plan_adapters(spec, store, grid.cells)
+    apart = dict.fromkeys(slow, numerics_class(hf_spec(spec)))
+    grid = build_grid(subjects, config, numerics, cache, apart=apart)
+    fast = [c for c in grid.cells if c.cell.subject.checkpoint.fingerprint not in apart]
+    adapters = plan_adapters(spec, store, fast)
     generates = any(generation_of(c.cell.task, c.cell.variant) for c in grid.cells)
     spec = replace(adapters.fitted(spec), cuda_graphs=generates)  # scoring replays none
     if numerics_class(spec).label != numerics.label:

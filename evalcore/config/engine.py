@@ -24,8 +24,9 @@ class EngineConfig:
 
     SECTION: ClassVar[str] = "Engine"
 
-    kind: EngineKind = option(
-        "vllm", "vllm is fast; hf (transformers and peft) is slow and plain, the reference.",
+    kind: Literal["auto"] | EngineKind = option(
+        "vllm", "vllm is fast; hf (transformers and peft) is slow and plain, the reference; auto: "
+        "vllm where it can score a checkpoint and its adapters, else hf for them.",
         "--engine", name="engine", study="engine",
     )  # fmt: skip
     dtype: Literal["auto"] | Dtype = option(

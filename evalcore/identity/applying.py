@@ -10,7 +10,7 @@ from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config, check_finite
 from evalcore.identity.adapter_schema import check_layers
 from evalcore.identity.bases import quantisation
-from evalcore.identity.lora import read_lora, shares_embeddings
+from evalcore.identity.lora import LoraAdapter, read_lora, shares_embeddings
 from evalcore.identity.lora_names import Layout, layer_of
 
 Applied = Literal["unmerged", "merged", "batched"]
@@ -46,13 +46,39 @@ def check_adapter(
         reason = str(error).removeprefix(f"adapter {path}: ")
         raise IncompatibleError(f"adapter {path} does not fit base {base}: {reason}") from None
     check_finite(path)
+    refused = _refused(adapter, config, layout, base, applied)
+    if refused is not None:
+        raise InputError(refused)
+
+
+def vllm_refuses(
+    path: str | Path,
+    layout: Layout,
+    config: Mapping[str, Any],
+    base: str,
+    applied: Applied,
+    folder: str | Path | None = None,
+) -> str | None:
+    """Why vLLM cannot apply an adapter that fits its base and that PEFT applies; None if it can.
+
+    Args:
+        path, layout, config, base, applied, folder: As of :func:`check_adapter`, which it has
+            passed as ``unmerged``.
+    """
+    adapter = read_lora(path, layout, tied=shares_embeddings(config, layout), base=folder)
+    return _refused(adapter, config, layout, base, applied)
+
+
+def _refused(
+    adapter: LoraAdapter, config: Mapping[str, Any], layout: Layout, base: str, applied: Applied
+) -> str | None:
     if applied == "unmerged":
-        return
+        return None
     quantised = quantisation(config, layout)
     if applied == "merged" and quantised is not None:
-        raise InputError(
-            f"adapter {path}: its base {base} is quantised ({quantised}): nothing can be merged "
-            f"into it; --adapters batched or --engine hf may apply it"
+        return (
+            f"adapter {adapter.path}: its base {base} is quantised ({quantised}): nothing can be "
+            f"merged into it; --adapters batched or --engine hf may apply it"
         )
     try:
         if applied == "batched":
@@ -60,7 +86,8 @@ def check_adapter(
         else:
             adapter.require_mergeable()
     except IncompatibleError as error:
-        raise InputError(f"{error}; engine hf scores it (--engine hf)") from None
+        return f"{error}; engine hf scores it (--engine hf or auto)"
+    return None
 
 
 def _layer_count(layout: Layout) -> int:

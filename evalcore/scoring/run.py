@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from evalcore.cluster import Job, JobPool, Stop, WorkerState
 from evalcore.engines.certify import Rescored, judge
 from evalcore.errors import EvalcoreError
 from evalcore.planning import Plan, PlanCounts, Unit
+from evalcore.planning.units import subset
 from evalcore.scoring.certifying import choose_sample
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
 from evalcore.scoring.source import UnitSource
@@ -94,6 +95,7 @@ def score_units(
     progress: Progress,
     should_stop: Callable[[], Stop | bool],
     *,
+    apart: tuple[WorkerConfig, Collection[str]] | None = None,
     certify: float = 0.0,
     limits: Mapping[str, int] | None = None,
     time_left_s: Callable[[], float | None] | None = None,
@@ -112,6 +114,8 @@ def score_units(
         config: How each worker builds its engine and where it writes.
         progress: Told of every unit, worker and failure.
         should_stop: Polled; ends the run after the units at hand are committed.
+        apart: How workers of a second kind build their engine, and fingerprints of the checkpoints
+            that they score, after the others have done theirs.
         certify: Share of the examples that is scored a second time (see ``certifying``).
         limits: Least work of the plan, for what progress tells.
         time_left_s: How long units may still take, if that is known.
@@ -130,29 +134,49 @@ def score_units(
     sample = choose_sample(plan, certify) if certify else {}
     book = _Book(summary, progress, watch)
     begin = time.perf_counter()
-    pool = JobPool("evalcore.scoring.worker:ScoringWorker", config, **pool_options)
+    announced = _announced(should_stop, watch)
     try:
-        outcome = pool.run(
-            UnitSource(plan, cells, sample),
-            on_result=book.on_result,
-            on_failure=book.on_failure,
-            on_committed=book.on_committed,
-            on_worker=book.on_worker,
-            on_flush=book.on_flush,
-            on_given_up=book.on_given_up,
-            on_begun=watch.begun,
-            should_stop=_announced(should_stop, watch),
-            time_left_s=time_left_s,
-        )
+        for own, part in _parts(plan, config, apart):
+            pool = JobPool("evalcore.scoring.worker:ScoringWorker", own, **pool_options)
+            outcome = pool.run(
+                UnitSource(part, cells, sample),
+                on_result=book.on_result,
+                on_failure=book.on_failure,
+                on_committed=book.on_committed,
+                on_worker=book.on_worker,
+                on_flush=book.on_flush,
+                on_given_up=book.on_given_up,
+                on_begun=watch.begun,
+                should_stop=announced,
+                time_left_s=time_left_s,
+            )
+            if outcome == "stopped":
+                summary.stopped = "asked to stop"
+                break
     except EvalcoreError as error:
         summary.error = error
-    else:
-        summary.stopped = "asked to stop" if outcome == "stopped" else None
     finally:
         summary.wall_s = time.perf_counter() - begin
     if certify:
         summary.certificate = judge(Rescored.together(book.twice), config.spec.dtype)
     return summary
+
+
+def _parts(
+    plan: Plan, config: WorkerConfig, apart: tuple[WorkerConfig, Collection[str]] | None
+) -> list[tuple[WorkerConfig, Plan]]:
+    """(how workers build their engine, what they score) of each kind that has something to do."""
+    if apart is None:
+        return [(config, plan)]
+    other, theirs = apart
+    units = [[u for u in plan.units if (_home(u) in theirs) is there] for there in (False, True)]
+    parts = zip((config, other), units, strict=True)
+    return [(own, subset(plan, some)) for own, some in parts if some]
+
+
+def _home(unit: Unit) -> str:
+    """Fingerprint of the checkpoint of a unit's subjects."""
+    return unit.subject.checkpoint.fingerprint
 
 
 def _announced(should_stop: Callable[[], Stop | bool], watch: Watch) -> Callable[[], Stop | bool]:

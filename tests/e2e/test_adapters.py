@@ -16,6 +16,7 @@ import pytest
 
 from bench.strikes import engine_process
 from evalcore.store import ResultStore
+from tests.agreement.engine_models import save_adapter, save_model
 from tests.e2e.test_kill import wait_for_segments
 from tests.e2e.test_score import assert_same_scores, rows
 
@@ -140,3 +141,29 @@ def test_ways_that_can_not_be_are_refused(family, evalcore, tmp_path: Path) -> N
         assert done.status == 2
         assert word in done.err
         assert "--adapters merged" in done.err
+
+
+def test_engine_auto_gives_each_checkpoint_its_engine(
+    evalcore, tiny_checkpoint: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Heads of 16 numbers are none for vLLM on CPUs: that base and its adapter go to hf."""
+    base = save_model(tmp_path / "step-2", "llama-tied", 1, layers=1)
+    save_adapter(tmp_path / "runs" / "b1", base, 2)
+    make_adapter(tmp_path / "small" / "a1", tiny_checkpoint)
+    out = tmp_path / "results"
+    asked = ("-t", "pocket_nli", "-p", "default", "--limit", "3", "-o", out)
+    both = ("score", tmp_path / "runs", tmp_path / "small", *asked, "--engine", "auto")
+    plan = evalcore(*both, "--dry-run")
+    assert "engine hf scores step-00100 with 1 adapter: heads of 16 numbers" in plan.out
+    done = evalcore(*both)
+    assert done.status == 0, done.err
+    assert "adapters: 1 merged, 1 applied by peft" in done.out
+    cells = ResultStore(out, read_only=True).cells().to_pylist()
+    assert {(row["checkpoint"], row["engine"]) for row in cells} == {
+        ("step-00100", "hf"), ("step-2", "vllm"),
+    }  # fmt: skip
+    assert len(rows(out)) == 12
+    # The keys are those of one engine alone: nothing is left to do for either.
+    for folder, engine in (("small", "hf"), ("runs", "vllm")):
+        again = evalcore("score", tmp_path / folder, *asked, "--engine", engine)
+        assert "nothing to do" in again.out, again.out

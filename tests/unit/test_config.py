@@ -129,7 +129,7 @@ def test_the_tree_is_made_and_changed_by_names() -> None:
     ("given", "message"),
     [
         ({"engin": "hf"}, "unknown argument 'engin'; nearest: engine"),
-        ({"engine": "vlm"}, "--engine 'vlm': expected vllm"),
+        ({"engine": "vlm"}, "--engine 'vlm': expected auto, vllm or hf"),
         ({"dtype": "int8"}, "--dtype 'int8': expected auto, float32, bfloat16 or float16"),
         ({"workers": 0}, "--workers 0: expected at least 1 and at most 4,096"),
         ({"workers": True}, "--workers True: expected a whole number"),

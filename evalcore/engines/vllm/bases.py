@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from evalcore.engines.protocol import Device
+from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.contract import architectures
 from evalcore.identity import weight_files
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
@@ -53,6 +56,36 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         return f"heads of {size} numbers are not among those vLLM runs on CPUs ({sizes})"
     return None
+
+
+def unknown(config: Mapping[str, Any]) -> str | None:
+    """Why the installed vLLM has no code for an architecture; None if it has, or may have.
+
+    Read in the sources of vLLM and transformers: nothing is imported. Through transformers' own
+    code vLLM runs what takes its attention.
+    """
+    names = [str(name) for name in config.get("architectures") or ()]
+    if not names:
+        return "its config.json names no architecture"
+    if set(names) & architectures():
+        return None
+    kind = str(config.get("model_type"))
+    source = _transformers_source(kind)
+    if f"class {names[0]}(" in source and "_supports_attention_backend = True" in source:
+        return None
+    return f"vllm {compat.vllm_version()} has no code for {names[0]}"
+
+
+def _transformers_source(kind: str) -> str:
+    """transformers' code of a type of models; ``""`` where it has none."""
+    name = kind.replace("-", "_")
+    if not name.isidentifier():
+        return ""
+    try:
+        home = Path(str(metadata.distribution("transformers").locate_file("transformers")))
+        return (home / "models" / name / f"modeling_{name}.py").read_text("utf-8", "replace")
+    except (metadata.PackageNotFoundError, OSError):
+        return ""
 
 
 def _head_size(config: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from evalcore.engines.vllm.names import CAPABILITIES, NAMES, Capability, Name
+from evalcore.engines.vllm.names import (
+    ARCHITECTURES,
+    CAPABILITIES,
+    NAMES,
+    REGISTRY,
+    Capability,
+    Name,
+)
 
 State = Literal["present", "moved", "changed", "missing"]
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -61,6 +68,19 @@ def read_installed() -> tuple[Finding, ...]:
     """:func:`read` of the installed vLLM; empty where there is none."""
     root = installed()
     return tuple(read(root)) if root is not None else ()
+
+
+@functools.cache
+def architectures() -> frozenset[str]:
+    """Architectures that the installed vLLM has code for; empty where there is none."""
+    root = installed()
+    found: set[str] = set()
+    for table in ARCHITECTURES.split() if root is not None else ():
+        node = _Tree(root).declaration(Name(REGISTRY, table, "engine")) if root else None
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if isinstance(value, ast.Dict):
+            found.update(str(key.value) for key in value.keys if isinstance(key, ast.Constant))
+    return frozenset(found)
 
 
 def source_of(root: Path, name: Name) -> str:
