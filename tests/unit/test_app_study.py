@@ -96,7 +96,7 @@ def test_from_python_what_is_given_goes_before_the_file(file: Path) -> None:
 def test_what_is_given_of_a_study_is_checked_at_once(file: Path) -> None:
     for given, message in (
         ({"engin": "hf"}, "unknown argument 'engin'; nearest: engine"),
-        ({"engine": "vlm"}, "--engine 'vlm': expected vllm or hf"),
+        ({"engine": "vlm"}, "--engine 'vlm': expected auto, vllm or hf"),
         ({"output": Path("x")}, "output is said by the study"),
     ):
         with pytest.raises(InputError, match=message):
