@@ -49,7 +49,9 @@ def slow_ones(
     groups = _families(checkpoints)
     slow: dict[str, str] = {}
     for own in checkpoints:
-        found = next((why for one in sorted(groups[own]) if (why := reasons[one]) is not None), None)
+        found = next(
+            (why for one in sorted(groups[own]) if (why := reasons[one]) is not None), None
+        )
         if found is not None:
             slow[own] = found
     return frozenset(slow), _lines(slow, checkpoints, subjects)
