@@ -161,7 +161,7 @@ def test_a_field_of_the_engine_goes_to_every_engine() -> None:
         if field.name != "dtype":
             assert getattr(spec, field.name) == getattr(said, field.name)
     assert (spec.dtype, spec.threads) == ("bfloat16", 3)
-    assert set(options_of(EngineConfig)["kind"].choices) == set(ENGINES)
+    assert set(options_of(EngineConfig)["kind"].choices) == {*ENGINES, "auto"}
     assert EngineConfig().dtype_on("cpu") == "float32"
     assert EngineConfig().dtype_on("cuda") == "bfloat16"
     assert EngineConfig(dtype="float16").dtype_on("cpu") == "float16"
