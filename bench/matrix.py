@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from tests.agreement.engine_processes import Child, import_peft, import_vllm
-from tests.agreement.families import FAMILIES, KNOWN_GAPS
+from tests.agreement.families import FAMILIES
 from tests.agreement.wild_cases import CASES
 from tests.agreement.wild_visits import CELLS, Found, visit_cases, visit_family
 
@@ -255,8 +255,7 @@ def judge(cell: str, found: Found) -> str:
     if found.when == "crash":
         return "a crash"
     if found.error is not None:
-        tolerance = KNOWN_GAPS.get(name, TOLERANCE) if kind == "family" else TOLERANCE
-        if not found.error <= tolerance:
+        if not found.error <= TOLERANCE:
             return f"off by {found.error:.1e}"
         return "" if wanted in ("", "scores") else f"scored, expected {wanted!r}"
     if "\n" in found.said or not found.said:

@@ -222,3 +222,23 @@ def flag_subjects(subjects: dict[str, SubjectInfo], flags: list[Flag]) -> None:
                 Flag("doubled", f"{owner.checkpoint}, {named}",
                      f"{count} adapters with the same seed ({seed}); shown one by one", count)
             )  # fmt: skip
+
+
+def names_apart(models: Iterable[SubjectInfo]) -> dict[str, str]:
+    """What tells models apart that a table would call alike; ids of the others are left out.
+
+    Alike are models of one base, tuning, control, seed and step: told apart by their method where
+    that does it, else by the adapter's own name.
+    """
+    alike: dict[tuple[Any, ...], list[SubjectInfo]] = {}
+    for s in models:
+        if s.base is not None:
+            key = (s.base, s.tuning, s.control, s.seed, s.tuning_step, s.seeds)
+            alike.setdefault(key, []).append(s)
+    names = {}
+    for group in alike.values():
+        methods = {s.method for s in group}
+        for s in group if len(group) > 1 else ():
+            by_method = len(methods) == len(group) and None not in methods
+            names[s.id] = str(s.method) if by_method else s.adapter or s.checkpoint
+    return names

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.analysis import Analysis, Estimate, Gain, ScoreBook, SpreadEstimate, SubjectInfo
+from evalcore.analysis.subjects import names_apart
 from evalcore.report.csvs import p_columns
 from evalcore.report.rows import seed_names, tuning_name
 from evalcore.report.sources import Source
@@ -104,9 +105,11 @@ def _seeds(subject: SubjectInfo) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} seeds"
 
 
-def _who(subject: SubjectInfo) -> list[Cell]:
-    step = "" if subject.tuning_step is None else f", step {subject.tuning_step:,}"
-    return [visible(subject.checkpoint), tuning_name(subject) + step, _seeds(subject)]
+def _who(subject: SubjectInfo, analysis: Analysis) -> list[Cell]:
+    about = "" if subject.tuning_step is None else f", step {subject.tuning_step:,}"
+    own = names_apart(analysis.book.models).get(subject.id)
+    about += "" if own is None else f", {visible(own)}"
+    return [visible(subject.checkpoint), tuning_name(subject) + about, _seeds(subject)]
 
 
 _WHO = (Column("checkpoint"), Column("tuned on"), Column("seed"))
@@ -122,7 +125,8 @@ def _study(analysis: Analysis) -> Table:
     rows, facets = [], []
     for row, above, less in zip(found, over, forgot, strict=True):
         rows.append([
-            *_who(row.subject), ", ".join(visible(t) for t in row.tasks), _number(row.base.value),
+            *_who(row.subject, analysis),
+            ", ".join(visible(t) for t in row.tasks), _number(row.base.value),
             _number(row.tuned.value), _estimate(row.gain, row.p_holm < 0.01), _range(row.gain),
             row.gain.turned or None, row.gain.claim, _estimate(row.gain.over_documents),
             _number(row.gain.seed_sd), _number(row.gain.smallest),
@@ -208,7 +212,7 @@ def _best(analysis: Analysis) -> Table:
     for g in analysis.own_gains():
         found = best.get((g.subject.id, g.task.name, g.way))
         rows.append([
-            *_who(g.subject), visible(g.task.name), _estimate(g.pooled), _range(g.pooled),
+            *_who(g.subject, analysis), visible(g.task.name), _estimate(g.pooled), _range(g.pooled),
             _estimate(found.gain) if found else None, _estimate(g.continuous),
             names.get(g.task.continuous, g.task.continuous),
         ])  # fmt: skip
@@ -235,7 +239,7 @@ def _spreads(analysis: Analysis) -> Table:
         if s.subject.base is not None and s.task.tuned_by != s.subject.tuned_on:
             continue
         rows.append([
-            *_who(s.subject), visible(s.task.name), s.way.label, s.spread.prompts,
+            *_who(s.subject, analysis), visible(s.task.name), s.way.label, s.spread.prompts,
             _number(s.spread.range), _number(s.spread.range_noise), beyond(s.spread),
             beyond(s.base), _number(s.above_floor),
         ])  # fmt: skip
@@ -260,7 +264,7 @@ def _forgetting(analysis: Analysis) -> Table:
     for s in analysis.forgetting_summaries:
         mine = [f for f in analysis.forgetting if f.gain.subject.id == s.subject.id]
         rows.append([
-            *_who(s.subject), f"{s.measurable} of {s.measurable + s.unmeasurable}",
+            *_who(s.subject, analysis), f"{s.measurable} of {s.measurable + s.unmeasurable}",
             _estimate(s.mean), s.mean.claim, _number(s.mean.smallest),
             ", ".join(f"{m} {e.value:+.3f}" for m, e in s.by_metric.items()), _number(s.median),
         ])  # fmt: skip
@@ -288,7 +292,8 @@ def _far(analysis: Analysis) -> Table:
     rows, facets = [], []
     for g, sure in zip(found, _sure([g.pooled for g in found]), strict=True):
         rows.append([
-            *_who(g.subject), visible(g.task.name), _number(g.other.value), _number(g.own.value),
+            *_who(g.subject, analysis), visible(g.task.name),
+            _number(g.other.value), _number(g.own.value),
             _estimate(g.pooled, sure), _range(g.pooled), g.pooled.claim,
             _number(g.pooled.smallest), "; ".join(gain_notes(analysis, g)),
         ])  # fmt: skip

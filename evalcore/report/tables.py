@@ -12,7 +12,7 @@ from evalcore.analysis.estimates import mean_of_estimates, p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
 from evalcore.analysis.scores import cell_notes
 from evalcore.analysis.stats import EMPTY
-from evalcore.analysis.subjects import subject_order
+from evalcore.analysis.subjects import names_apart, subject_order
 from evalcore.report.words import (
     both_errors,
     by_prompt,
@@ -185,6 +185,9 @@ def _foot(analysis: Analysis, rows: Sequence[StudyRow]) -> list[str]:
 
 def _tuning_text(rows: Sequence[StudyRow], row: StudyRow, width: int) -> str:
     tuning, s = row.subject.tuning or "?", row.subject
+    own = names_apart(r.subject for r in rows).get(s.id)
+    if own is not None:  # the tuning's name would say nothing
+        return fit(own, min(len(own), width), False)
     about = [f"{len(s.runs)} seeds"] if s.runs else []
     if not s.runs and _differ(rows, row, "seed") and s.seed is not None:
         about.append(f"seed {s.seed}")

@@ -74,12 +74,17 @@ def import_vllm() -> None:
     importlib.import_module("vllm")
 
 
+def stop_engines() -> None:
+    """Closes what runs in this process."""
+    for engine in _live.values():
+        engine.close()
+    _live.clear()
+
+
 def running(spec: EngineSpec, *, fresh: bool = False) -> Engine:
     """The engine of this process; another one is closed first (so is this one, if ``fresh``)."""
     if fresh or spec not in _live:
-        for engine in _live.values():
-            engine.close()
-        _live.clear()
+        stop_engines()
         _live[spec] = create_engine(spec)
     return _live[spec]
 

@@ -103,9 +103,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 """Family -> what builds its configuration."""
 
-# vLLM computes BLOOM with the exact GELU, transformers with its approximation by tanh.
-KNOWN_GAPS = {"bloom": 1e-3}
-
 
 def save_family(base: Path, family: str, seed: int) -> Path:
     """Saves a random float32 checkpoint of an architecture."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,11 @@ from tests.agreement.engine_models import (
 from tests.agreement.engine_processes import (
     Child,
     assert_agrees,
-    import_peft,
-    import_vllm,
     oracle,
     visit,
 )
 
 SPEC = EngineSpec(device="cpu", threads=2, max_length=512)
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[tuple[Child, Child]]:
-    """The oracle's process and the engine's."""
-    pair = Child(import_peft), Child(import_vllm)
-    yield pair
-    for child in pair:
-        child.close()
 
 
 def make(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject], dict[str, Any]]:

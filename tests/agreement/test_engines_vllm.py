@@ -31,8 +31,6 @@ from tests.agreement.engine_processes import (
     Scenario,
     assert_agrees,
     greedy_token,
-    import_peft,
-    import_vllm,
     oracle,
     running,
     visit,
@@ -52,18 +50,15 @@ SMALL = dataclasses.replace(
 )
 CACHED = dataclasses.replace(PLAIN, strategy="cached")
 SPECS = pytest.mark.parametrize(
-    "spec", [SMALL, CACHED, PLAIN], ids=["packed in small steps", "cached", "plain"]
+    "spec",
+    [
+        pytest.param(SMALL, id="packed in small steps"),
+        pytest.param(CACHED, id="cached"),
+        # Every start holds the strategy it takes to this one.
+        pytest.param(PLAIN, id="plain", marks=pytest.mark.proof),
+    ],
 )
 GetScenario = Callable[[str], Scenario]
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[tuple[Child, Child]]:
-    """The oracle's process and the engine's."""
-    pair = Child(import_peft), Child(import_vllm)
-    yield pair
-    for child in pair:
-        child.close()
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +139,9 @@ def test_first_subject_with_an_adapter_and_a_new_layout(scenario: GetScenario) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama-untied", "olmo-tied"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("llama-untied", marks=pytest.mark.proof), "olmo-tied"]
+)
 def test_other_layouts(scenario: GetScenario, kind: str) -> None:
     here = scenario(kind)
     visits = here.run(SPEC, [*here.subjects, "tuned 1", "base 2", "base 1"], generate=True)

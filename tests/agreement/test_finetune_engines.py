@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from evalcore.identity import open_checkpoint, resolve_subjects
 from finetune.jobs import MixPart, TuneJob
 from finetune.method import MethodSpec
 from tests.agreement.engine_models import edge_batch, save_adapter, save_model
-from tests.agreement.engine_processes import Child, import_peft, import_vllm, oracle, visit
+from tests.agreement.engine_processes import Child, oracle, visit
 
 pytestmark = pytest.mark.slow
 
@@ -29,15 +28,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "orthogonal": {**LORA, "init": "orthogonal"},
     "full": {"kind": "full", "learning_rate": 1e-3},
 }
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[tuple[Child, Child]]:
-    """The oracle's process and the engine's."""
-    pair = Child(import_peft), Child(import_vllm)
-    yield pair
-    for child in pair:
-        child.close()
 
 
 def train_all(folder: str, base: str) -> None:

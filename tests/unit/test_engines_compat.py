@@ -122,6 +122,13 @@ def test_a_function_that_reads_otherwise_is_seen(linked: Path) -> None:
     assert source_of(linked, other) == source_of(ROOT, other)
 
 
+@needs_vllm
+def test_bloom_is_still_computed_with_another_gelu() -> None:
+    """When this fails, vLLM takes BLOOM's own GELU: ``compat.mend`` can go."""
+    assert ROOT is not None
+    assert 'get_act_fn("gelu")' in (ROOT / "model_executor" / "models" / "bloom.py").read_text()
+
+
 def test_only_one_module_imports_vllm() -> None:
     for path in ENGINE.glob("*.py"):
         if path.name == "compat.py":

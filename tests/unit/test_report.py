@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from test_analysis_tables import (
 
 from evalcore import report
 from evalcore.analysis import Analysis, analyse, score_rows
+from evalcore.analysis.subjects import names_apart
 from evalcore.errors import InputError
 from evalcore.report import study_rows, write_report
 from evalcore.report.charts import BASE_COLOUR, PALETTE
@@ -214,6 +216,25 @@ def test_study_table_keeps_its_width_with_long_names_and_seeds() -> None:
     assert max(map(len, text.splitlines())) <= 118
     assert "(2 seeds)" in text
     assert "these prompts, other seeds" in text
+
+
+def test_adapters_of_one_tuning_are_told_apart() -> None:
+    task = task_columns("mine", tuned_by="mine", domain="in")
+    rows = cell_rows(subject_columns(5), task, "default", np.arange(9) % 3 == 0)
+    for i, name in enumerate(("lr-1e-4", "lr-2e-5")):
+        subject = {**subject_columns(5, "mine", seed=None), "adapter": name}
+        subject |= {"subject": f"{subject['subject']}{i}", "seed": None}
+        rows += cell_rows(subject, task, "default", np.arange(9) % 2)
+    analysis = analyse(to_table(rows))
+    text = report.study_table(analysis)
+    assert "lr-1e-4" in text
+    assert "lr-2e-5" in text
+    assert set(names_apart(analysis.book.models).values()) == {"lr-1e-4", "lr-2e-5"}
+    alone = [m for m in analysis.book.models if m.adapter != "lr-2e-5"]
+    assert names_apart(alone) == {}
+    ways = ("", "lora", "dora")
+    methods = [replace(m, method=w) for m, w in zip(analysis.book.models, ways, strict=True)]
+    assert set(names_apart(methods).values()) == {"lora", "dora"}
 
 
 def test_bases_alone_make_a_report(tmp_path: Path) -> None:

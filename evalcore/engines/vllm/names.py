@@ -132,6 +132,8 @@ _ENGINE = (
     ),
     Name("distributed.parallel_state", "cleanup_dist_env_and_memory", "engine", ""),
     *_some(REGISTRY, "engine", ARCHITECTURES),
+    Name("model_executor.models.bloom", "get_act_fn", "engine"),
+    Name("model_executor.layers.activation", "get_act_fn", "engine", "_"),
 )  # fmt: skip
 
 _PACKED = (

@@ -322,6 +322,7 @@ class Resident:
                 raise EngineError(compat.unusable(lacks["engine"]))
             if self._device == "cpu" and self._spec.dtype == "float32" and not lacks["sums"]:
                 sum_in_parts()
+            compat.mend(str(numeric_config(path).get("model_type")))
             self._llm = compat.start(arguments)
             self._facts = call(self._running, "evalcore_describe")
         except EvalcoreError:
