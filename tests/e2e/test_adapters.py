@@ -167,3 +167,5 @@ def test_engine_auto_gives_each_checkpoint_its_engine(
     for folder, engine in (("small", "hf"), ("runs", "vllm")):
         again = evalcore("score", tmp_path / folder, *asked, "--engine", engine)
         assert "nothing to do" in again.out, again.out
+    told = evalcore("report", out)
+    assert told.status == 0, told.err
