@@ -93,7 +93,7 @@ def test_canary_batch_is_fixed_and_within_the_vocabulary() -> None:
 
 
 def test_unknown_engine_is_one_clear_line() -> None:
-    with pytest.raises(InputError, match="expected vllm or hf"):
+    with pytest.raises(InputError, match="expected auto, vllm or hf"):
         create_engine(EngineSpec(kind="tgi"))  # type: ignore[arg-type]
 
 
