@@ -210,8 +210,7 @@ class Join(_Strict):
         if not plain or [name for name, *_ in parts].count("text") != 1:
             raise _fault(
                 TaskFault.FIELD_KIND,
-                f"join.each: expected {{text}} once, and {{letter}} or {{number}}, not "
-                f"{value[:60]!r}",
+                f"expected {{text}} once, and {{letter}} or {{number}}, not {value[:60]!r}",
             )
         return value
 

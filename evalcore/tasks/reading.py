@@ -253,7 +253,7 @@ def _own_codes() -> frozenset[str]:
 
 def _is_union_tag(part: object) -> bool:
     """pydantic names the branch of a union in the place of an error; people do not want it."""
-    return part in _UNION_TAGS
+    return part in _UNION_TAGS or (isinstance(part, str) and part.startswith("function-"))
 
 
 def _nearest_key(loc: tuple[int | str, ...], model: type[BaseModel] | None) -> str:

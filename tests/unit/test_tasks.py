@@ -516,7 +516,9 @@ def test_several_texts_as_one_field(tmp_path: Path) -> None:
         fields([row], columns=["a", "d"])
     for each in ("{letter}", "{text} {text}", "{word} {text}", "{text", "{text.x}", "{0}",
                  "{text:>999999999}", "{text!r}"):  # fmt: skip
-        with pytest.raises(DefinitionError, match=r"expected \{text\} once"):
+        with pytest.raises(
+            DefinitionError, match=r"key fields.all.join.each: expected \{text\} once"
+        ):
             fields([row], columns=["a"], each=each)
-    with pytest.raises(DefinitionError, match=r"key fields.all.*columns: list should have"):
+    with pytest.raises(DefinitionError, match=r"key fields.all.join.columns: list should have"):
         fields([row], columns=[])
