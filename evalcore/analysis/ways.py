@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evalcore.prompting.selection import AXES
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Way:
@@ -22,6 +24,7 @@ class Way:
         answer: How a choice is made (``choices``, ``first_token``, ``constrained``, ``free``).
         space: 1: a space before the answer, 0: none, -1: as the prompt's file has it.
         chat_shots: How worked examples stand in a chat, where that was asked for.
+        others: Other options of the prompt that change more than its wording.
     """
 
     shots: int = 0
@@ -33,6 +36,7 @@ class Way:
     answer: str = "choices"
     space: int = -1
     chat_shots: str = ""
+    others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, about: Mapping[str, Any], shots: int) -> Way:
@@ -48,6 +52,11 @@ class Way:
             answer=about["answer"] or "choices",
             space=int(_option(about["variant"], "space") or -1),
             chat_shots=_option(about["variant"], "chat_shots"),
+            others=tuple(
+                f"{axis}={value}"
+                for axis in AXES
+                if axis != "answer" and (value := _option(about["variant"], axis))
+            ),
         )
 
     @property
@@ -63,7 +72,7 @@ class Way:
         parts += [f"answer {self.answer.replace('_', ' ')}"] if self.answer != "choices" else []
         parts += [f"space={self.space}"] if self.space >= 0 else []
         parts += [f"shots as {self.chat_shots}"] if self.chat_shots else []
-        return ", ".join(parts)
+        return ", ".join([*parts, *self.others])
 
 
 def _option(variant: str, key: str) -> str:

@@ -6,14 +6,15 @@ from evalcore.errors import InputError, UnknownNameError
 
 Options = dict[str, int | str]
 
-_SWITCHES = ("balance", "chat", "space")
-_WORDS = {
-    "chat_shots": ("turns", "text"),
+AXES: dict[str, tuple[str, ...]] = {
     "answer": ("choices", "first_token", "constrained", "free"),
-    "listing": ("cloze", "letters"),
 }
+"""Keys that set a variant's field of the same name, and the words it may be set to; where a key is
+not given, the field is as the prompt's file has it."""
+_SWITCHES = ("balance", "chat", "space")
+_WORDS = {"chat_shots": ("turns", "text"), "listing": ("cloze", "letters"), **AXES}
 KEYS = (
-    "shots", "seed", "shots_seed", "order", "balance", "chat", "chat_shots", "space", "answer",
+    "shots", "seed", "shots_seed", "order", "balance", "chat", "chat_shots", "space", *AXES,
 )  # fmt: skip
 GRAMMAR_KEYS = ("n", "i", "listing")
 """Keys of ``grammar`` alone; its ``seed`` is the grammar's, ``shots_seed`` that of the shots."""

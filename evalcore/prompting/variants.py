@@ -17,10 +17,10 @@ from evalcore.identity import differences, text_fingerprint
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.prompting.grammar import formats
 from evalcore.prompting.model import RESERVED_NAMES, PromptDefinition, TemplateInFileError
-from evalcore.prompting.selection import Options, parse_selection
+from evalcore.prompting.selection import AXES, Options, parse_selection
 from evalcore.prompting.shots import count_orders
 from evalcore.tasks import definition_error, once_per_state, read_yaml, validation_line
-from evalcore.types import TEMPLATE_DATE, AnswerWay, Variant
+from evalcore.types import TEMPLATE_DATE, Variant
 
 # Raise it when the same template and document would give other text than before.
 RENDERER_VERSION = 1
@@ -189,7 +189,7 @@ def load_variants(
             "chat_args": chat_args,
             "chat_date": chat_date,
             "space": options.get("space"),
-            "answer": options.get("answer"),
+            **{key: options[key] for key in AXES if key in options},
         }
         for base in _bases(group, name, options, known):
             variant = with_options(base, **settings)
@@ -247,7 +247,7 @@ def with_options(
     chat_args: str = "",
     chat_date: str = TEMPLATE_DATE,
     space: int | None = None,
-    answer: AnswerWay | None = None,
+    **axes: Any,
 ) -> Variant:
     """A prompt as its file has it, with options: canonical name and fingerprint.
 
@@ -266,7 +266,7 @@ def with_options(
         chat_args: Arguments of the chat template, canonical JSON.
         chat_date: Day the chat template may write.
         space: 1: a space before the answer, 0: nothing, None: the file's delimiter.
-        answer: How a choice is made; None: the file's way.
+        **axes: Other fields (``selection.AXES``), where they are not as the file has them.
 
     Raises:
         InputError: If a value is out of range, or a space is asked for in a chat.
@@ -297,7 +297,7 @@ def with_options(
         system=(system if system is not None else base.system) if chat else None,
         chat_args=chat_args if chat else "",
         chat_date=chat_date if chat else TEMPLATE_DATE,
-        answer=answer or base.answer,
+        **axes,
     )
     variant = replace(variant, name=_canonical_name(base, variant, system))
     return replace(variant, fingerprint=variant_fingerprint(variant))
@@ -320,8 +320,9 @@ def _canonical_name(base: Variant, variant: Variant, system: str | None) -> str:
         options.append(f"chat_shots={variant.chat_shots}")
     if variant.delimiter != base.delimiter:
         options.append(f"space={len(variant.delimiter)}")
-    if variant.answer != base.answer:
-        options.append(f"answer={variant.answer}")
+    for axis in AXES:
+        if getattr(variant, axis) != getattr(base, axis):
+            options.append(f"{axis}={getattr(variant, axis)}")
     if variant.chat and system is not None and system != base.system:
         options.append(f"system={_mark(system)}")
     if variant.chat_args:
