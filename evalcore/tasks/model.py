@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from evalcore.tasks.columns import EACH
 from evalcore.tasks.faults import TaskFault
+from evalcore.types import OutputType
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 # Repository, configuration and split become folder names under --data-root: no "..", no separators.
@@ -342,9 +343,7 @@ class TaskDefinition(_Strict):
         description="Why scores are not comparable with those of a published study, in words that "
         "reports repeat; empty: nothing is known against it.",
     )
-    output_type: Literal[
-        "multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"
-    ]
+    output_type: OutputType
     tuned_by: str | None = Field(None, description="Tuning whose table group this belongs to.")
     domain: Literal["in", "out", "none"] = "none"
     source: Source
