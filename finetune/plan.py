@@ -189,14 +189,15 @@ def _wanted(
     for tuning in tunings:
         where = f"tuning {tuning.name}"
         if _chosen(checkpoint, checkpoints, tuning.checkpoints, study, where):
-            for seed in tuning.seeds:
+            for seed in _seeds_at(tuning, checkpoint, checkpoints, study):
                 wanted[tuning.name, seed, None] = (tuning, seed, None)
     for i, control in enumerate(study.controls):
         if _chosen(checkpoint, checkpoints, control.checkpoints, study, f"controls.{i}"):
             for tuning in tunings:
                 if not _named(tuning, control.of, study):
                     continue
-                seeds = tuning.seeds if control.seeds == "all" else control.seeds
+                every = _seeds_at(tuning, checkpoint, checkpoints, study)
+                seeds = every if control.seeds == "all" else control.seeds
                 for seed in seeds or tuning.seeds[:1]:
                     wanted[tuning.name, seed, control.kind] = (tuning, seed, control)
     return list(wanted.values())
@@ -208,6 +209,17 @@ def _named(tuning: TuningSpec, names: Sequence[str], study: Study) -> bool:
     return tuning.name in names or any(
         name in grids and tuning.name.startswith(f"{name}+") for name in names
     )
+
+
+def _seeds_at(
+    tuning: TuningSpec, checkpoint: Checkpoint, checkpoints: Sequence[Checkpoint], study: Study
+) -> list[int]:
+    """Training seeds of a tuning at a checkpoint."""
+    more = tuning.more_seeds
+    where = f"tuning {tuning.name}: more_seeds"
+    if more is None or not _chosen(checkpoint, checkpoints, more.checkpoints, study, where):
+        return tuning.seeds
+    return [*tuning.seeds, *more.seeds]
 
 
 def _chosen(

@@ -134,6 +134,13 @@ class SelectSpec(Strict):
         return value
 
 
+class MoreSeeds(Strict):
+    """Training seeds beside a tuning's own, at some checkpoints."""
+
+    seeds: list[Seed] = Field(min_length=1)
+    checkpoints: CheckpointChoice = "last"
+
+
 class TuningSpec(Strict):
     """One thing to tune on; trained on every checkpoint and seed it names."""
 
@@ -150,6 +157,9 @@ class TuningSpec(Strict):
     variants: list[str] = Field(["default"], min_length=1, description="rows take turns")
     seeds: list[Seed] = Field([0], min_length=1)
     checkpoints: CheckpointChoice = "all"
+    more_seeds: MoreSeeds | None = Field(
+        None, description="seeds beside these at some checkpoints only, the last by default"
+    )
     method: dict[str, Any] = Field({}, description="keys of `method` that differ here")
     grid: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
         {}, description="key -> values: every combination becomes a tuning of its own"
@@ -176,6 +186,9 @@ class TuningSpec(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> TuningSpec:
+        again = self.more_seeds.seeds if self.more_seeds is not None else []
+        if len({*self.seeds, *again}) < len(self.seeds) + len(again):
+            raise ValueError(f"more_seeds {again} are not distinct from one another and from seeds")
         if (self.task is None) == (not self.mix):
             raise ValueError("give task or mix, one of them")
         names = [entry.task for entry in self.mix]

@@ -50,7 +50,7 @@ def score_sweep(demo: Path, evalcore: Callable[..., Run], out: Path, *options: o
 def test_size_of_the_study(demo: Path) -> None:
     table = ResultStore(demo / "results").read()
     assert len(set(table["checkpoint"].to_pylist())) == 5
-    assert len(set(table["subject"].to_pylist())) == 5 * (1 + 3) + 3
+    assert len(set(table["subject"].to_pylist())) == 5 * (1 + 3) + 3 + 2 * 3
     counts = table.group_by(["subject", "task"]).aggregate([("doc_id", "count")])
     assert min(counts["doc_id_count"].to_pylist()) >= 200
 
@@ -61,6 +61,7 @@ def test_tuning_pays_at_the_last_checkpoint(demo: Path) -> None:
     assert own.keys() == TUNINGS
     for tuning, gain in own.items():
         assert gain.pooled.n == 200
+        assert gain.pooled.seeds == 3
         assert gain.pooled.over_documents.low99 > 0, tuning
         (control,) = analysis.control_of(gain)
         assert control.difference.pooled.over_documents.low99 > 0, (

@@ -168,7 +168,10 @@ def test_finished_without_its_base_at_hand(
 
 def test_checkpoints_still_to_be_pretrained_are_planned_by_name(tmp_path: Path) -> None:
     found = plan_jobs(load_study(ROOT / "studies" / "pocket.yaml"), tmp_path, at_hand_only=True)
-    assert len(found.jobs) == 18
+    assert len(found.jobs) == 24
+    last = [job for job in found.jobs if job.checkpoint.name == "step-00700"]
+    assert sorted(job.seed for job in last if job.control is None) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert {job.seed for job in found.jobs if job not in last} == {0}
     assert [m.name for m in found.missing][:2] == ["step-00030", "step-00100"]
 
 

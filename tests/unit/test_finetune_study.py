@@ -41,6 +41,7 @@ def test_a_good_study_and_merged_methods() -> None:
         ("of: [nli]", "of: [mnli]", "s.yaml: controls.0.of: no tuning is named 'mnli'"),
         ("kind: shuffled_labels", "kind: other", "s.yaml: controls.0.kind: input should be"),
         ("examples: 20", "examples: 20, seeds: [1, 1]", "tunings.0.seeds: seeds [1, 1]"),
+        ("examples: 20", "examples: 20, more_seeds: {seeds: [0, 1]}", "more_seeds [0, 1] are not"),
         ("name: nli", "name: ../nli", "s.yaml: tunings.0.name: string should match"),
         ("steps: 5", "steps: 5, batch_size: 6, devices: 4", "batch_size 6 cannot be shared evenly"),
         ("rank: 4", "rank: 3, init: orthogonal", "init orthogonal needs an even rank, not 3"),
