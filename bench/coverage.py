@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.analysis.intervals import CLAIMS, Claim
 from evalcore.analysis.stats import mean_estimate
-from evalcore.analysis.variation import CLAIMS, Claim, variation_of_table
+from evalcore.analysis.variation import variation_of_table
 
 FloatArray = npt.NDArray[np.float64]
 DOCUMENT_SD, ALIKE, CLUSTER_SHARE = 1.5, 0.7, 0.7

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.analysis.intervals import Claim
 from evalcore.analysis.power import Components, detection_rate
-from evalcore.analysis.variation import Claim, variation_of_table
+from evalcore.analysis.variation import variation_of_table
 
 
 @dataclass(frozen=True)

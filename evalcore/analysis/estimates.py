@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalcore.analysis.families import smallest_effect
-from evalcore.analysis.stats import EMPTY, Estimate
-from evalcore.analysis.variation import (
+from evalcore.analysis.intervals import (
     CLAIMS,
     OTHER_BOTH,
     OTHER_PROMPTS,
@@ -19,12 +18,10 @@ from evalcore.analysis.variation import (
     THIS_RUN,
     Claim,
     Interval,
-    Layout,
-    Variation,
     p_of_limits,
-    variation,
-    variation_of_table,
 )
+from evalcore.analysis.stats import EMPTY, Estimate
+from evalcore.analysis.variation import Layout, Variation, variation, variation_of_table
 
 _SAMPLED: dict[Claim, frozenset[str]] = {
     THIS_RUN: frozenset(),

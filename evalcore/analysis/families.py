@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from evalcore.analysis.variation import Interval
+from evalcore.analysis.intervals import Interval
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from evalcore.analysis.intervals import Edge, Interval, Parts
 from evalcore.analysis.stats import EMPTY, Estimate
-from evalcore.analysis.variation import Edge, Interval, Parts
 
 MEMO_VERSION = 1
 """Raised whenever an estimate of the same values can change."""

@@ -15,8 +15,8 @@ from math import inf, nan, sqrt
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.analysis.intervals import OTHER_BOTH, OTHER_PROMPTS, OTHER_SEEDS, THIS_RUN, Claim
 from evalcore.analysis.stats import t_quantile
-from evalcore.analysis.variation import OTHER_BOTH, OTHER_PROMPTS, OTHER_SEEDS, THIS_RUN, Claim
 from evalcore.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]

@@ -25,7 +25,7 @@ class Estimate:
         n: Documents (clusters) behind it.
         low95, high95, low99, high99: Two-sided intervals under ``claim``; NaN where there is none.
         degenerate: Every document gave the same value.
-        claim: What the intervals generalise over (``variation.CLAIMS``); empty without any.
+        claim: What the intervals generalise over (``intervals.CLAIMS``); empty without any.
         documents: The same mean with the intervals for these prompts and this run alone; None
             where ``claim`` is that already.
         prompts, seeds: How many are behind it.

@@ -15,9 +15,9 @@ from math import nan, sqrt
 import numpy as np
 
 from evalcore.analysis.agreement import PromptChoice, kendalls_w
+from evalcore.analysis.intervals import normal_quantile
 from evalcore.analysis.stats import Estimate, Limits, normal_range
 from evalcore.analysis.subjects import Flag
-from evalcore.analysis.variation import normal_quantile
 
 UNPAIRED = "documents, unpaired"
 """``claim`` of intervals of score tables."""

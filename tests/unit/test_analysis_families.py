@@ -10,7 +10,8 @@ from scipy import stats
 
 from evalcore.analysis.agreement import PromptChoice, fleiss_kappa, kendalls_w
 from evalcore.analysis.families import benjamini_hochberg, holm, smallest_effect
-from evalcore.analysis.variation import CLAIMS, variation_of_table
+from evalcore.analysis.intervals import CLAIMS
+from evalcore.analysis.variation import variation_of_table
 
 
 def test_benjamini_hochberg_is_scipys() -> None:

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from bench.coverage import Point, draw, simulate
+from evalcore.analysis.intervals import CLAIMS
 from evalcore.analysis.stats import t_quantile
-from evalcore.analysis.variation import CLAIMS, Layout, variation, variation_of_table
+from evalcore.analysis.variation import Layout, variation, variation_of_table
 
 THESE, RUNS, PROMPTS, SEEDS = CLAIMS
 
