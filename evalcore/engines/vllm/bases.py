@@ -14,8 +14,6 @@ from evalcore.identity import weight_files
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-CPU_LATENT = 576
-"""Numbers of MLA's latent and its rotary part, the only sum its kernel for CPUs is built for."""
 # State-space layers: their scan has no kernel for CPUs in vLLM 0.32.
 _STATE_SPACE = {
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2",
@@ -46,11 +44,9 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
     kind = config.get("model_type")
     if kind in _STATE_SPACE:
         return f"vLLM has no state-space kernel for CPUs ({kind})"
-    latent, rotary = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
-    if isinstance(latent, int) and isinstance(rotary, int) and latent + rotary != CPU_LATENT:
-        return (
-            f"latents of {latent} + {rotary} numbers are not those vLLM runs on CPUs ({CPU_LATENT})"
-        )
+    if config.get("kv_lora_rank"):
+        # DeepSeek-V2 with two layers: 1.2 nats off; its own ways of scoring differ by 1.
+        return "vLLM's latent attention (MLA) does not give transformers' scores on CPUs"
     size = _head_size(config)
     if size is not None and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from evalcore.engines.vllm import compat
@@ -33,7 +34,8 @@ def require_slot(runner: Runner, subject: Subject, number: int, *, tied: bool) -
         manager.activate_adapter(number)
     slot = manager.lora_index_to_id.index(number)
     dtype = runner.vllm_config.model_config.dtype
-    wanted = _slices(runner.get_model(), subject, tied=tied)
+    counts = {name: len(module.lora_a_stacked) for name, module in manager.modules.items()}
+    wanted = _slices(runner.get_model(), subject, counts, tied=tied)
     for name, module in manager.modules.items():
         for index in range(len(module.lora_a_stacked)):
             matrices = wanted.pop((name, index), (None, None))
@@ -50,8 +52,16 @@ def require_slot(runner: Runner, subject: Subject, number: int, *, tied: bool) -
         )
 
 
-def _slices(model: Any, subject: Subject, *, tied: bool) -> _Slices:
-    """(layer, number in the fused layer) -> A and scaled B of this rank."""
+def _slices(model: Any, subject: Subject, counts: Mapping[str, int], *, tied: bool) -> _Slices:
+    """(layer, number in the fused layer) -> A and scaled B of this rank.
+
+    Args:
+        model: vLLM's.
+        subject: With the adapter.
+        counts: Layer -> matrices that vLLM's slot has for it.
+        tied: Whether input embeddings and output head share one tensor.
+    """
+    import torch
     from safetensors import safe_open
 
     assert subject.adapter is not None
@@ -62,6 +72,11 @@ def _slices(model: Any, subject: Subject, *, tied: bool) -> _Slices:
         for target, delta in adapter.deltas.items():
             a, b = (tensors.get_tensor(delta.parts[part]) for part in ("lora_A", "lora_B"))
             places = atlas.find(target, layout[target][1])
+            if len(places) > 1 and counts.get(places[0].name) == 1:
+                # Fused in the file already (Phi-3): one A, and the parts of one B.
+                rows = torch.cat([b[place.rows] for place in places])
+                slices[places[0].name, 0] = a[:, places[0].columns], (rows, delta.scaling)
+                continue
             first = atlas.number(target)
             for offset, place in enumerate(places):
                 slices[place.name, first + offset] = _cut(place, a, b, delta.scaling)
