@@ -21,7 +21,6 @@ REFUSED = Found(None, "adapter x: it holds NaN", "planning")
     [
         ("family/llama/first", Found(5e-6, "", "scored"), ""),
         ("family/llama/first", Found(2e-4, "", "scored"), "off by 2.0e-04"),
-        ("family/bloom/first", Found(2e-4, "", "scored"), ""),
         ("family/llama/first", Found(float("nan"), "", "scored"), "off by nan"),
         ("family/mamba/first", Found(None, "no kernel", "planning"), ""),
         ("family/mamba/first", Found(None, "no kernel", "loading"), "refused while loading"),
