@@ -248,10 +248,12 @@
   const column = (title, kind, key, open) => ({ title, kind, get: typeof key === "function" ? key : (row) => row[key], open });
   const anyWay = new Set(datasets.scores.map((r) => r.way)).size > 1;
   const anyStep = datasets.scores.some((r) => r.tuning_step !== null);
+  const anySeed = choices.seed.filter((s) => s !== "none").length > 1;
   const SCORE_COLUMNS = [
     column("checkpoint", "text", "checkpoint"), column("tuned on", "text", "tuning"),
     ...(anyStep ? [column("step", "count", "tuning_step")] : []),
-    column("seed", "text", (r) => (r.seed === "none" ? "" : r.seed)), column("task", "text", "task"),
+    ...(anySeed ? [column("seed", "text", (r) => (r.seed === "none" ? "" : r.seed))] : []),
+    column("task", "text", "task"),
     ...(anyWay ? [column("asked with", "text", "way")] : []), column("prompt", "text", "asked"),
     column("score [95 %]", "score", (r) => (known(r.score) ? [r.score, r.score_low, r.score_high] : null), openDocs),
     column("gain [95 %]", "gain", (r) => (known(r.gain) ? [r.gain, r.gain_low, r.gain_high] : null), openDocs),
@@ -322,10 +324,9 @@
     const chart = make("div", { class: "chart", role: "img", "aria-label": `${figure.title}: ${figure.caption}` });
     const height = typeof figure.spec.height === "number" ? figure.spec.height + 130 : 170;
     chart.style.minHeight = `${height}px`;
-    const none = make("p", { class: "soft", hidden: true }, "Nothing here under these filters.");
     const details = make("details", {}, make("summary", {}, "table of this figure"));
     const box = make("figure", { id: (hero ? "first-" : "figure-") + figure.id },
-      make("h3", {}, figure.title), chart, none, make("figcaption", {}, figure.caption), details);
+      make("h3", {}, figure.title), chart, make("figcaption", {}, figure.caption), details);
     host.append(box);
     let table = null;
     let view = null;
@@ -341,8 +342,6 @@
     details.addEventListener("toggle", fill);
     box.drawChart = async () => {
       dirty.delete(box);
-      chart.hidden = !rows.length;
-      none.hidden = rows.length > 0;
       if (!rows.length) return;
       if (view) { await view.data("rows", rows).resize().runAsync(); return; }
       const made = await window.vegaEmbed(chart, { ...figure.spec, datasets: { rows } },
@@ -354,11 +353,25 @@
       for (const svg of chart.querySelectorAll("svg")) svg.setAttribute("aria-hidden", "true");
     };
     seen.observe(box);
-    updates.push(() => {
+    return { box, update: () => {
       rows = rowsOf(figure);
+      if (!hero) box.hidden = !rows.length;
       dirty.add(box);
       if (box.inView || hero) box.drawChart();
       fill();
+    } };
+  }
+  // The first screen's picture: of the headline's task, or of the first the filter leaves.
+  function addHero() {
+    const curves = data.figures.filter((f) => f.section === "curves");
+    curves.sort((x, y) => (y.id === data.first) - (x.id === data.first));
+    const made = new Map();
+    updates.push(() => {
+      const figure = curves.find((f) => rowsOf(f).length) || curves[0];
+      if (!figure) return;
+      if (!made.has(figure.id)) made.set(figure.id, addFigure(byId("hero"), figure, true));
+      for (const [id, one] of made) one.box.hidden = id !== figure.id;
+      made.get(figure.id).update();
     });
   }
 
@@ -367,7 +380,7 @@
   function addFilters() {
     const host = byId("filters");
     FACETS.forEach((facet) => {
-      if (choices[facet].length < 2) return;
+      if (choices[facet].length < 2 || (facet === "seed" && !anySeed)) return;
       const summary = make("summary", {});
       const set = make("fieldset", {}, make("legend", {}, FACET_WORDS[facet]));
       const details = make("details", { "data-facet": facet }, summary, set);
@@ -475,7 +488,7 @@
         const lines = [];
         for (let i = 0; i < options; i++) {
           const text = entry.choices && entry.choices[i] !== undefined ? entry.choices[i] : `choice ${i + 1}`;
-          const side = (answer) => make("td", { class: "num" }, answer && known(answer[5][i]) ? `${answer[4] === i ? "● " : ""}${answer[5][i].toFixed(3)}` : "–");
+          const side = (answer) => make("td", { class: "num" }, answer && known(answer[5][i]) ? `${answer[4] === i ? "● " : ""}${plain(answer[5][i])}` : "–");
           lines.push(make("tr", {}, make("td", {}, golds.includes(i) ? make("span", { class: "right" }, `✓ ${text}`) : text), side(one), side(two)));
         }
         body.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "choices" }, make("table", {},
@@ -583,8 +596,7 @@
 
   let at = readAddress();
   addFilters();
-  const hero = data.figures.find((f) => f.id === data.first) || data.figures.find((f) => f.section === "curves");
-  if (hero) addFigure(byId("hero"), hero, true);
+  addHero();
   addScores();
   for (const section of document.querySelectorAll("main section")) {
     const put = section.querySelector(".put");
@@ -592,7 +604,7 @@
     if (put && own.length) {
       const grid = make("div", { class: "grid" });
       put.append(grid);
-      for (const figure of own) addFigure(grid, figure, false);
+      for (const figure of own) updates.push(addFigure(grid, figure, false).update);
     }
   }
   for (const table of data.tables) addTable(table);

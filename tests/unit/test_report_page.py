@@ -96,7 +96,7 @@ class Reader:
         self.page.goto("about:blank")
         self.page.goto(self.url + fragment)
         self.page.wait_for_selector("html[data-ready]")
-        self.page.wait_for_selector("#hero figure[data-drawn]")
+        self.page.wait_for_selector("#hero figure[data-drawn]:not([hidden])")
         return self.page
 
     def column(self, title: str, table: str = "#scores") -> list[str]:
@@ -170,7 +170,10 @@ def test_a_filter_acts_on_tables_and_pictures_and_lives_in_the_address(reader: R
     assert set(reader.column("task")) == {"nli"}
     assert set(reader.column("prompt")) == {"mean over 2"}, "whole means stay"
     assert page.locator("#hero .mark-symbol.role-mark path").count() == 3
+    reader.open("#task=tales")
+    assert page.locator("#hero figure:visible h3").inner_text() == "tales", "the picture follows"
     page.get_by_role("button", name="clear").click()
+    assert page.locator("#hero figure:visible h3").inner_text() == "nli"
     assert reader.said() == "14 rows"
     seconds = page.evaluate("""() => {
         const box = document.querySelector('#filters input[value=nli]');
@@ -292,7 +295,7 @@ def test_dark_phone_and_paper(browser: Any, report: Path, tmp_path: Path) -> Non
     label = page.locator("#hero .role-axis-label text").first
     assert label.evaluate("n => getComputedStyle(n).fill") == "rgb(232, 232, 230)"
     page.emulate_media(media="print", color_scheme="light")
-    wide = page.evaluate("""() => { document.body.style.width = '190mm';
+    wide = page.evaluate("""() => { document.body.style.width = '273mm';
         const boxes = [...document.querySelectorAll('.scroll')];
         return boxes.map(n => n.scrollWidth - n.clientWidth); }""")
     assert max(wide) <= 1, "no table is cut on paper"
