@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from evalcore.app.reduction import keep_estimates, read_book
-from evalcore.errors import InputError
+from evalcore.errors import InputError, UnknownNameError
+from evalcore.identity import globs
 from evalcore.store import ResultStore, text_columns
 
 if TYPE_CHECKING:
@@ -24,6 +26,57 @@ log = logging.getLogger("evalcore")
 
 # Of what made a row: these belong to its subject, not to the machine.
 MAY_DIFFER = {"adapter", "proven_share", "compared"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which cells a report is of: those that fit every list of patterns that is given.
+
+    Attributes:
+        tasks, checkpoints, tunings, numerics: Names or patterns (``step-*``); empty: all. Untuned
+            checkpoints are kept whatever ``tunings`` says: tuned models are compared with them.
+    """
+
+    tasks: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    tunings: tuple[str, ...] = ()
+    numerics: tuple[str, ...] = ()
+
+    def cells(self, store: ResultStore) -> set[str] | None:
+        """Keys of the cells; None for all.
+
+        Raises:
+            UnknownNameError: A pattern that no cell fits.
+        """
+        rows = store.cells().to_pylist()
+        columns = {"task": self.tasks, "checkpoint": self.checkpoints, "tuning": self.tunings,
+                   "numerics": self.numerics}  # fmt: skip
+        if not any(columns.values()):
+            return None
+        for column, patterns in columns.items():
+            known = {str(row[column]) for row in rows if row[column] is not None}
+            for pattern in patterns:
+                if not globs.fits(pattern, known):
+                    raise UnknownNameError(column, pattern, known)
+
+        def fits(row: dict[str, Any], column: str, patterns: tuple[str, ...]) -> bool:
+            if not patterns or (column == "tuning" and row["base"] is None):
+                return True
+            return any(globs.fits(pattern, [str(row[column])]) for pattern in patterns)
+
+        return {row["cell"] for row in rows if all(fits(row, *item) for item in columns.items())}
+
+    @property
+    def said(self) -> str:
+        """What is taken, in words."""
+        given = {k: v for k, v in asdict(self).items() if v}
+        return "; ".join(f"{name} {', '.join(values)}" for name, values in given.items())
+
+    @property
+    def options(self) -> str:
+        """The same as options of the command."""
+        given = {k: v for k, v in asdict(self).items() if v}
+        return "".join(f" --{name} {shlex.quote(','.join(v))}" for name, v in given.items())
 
 
 @dataclass(frozen=True)
@@ -44,21 +97,27 @@ def report(
     allow_mixed: bool = False,
     groups: Sequence[Group] | None = None,
     primary: Way | None = None,
+    part: Part | None = None,
 ) -> MadeReport:
     """Analyses a results folder and writes report.html, pictures and CSVs into ``output``.
 
     ``losses``: training losses to show as well (``evalcore.report.losses.LOSS_COLUMNS``);
-    ``groups`` and ``primary``: what a study declares (see ``evalcore.analysis.analyse``).
+    ``groups`` and ``primary``: what a study declares (see ``evalcore.analysis.analyse``); ``part``:
+    a report of these cells alone, which says so.
 
     Raises:
         InputError: There are no results, or the output cannot be written.
+        UnknownNameError: ``part`` names what is not there.
         IncompatibleError: Results of different engines or dtypes would be compared.
     """
     from evalcore.analysis import Flag, analyse
     from evalcore.report import report_table, write_report
 
     store = open_results(results)
-    book = read_book(store, preferred=(primary,) if primary else ())
+    cells = None if part is None else part.cells(store)
+    book = read_book(store, cells=cells, preferred=(primary,) if primary else ())
+    if part is not None and part.said:
+        description = f"{description} A part of the results: {part.said}.".strip()
     analysis = analyse(book, allow_mixed=allow_mixed, groups=groups)
     analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
     analysis.flags.extend(_maker_flags(store, book))
@@ -71,7 +130,7 @@ def report(
         analysis=analysis,
         losses=losses,
         source=store,
-        command=f"evalcore report {results} -o {output}",
+        command=f"evalcore report {results} -o {output}" + (part.options if part else ""),
     )
     made = MadeReport(report_table(analysis), page)
     keep_estimates(store, book)

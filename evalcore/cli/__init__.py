@@ -26,6 +26,7 @@ _COMMANDS = {
     "power": ("evalcore.cli.power", "How many documents, prompts and seeds find an effect."),
     "label": ("evalcore.cli.label", "Say what scored models were tuned on."),
     "report": ("evalcore.cli.report", "Tables, pictures and one HTML page from results."),
+    "show": ("evalcore.cli.report", "One document as one cell saw it: prompt, choices, answer."),
     "export": ("evalcore.cli.report", "Write results as parquet or csv."),
     "verify": ("evalcore.cli.results", "Check every byte of results; set aside what is damaged."),
     "cells": ("evalcore.cli.results", "List, drop and restore cells of results."),

@@ -56,19 +56,45 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
     "--study", type=click.Path(path_type=Path), metavar="STUDY.yaml",
     help="Take title, groups of tasks and the primary way of asking from it.",
 )  # fmt: skip
+@click.option("--tasks", help="Only these tasks (names or patterns, with commas between).")
+@click.option("--checkpoints", help="Only these checkpoints, with what was tuned from them.")
+@click.option("--tunings", help="Only these tunings, and the untuned checkpoints.")
+@click.option("--numerics", help="Only this numerics class (see the page's last section).")
 def report(
-    results: Path, output: Path | None, title: str | None, allow_mixed: bool, study: Path | None
-) -> int:
+    results: Path, output: Path | None, title: str | None, allow_mixed: bool, study: Path | None,
+    **part: str | None,
+) -> int:  # fmt: skip
     """Prints the study's table and writes report.html, pictures (PNG, SVG) and tables (CSV)."""
     from evalcore.app import report as make
-    from evalcore.app.report import declared
+    from evalcore.app.report import Part, declared
+    from evalcore.identity.globs import split_at
 
     given = {"title": "Scores and gains"} if study is None else declared(study)
     if title is not None:
         given["title"] = title
-    made = make(results, output or results / "report", allow_mixed=allow_mixed, **given)
+    wanted = {name: tuple(split_at(text, ",")) for name, text in part.items() if text}
+    made = make(
+        results, output or results / "report", allow_mixed=allow_mixed, part=Part(**wanted), **given
+    )
     echo(made.table)
     echo(f"report: {made.page}")
+    return 0
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("cell")
+@click.argument("document")
+def show(results: Path, cell: str, document: str) -> int:
+    """Prints one document as one cell saw it.
+
+    CELL is the beginning of a cell's key (`evalcore cells RESULTS list --all`; the report's page
+    says it), DOCUMENT the document's number in its task or the beginning of its id. Prints the
+    prompt as sent, choices with log-probabilities, what was right, what was chosen, and texts.
+    """
+    from evalcore.app.document import document_lines
+
+    echo("\n".join(document_lines(results, cell, document)))
     return 0
 
 

@@ -65,7 +65,7 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
                 "cells": sum(cell in kept for cell in cells),
             }  # fmt: skip
             queues[task] = order[:MOST_DOCUMENTS]
-    texts = _Texts(source)
+    texts = Texts(source)
     ready = {task: _task(_rows(source, task, order, kept), order, texts, task, out[visible(task)])
              for task, order in queues.items()}  # fmt: skip
     spent = 0
@@ -151,8 +151,8 @@ def _documents_of(analysis: Analysis, task: str) -> set[int]:
     return set()
 
 
-class _Texts:
-    """Prompts as they were sent, each file of them read once."""
+class Texts:
+    """Questions, and prompts as they were sent."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -198,7 +198,7 @@ class _Texts:
 
 
 def _task(
-    own: pa.Table, order: list[str], texts: _Texts, task: str, out: dict[str, Any]
+    own: pa.Table, order: list[str], texts: Texts, task: str, out: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """One entry per document of ``order``."""
     about_docs = texts.documents(task)

@@ -502,6 +502,9 @@
         answers.append(make("div", {}, make("p", {}, make("b", {}, `${name}: `), verdict(task, answer)), answer && answer[6] !== null ? pre(answer[6]) : null));
       });
       body.append(answers);
+      for (const [name, key] of [[names.a, names.ca], [names.b, names.cb]]) {
+        if (key) body.append(make("p", { class: "soft" }, `${name}, in full: `, make("code", {}, `evalcore show RESULTS ${key} ${entry.index}`)));
+      }
     });
     return node;
   }
@@ -563,6 +566,9 @@
       const d = state.doc;
       const names = { a: data.subjects[d.a].name, b: data.subjects[d.b].name, pa: d.pa, pb: d.pb };
       if (d.a === d.b) { names.a += `, ${d.pa}`; names.b += `, ${d.pb}`; }
+      const cellOf = (s, p) => (datasets.scores.find((r) => r.level === "prompt" && r.subject === Number(s) && r.task === d.dtask && r.prompts[0] === p) || {}).cell;
+      names.ca = cellOf(d.a, d.pa);
+      names.cb = cellOf(d.b, d.pb);
       const words = (d.q || "").toLowerCase();
       search.value = d.q || "";
       let items = task.documents.map((entry) => {

@@ -23,6 +23,8 @@ from evalcore.report.words import plain, signed, visible
 
 Row = dict[str, Any]
 
+CELL_DIGITS = 12
+"""Of a cell's key, as the page tells it."""
 FACETS = ("checkpoint", "tuning", "seed", "task", "prompt", "way")
 """What the page's filters choose by."""
 
@@ -106,6 +108,8 @@ def score_data(
         key = (row.subject.id, row.task.name, row.prompts[0], row.way, row.numerics)
         own["parent"] = parents.get(key, -1)
         own["better"], own["worse"] = _flips(analysis.book, row)
+        cell = analysis.book.variants(row.subject.id, row.task.name)[row.prompts[0]]
+        own["cell"] = cell.cell[:CELL_DIGITS]
         rows.append(own)
         if own["parent"] >= 0 and own["better"] is not None:
             mean = rows[own["parent"]]

@@ -26,7 +26,10 @@ from test_analysis_tables import (
 from evalcore import report
 from evalcore.analysis import Analysis, analyse, score_rows
 from evalcore.analysis.subjects import names_apart
-from evalcore.errors import InputError
+from evalcore.app.document import document_lines
+from evalcore.app.report import Part
+from evalcore.app.report import report as app_report
+from evalcore.errors import InputError, UnknownNameError
 from evalcore.report import study_rows, write_report
 from evalcore.report.charts import BASE_COLOUR, PALETTE
 from evalcore.report.documents import sample
@@ -322,8 +325,26 @@ def test_report_from_a_results_folder(tmp_path: Path) -> None:
         [g.pooled.value for g in direct.gains]
     )
     assert [s.way for s in stored.spreads] == [s.way for s in direct.spreads]
-    page = write_report(tmp_path / "results", tmp_path / "report", title="Stored")
-    assert "1,203,320" in page.read_text()
+    part = Part(tasks=("pocket_nli*",), tunings=("pocket_nli",), checkpoints=("step-01600",))
+    made = app_report(tmp_path / "results", tmp_path / "report", title="Stored", part=part)
+    assert "1,203,320" in made.page.read_text()
+    assert "A part of the results: tasks pocket_nli*; checkpoints" in made.page.read_text()
+    assert "--tasks &#39;pocket_nli*&#39;" in made.page.read_text(), "the command makes it again"
+    data = data_of(made.page)
+    assert {s["tuning"] for s in data["subjects"]} == {
+        "untuned", "pocket_nli", "pocket_nli (control)",
+    }  # fmt: skip
+    assert set(data["documents"]) == {"pocket_nli", "pocket_nli_far"}
+    with pytest.raises(UnknownNameError, match="pocket_nlx"):
+        Part(tasks=("pocket_nlx",)).cells(store)
+    cell = data["scores"]["columns"]["cell"]["of"][-1]
+    lines = "\n".join(document_lines(tmp_path / "results", cell, "2"))
+    row = next(r for r in table.to_pylist() if r["cell"].startswith(cell) and r["doc_index"] == 2)
+    assert f"{row['choice_logprobs'][row['gold']]:.4f}" in lines
+    assert row["doc_id"] in lines
+    for wrong in ((cell, "77"), ("", "2"), ("zz", "2")):
+        with pytest.raises(InputError):
+            document_lines(tmp_path / "results", *wrong)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
