@@ -72,6 +72,11 @@ def sentences(analysis: Analysis) -> list[str]:
             f"{what} for {worst.forgetting.claim} ({worst.measurable} of {worst.outside} tasks "
             "could show it)."
         )
+    elif any(r.outside for r in final):
+        lines.append(
+            "What tuning costs elsewhere cannot be said: on no other task is the untuned "
+            "checkpoint credibly above the trivial answer."
+        )
     return lines
 
 
