@@ -10,8 +10,9 @@ of few documents do), and come with an interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,43 @@ class PromptScores:
     pairs: int
     naive: float
     spread: tuple[float, float]
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON values; inverse of :meth:`of_record`."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        record |= {"prompts": self.prompts.tolist(), "errors": self.errors.tolist()}
+        record["quantiles"] = [[share, *found] for share, found in self.quantiles.items()]
+        return record
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> PromptScores:
+        """From :meth:`as_record`'s value, lists for tuples allowed."""
+        given = dict(record)
+        given["prompts"], given["errors"] = (np.array(record[n]) for n in ("prompts", "errors"))
+        given["quantiles"] = {share: (v, low, high) for share, v, low, high in record["quantiles"]}
+        for name in ("mean_interval", "worst_interval", "spread"):
+            given[name] = tuple(record[name])
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class PromptScoreRow:
+    """What the drawn pairs say about all prompts of one model, task and way of asking.
+
+    Attributes:
+        model: Its name.
+        prompts, documents: How many there are.
+        scores: The estimate.
+    """
+
+    model: str
+    task: str
+    metric: str
+    way: str
+    numerics: str
+    prompts: int
+    documents: int
+    scores: PromptScores
 
 
 def draw_pairs(prompts: int, documents: int, count: int, seed: int = 0) -> Ints:

@@ -134,6 +134,19 @@ class Results:
         shown = [n for n in _SHOWN_GAINS if n in names and not (by == "prompt" and n == "way")]
         return Frame(table.select(names), shown)
 
+    def prompt_scores(self) -> Frame:
+        """Scores over all prompts where a budget of pairs was scored: mean, quantiles, worst.
+
+        A row is a model on a task in one way of asking; intervals are of 95 %; ``naive_mean`` is
+        the mean of the scored pairs. Empty where everything was scored whole.
+        """
+        from evalcore.app.pairs import prompt_scores
+        from evalcore.report import prompt_score_table
+
+        shown = ("model", "task", "prompts", "mean", "q05", "q50", "q95", "worst", "naive_mean")
+        table = prompt_score_table(prompt_scores(self._store))
+        return Frame(table, [name for name in shown if name in table.column_names])
+
     def metrics(self) -> Frame:
         """Every metric of every cell, with its error and how that comes about."""
         from evalcore.analysis.scores import metric_table

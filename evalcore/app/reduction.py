@@ -55,6 +55,7 @@ def read_book(
     numerics: str | None = None,
     preferred: Sequence[Way] = (),
     empty: bool = False,
+    sampled: bool = False,
 ) -> ScoreBook:
     """The current cells of a folder, reduced; what an earlier call reduced is not read again.
 
@@ -66,6 +67,7 @@ def read_book(
         cells: Only these cells; None: all.
         numerics, preferred: See ``ScoreBook.of``.
         empty: Give an empty book where there are no rows.
+        sampled: Cells too of which only drawn documents are scored.
 
     Raises:
         InputError: There are no rows, or no record of whose they are.
@@ -101,7 +103,7 @@ def read_cells(
     places = store.places()
     store.note_left_out()
     codes.hang_together(store.clusters())
-    about = {row["cell"]: row for row in store.cells().to_pylist()}
+    about = {row["cell"]: row for row in store.cells(sampled=sampled).to_pylist()}
     wanted = [c for c in places.of_cell if c in about and (cells is None or c in cells)]
     keys = {cell: reduction_key(about[cell], places.names(cell)) for cell in wanted}
     kept = store.reductions.cells()

@@ -111,9 +111,16 @@ def report(
         IncompatibleError: Results of different engines or dtypes would be compared.
     """
     from evalcore.analysis import Flag, analyse
-    from evalcore.report import report_table, write_report
+    from evalcore.app.pairs import prompt_scores
+    from evalcore.report import prompt_score_table, report_table, write_report
 
     store = open_results(results)
+    estimated = prompt_scores(store)
+    if estimated and not store.cells().num_rows:
+        raise InputError(
+            f"{results}: only drawn (prompt, document) pairs are scored (--budget), and a report "
+            f"needs whole cells; `evalcore scores {results}` shows what the pairs say"
+        )
     cells = None if part is None else part.cells(store)
     book = read_book(store, cells=cells, preferred=(primary,) if primary else ())
     if part is not None and part.said:
@@ -132,6 +139,8 @@ def report(
         source=store,
         command=f"evalcore report {results} -o {output}" + (part.options if part else ""),
     )
+    if estimated:
+        _write_csv(prompt_score_table(estimated), output / "prompt_scores.csv")
     made = MadeReport(report_table(analysis), page)
     keep_estimates(store, book)
     return made
@@ -239,12 +248,16 @@ def write_scores_csv(rows: Sequence[ScoreRow], by: By, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    import pyarrow.csv as csv
-
     from evalcore.analysis import scores_table
 
+    _write_csv(scores_table(rows, by), path)
+
+
+def _write_csv(table: pa.Table, path: Path) -> None:
+    import pyarrow.csv as csv
+
     try:
-        csv.write_csv(text_columns(scores_table(rows, by)), path)
+        csv.write_csv(text_columns(table), path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

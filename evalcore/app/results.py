@@ -108,7 +108,7 @@ def cell_lines(entries: Sequence[CellEntry], *, every: bool) -> list[str]:
     by_state: dict[str, list[CellEntry]] = defaultdict(list)
     for entry in shown:
         by_state[entry.state].append(entry)
-    for state in ("current", "superseded", "dropped"):
+    for state in ("current", "sampled", "superseded", "dropped"):
         for entry in by_state[state]:
             row = entry.row
             what = ", ".join(str(row[name]) for name in SELECTABLE)
@@ -118,7 +118,9 @@ def cell_lines(entries: Sequence[CellEntry], *, every: bool) -> list[str]:
                 f"{what}{why}"
             )
     total = ", ".join(
-        f"{counts[state]:,} {state}" for state in ("current", "superseded", "dropped")
+        f"{counts[state]:,} {state}"
+        for state in ("current", "sampled", "superseded", "dropped")
+        if counts[state] or state != "sampled"
     )
     return [*lines, f"{len(entries):,} cells: {total}"]
 

@@ -20,6 +20,7 @@ from evalcore.app.labels import untaught_notes
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
 from evalcore.app.outcome import ScoreOutcome, asked_names, count_flops, name_failures, run_record
+from evalcore.app.pairs import draw, settle_marks
 from evalcore.app.place import Place
 from evalcore.app.settling import (
     Prepared,
@@ -130,6 +131,10 @@ def _prepare(
     if slow and all(s.checkpoint.fingerprint in slow for s in subjects):
         spec, slow = hf_spec(spec), frozenset()
     spec, grid, adapters = settle_grid(config.grid, spec, subjects, store, cache, slow)
+    marks: dict[str, dict[str, Any] | None] = {}
+    if config.grid.budget is not None:
+        marks, drawn = draw(grid, config.grid.budget, config.grid.seed or 0)
+        notes += drawn
     beside = adapters.beside
     notes += adapters.notes
     named = {planned.cell.subject.id: planned.cell.subject for planned in grid.cells}
@@ -146,6 +151,7 @@ def _prepare(
         require_documents(grid.findings)
     if not config.run.dry_run:
         store.write_cells(grid.cell_rows)
+        settle_marks(store, grid, marks)
         notes += keep_answers(store, grid)
     plan = plan_units(
         ranked(grid.cells),

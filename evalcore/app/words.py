@@ -92,17 +92,21 @@ def effort_lines(outcome: ScoreOutcome) -> list[str]:
 
 def score_lines(outcome: ScoreOutcome) -> list[str]:
     """The scores of what was asked for, as far as it is scored."""
+    from evalcore.app.pairs import prompt_scores
     from evalcore.app.report import scores
-    from evalcore.report import SHOWN_LINES, scores_text
+    from evalcore.report import SHOWN_LINES, prompt_score_lines, scores_text
 
     rest = f"evalcore scores {quoted(outcome.output)}"
     if len(outcome.cells) > MOST_CELLS:
         return [f"{len(outcome.cells):,} cells are scored; their table: {rest}", ""]
     try:
-        rows = scores(ResultStore(outcome.output, read_only=True), cells=outcome.cells)
+        store = ResultStore(outcome.output, read_only=True)
+        rows = scores(store, cells=outcome.cells)
+        estimated = prompt_score_lines(prompt_scores(store, cells=outcome.cells), most=SHOWN_LINES)
     except EvalcoreError as error:  # what was scored is committed all the same
         return [f"the scores cannot be shown: {error}", ""]
     lines = scores_text(rows, most=SHOWN_LINES, rest=rest)
+    lines += [""] * bool(lines and estimated) + estimated
     return [*lines, ""] if lines else []
 
 

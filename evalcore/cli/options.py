@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from evalcore.config import ScoreConfig
 
 _SAID = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.PROMPT)
+
+
 _LONGEST_DURATION, _MAX_SECONDS = 40, 10 * 366 * 86400
 CERTIFIED_SHARE = 0.02
 
@@ -34,6 +36,21 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class Percent(Finite):
+    """A share: ``5%`` or ``.05``."""
+
+    name = "share"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return super().convert(
+                Finite().convert(value.strip()[:-1], param, ctx) / 100, param, ctx
+            )
+        return super().convert(value, param, ctx)
 
 
 class Limit(click.ParamType):
@@ -111,6 +128,8 @@ def _how(about: Option) -> dict[str, Any]:
             return {"callback": parse_time_limit}
         case "source":
             return {"callback": plain_source}
+        case "percent":
+            return {"type": Percent(about.above or 0.0, about.high or 1.0, min_open=True)}
     if about.choices:
         return {"type": click.Choice(about.choices)}
     if about.type is int:

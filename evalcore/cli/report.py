@@ -30,14 +30,19 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
     """
     from evalcore.app import open_results, write_scores_csv
     from evalcore.app import scores as score_rows
-    from evalcore.report import scores_text
+    from evalcore.app.pairs import prompt_scores
+    from evalcore.report import prompt_score_lines, scores_text
 
-    rows = score_rows(open_results(results), by)
+    store = open_results(results)
+    rows = score_rows(store, by)
     if output is not None:
         write_scores_csv(rows, by, output)
         echo(f"{len(rows):,} rows in {output}")
         return 0
-    for line in scores_text(rows) or [f"no scores in {results} yet"]:
+    estimated = prompt_score_lines(prompt_scores(store))
+    lines = scores_text(rows)
+    lines += [""] * bool(lines and estimated) + estimated
+    for line in lines or [f"no scores in {results} yet"]:
         echo(line)
     return 0
 

@@ -54,6 +54,12 @@ class GridConfig:
         "larger N contains; first:N takes the first ones (tasks of lm-eval: always the first).",
         "--limit", metavar="N|first:N", read="limit", check=_limit, study="limit",
     )  # fmt: skip
+    budget: float | None = option(
+        None, "Score this share (5% or .05) of the (prompt, document) pairs of tasks asked in ten "
+        "prompts or more, drawn evenly, and estimate the scores of all prompts from them; a larger "
+        "share later adds to it.", "--budget", metavar="SHARE", read="percent", above=0, high=1,
+        study="budget",
+    )  # fmt: skip
     seed: int | None = option(
         None, "Seed that draws the shots (default: 0; lm-eval's tasks: its 1234).", "--seed",
         low=0, high=2**32 - 1,

@@ -35,6 +35,7 @@ class PlannedCell:
         doc_ids: Document id of each row. Cells of one task should share the list object.
         costs: int64 [n], prompt tokens of each row.
         ranks: int64 [n], place of each row among all requests of its subject; None: as given.
+        wanted: bool [n], rows that are to be scored; None: all.
     """
 
     cell: Cell
@@ -42,6 +43,7 @@ class PlannedCell:
     doc_ids: Sequence[str]
     costs: CostArray
     ranks: CostArray | None = None
+    wanted: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ def _without_repeats(cells: Sequence[PlannedCell]) -> list[_Work]:
         if id(doc_ids) not in distinct:
             first = {doc_id: row for row, doc_id in reversed(list(enumerate(doc_ids)))}
             distinct[id(doc_ids)] = np.sort(np.fromiter(first.values(), dtype=np.int32))
-        works.append(_Work(planned, distinct[id(doc_ids)]))
+        rows = distinct[id(doc_ids)]
+        works.append(_Work(planned, rows if planned.wanted is None else rows[planned.wanted[rows]]))
     return works
 
 

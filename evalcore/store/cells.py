@@ -3,7 +3,9 @@
 What describes a cell can be corrected: of several records of one cell the newest counts. A prompt
 or task that was mended makes other cells; of all cells with one subject, task name, variant name
 and numerics the one that was asked for last (of those with rows) is *current*, the others are
-*superseded*. A cell can also be *dropped*. All stay on disk; readers take current cells.
+*superseded*. A cell can also be *dropped*, or *sampled*: scored on a few documents that were drawn
+for an estimate over many prompts, so that its own mean is no score. All stay on disk; readers take
+current cells.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +41,7 @@ from evalcore.store.schema import CELL_SCHEMA, SCHEMA_VERSION, conform
 
 log = logging.getLogger("evalcore")
 
-CellState = Literal["current", "superseded", "dropped"]
+CellState = Literal["current", "sampled", "superseded", "dropped"]
 GROUP = ("subject", "task", "variant", "numerics")
 """Cells that share these are definitions of one thing."""
 _WRITTEN_KEY = b"evalcore.written"
@@ -48,10 +50,15 @@ _VERSION_KEY = b"evalcore.schema_version"
 
 @dataclass(frozen=True)
 class CellRecords:
-    """The newest record of every cell, by cell key."""
+    """The newest record of every cell, by cell key.
+
+    Attributes:
+        sampled: Cell -> what was drawn (see ``ResultStore.mark_sampled``).
+    """
 
     rows: dict[str, dict[str, Any]]
     dropped: frozenset[str]
+    sampled: Mapping[str, Mapping[str, Any]]
 
     def groups(self) -> list[list[str]]:
         """Cells that are definitions of one thing, oldest first; those that stand alone too."""
@@ -83,8 +90,9 @@ class CellRecords:
             for cell in cells:
                 states[cell] = (
                     "dropped" if cell in self.dropped
-                    else "current" if cell in current
-                    else "superseded"
+                    else "superseded" if cell not in current
+                    else "sampled" if cell in self.sampled
+                    else "current"
                 )  # fmt: skip
         return states
 
@@ -123,7 +131,7 @@ class CellTables:
             for row in table.to_pylist():
                 row["recorded"] = row["recorded"] or written
                 rows[row["cell"]] = row
-        return CellRecords(dict(sorted(rows.items())), self._dropped())
+        return CellRecords(dict(sorted(rows.items())), *self._marks())
 
     def write(self, rows: Sequence[dict[str, Any]]) -> Path | None:
         """Records what is not recorded like this already; see ``ResultStore.write_cells``."""
@@ -176,27 +184,50 @@ class CellTables:
                 raise UnknownNameError("cell", cell, known.rows)
         changed = [cell for cell in cells if (cell in known.dropped) != dropped]
         if changed:
-            last = max((path.name.split("-")[0] for path in self.mark_files()), default="")
-            stamp = _after(utc_stamp(), last)
-            digest = hashlib.blake2b(json.dumps([stamp, changed]).encode(), digest_size=8)
-            path = self.folder / f"{stamp}-{digest.hexdigest()}{JSON_SUFFIX}"
-            try:
-                write_json(path, {"written": stamp, "dropped": dropped, "cells": changed})
-            except OSError as error:
-                raise not_writable(self.folder, error) from error
+            self._write_mark({"dropped": dropped, "cells": changed})
         return len(changed)
 
-    def _dropped(self) -> frozenset[str]:
+    def mark_sampled(self, cells: Mapping[str, Mapping[str, Any] | None]) -> None:
+        """See ``ResultStore.mark_sampled``."""
+        known = self.read().sampled
+        groups: dict[str, list[str]] = defaultdict(list)
+        for cell, how in sorted(cells.items()):
+            if (None if how is None else dict(how)) != known.get(cell):
+                groups[json.dumps(how, sort_keys=True)].append(cell)
+        for text, changed in groups.items():
+            self._write_mark({"sampled": json.loads(text), "cells": changed})
+
+    def _write_mark(self, record: dict[str, Any]) -> None:
+        last = max((path.name.split("-")[0] for path in self.mark_files()), default="")
+        stamp = _after(utc_stamp(), last)
+        text = json.dumps([stamp, record], sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=8)
+        path = self.folder / f"{stamp}-{digest.hexdigest()}{JSON_SUFFIX}"
+        try:
+            write_json(path, {"written": stamp, **record})
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+
+    def _marks(self) -> tuple[frozenset[str], dict[str, dict[str, Any]]]:
+        """Cells that are dropped, and those that are sampled with how."""
         dropped: set[str] = set()
+        sampled: dict[str, dict[str, Any]] = {}
         for path in self.mark_files():
             try:
                 record = read_json(path)
-                cells, is_drop = record["cells"], record["dropped"]
+                cells = record["cells"]
+                if "sampled" not in record:
+                    dropped = dropped | set(cells) if record["dropped"] else dropped - set(cells)
+                    continue
+                how = record["sampled"]
             except (DamagedFile, OSError, KeyError) as error:
                 self._warn(path, str(error))
                 continue
-            dropped = dropped | set(cells) if is_drop else dropped - set(cells)
-        return frozenset(dropped)
+            for cell in cells:
+                sampled.pop(cell, None)
+                if how is not None:
+                    sampled[cell] = how
+        return frozenset(dropped), sampled
 
 
 def read_cells_file(path: Path) -> tuple[str, pa.Table]:

@@ -146,6 +146,25 @@ class ResultStore:
         """
         return self._cells.mark(cells, dropped=not restore)
 
+    def mark_sampled(self, cells: Mapping[str, Mapping[str, Any] | None]) -> None:
+        """Says of cells that only drawn documents of them are scored, or (None) no longer so.
+
+        They are in no view but the estimate over many prompts (``app.pairs``).
+
+        Args:
+            cells: Cell -> ``prompts`` and ``documents`` (how many were drawn from), ``budget``
+                (share) and ``seed``.
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        if cells:
+            self._cells.mark_sampled(cells)
+
+    def sampled(self) -> Mapping[str, Mapping[str, Any]]:
+        """What was drawn for each cell that is marked so; see :meth:`mark_sampled`."""
+        return self._cells.read().sampled
+
     def write_maker(self, record: Mapping[str, Any]) -> str:
         """Records what makes rows (versions, hardware, strategy ...), once.
 
@@ -234,16 +253,22 @@ class ResultStore:
         """What is committed, superseded cells too: cell -> document ids, from footers only."""
         return Coverage(info.coverage for info in self._retried(self._infos))
 
-    def cells(self, *, every: bool = False) -> pa.Table:
+    def cells(self, *, every: bool = False, sampled: bool = False) -> pa.Table:
         """The cells table (:data:`CELL_SCHEMA`), one row per cell, ordered by cell.
 
         Where a cell was recorded more than once, the newest record counts.
 
         Args:
-            every: Superseded and dropped cells too.
+            every: Superseded, dropped and sampled cells too.
+            sampled: Sampled cells too.
         """
         records = self._cells.read()
-        return self._cells_table(records, None if every else self._states(records))
+        if every:
+            return self._cells_table(records, None)
+        states = self._states(records)
+        if sampled:
+            states = {c: "current" if s == "sampled" else s for c, s in states.items()}
+        return self._cells_table(records, states)
 
     def undescribed(self) -> str | None:
         """A line about cells that have rows but no record of whose they are; None: there are none.
@@ -260,19 +285,23 @@ class ResultStore:
         )
 
     def cell_states(self) -> dict[str, CellState]:
-        """Whether each recorded cell is ``current``, ``superseded`` or ``dropped``."""
+        """Whether each recorded cell is ``current``, ``sampled``, ``superseded`` or ``dropped``."""
         return self._states(self._cells.read())
 
     def left_out(self) -> list[str]:
-        """What readers leave out, one line each: superseded and dropped cells, damaged files."""
+        """What readers leave out, one line each: sampled, superseded and dropped cells, damaged
+        files."""
         states = list(self.cell_states().values())
         texts = {
             "superseded": "cells are superseded: their prompt, task or settings were changed and "
             "scored again under the same name",
             "dropped": "cells were dropped",
+            "sampled": "cells are scored on drawn documents alone (--budget); `evalcore scores` "
+            "shows what they say about all prompts",
         }
         lines = [
-            f"{count:,} {text}; not used (`evalcore cells {self.path} list`)"
+            f"{count:,} {text}"
+            + ("" if state == "sampled" else f"; not used (`evalcore cells {self.path} list`)")
             for state, text in texts.items()
             if (count := sum(found == state for found in states))
         ]

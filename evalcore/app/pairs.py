@@ -1,0 +1,193 @@
+"""``--budget``: a share of the (prompt, document) pairs is scored, and the rest estimated.
+
+Which pairs are drawn hangs on the task's documents and prompts alone, so that all models are asked
+the same ones. Cells scored that way are marked in the results and stand in no table of scores; what
+they say about all prompts is :func:`prompt_scores`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evalcore.app.reduction import keep_estimates, read_book
+from evalcore.store import ResultStore
+
+if TYPE_CHECKING:
+    from evalcore.analysis.book import ScoreBook
+    from evalcore.analysis.prompteval import PromptScoreRow, PromptScores
+    from evalcore.app.cells import Grid
+    from evalcore.planning import PlannedCell
+
+LEAST_PROMPTS = 10
+"""With fewer prompts there is no distribution to estimate: they are scored whole."""
+
+
+Marks = dict[str, dict[str, Any] | None]
+"""Cell -> how its documents were drawn; None: it is scored whole."""
+
+
+def draw(grid: Grid, budget: float, seed: int) -> tuple[Marks, list[str]]:
+    """Leaves only drawn rows of a grid to be scored.
+
+    Args:
+        grid: Its ``cells`` are changed.
+        budget: Share of the pairs of each (task, way of asking), at least one of each prompt.
+        seed: Of the draw.
+
+    Returns:
+        Cell -> how it was drawn, None for those that are scored whole; and lines about it.
+    """
+    from evalcore.analysis.prompteval import draw_pairs
+
+    marks: Marks = {}
+    chosen: dict[str, np.ndarray] = {}
+    drawn: dict[tuple[int, int], np.ndarray] = {}
+    whole: set[str] = set()
+    pairs = total = 0
+    for group in _groups(grid):
+        names = sorted({planned.cell.variant.name for planned in group})
+        documents = len(group[0].doc_ids)
+        if len(names) < LEAST_PROMPTS:
+            marks |= dict.fromkeys((p.cell.key for p in group), None)
+            whole.add(group[0].cell.task.name)
+            continue
+        size = (len(names), documents)
+        if size not in drawn:
+            count = max(len(names), ceil(budget * len(names) * documents))
+            found = draw_pairs(*size, count, seed)
+            drawn[size] = np.zeros(size, np.bool_)
+            drawn[size][found[:, 0], found[:, 1]] = True
+        how = {"prompts": size[0], "documents": size[1], "budget": budget, "seed": seed}
+        for planned in group:
+            wanted = drawn[size][names.index(planned.cell.variant.name)]
+            chosen[planned.cell.key] = wanted
+            marks[planned.cell.key] = how
+            pairs += int(wanted.sum())
+            total += documents
+    grid.cells = [replace(planned, wanted=chosen.get(planned.cell.key)) for planned in grid.cells]
+    lines = []
+    if total:
+        lines.append(
+            f"budget: {pairs:,} of {total:,} (prompt, document) pairs are scored "
+            f"({100 * pairs / total:.1f} %); scores of all prompts are estimated from them"
+        )
+    if whole:
+        lines.append(
+            f"budget: {', '.join(sorted(whole))}: fewer than {LEAST_PROMPTS} prompts, scored whole"
+        )
+    return marks, lines
+
+
+def settle_marks(store: ResultStore, grid: Grid, marks: Marks) -> None:
+    """Marks what is scored in part; a cell of which everything is there already is not.
+
+    Cells of the grid without a mark are asked for whole.
+
+    Raises:
+        ResultsError: The folder cannot be written.
+    """
+    known = store.sampled()
+    covered = store.coverage() if any(marks.values()) else {}
+    found: Marks = {}
+    for planned in grid.cells:
+        key = planned.cell.key
+        how = marks.get(key)
+        if how is not None:
+            have = covered.get(key, ())
+            if len(have) >= len(planned.doc_ids) and set(planned.doc_ids) <= set(have):
+                how = None
+        if how is not None or key in known:
+            found[key] = how
+    store.mark_sampled(found)
+
+
+def _groups(grid: Grid) -> list[list[PlannedCell]]:
+    """Cells of one model, task and way of asking, which all show the same documents."""
+    from evalcore.analysis.ways import Way
+
+    rows = {row["cell"]: row for row in grid.cell_rows}
+    lm_eval = set() if grid.lm_eval is None else {w.cell for w in grid.lm_eval.cells}
+    found: dict[tuple[Any, ...], list[PlannedCell]] = defaultdict(list)
+    for planned in grid.cells:
+        row = rows[planned.cell.key]
+        way = Way.of(row, row["shots"] or 0)
+        if planned.cell.key not in lm_eval:
+            found[row["subject"], row["task"], way, tuple(planned.doc_ids)].append(planned)
+    return list(found.values())
+
+
+def prompt_scores(
+    store: ResultStore, *, cells: Collection[str] | None = None
+) -> list[PromptScoreRow]:
+    """Scores over all prompts where only pairs were scored, from those and from whole cells.
+
+    Args:
+        store: The results.
+        cells: Only models, tasks and ways of these cells; None: all.
+    """
+    sampled = store.sampled()
+    about = store.cells(sampled=True).to_pylist()
+    marked = [
+        row for row in about
+        if row["cell"] in sampled and (cells is None or row["cell"] in cells)
+    ]  # fmt: skip
+    if not marked:
+        return []
+    kinds = {(row["subject"], row["task"], row["numerics"]) for row in marked}
+    keys = {r["cell"] for r in about if (r["subject"], r["task"], r["numerics"]) in kinds}
+    book = read_book(store, cells=keys, empty=True, sampled=True)
+    rows = _rows(book, {row["cell"]: sampled[row["cell"]] for row in marked})
+    keep_estimates(store, book)
+    return rows
+
+
+def _rows(book: ScoreBook, marked: dict[str, Any]) -> list[PromptScoreRow]:
+    from evalcore.analysis.prompteval import PromptScoreRow
+    from evalcore.analysis.scores import model_names
+
+    names = model_names(book.subjects.values())
+    rows = []
+    for (subject, task), variants in sorted(
+        book.cells.items(), key=lambda item: (item[0][1], names.get(item[0][0], item[0][0]))
+    ):
+        ways = sorted({(cell.way, cell.numerics) for cell in variants.values()})
+        for way, numerics in ways:
+            own = {
+                name: cell for name, cell in sorted(variants.items())
+                if (cell.way, cell.numerics) == (way, numerics)
+            }  # fmt: skip
+            hows = [marked[cell.cell] for cell in own.values() if cell.cell in marked]
+            if not hows:
+                continue
+            prompts = max(len(own), *(how["prompts"] for how in hows))
+            estimated = _estimate(book, list(own.values()), prompts, hows)
+            info = book.tasks[task]
+            rows.append(
+                PromptScoreRow(
+                    names.get(subject, subject), task, info.metric, way.label, numerics, prompts,
+                    estimated[0], estimated[1],
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _estimate(
+    book: ScoreBook, cells: Sequence[Any], prompts: int, hows: Sequence[Any]
+) -> tuple[int, PromptScores]:
+    from evalcore.analysis.prompteval import PromptScores, estimate
+
+    sizes = [cell.n for cell in cells]
+    docs = np.concatenate([cell.docs for cell in cells])
+    values = np.concatenate([cell.values for cell in cells])
+    known, columns = np.unique(docs, return_inverse=True)
+    documents = max(len(known), *(how["documents"] for how in hows))
+    pairs = np.stack([np.repeat(np.arange(len(cells)), sizes), columns], axis=1)
+    what = ("prompt scores", prompts, documents, *sorted(cell.key for cell in cells))
+    found = book.memo.get(what, lambda: estimate(pairs, values, prompts, documents).as_record())
+    return documents, PromptScores.of_record(found)
