@@ -3,9 +3,9 @@
     python -m bench.prompteval [--draws 20]                      simulated: 100 prompts x 1,000
     python -m bench.prompteval RESULTS [--share .05]             results with whole cells
 
-For each draw of pairs: the error of the 5th, 50th and 95th percentile over prompts, by the estimate,
-by the raw means of the drawn pairs (naive), and by the same model told the true variances (of
-results: those that all pairs show).
+For each draw of pairs: the error of the 5th, 50th and 95th percentile over prompts, by the
+estimate, by the raw means of the drawn pairs (naive), and by the same model told the true variances
+(of results: those that all pairs show).
 """
 
 from __future__ import annotations
@@ -119,9 +119,8 @@ def report(name: str, found: npt.NDArray[np.float64]) -> None:
     """A line per way for one case; ``found``: float64 [draws, 3 ways, 3 quantiles]."""
     print(name)
     for way, each in zip(("estimate", "naive", "true var."), found.mean(axis=0), strict=True):
-        print(
-            f"  {way:<10} {'  '.join(f'{100 * e:5.2f}' for e in each)}   {100 * each.mean():5.2f}"
-        )
+        parts = "  ".join(f"{100 * e:5.2f}" for e in each)
+        print(f"  {way:<10} {parts}   {100 * each.mean():5.2f}")
 
 
 if __name__ == "__main__":

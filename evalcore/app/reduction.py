@@ -77,7 +77,7 @@ def read_book(
     from evalcore.analysis.memo import Memo
 
     codes = DocumentCodes()
-    reduced, lost = read_cells(store, codes, cells=cells)
+    reduced, lost = read_cells(store, codes, cells=cells, sampled=sampled)
     if empty and not reduced:
         return ScoreBook({}, {}, {}, ())
     return ScoreBook.of(
@@ -88,7 +88,11 @@ def read_book(
 
 
 def read_cells(
-    store: ResultStore, codes: DocumentCodes, *, cells: Collection[str] | None = None
+    store: ResultStore,
+    codes: DocumentCodes,
+    *,
+    cells: Collection[str] | None = None,
+    sampled: bool = False,
 ) -> tuple[list[ReducedCell], int]:
     """(the current cells of a folder, reduced; how many have rows but no record).
 
@@ -96,6 +100,7 @@ def read_cells(
         store: The results.
         codes: Gives documents their codes in the arrays.
         cells: Only these cells; None: all.
+        sampled: Cells too of which only drawn documents are scored.
     """
     from evalcore.analysis.book import ReducedCell
     from evalcore.analysis.reduction import CellFacts, reduction_key
