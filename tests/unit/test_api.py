@@ -24,7 +24,8 @@ FUNCTIONS = {
     "run": "study output progress more",
 }
 METHODS = {
-    "cells": "", "status": "", "scores": "by", "gains": "by", "metrics": "", "documents": "task",
+    "cells": "", "status": "", "scores": "by", "gains": "by", "metrics": "",
+    "prompt_scores": "", "documents": "task",
     "report": "output title",
     "examples": "task model checkpoint adapter prompt columns", "flips": "a b task prompt model",
     "export": "output format", "label": "tuned_on labels name_pattern parent_map",
