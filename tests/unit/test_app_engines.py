@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -139,3 +140,17 @@ def test_keys_of_what_goes_to_hf_are_those_of_engine_hf(
         apart = {subjects[0].checkpoint.fingerprint: numerics_class(hf_spec(fast))}
         assert keys(fast, apart=apart) == alone
         assert not alone & keys(fast)
+
+
+def test_a_version_that_was_not_verified_is_said_before_anything_is_scored(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = importlib.import_module("evalcore.app.score")
+    asked_for = {
+        "checkpoints": (str(base),), "grid": (("pocket_nli", "default"),), "limit": 2,
+        "output": tmp_path / "results", "dry_run": True, "engine": "auto",
+    }  # fmt: skip
+    for version, said in (("0.99.1", 1), ("0.32.0", 0)):
+        monkeypatch.setattr(flow, "vllm_version", lambda version=version: version)
+        notes = flow.score(ScoreConfig.of(**asked_for)).notes
+        assert sum("is not a version this evalcore was verified with" in n for n in notes) == said
