@@ -49,8 +49,9 @@ FLAG_TITLES = {
     "task": "Tasks that changed between runs",
     "data": "What the checks of the data found",
 }
-_DERIVED = ("series", "line", "who", "weight", "score_text", "gain_text")
-"""Columns that the page makes itself, as ``rows._row`` does."""
+_DERIVED = ("series", "line", "who", "weight", "score_text", "gain_text", "smallest", "gain_error",
+            "turned", "numerics", "score_least", "score_most")  # fmt: skip
+"""Columns that the page makes itself, as ``rows._row`` does, or does not show."""
 
 
 def write_report(

@@ -48,7 +48,7 @@
   function decode(packed) {
     const rows = Array.from({ length: packed.size }, () => ({}));
     for (const [name, column] of Object.entries(packed.columns)) {
-      if (Array.isArray(column)) for (let i = 0; i < rows.length; i++) rows[i][name] = column[i];
+      if (Array.isArray(column)) for (let i = 0; i < rows.length; i++) rows[i][name] = column[i] ?? null;
       else for (let i = 0; i < rows.length; i++) rows[i][name] = column.of[column.at[i]];
     }
     return rows;

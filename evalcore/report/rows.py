@@ -23,7 +23,7 @@ from evalcore.report.words import plain, signed, visible
 
 Row = dict[str, Any]
 
-CELL_DIGITS = 12
+CELL_DIGITS = 10
 """Of a cell's key, as the page tells it."""
 FACETS = ("checkpoint", "tuning", "seed", "task", "prompt", "way")
 """What the page's filters choose by."""
@@ -110,6 +110,7 @@ def score_data(
         own["better"], own["worse"] = _flips(analysis.book, row)
         cell = analysis.book.variants(row.subject.id, row.task.name)[row.prompts[0]]
         own["cell"] = cell.cell[:CELL_DIGITS]
+        own["gain_least"] = own["gain_most"] = None  # of one prompt they are the gain itself
         rows.append(own)
         if own["parent"] >= 0 and own["better"] is not None:
             mean = rows[own["parent"]]
@@ -216,7 +217,7 @@ def _flips(book: ScoreBook, row: ScoreRow) -> tuple[int | None, int | None]:
 
 
 def _known(value: float | None) -> float | None:
-    return None if value is None or not isfinite(value) else round(float(value), 6)
+    return None if value is None or not isfinite(value) else round(float(value), 4)
 
 
 def columnar(rows: Sequence[Row]) -> dict[str, Any]:
@@ -224,11 +225,13 @@ def columnar(rows: Sequence[Row]) -> dict[str, Any]:
     out: dict[str, Any] = {"size": len(rows), "columns": {}}
     for name in dict.fromkeys(key for row in rows for key in row):
         values = [row.get(name) for row in rows]
-        if any(isinstance(v, str | list) for v in values):
+        if any(isinstance(v, str | list | bool) for v in values):
             keys = [tuple(v) if isinstance(v, list) else v for v in values]
             known = {key: n for n, key in enumerate(dict.fromkeys(keys))}
             if len(known) < 0.8 * len(rows) or len(rows) < 50:
                 out["columns"][name] = {"of": list(known), "at": [known[k] for k in keys]}
                 continue
+        while values and values[-1] is None:
+            values.pop()  # the page reads what is missing at the end as null
         out["columns"][name] = values
     return out
