@@ -25,6 +25,10 @@ _BEFORE = {
 }  # fmt: skip
 
 
+# Mixtral's files call a block otherwise than the library's model does.
+_MIXTRAL = (".mlp.", ".block_sparse_moe.")
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterName:
     """The name of one tensor of an adapter, taken apart.
@@ -101,7 +105,8 @@ def one_of(name: str, known: Mapping[str, list[str]]) -> str | None:
     Raises:
         IncompatibleError: It could be any of several.
     """
-    found = known.get(core(name), [])
+    own = core(name)
+    found = known.get(own) or known.get(own.replace(*_MIXTRAL)) or []
     if len(found) > 1:
         same = [other for other in found if other == name]
         if not same:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from evalcore.errors import InputError
 from evalcore.identity import read_lora
+from evalcore.identity.adapter_names import by_core, one_of
 from evalcore.identity.weights import same_values, weight_layout
 
 Make = Callable[..., Path]
@@ -150,3 +151,11 @@ def test_files_in_shards_are_named(
     (adapter / WEIGHTS).rename(adapter / "adapter_model-00001-of-00002.safetensors")
     with pytest.raises(InputError, match="nobody reads adapter_model-00001-of-00002"):
         read(adapter, tiny_checkpoint)
+
+
+def test_mixtrals_files_name_a_block_otherwise() -> None:
+    known = by_core(["model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.up.weight"])
+    wanted = "model.layers.0.mlp.gate.weight"
+    assert one_of(wanted, known) == "model.layers.0.block_sparse_moe.gate.weight"
+    assert one_of("model.layers.0.mlp.up.weight", known) == "model.layers.0.mlp.up.weight"
+    assert one_of("model.layers.0.mlp.down.weight", known) is None
