@@ -11,11 +11,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evalcore.analysis import Analysis, Estimate, Gain, SpreadEstimate, SubjectInfo
+from evalcore.analysis import (
+    Analysis,
+    CheckpointSummary,
+    Contrast,
+    Estimate,
+    Gain,
+    GroupMean,
+    SpreadEstimate,
+    SubjectInfo,
+    TaskInfo,
+    Way,
+)
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
 from evalcore.analysis.findings import FINDINGS
+from evalcore.analysis.scores import cell_notes
 from evalcore.analysis.stats import EMPTY
+from evalcore.analysis.summary import method_name
 from evalcore.report.tables import StudyRow, gain_notes, study_rows
 from evalcore.store import text_cell
 
@@ -32,6 +45,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "group": m.group.name, "tasks": " ".join(m.tasks),
                 "missing": " ".join(m.missing), **_columns("base", m.base),
                 **_columns("gain", m.gain), **_prompts(m.gain),
+                "notes": "; ".join(_group_notes(analysis, s, m)),
             }
             for s in analysis.summary
             for m in s.groups
@@ -43,7 +57,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
                 "gain_earlier": c.earlier.pooled.value, "gain_later": c.later.pooled.value,
                 **_columns("difference", c.difference), **_prompts(c.difference),
-                **p,
+                **p, "notes": "; ".join(_contrast_notes(analysis, c)),
             }
             for c, p in zip(
                 analysis.contrasts, p_columns([c.difference for c in analysis.contrasts]),
@@ -56,6 +70,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "way": p.way.label, "baseline": p.task.baseline, **_columns("score", p.score),
                 "continuous_metric": p.task.continuous, **_columns("continuous", p.continuous),
                 "variants": " ".join(p.variants),
+                "notes": _notes(analysis, p.subject, p.task, p.way, p.variants),
             }
             for p in analysis.curves
         ],
@@ -88,6 +103,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 **_columns("corrected_change", f.corrected or EMPTY),
                 **_columns("change", f.gain.pooled), "ratio": f.ratio,
                 "small_denominator": f.small_denominator,
+                "notes": "; ".join(gain_notes(analysis, f.gain)),
             }
             for f in analysis.forgetting
         ],
@@ -110,6 +126,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "shots": s.way.shots,
                 **_spread(s.spread, ""), **(_spread(s.base, "base_") if s.base else {}),
                 "above_floor": s.above_floor, "variants": " ".join(s.variants),
+                "notes": _notes(analysis, s.subject, s.task, s.way, s.variants),
             }
             for s in analysis.spreads
         ],
@@ -127,6 +144,33 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
         "cells": [{**r, "flags": " ".join(r["flags"])} for r in cells.to_pylist()],
     }  # fmt: skip
     return [write_csv(out_dir / f"{name}.csv", rows) for name, rows in tables.items()]
+
+
+def _notes(
+    analysis: Analysis, subject: SubjectInfo, task: TaskInfo, way: Way, prompts: Sequence[str]
+) -> str:
+    """What is odd about the cells behind a score."""
+    notes: list[str] = []
+    for (of, _), cells in analysis.book.strata(subject, task.name).items():
+        if of == way:
+            notes += cell_notes(subject, task, {n: c for n, c in cells.items() if n in prompts})
+    return "; ".join(dict.fromkeys(notes))
+
+
+def _contrast_notes(analysis: Analysis, contrast: Contrast) -> list[str]:
+    sides = (("later: ", contrast.later), ("earlier: ", contrast.earlier))
+    return [when + note for when, gain in sides for note in gain_notes(analysis, gain)]
+
+
+def _group_notes(analysis: Analysis, row: CheckpointSummary, mean: GroupMean) -> list[str]:
+    """What is odd about the gains behind a mean over tasks, task by task."""
+    own = [
+        g for g in analysis.primary_gains()
+        if g.subject.checkpoint == row.checkpoint and g.subject.control is None
+        and g.task.name in mean.tasks and method_name(g.subject) == row.method
+        and (mean.group.tuned_by or g.task.tuned_by) in (None, g.subject.tuned_on)
+    ]  # fmt: skip
+    return [f"{g.task.name}: {note}" for g in own for note in gain_notes(analysis, g)]
 
 
 def _columns(name: str, estimate: Estimate) -> Row:

@@ -30,8 +30,10 @@ from evalcore.app.document import document_lines
 from evalcore.app.report import Part
 from evalcore.app.report import report as app_report
 from evalcore.errors import InputError, UnknownNameError
+from evalcore.metrics import CELL_SCORE_SCHEMA
 from evalcore.report import study_rows, write_report
 from evalcore.report.charts import BASE_COLOUR, PALETTE
+from evalcore.report.csvs import write_tables
 from evalcore.report.documents import sample
 from evalcore.report.rows import short_step
 from evalcore.report.sources import TableSource
@@ -400,3 +402,22 @@ def test_colours_can_be_read_on_a_white_and_on_a_dark_page() -> None:
                 assert contrast(theme[name], theme[ground]) >= 4.5, (name, ground, theme)
         for colour in (*PALETTE, BASE_COLOUR):
             assert contrast(colour, theme["page"]) >= 3, (colour, theme["page"])
+
+
+def test_what_is_odd_about_cells_stands_in_every_table_of_scores(tmp_path: Path) -> None:
+    """A base that gives one answer to every document, under two prompts."""
+    task = task_columns("nli", tuned_by="nli", domain="in", choices=2)
+    far = task_columns("facts", choices=2)
+    golds = np.array([np.random.default_rng([i, 7]).integers(2) for i in range(40)])
+    flat, rows = (golds == 0).astype(int), []
+    for step in (100, 200):
+        for of in (task, far):
+            for variant in ("default", "io"):
+                rows += cell_rows(subject_columns(step), of, variant, flat)
+                rows += cell_rows(subject_columns(step, "nli"), of, variant, 1 - flat // 2)
+    analysis = analyse(to_table(rows))
+    empty = CELL_SCORE_SCHEMA.empty_table()
+    tables = {p.stem: p for p in write_tables(analysis, empty, tmp_path)}
+    for name in ("summary", "contrasts", "curves", "gains", "forgetting", "prompt_spread"):
+        found = [r["notes"] for r in csv.DictReader(tables[name].open())]
+        assert any("one answer for nearly all documents under 2 of 2" in n for n in found), name
