@@ -550,7 +550,9 @@ class ResultStore:
                 # Permission bits do not tell (root, read-only mounts): only writing does.
                 with tempfile.TemporaryFile(dir=folder):
                     pass
-            for folder in (self.path, *(f for f in self.path.iterdir() if f.is_dir())):
+            below = [f for f in self.path.iterdir() if f.is_dir()]
+            below += [f for f in (self.path / "documents").glob("*") if f.is_dir()]
+            for folder in (self.path, *below):
                 remove_stale_temporaries(folder)
         except OSError as error:
             raise not_writable(self.path, error) from error

@@ -289,12 +289,13 @@ def write(sink):
 
 write_atomically(Path(sys.argv[1]), write)
 """
-    path = store.segments_folder / "x.arrow"
+    (store.path / "documents" / "task").mkdir(parents=True, exist_ok=True)
+    path = store.path / "documents" / "task" / "x.arrow"
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
-        (left,) = store.segments_folder.glob(".x.arrow.*.tmp")
+        (left,) = path.parent.glob(".x.arrow.*.tmp")
         elsewhere = left.with_name(left.name.replace(left.name.split(".")[-3][:12], "0" * 12))
         elsewhere.write_bytes(b"of another machine")
         ResultStore(store.path)
