@@ -60,6 +60,10 @@ class SubjectError(EvalcoreError):
     exit_status = EXIT_CELLS_FAILED
 
 
+class WitnessError(SubjectError):
+    """An engine's scores of a subject are not those of transformers, or could not be compared."""
+
+
 class NodeError(EvalcoreError):
     """This machine cannot do what another may: a path it does not see, other bytes than planned.
 

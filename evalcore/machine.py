@@ -41,22 +41,24 @@ def cores(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> list[int]:
     """Cores by the quotas of this process's control groups, rounded up."""
-    found = []
+    return [quota for folder in _groups("cpu", root) if (quota := _quota(folder)) is not None]
+
+
+def _groups(kind: str, root: Path) -> list[Path]:
+    """Folders of this process's control groups of a kind, and of those above them."""
+    found: list[Path] = []
     try:
         lines = (root / "proc/self/cgroup").read_text("utf-8", "replace").splitlines()
     except OSError:
         return []
     for line in lines:
         _, kinds, place = [*line.split(":", 2), "", ""][:3]
-        if kinds and "cpu" not in kinds.split(","):
+        if kinds and kind not in kinds.split(","):
             continue
-        tops = [root / "sys/fs/cgroup" / kind for kind in (("cpu", kinds) if kinds else ("",))]
+        tops = [root / "sys/fs/cgroup" / name for name in ((kind, kinds) if kinds else ("",))]
         parts = Path(place).parts[1:]
         # In a container the group of the host is mounted at the top: both are looked at.
-        for folder in {top.joinpath(*parts[:n]) for top in tops for n in range(len(parts) + 1)}:
-            quota = _quota(folder)
-            if quota is not None:
-                found.append(quota)
+        found += {top.joinpath(*parts[:n]) for top in tops for n in range(len(parts) + 1)}
     return found
 
 
@@ -73,6 +75,43 @@ def _quota(folder: Path) -> int | None:
     except (OSError, ValueError, ZeroDivisionError):
         return None
     return max(1, -int(-share // 1)) if share > 0 else None
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that can be had here without swapping; None where the system does not say.
+
+    The least of what is free on the machine and what the control groups of this process leave
+    (``memory.max``, or of version 1 ``memory.limit_in_bytes``).
+
+    Args:
+        root: Where ``/proc`` and ``/sys`` are.
+    """
+    bounds = []
+    try:
+        for line in (root / "proc/meminfo").read_text("ascii", "replace").splitlines():
+            if line.startswith("MemAvailable:"):
+                bounds.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        return None
+    for folder in _groups("memory", root):
+        bounds += _left_bytes(folder)
+    return max(0, min(bounds)) if bounds else None
+
+
+def _left_bytes(folder: Path) -> list[int]:
+    """What a control group leaves; pages of files, which give way, do not count as taken."""
+    for most, taken in (("memory.max", "memory.current"),
+                        ("memory.limit_in_bytes", "memory.usage_in_bytes")):  # fmt: skip
+        try:
+            limit = int((folder / most).read_text("ascii"))  # "max" is no number
+            used = int((folder / taken).read_text("ascii"))
+            stat = dict(
+                line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines()
+            )
+            return [limit - used + int(stat.get("inactive_file", 0))]
+        except (OSError, ValueError):
+            continue
+    return []
 
 
 def visible_gpus() -> list[str]:

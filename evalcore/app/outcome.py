@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -61,7 +62,13 @@ class ScoreOutcome:
             return self.summary.error.exit_status
         if self.summary.stopped:
             return EXIT_STOPPED
-        return EXIT_CELLS_FAILED if self.problems or self.summary.failed_cells else 0
+        failed = self.problems or self.summary.failed_cells or not self.certified
+        return EXIT_CELLS_FAILED if failed else 0
+
+    @property
+    def certified(self) -> bool:
+        """Whether the certificate holds, if there is one."""
+        return self.summary.certificate is None or self.summary.certificate.holds
 
     @property
     def how_it_ended(self) -> str:
@@ -70,6 +77,8 @@ class ScoreOutcome:
             return str(self.summary.error)
         if self.summary.stopped:
             return f"stopped ({self.summary.stopped}); run the same command again to go on"
+        if not self.certified:
+            return "not certified: scores depend on more than model and prompt"
         return "some cells could not be scored" if self.exit_status else "done"
 
     def lines(self, *, scores: bool = True) -> list[str]:
@@ -88,7 +97,7 @@ class ScoreOutcome:
         lines = [f"data: {finding}" for finding in self.findings]
         certificate = self.summary.certificate
         if certificate is not None and not certificate.holds:
-            lines.append(certificate.lines()[-1])
+            lines += certificate.fault_lines()
         lines += [f"{who} got no more work: {why}" for who, why in self.summary.given_up.items()]
         lines += [f"not scored: {what}: {message}" for what, message in self.problems]
         if self.summary.error is not None:
@@ -126,6 +135,29 @@ def count_flops(outcome: ScoreOutcome, prepared: Prepared, peak_tflops: float | 
     spec = prepared.spec
     peak = peak_flops(prepared.place.gpu_name or "", spec.dtype, peak_tflops)
     outcome.peak_flops = peak and peak * spec.tensor_parallel
+
+
+def doubted(prepared: Prepared) -> frozenset[str]:
+    """Weights that disagreed with the witness in any run before: they are compared again."""
+    summaries = (record.get("summary", {}) for record in prepared.store.runs.list())
+    return frozenset(weights for summary in summaries for weights in summary.get("disagreed", ()))
+
+
+def left_out(prepared: Prepared, disagreed: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Drops cells of refused weights that have rows from another worker or an earlier run."""
+    store = prepared.store
+    cells = [planned.cell for planned in prepared.grid.cells]
+    wrong = {cell.key: cell.subject for cell in cells if cell.subject.weights in disagreed}
+    there = wrong.keys() & set(store.coverage()) if wrong else set()
+    if not there:
+        return []
+    store.drop_cells(there)
+    counts = Counter(wrong[key].label for key in there)
+    what = (
+        f"cells with rows of it from another worker or an earlier run are left out from now on "
+        f"(`evalcore cells {store.path} restore` takes them in again)"
+    )
+    return [(label, f"{count:,} {what}") for label, count in counts.items()]
 
 
 def name_failures(outcome: ScoreOutcome, grid: Grid) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("evalcore")
 
 # Of what made a row: these belong to its subject, not to the machine.
-MAY_DIFFER = {"adapter", "proven_share", "compared"}
+MAY_DIFFER = {"adapter", "proven_share", "canaries", "compared"}
 
 
 @dataclass(frozen=True)

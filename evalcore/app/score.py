@@ -19,7 +19,15 @@ from evalcore.app.kept import keep_answers
 from evalcore.app.labels import untaught_notes
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
-from evalcore.app.outcome import ScoreOutcome, asked_names, count_flops, name_failures, run_record
+from evalcore.app.outcome import (
+    ScoreOutcome,
+    asked_names,
+    count_flops,
+    doubted,
+    left_out,
+    name_failures,
+    run_record,
+)
 from evalcore.app.pairs import draw, settle_marks
 from evalcore.app.place import Place
 from evalcore.app.settling import (
@@ -226,7 +234,9 @@ def _score_plan(
 ) -> None:
     spec, place, summary = prepared.spec, prepared.place, outcome.summary
     gpus = place.gpus if config.cluster.backend == "local" else ()  # Ray gives its actors their own
-    worker = WorkerConfig(str(config.run.output.resolve()), spec, config.run.commit_every)
+    worker = WorkerConfig(
+        str(config.run.output.resolve()), spec, config.run.commit_every, doubted(prepared)
+    )
     apart = (replace(worker, spec=hf_spec(spec)), prepared.slow) if prepared.slow else None
     score_units(
         outcome.plan,
@@ -249,6 +259,7 @@ def _score_plan(
     )
     if summary.stopped:
         summary.stopped = signals.reason or "time limit"
+    outcome.problems += left_out(prepared, summary.disagreed)
 
 
 def _run_name() -> str:

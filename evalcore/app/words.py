@@ -80,6 +80,41 @@ def proof_lines(summary: RunSummary) -> list[str]:
     return lines
 
 
+def witness_lines(summary: RunSummary) -> list[str]:
+    """What was compared with transformers, what was not and why, and what that cost."""
+    seen = summary.witnessed
+    counts = {
+        "agree": seen.agreed,
+        "do not and are refused": seen.disagreed,
+        "were not compared, as others of their kind agree": seen.unasked,
+    }
+    said = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if not said and not seen.not_compared:
+        return []
+    lines = []
+    if said:
+        gap = f" (within {seen.gap:.2g} nats)" if seen.agreed else ""
+        lines.append(f"witness: of subjects and transformers {', '.join(said)}{gap}")
+    if seen.rows:
+        lines.append(f"witness: {seen.rows:,} sampled examples of these agree too")
+    lines += [
+        f"witness: NOT COMPARED with transformers: {count:,} subjects: {reason}"
+        for reason, count in seen.not_compared.items()
+    ]
+    lines += [
+        f"witness: no test of this version compares {name} on this device ({count:,} subjects)"
+        for name, count in seen.unseen.items()
+    ]
+    working_s = max(summary.after_start_s, 1e-9)
+    if seen.memory_bytes:
+        lines.append(
+            f"witness: {seen.cpu_s:.1f} s of a core ({100 * seen.cpu_s / working_s:.1f} % of the "
+            f"time after the start), waited for {seen.wait_s:.1f} s; its start {seen.start_s:.1f} "
+            f"s, {seen.memory_bytes / 2**30:.1f} GiB"
+        )
+    return lines
+
+
 def effort_lines(outcome: ScoreOutcome) -> list[str]:
     """Operations of a run and, where the device's peak is known, the share of it."""
     if outcome.flops is None:
@@ -156,6 +191,7 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
         )
     lines += adapter_lines(s)
     lines += proof_lines(s)
+    lines += witness_lines(s)
     lines += effort_lines(outcome)
     certified = f"certifying {s.certify_s:.1f} s, " if s.certify_s else ""
     lines.append(

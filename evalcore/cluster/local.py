@@ -27,13 +27,20 @@ GUARD_TIMEOUT_S = 30.0
 def worker_path() -> str:
     """A PYTHONPATH that lets another process import what this one can.
 
-    The interpreter's own folders are left out (the worker runs the same interpreter).
+    The interpreter's own folders are left out (the worker runs the same interpreter), and what
+    lies in them: libraries add copies they bring along to the end of ``sys.path`` (setuptools its
+    ``_vendor``), and on a PYTHONPATH those would come before what is installed.
     """
     own = {Path(p).resolve() for p in sysconfig.get_paths().values()}
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     own |= {p / "lib-dynload" for p in own}
     entries = [Path(entry or ".").resolve() for entry in sys.path]
     package_root = Path(__file__).resolve().parents[2]
-    kept = dict.fromkeys(p for p in [*entries, package_root] if p.exists() and p not in own)
+    kept = dict.fromkeys(
+        p
+        for p in [*entries, package_root]
+        if p.exists() and p not in own and installed.isdisjoint(p.parents)
+    )
     inherited = os.environ.get("PYTHONPATH", "")
     return os.pathsep.join([*map(str, kept), *([inherited] if inherited else [])])
 

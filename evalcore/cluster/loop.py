@@ -256,6 +256,7 @@ class PoolRun:
             self.crew.idle(slot)
             slot.dirty = False
             self.events.on_flush(slot.index, answer.result)
+            self._refuse(slot, answer)
             self._commit(slot, tuple(slot.pending))
             if slot.doomed is not None:
                 self._end_process(slot)
@@ -278,6 +279,7 @@ class PoolRun:
         slot.pending[job.id] = job
         self.judge.succeeded(slot, job)
         self.events.on_result(job, answer.result)
+        self._refuse(slot, answer)
         self._commit(slot, answer.committed)
         slot.dirty = bool(slot.pending) or not answer.committed
 
@@ -345,6 +347,14 @@ class PoolRun:
             if job is not None:
                 self.judge.committed(job)
                 self.events.on_committed(job)
+
+    def _refuse(self, slot: Slot, answer: Answer) -> None:
+        """Jobs that were run, and whose results are not to be kept."""
+        for job_id, info in answer.refused:
+            job = slot.pending.pop(job_id, None)
+            if job is not None:
+                error = info.to_error(f"worker {slot.index}, job {job_id}")
+                self.judge.failed(slot, job, Failure(error, info.scope, of_group=True, alive=True))
 
     # When a worker must go
 

@@ -60,10 +60,13 @@ class WorkerReply:
         committed: Ids of jobs, this one or earlier ones of this worker, that became durable during
             the call. A job not named stays *pending*: it is done again if the worker dies before a
             later reply or a flush covers it.
+        refused: Ids of jobs whose results turned out to be wrong after they were run, and why:
+            nothing of them is or becomes durable, they count as failed.
     """
 
     result: Any = None
     committed: tuple[str, ...] = ()
+    refused: tuple[tuple[str, ErrorInfo], ...] = ()
 
 
 class Worker(Protocol):
@@ -245,6 +248,7 @@ class Answer:
     result: Any = None
     committed: tuple[str, ...] = ()
     error: ErrorInfo | None = None
+    refused: tuple[tuple[str, ErrorInfo], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,13 @@ class WorkerRunner:
             value = self._worker.run(command.body)
             if not isinstance(value, WorkerReply):
                 value = WorkerReply(value, (command.job_id or "",))
-            return Answer("ran", command.job_id, value.result, tuple(value.committed))
+            return Answer("ran", command.job_id, value.result, tuple(value.committed),
+                          refused=tuple(value.refused))  # fmt: skip
         if command.kind == "flush":
             value = self._worker.flush()
-            result = value.result if isinstance(value, WorkerReply) else value
-            return Answer("flushed", result=result)
+            if not isinstance(value, WorkerReply):
+                value = WorkerReply(value)
+            return Answer("flushed", result=value.result, refused=tuple(value.refused))
         self.closed = True
         self._worker.close()
         return Answer("closed")

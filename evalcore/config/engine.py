@@ -41,6 +41,11 @@ class EngineConfig:
         "together; auto: merged on CPUs, on GPUs by a rule (docs/engines.md).",
         "--adapters", name="adapter_way", study="adapters",
     )  # fmt: skip
+    witness: Literal["auto", "all", "off"] = option(
+        "auto", "Compare canaries with transformers, in a process beside the engine: of the first "
+        "subject of each kind and of some more; of all, which then must agree; of none.",
+        "--witness",
+    )  # fmt: skip
     trust_remote_code: bool = option(
         False, "Let checkpoints run their own Python code.", "--trust-remote-code"
     )

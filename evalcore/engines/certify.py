@@ -1,14 +1,21 @@
-"""How far scores move when nothing but order, batch size and cache change.
+"""How far scores move when only order, batch size and cache change, and whether that is noise.
 
-In float32 they move by rounding only. In 16-bit they move more, and where two choices are closer
-than that, which one wins is chance: a certificate says how much and how often, from a sample that
-is scored again cold, in another order, in small batches.
+A sample is scored again cold, in another order, in small batches. What moves by more than an
+example of its kind should is *off*. Honest examples are off as well where noise has a heavy tail,
+but by chance: they are spread over subjects as the sample is. A fault of one subject (a cache that
+served it stale, a slot that was not its own) is not. So the certificate asks, for every subject and
+for every subject and task, whether more examples are off than chance would put there: given how
+many of a task are off in all, those of one subject are a draw, and its tail is known whatever the
+noise looks like. The thresholds hold over all questions together (Bonferroni), so that of a hundred
+honest runs one is suspected at most; ``bench/certificate.py`` measures that, and what is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,38 +23,99 @@ from evalcore.engines.protocol import Engine
 from evalcore.types import FloatArray, OffsetArray, ScoreBatch, ScoreResult
 
 CONTEXTS_PER_BATCH = 7
-# What rounding can do to the log-probability of a whole continuation, in nats: a p99 above it means
-# that something else than order and batch size has changed, and says nothing about near ties.
-ROUNDING = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+FALSE_ALARM = 0.01
+"""Share of honest runs that may be suspected."""
+TIMES = (8.0, 25.0)
+"""An example is off if it moved so many times as far as is usual for its subject and task ..."""
+LEAST_OFF = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""... and by as many nats: what rounding may do to the log-probability of a continuation."""
+MOST_MEDIAN = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.06}
+"""Nats that half of a subject's examples of a task may move: above it something is wrong with all
+of them, and no example is off among its like."""
+MOST = {"float32": 0.1, "bfloat16": 8.0, "float16": 4.0}
+"""Nats that no single example moves by rounding."""
+ENOUGH = 20
+"""Examples of a subject and task whose median says something."""
+MOST_OFF_SHARE = 0.01
+"""Of a run's examples, so many may be off (25 times) by noise; heavy tails (Student's t with 3
+degrees of freedom) give 0.0001."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rescored:
-    """A sample that was scored twice, not judged yet.
+    """A sample that was scored twice, not judged yet; an example is one row.
 
     Attributes:
-        first: float64 [M], log-probability of each choice in nats, as it is reported.
-        again: float64 [M], scored again.
-        sizes: int64 [N], choices of each example, in order; 1 where there is nothing to choose.
+        cells: Keys of the cells the examples are of.
+        cell: int64 [N], which of these.
+        moved: float64 [N], the most that a log-probability of the example moved, in nats; infinite
+            where one of the two was no number.
+        flipped: bool [N], whether another choice came out best.
+        choices: How many log-probabilities that were.
         texts: Texts that were generated again.
         changed_texts: Those that came out different.
     """
 
-    first: FloatArray = field(default_factory=lambda: np.zeros(0))
-    again: FloatArray = field(default_factory=lambda: np.zeros(0))
-    sizes: OffsetArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    cells: tuple[str, ...] = ()
+    cell: OffsetArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    moved: FloatArray = field(default_factory=lambda: np.zeros(0))
+    flipped: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    choices: int = 0
     texts: int = 0
     changed_texts: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        cells: Sequence[tuple[str, int]],
+        first: FloatArray,
+        again: FloatArray,
+        sizes: OffsetArray,
+        chosen: np.ndarray,
+    ) -> Rescored:
+        """Compares two scorings.
+
+        Args:
+            cells: Key and number of examples of each cell, in order.
+            first, again: float64 [M], log-probabilities of all examples' continuations.
+            sizes: int64 [N], continuations of each example.
+            chosen: bool [N], whether a choice is made among them.
+        """
+        with np.errstate(invalid="ignore"):
+            far = np.abs(first - again)
+        far[first == again] = 0.0  # both may be -inf
+        far[~np.isfinite(far)] = np.inf
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        moved, flipped = np.zeros(len(sizes)), np.zeros(len(sizes), dtype=bool)
+        for i, (low, high) in enumerate(pairwise(bounds.tolist())):
+            if high > low:
+                moved[i] = far[low:high].max()
+                if chosen[i]:
+                    flipped[i] = first[low:high].argmax() != again[low:high].argmax()
+        counts = [count for _, count in cells]
+        return cls(
+            tuple(key for key, _ in cells),
+            np.repeat(np.arange(len(cells)), counts),
+            moved,
+            flipped,
+            len(first),
+        )
 
     @classmethod
     def together(cls, parts: Sequence[Rescored]) -> Rescored:
         """Several samples as one."""
         if not parts:
             return cls()
+        keys = list(dict.fromkeys(key for part in parts for key in part.cells))
+        at = {key: i for i, key in enumerate(keys)}
         return cls(
-            np.concatenate([part.first for part in parts]),
-            np.concatenate([part.again for part in parts]),
-            np.concatenate([part.sizes for part in parts]),
+            tuple(keys),
+            np.concatenate(
+                [np.asarray([at[k] for k in part.cells], np.int64)[part.cell] for part in parts]
+            ),
+            np.concatenate([part.moved for part in parts]),
+            np.concatenate([part.flipped for part in parts]),
+            sum(part.choices for part in parts),
             sum(part.texts for part in parts),
             sum(part.changed_texts for part in parts),
         )
@@ -60,59 +128,60 @@ class Certificate:
     Attributes:
         examples: Examples scored again.
         choices: Their choices (continuations).
-        max_difference: Largest difference of a choice's log-probability, in nats.
-        p99_difference: 99th percentile of the differences.
+        subjects, tasks: How many they are of.
+        max_difference: The most an example moved, in nats.
+        p99_difference: 99th percentile of how far they moved.
         flips: Examples whose arg max changed.
-        near_ties: Examples whose two best choices were closer than ``p99_difference`` at first.
-        unexplained_flips: Flips that are no near ties.
+        off: Examples that moved further than noise should (see the module's docstring).
         texts: Texts generated again.
         changed_texts: Those that came out different; a text has no margin, so that near ties cannot
             be told from faults.
-        rounding: Largest ``p99_difference`` that rounding explains.
+        faults: What is not chance, one line each: the certificate does not hold.
     """
 
     examples: int = 0
     choices: int = 0
+    subjects: int = 0
+    tasks: int = 0
     max_difference: float = 0.0
     p99_difference: float = 0.0
     flips: int = 0
-    near_ties: int = 0
-    unexplained_flips: int = 0
+    off: int = 0
     texts: int = 0
     changed_texts: int = 0
-    rounding: float = ROUNDING["float32"]
+    faults: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
-        """Whether rounding explains what changed."""
-        return not self.unexplained_flips and self.p99_difference <= self.rounding
+        """Whether noise explains what changed."""
+        return not self.faults
 
     def lines(self) -> list[str]:
         """The certificate for a person."""
         lines = [
-            f"certified on {self.examples:,} examples ({self.choices:,} choices) scored again "
-            f"cold, in another order and batch size: difference max {self.max_difference:.2g}, "
-            f"p99 {self.p99_difference:.2g} nats; arg max changed {self.flips} times; "
-            f"{self.near_ties} near ties (margin below the p99)"
+            f"certified on {self.examples:,} examples ({self.choices:,} choices) of "
+            f"{self.subjects:,} subjects and {self.tasks:,} tasks, scored again cold, in another "
+            f"order and batch size: difference max {self.max_difference:.2g}, p99 "
+            f"{self.p99_difference:.2g} nats; arg max changed {self.flips} times; {self.off} "
+            f"examples off"
         ]
         if self.texts:
             lines.append(
                 f"certified: {self.texts:,} texts generated again, {self.changed_texts} of them "
                 f"different (texts have no margin: near ties cannot be told apart)"
             )
-        if self.p99_difference > self.rounding:
-            lines.append(
-                f"NOT CERTIFIED: a p99 of {self.p99_difference:.2g} nats is more than rounding "
-                f"explains ({self.rounding:g}); the engine's answers depend on something else"
-            )
-        elif self.unexplained_flips:
-            lines.append(
-                f"NOT CERTIFIED: {self.unexplained_flips} arg maxes changed where the choices "
-                f"were no near ties"
-            )
-        else:
-            lines.append("certified: no arg max changed beyond near ties")
-        return lines
+        if self.holds:
+            return [*lines, "certified: no subject and no task moved more than noise explains"]
+        return lines + self.fault_lines()
+
+    def fault_lines(self) -> list[str]:
+        """Why it does not hold, the first few reasons."""
+        more = len(self.faults) - SHOWN_FAULTS
+        rest = [f"NOT CERTIFIED: and {more:,} more of the kind"] if more > 0 else []
+        return [f"NOT CERTIFIED: {fault}" for fault in self.faults[:SHOWN_FAULTS]] + rest
+
+
+SHOWN_FAULTS = 5
 
 
 def continuation_sums(batch: ScoreBatch, result: ScoreResult) -> FloatArray:
@@ -133,13 +202,13 @@ def score_again(engine: Engine, batch: ScoreBatch, rng: np.random.Generator) -> 
     values = np.empty(batch.num_continuations)
     order = rng.permutation(batch.num_contexts)
     for begin in range(0, len(order), CONTEXTS_PER_BATCH):
-        part, rows = _part(batch, order[begin : begin + CONTEXTS_PER_BATCH])
+        part, rows = part_of(batch, order[begin : begin + CONTEXTS_PER_BATCH])
         engine.forget()
         values[rows] = continuation_sums(part, engine.score(part))
     return values
 
 
-def _part(batch: ScoreBatch, contexts: OffsetArray) -> tuple[ScoreBatch, OffsetArray]:
+def part_of(batch: ScoreBatch, contexts: OffsetArray) -> tuple[ScoreBatch, OffsetArray]:
     """Some contexts of a batch in a given order, and which continuations they bring."""
     bounds = np.searchsorted(batch.continuation_context, np.arange(batch.num_contexts + 1))
     rows = [np.arange(bounds[i], bounds[i + 1]) for i in contexts]
@@ -150,38 +219,137 @@ def _part(batch: ScoreBatch, contexts: OffsetArray) -> tuple[ScoreBatch, OffsetA
     return ScoreBatch.from_lists(items), np.concatenate(rows)
 
 
-def judge(sample: Rescored, dtype: str = "float32") -> Certificate:
-    """What a sample that was scored twice in a dtype says."""
-    first, again, sizes = sample.first, sample.again, sample.sizes
-    difference = np.abs(first - again)
-    p99 = float(np.quantile(difference, 0.99)) if len(difference) else 0.0
-    flips = ties = beyond = 0
-    for low, high in _groups(sizes):
-        one, other = first[low:high], again[low:high]
-        best = np.partition(one, len(one) - 2)[-2:]
-        tie = bool(best[1] - best[0] < p99)
-        flipped = int(one.argmax()) != int(other.argmax())
-        ties += tie
-        flips += flipped
-        beyond += flipped and not tie
+def judge(
+    sample: Rescored, dtype: str, strata: Mapping[str, tuple[str, str]] | None = None
+) -> Certificate:
+    """What a sample that was scored twice in a dtype says.
+
+    Args:
+        sample: All of a run.
+        dtype: The engine's.
+        strata: Cell key -> (subject, task); None: every cell is of a task of its own.
+    """
+    named = [(strata or {}).get(key, ("one subject", key)) for key in sample.cells]
+    subjects, subject = _numbered([name for name, _ in named], sample.cell)
+    tasks, task = _numbered([name for _, name in named], sample.cell)
+    names = [f"{name}, task {what}" for name in subjects for what in tasks]
+    stratum = subject * len(tasks) + task
+    moved = sample.moved
+    finite = moved[np.isfinite(moved)]
+    usual, medians = _usual(subject, task, moved, (len(subjects), len(tasks)))
+    faults = [
+        f"{names[i]}: half of its examples moved by {medians[i]:.2g} nats or more; rounding in "
+        f"{dtype} explains {MOST_MEDIAN[dtype]:g}"
+        for i in np.flatnonzero(medians > MOST_MEDIAN[dtype])
+    ]
+    for i in np.unique(stratum[moved > MOST[dtype]]):
+        far = moved[stratum == i].max()
+        faults.append(f"{names[i]}: an example moved by {far:.2g} nats; rounding moves none so far")
+    limits = [np.maximum(LEAST_OFF[dtype], times * usual)[stratum] for times in TIMES]
+    off = [moved > limit for limit in limits]
+    alpha = FALSE_ALARM / (2 * len(TIMES))  # of each kind of question, at each threshold
+    for which in off:
+        faults += _crowded(which, subject, task, len(subjects), len(tasks), alpha, subjects)
+        faults += _crowded(which, stratum, task, len(names), len(tasks), alpha, names)
+    if len(moved) and _tail(int(off[-1].sum()), len(moved), MOST_OFF_SHARE) < FALSE_ALARM:
+        faults.append(
+            f"{int(off[-1].sum()):,} of {len(moved):,} examples moved more than {TIMES[-1]:g} "
+            f"times as far as others of their kind; the answers depend on order or batch size"
+        )
     return Certificate(
-        examples=len(sizes),
-        choices=len(first),
-        max_difference=float(difference.max()) if len(difference) else 0.0,
-        p99_difference=p99,
-        flips=flips,
-        near_ties=ties,
-        unexplained_flips=beyond,
+        examples=len(moved),
+        choices=sample.choices,
+        subjects=len(subjects),
+        tasks=len(tasks),
+        max_difference=float(moved.max()) if len(moved) else 0.0,
+        p99_difference=float(np.quantile(finite, 0.99)) if len(finite) else 0.0,
+        flips=int(sample.flipped.sum()),
+        off=int(off[0].sum()),
         texts=sample.texts,
         changed_texts=sample.changed_texts,
-        rounding=ROUNDING[dtype],
+        faults=tuple(dict.fromkeys(faults)),
     )
 
 
-def _groups(sizes: OffsetArray) -> Iterator[tuple[int, int]]:
-    """Bounds of the groups in which there is something to choose."""
-    low = 0
-    for size in sizes.tolist():
-        if size > 1:
-            yield low, low + size
-        low += size
+def _numbered(names: Sequence[str], cell: OffsetArray) -> tuple[list[str], OffsetArray]:
+    """(distinct names, int64 [N]: which of them each example has)."""
+    distinct = list(dict.fromkeys(names))
+    at = {name: i for i, name in enumerate(distinct)}
+    return distinct, np.asarray([at[name] for name in names], dtype=np.int64)[cell]
+
+
+def _usual(
+    subject: OffsetArray, task: OffsetArray, moved: FloatArray, shape: tuple[int, int]
+) -> tuple[FloatArray, FloatArray]:
+    """float64 [subjects x tasks] twice: how far is usual for each, and the median of each.
+
+    A usual example of a task moves as far as the task's median, and of a noisy subject some times
+    that. Where a subject is noisier still in one task, what is usual there is its median.
+    """
+    subjects, tasks = shape
+    stratum = subject * tasks + task
+    of_task = _medians(task, moved, tasks)
+    times = moved / np.maximum(of_task, 1e-12)[task]
+    of_subject = _medians(subject, times, subjects)
+    medians = _medians(stratum, moved, subjects * tasks)
+    enough = np.bincount(stratum, minlength=subjects * tasks) >= ENOUGH
+    return np.maximum(np.outer(of_subject, of_task).reshape(-1), medians * enough), medians
+
+
+def _medians(groups: OffsetArray, values: FloatArray, count: int) -> FloatArray:
+    """float64 [count]: median of each group (the lower of two); 0 of an empty one."""
+    medians = np.zeros(count)
+    order = np.lexsort((values, groups))
+    numbers, begins, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    medians[numbers] = values[order][begins + (sizes - 1) // 2]
+    return medians
+
+
+def _crowded(
+    off: np.ndarray,
+    group: OffsetArray,
+    task: OffsetArray,
+    groups: int,
+    tasks: int,
+    alpha: float,
+    names: Sequence[str],
+) -> Iterator[str]:
+    """A line for each group in which more examples are off than chance puts there.
+
+    Given how many of each task are off, those of one group are about a sum of draws, whose tail is
+    at most that of a binomial with the same mean and number (Hoeffding 1956, Annals of Mathematical
+    Statistics 27, theorem 4), for more than one above the mean.
+    """
+    if groups < 2:
+        return
+    counts = np.bincount(group[off], minlength=groups)
+    off_of_task = np.bincount(task[off], minlength=tasks)
+    all_of_task = np.maximum(np.bincount(task, minlength=tasks), 1)
+    expected = np.bincount(group, (off_of_task / all_of_task)[task], minlength=groups)
+    asked = int((np.bincount(group, minlength=groups) > 0).sum())
+    total = int(off.sum())
+    for i in np.flatnonzero(counts > expected + 1):
+        chance = _tail(int(counts[i]), total, expected[i] / total)
+        if chance < alpha / asked:
+            yield (
+                f"{names[i]}: {counts[i]:,} of its examples are off, {expected[i]:.2g} would be by "
+                f"chance (probability {chance:.1g})"
+            )
+
+
+def _tail(count: int, trials: int, share: float) -> float:
+    """P(X >= count) of a binomial variable, summed in logarithms."""
+    if count <= 0:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    if share >= 1:
+        return 1.0
+    k = np.arange(count, min(trials, max(count + 50, int(3 * trials * share) + 50)) + 1)
+    logs = (
+        math.lgamma(trials + 1)
+        - np.asarray([math.lgamma(x + 1) + math.lgamma(trials - x + 1) for x in k.tolist()])
+        + k * math.log(share)
+        + (trials - k) * math.log1p(-share)
+    )
+    return float(min(1.0, np.exp(logs).sum()))

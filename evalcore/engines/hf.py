@@ -108,7 +108,7 @@ class HFEngine(OneByOne):
             0.0,
             True,
             proven_share=1.0,
-            compared="loaded afresh",
+            canaries="loaded afresh",
             strategy="plain",
             adapter="" if subject.adapter is None else "unmerged",
         )

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from evalcore import __version__
 from evalcore.config.engine import AdapterWay, Device, Dtype, EngineConfig
 from evalcore.errors import EngineError
-from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
+from evalcore.types import (
+    FloatArray,
+    GenerateBatch,
+    GenerateResult,
+    ScoreBatch,
+    ScoreResult,
+    Subject,
+)
 
 if TYPE_CHECKING:
     from evalcore.identity import NumericsClass
@@ -101,10 +108,13 @@ class LoadReport:
         proven: Whether all of the model's parameters were proven.
         details: Counts and remarks for the run record.
         proven_share: Share of the model's parameters proven to be those of the subject's files.
-        compared: What the canaries were compared with.
+        canaries: What the canaries were compared with in the engine itself.
         strategy: How the engine scores.
         adapter: How the adapter is applied: ``merged``, ``batched``, ``unmerged`` (PEFT's own
             modules), or ``""`` without one.
+        canary: float64 [T], log-probabilities of the canary batch, for the witness; None where an
+            engine has no need of one.
+        vocab_size: Of the canary batch.
     """
 
     kind: LoadKind
@@ -113,13 +123,21 @@ class LoadReport:
     proven: bool
     details: Mapping[str, str] = field(default_factory=dict)
     proven_share: float = 0.0
-    compared: str = ""
+    canaries: str = ""
     strategy: str = ""
     adapter: str = ""
+    canary: FloatArray | None = field(default=None, compare=False)
+    vocab_size: int = 0
 
 
 class Engine(Protocol):
-    """Holds one subject at a time and answers batches about it."""
+    """Holds one subject at a time and answers batches about it.
+
+    Attributes:
+        needs_witness: Whether its scores are to be compared with transformers'.
+    """
+
+    needs_witness: bool
 
     @property
     def numerics(self) -> NumericsClass:
@@ -168,7 +186,7 @@ class Engine(Protocol):
         Keys: ``versions`` (package -> version), ``engine``, ``device`` (its name), ``dtype``,
         ``head_dtype``, ``strategy``, ``tensor_parallel``, ``adapter`` (as in LoadReport),
         ``block_size``, ``attention`` (backend; ``""`` where not known), ``proven_share``,
-        ``compared``, ``capabilities`` (what of vLLM's inside was found as it is known: name ->
+        ``canaries``, ``capabilities`` (what of vLLM's inside was found as it is known: name ->
         ``there``, or what is missing).
         """
         ...
@@ -184,6 +202,8 @@ class Engine(Protocol):
 
 class OneByOne:
     """The calls that do several things at once, for engines that do one at a time."""
+
+    needs_witness = False
 
     def made_by(self) -> dict[str, Any]:
         """Nothing; an engine whose numbers are kept says what it is."""
@@ -222,7 +242,7 @@ def made_by(spec: EngineSpec, device: Device, report: LoadReport | None) -> dict
         "capabilities": {},
         "attention": "",
         "proven_share": report.proven_share,
-        "compared": report.compared,
+        "canaries": report.canaries,
     }
 
 

@@ -9,9 +9,11 @@ from evalcore.scoring.batching import (
 from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
 from evalcore.scoring.run import Progress, score_units
+from evalcore.scoring.shares import CellWork, UnitJob
 from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
-from evalcore.scoring.worker import CellWork, ScoringWorker, UnitJob, WorkerConfig
+from evalcore.scoring.witnessing import Witnessed
+from evalcore.scoring.worker import ScoringWorker, WorkerConfig
 
 __all__ = [
     "CellWork",
@@ -25,6 +27,7 @@ __all__ = [
     "UnitReport",
     "UnitSource",
     "Watch",
+    "Witnessed",
     "WorkerConfig",
     "example_rows",
     "generate_requests",

@@ -9,6 +9,7 @@ from typing import Any
 
 from evalcore.engines.certify import Certificate, Rescored
 from evalcore.errors import EvalcoreError
+from evalcore.scoring.witnessing import Witnessed
 
 
 @dataclass(kw_only=True)
@@ -66,6 +67,7 @@ class UnitReport(Costs):
         alone: Why engines were started for single subjects; ``""`` if none was.
         without: What the engine did without, and why; ``""`` if it had everything.
         rescored: The sample that was scored twice.
+        witnessed: What the witness did since the report before.
     """
 
     unit_id: str
@@ -80,13 +82,20 @@ class UnitReport(Costs):
     alone: str = ""
     without: str = ""
     rescored: Rescored | None = None
+    witnessed: Witnessed = field(default_factory=Witnessed)
 
 
 @dataclass(frozen=True)
 class FlushReport:
-    """Time a worker spent on committing what was left, waiting for the order included."""
+    """What committing the rest took.
+
+    Attributes:
+        wall_s: Time a worker spent on it, waiting for the order included.
+        witnessed: What the witness did since the report before.
+    """
 
     wall_s: float
+    witnessed: Witnessed = field(default_factory=Witnessed)
 
 
 @dataclass
@@ -113,6 +122,8 @@ class RunSummary(Costs):
             first load).
         alone: Why engines were started for single subjects -> for how many units.
         without: What engines did without, and why -> for how many units.
+        witnessed: What the witness did.
+        disagreed: Weights whose scores are not transformers' -> one line.
         failed_cells: Cell key -> one line why (all of it or some of its rows).
         failed_examples: Rows of these that are not scored.
         given_up: Worker and machine -> why it got no more work.
@@ -135,6 +146,8 @@ class RunSummary(Costs):
     proven_share: float | None = None
     alone: dict[str, int] = field(default_factory=dict)
     without: dict[str, int] = field(default_factory=dict)
+    witnessed: Witnessed = field(default_factory=Witnessed)
+    disagreed: dict[str, str] = field(default_factory=dict)
     restarts: int = 0
     stopped: str | None = None
     failed_cells: dict[str, str] = field(default_factory=dict)
@@ -147,6 +160,7 @@ class RunSummary(Costs):
         """Counts what a unit cost; a unit done again after a crash costs again."""
         self.add(report)
         self.worker_s += report.wait_s + report.wall_s
+        self.witnessed = self.witnessed.plus(report.witnessed)
         effort = self.checkpoints.setdefault(report.checkpoint, Effort())
         effort.computed_tokens += report.computed_tokens + report.new_tokens
         effort.head_rows += report.head_rows + report.new_tokens

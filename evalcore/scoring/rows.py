@@ -61,7 +61,6 @@ def example_rows(
     *,
     answer: AnswerWay | None = None,
     generated: tuple[GenerateRequests, GenerateResult] | None = None,
-    made_by: str | None = None,
 ) -> pa.Table:
     """Rows of one cell.
 
@@ -73,10 +72,9 @@ def example_rows(
         first: Where the slice starts among the unit's examples.
         answer: How a choice is made (multiple choice); None where there is none to make.
         generated: Requests of this slice alone and their answer, where something is generated.
-        made_by: Id of the record of what gave the numbers (``ResultStore.write_maker``).
 
     Returns:
-        Table of n rows with exactly ``EXAMPLE_SCHEMA``.
+        Table of n rows with exactly ``EXAMPLE_SCHEMA``; what made them is null.
     """
     n = len(table)
     bounds = scored.choice_offsets[first : first + n + 1]
@@ -85,7 +83,6 @@ def example_rows(
     columns: dict[str, pa.Array | pa.ChunkedArray] = {name: table[name] for name in _CARRIED}
     columns |= {
         "cell": _constant(cell, n),
-        "made_by": _constant(made_by, n),
         "unconditional_logprobs": _unconditional(scored, answers, first, n),
     }
     texts = ChoiceTexts.of(table, offsets)
@@ -112,6 +109,13 @@ def example_rows(
     empty = {f.name: pa.nulls(n, f.type) for f in EXAMPLE_SCHEMA if f.name not in columns}
     arrays = [_cast((columns | empty)[field.name], field) for field in EXAMPLE_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=EXAMPLE_SCHEMA)
+
+
+def with_maker(rows: pa.Table, made_by: str) -> pa.Table:
+    """The rows, with the id of the record of what gave the numbers."""
+    at = EXAMPLE_SCHEMA.get_field_index("made_by")
+    column = _cast(_constant(made_by, len(rows)), EXAMPLE_SCHEMA.field(at))
+    return rows.set_column(at, EXAMPLE_SCHEMA.field(at), column)
 
 
 def _unconditional(

@@ -9,14 +9,15 @@ from typing import Any, Protocol
 
 from evalcore.cluster import Job, JobPool, Stop, WorkerState
 from evalcore.engines.certify import Rescored, judge
-from evalcore.errors import EvalcoreError
+from evalcore.errors import EvalcoreError, WitnessError
 from evalcore.planning import Plan, PlanCounts, Unit
 from evalcore.planning.units import subset
 from evalcore.scoring.certifying import choose_sample
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
+from evalcore.scoring.shares import CellWork
 from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
-from evalcore.scoring.worker import CellWork, WorkerConfig
+from evalcore.scoring.worker import WorkerConfig
 
 
 class Progress(Protocol):
@@ -66,6 +67,8 @@ class _Book:
         unit: Unit = job.payload.unit
         self._reports.pop(job.id, None)
         message = str(error)
+        if isinstance(error, WitnessError) and len(unit.members) == 1:
+            self.summary.disagreed[unit.subjects[unit.members[0]].weights] = message
         self.summary.failed_examples += unit.num_examples
         for part in unit.slices:
             self.summary.failed_cells[part.cell_key] = message
@@ -76,6 +79,7 @@ class _Book:
 
     def on_flush(self, index: int, report: FlushReport) -> None:
         self.summary.worker_s += report.wall_s
+        self.summary.witnessed = self.summary.witnessed.plus(report.witnessed)
 
     def on_worker(self, index: int, state: WorkerState) -> None:
         self.summary.restarts += state == "restarted"
@@ -158,7 +162,8 @@ def score_units(
     finally:
         summary.wall_s = time.perf_counter() - begin
     if certify:
-        summary.certificate = judge(Rescored.together(book.twice), config.spec.dtype)
+        strata = {key: (cell.subject.label, cell.task.name) for key, cell in plan.cells.items()}
+        summary.certificate = judge(Rescored.together(book.twice), config.spec.dtype, strata)
     return summary
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from evalcore.cluster import Job
 from evalcore.planning import Plan, Unit, UnitSlice, WorkQueue
 from evalcore.planning.unit import make_unit
-from evalcore.scoring.worker import CellWork, UnitJob
+from evalcore.scoring.shares import CellWork, UnitJob
 
 
 class UnitSource:

@@ -12,180 +12,56 @@ import json
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
-from evalcore.cluster import WorkerReply, pulse
+from evalcore.cluster import ErrorInfo, WorkerReply, pulse
 from evalcore.engines import create_engine
 from evalcore.engines.certify import Rescored
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport
-from evalcore.errors import InputError, NodeError
-from evalcore.planning import Unit, UnitSlice
-from evalcore.prompting import read_requests
-from evalcore.scoring.batching import (
-    GenerateRequests,
-    ScoreRequests,
-    generate_requests,
-    score_requests,
-)
-from evalcore.scoring.certifying import SampledRows, rescore, sampled_of
-from evalcore.scoring.generating import Answer, score_and_generate, score_and_generate_many
+from evalcore.errors import InputError, NodeError, WitnessError
+from evalcore.scoring.certifying import rescore, rows_to_witness
+from evalcore.scoring.generating import score_and_generate, score_and_generate_many
 from evalcore.scoring.reports import FlushReport, UnitReport
-from evalcore.scoring.rows import example_rows
+from evalcore.scoring.rows import with_maker
+from evalcore.scoring.shares import Share, UnitJob
+from evalcore.scoring.witnessing import Witnessing
 from evalcore.store import ResultStore
 from evalcore.types import (
-    AnswerWay,
-    Cell,
     GenerateResult,
-    GenerationSettings,
     ScoreResult,
     Subject,
-    generation_of,
 )
-
-
-@dataclass(frozen=True)
-class CellWork:
-    """What a worker must know of a cell to score it.
-
-    Attributes:
-        answer: How a choice is made; None for tasks without choices.
-        generation: Settings of what is generated; None where nothing is.
-    """
-
-    answer: AnswerWay | None = None
-    generation: GenerationSettings | None = None
-
-    @classmethod
-    def of(cls, cell: Cell) -> CellWork:
-        """What scoring a cell takes."""
-        choice = cell.task.output_type == "multiple_choice"
-        generation = generation_of(cell.task, cell.variant)
-        # Prompts that are made elsewhere (without a template of ours) keep their own ends.
-        if generation is not None and cell.variant.chat and cell.variant.template:
-            asked = cell.subject.checkpoint
-            generation = replace(generation, think_end=asked.think_end, turn_end=asked.turn_end)
-        return cls(cell.variant.answer if choice else None, generation)
-
-
-@dataclass(frozen=True)
-class UnitJob:
-    """Payload of one job.
-
-    Attributes:
-        unit: The unit.
-        cells: What its cells ask for, by cell key.
-        sample: Rows that are scored a second time, by cell key (``--certify``).
-    """
-
-    unit: Unit
-    cells: Mapping[str, CellWork]
-    sample: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How to build a :class:`ScoringWorker`; picklable, paths only."""
+    """How to build a :class:`ScoringWorker`; picklable, paths only.
+
+    Attributes:
+        doubted: Weights that disagreed with the witness in an earlier run.
+    """
 
     results: str
     spec: EngineSpec
     commit_every_s: float = 60.0
-
-
-@lru_cache(maxsize=64)
-def _request_table(path: str) -> pa.Table:
-    """A request file; units of many subjects ask for the same few."""
-    return read_requests(path)
-
-
-@lru_cache(maxsize=4)
-def _batched(
-    asked: tuple[tuple[str, bytes, GenerationSettings | None], ...],
-) -> tuple[list[pa.Table], ScoreRequests, list[GenerateRequests | None]]:
-    """Rows of request files as engine batches; in a full grid every subject asks for the same.
-
-    Args:
-        asked: Path, int32 row numbers and what is generated, for each slice.
-
-    Returns:
-        Request rows of each slice; scoring requests of all together; generation requests of each.
-    """
-    tables = [
-        _request_table(path).take(pa.array(np.frombuffer(rows, dtype=np.int32)))
-        for path, rows, _ in asked
-    ]
-    generated = [
-        None if settings is None else generate_requests(table, settings)
-        for table, (_, _, settings) in zip(tables, asked, strict=True)
-    ]
-    return tables, score_requests(pa.concat_tables(tables)), generated
+    doubted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
-class _Share:
-    """One subject's part of a unit, ready for the engine.
+class _Held:
+    """A unit that is scored, until the witness has said what it has to say.
 
     Attributes:
-        subject: Whose it is.
-        slices, works, tables: The cells' slices, what each asks for, and their request rows.
-        scored: Scoring requests of all slices together.
-        generated: Generation requests of each slice; None where nothing is generated.
+        began_s: When work on it began (monotonic clock).
+        parts: Weights, the record of what made the rows, and the rows, of each subject.
     """
 
-    subject: Subject
-    slices: list[UnitSlice]
-    works: list[CellWork]
-    tables: list[pa.Table]
-    scored: ScoreRequests
-    generated: list[GenerateRequests | None]
-
-    @classmethod
-    def of(cls, job: UnitJob, member: int) -> _Share:
-        """Reads and batches a member's requests."""
-        slices = [part for part in job.unit.slices if part.member == member]
-        works = [job.cells[part.cell_key] for part in slices]
-        asked = tuple(
-            (part.requests_path, np.asarray(part.rows, np.int32).tobytes(), work.generation)
-            for part, work in zip(slices, works, strict=True)
-        )
-        return cls(job.unit.subjects[member], slices, works, *_batched(asked))
-
-    def rows(self, answer: Answer, made_by: str) -> list[pa.Table]:
-        """``store.EXAMPLE_SCHEMA`` rows of each slice, all with the same maker."""
-        answers, made = answer
-        results = iter(made)
-        first, rows = 0, []
-        for part, work, table, requests in zip(
-            self.slices, self.works, self.tables, self.generated, strict=True
-        ):
-            rows.append(
-                example_rows(
-                    part.cell_key,
-                    table,
-                    self.scored,
-                    answers,
-                    first,
-                    answer=work.answer,
-                    generated=None if requests is None else (requests, next(results)),
-                    made_by=made_by,
-                )
-            )
-            first += len(table)
-        return rows
-
-    def sampled(
-        self, rows: Sequence[pa.Table], sample: Mapping[str, np.ndarray]
-    ) -> list[SampledRows]:
-        """What of it is to be scored a second time."""
-        found = []
-        for part, work, table, own in zip(self.slices, self.works, self.tables, rows, strict=True):
-            at = pa.array(sampled_of(sample, part.cell_key, part.rows))
-            found.append(SampledRows(table.take(at), own.take(at), work.answer, work.generation))
-        return found
+    unit_id: str
+    began_s: float
+    parts: list[tuple[str, dict, pa.Table]]
 
 
 def _results_of(config: WorkerConfig) -> ResultStore:
@@ -217,6 +93,8 @@ class ScoringWorker:
             f"w{worker_index:03d}", flush_age_s=config.commit_every_s
         )
         self._engine: Engine | None = None
+        self._witness = Witnessing(config.spec, config.doubted)
+        self._held: list[_Held] = []
         self._pending: list[str] = []
         self._ended_at: float | None = None
         self._prepared: list[LoadReport] = []
@@ -242,15 +120,21 @@ class ScoringWorker:
         """
         begin = time.perf_counter()
         wait_s = begin - self._ended_at if self._ended_at is not None else 0.0
-        shares = [_Share.of(job, member) for member in job.unit.members]
+        began_s = time.monotonic()
+        shares = [Share.of(job, member) for member in job.unit.members]
         loads, makers = self._load([share.subject for share in shares])
         loads, begin = self._with_prepared(loads, begin)
         stands_s = time.perf_counter() - begin
-        counts, rows = self._score(job, shares, makers)
+        counts, rows = self._score(job, shares)
         spent_s = time.perf_counter() - begin
-        # One call, so that a unit is in the buffer as a whole or not at all.
-        self._writer.add(rows, age_s=spent_s)
-        self._pending.append(job.unit.id)
+        self._witness.worked(spent_s - stands_s)
+        parts = [
+            (share.subject.weights, maker, own)
+            for share, maker, own in zip(shares, makers, rows, strict=True)
+        ]
+        self._held.append(_Held(job.unit.id, began_s, parts))
+        self._witness.look()
+        refused = self._release()
         # One more unit like this one must not make a crash cost more than was asked for.
         committed = self._commit() if self._writer.due(ahead_s=spent_s - stands_s) else ()
         self._ended_at = time.perf_counter()
@@ -276,18 +160,23 @@ class ScoringWorker:
             proof_s=proof_s,
             wall_s=self._ended_at - begin,
             wait_s=wait_s,
+            witnessed=self._witness.report(),
         )
-        return WorkerReply(report, committed)
+        return WorkerReply(report, committed, refused)
 
     def flush(self) -> WorkerReply:
-        """Commits everything buffered."""
+        """Commits everything buffered, once the witness has answered."""
         begin = time.perf_counter() if self._ended_at is None else self._ended_at
+        self._witness.wait()
+        refused = self._release()
         committed = self._commit()
         self._ended_at = time.perf_counter()
-        return WorkerReply(FlushReport(self._ended_at - begin), committed)
+        report = FlushReport(self._ended_at - begin, self._witness.report())
+        return WorkerReply(report, committed, refused)
 
     def close(self) -> None:
         self._commit()
+        self._witness.close()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -297,22 +186,49 @@ class ScoringWorker:
         done, self._pending = tuple(self._pending), []
         return done
 
-    def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[str]]:
+    def _release(self) -> tuple[tuple[str, ErrorInfo], ...]:
+        """Hands rows that need not wait any longer to the writer; gives units that are refused."""
+        refused, kept = [], []
+        for held in self._held:
+            try:
+                said = [self._witness.compared(weights) for weights, _, _ in held.parts]
+            except WitnessError as error:
+                refused.append((held.unit_id, ErrorInfo.of(error)))
+                continue
+            if None in said:
+                kept.append(held)
+                continue
+            rows = [
+                with_maker(table, self._maker(record | {"compared": how}))
+                for (_, record, table), how in zip(held.parts, said, strict=True)
+            ]
+            # One call, so that a unit is in the buffer as a whole or not at all.
+            self._writer.add(pa.concat_tables(rows), age_s=time.monotonic() - held.began_s)
+            self._pending.append(held.unit_id)
+        self._held = kept
+        return tuple(refused)
+
+    def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[dict]]:
         """Loads each subject: the last one is in place, the others beside the weights with it.
 
         What it raises is about the subjects as a whole, not about the unit at hand.
 
         Returns:
-            What each load was, and the id of what makes the subject's rows from then on.
+            What each load was, and what makes the subject's rows from then on.
         """
         pulse.enter("load")
         loads, makers = [], []
         try:
             if self._engine is None:
                 self._engine = create_engine(self._config.spec)
+                # Only now: an engine looks at how busy the machine is when it is made.
+                if self._engine.needs_witness:
+                    self._witness.begin()
             for subject in subjects:
-                loads.append(self._engine.load(subject))
-                makers.append(self._maker(self._engine.made_by()))
+                load = self._engine.load(subject)
+                self._witness.loaded(subject, load)
+                loads.append(load)
+                makers.append(self._engine.made_by())
         except Exception as error:
             error.of_group = True  # type: ignore[attr-defined]
             raise
@@ -337,10 +253,8 @@ class ScoringWorker:
             self._makers[key] = self._store.write_maker(record)
         return self._makers[key]
 
-    def _score(
-        self, job: UnitJob, shares: Sequence[_Share], makers: Sequence[str]
-    ) -> tuple[dict, pa.Table]:
-        """Everything a unit asks for: the counts of its report, and its rows."""
+    def _score(self, job: UnitJob, shares: Sequence[Share]) -> tuple[dict, list[pa.Table]]:
+        """Everything a unit asks for: the counts of its report, and the rows of each subject."""
         assert self._engine is not None
         items = [
             (share.subject, share.scored.batch, [g.batch for g in share.generated if g])
@@ -352,19 +266,16 @@ class ScoringWorker:
         else:
             answers = score_and_generate_many(self._engine, items)
         engine_s = time.perf_counter() - begin
-        rows = [
-            share.rows(answer, maker)
-            for share, answer, maker in zip(shares, answers, makers, strict=True)
-        ]
+        rows = [share.rows(answer) for share, answer in zip(shares, answers, strict=True)]
         begin = time.perf_counter()
         rescored = self._certify(job, shares, rows) if job.sample else None
         certify_s = time.perf_counter() - begin if job.sample else 0.0
         scores = [answer[0] for answer in answers]
         made = [result for answer in answers for result in answer[1]]
         prompts: list[ScoreResult | GenerateResult] = [*scores, *made]
-        together = pa.concat_tables([table for own in rows for table in own])
+        together = [pa.concat_tables(own) for own in rows]
         counts = {
-            "examples": len(together),
+            "examples": sum(map(len, together)),
             "choices": sum(len(share.scored.slots) for share in shares),
             "computed_tokens": sum(int(r.computed_tokens.sum()) for r in prompts),
             "cached_tokens": sum(int(r.cached_tokens.sum()) for r in prompts),
@@ -378,11 +289,16 @@ class ScoringWorker:
         return counts, together
 
     def _certify(
-        self, job: UnitJob, shares: Sequence[_Share], rows: Sequence[Sequence[pa.Table]]
+        self, job: UnitJob, shares: Sequence[Share], rows: Sequence[Sequence[pa.Table]]
     ) -> Rescored:
         assert self._engine is not None
         samples = []
         for share, own in zip(shares, rows, strict=True):
             self._engine.load(share.subject)
-            samples.append(rescore(self._engine, share.sampled(own, job.sample)))
+            sampled = share.sampled(own, job.sample)
+            samples.append(rescore(self._engine, sampled))
+            tokens = self._witness.tokens_left(share.subject.weights)
+            asked = rows_to_witness(sampled, tokens) if tokens else None
+            if asked is not None:
+                self._witness.ask_rows(share.subject, *asked)
         return Rescored.together(samples)

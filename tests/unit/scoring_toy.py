@@ -6,16 +6,19 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+import evalcore.scoring.witnessing
 import evalcore.scoring.worker
 from evalcore import errors
 from evalcore.cluster import Job, JobPool, ListSource, pulse
 from evalcore.engines.protocol import EngineSpec, LoadReport, OneByOne
+from evalcore.engines.witness_process import Said
 from evalcore.planning import Unit, UnitSlice
 from evalcore.planning.unit import make_unit
 from evalcore.prompting import REQUEST_SCHEMA
@@ -161,10 +164,11 @@ class Run:
 
     def __init__(self, results: Path, **pool_options: Any) -> None:
         self.results = results
-        commit_every_s = pool_options.pop("commit_every_s", 0.0)
-        config = WorkerConfig(str(results), SPEC, commit_every_s)
+        config = WorkerConfig(str(results), SPEC, pool_options.pop("commit_every_s", 0.0))
+        config = replace(config, **pool_options.pop("config", {}))
         ResultStore(results)
-        self.pool = JobPool("scoring_toy:make", config, **pool_options)
+        make = pool_options.pop("make", "make")
+        self.pool = JobPool(f"scoring_toy:{make}", config, **pool_options)
         self.runs: Counter[str] = Counter()
         self.committed: list[str] = []
         self.failures: dict[str, Exception] = {}
@@ -197,3 +201,42 @@ class Run:
     def rows_written(self) -> int:
         """Rows in all segments, those written twice counted twice."""
         return sum(info.num_rows for info in ResultStore(self.results)._infos())
+
+
+class FakeWitness:
+    """Answers zeros to every second look; says of what it cannot load that it cannot."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.asked: list[tuple[int, Subject]] = []
+        self.looks, self.start_s, self.memory_bytes, self.gone = 0, 5.0, 7, False
+
+    def ask(self, subject: Subject, batch: Any) -> int:
+        self.looks = 0
+        self.asked.append((id(subject), subject))
+        return id(subject)
+
+    def poll(self, wait_s: float = 0.0) -> list[Said]:
+        self.looks += 1
+        if self.looks < 2 or not self.asked:
+            return []
+        number, who = self.asked.pop(0)
+        if "large" in who.label:
+            return [Said("answer", number, reason="too large")]
+        return [Said("answer", number, {"float32": np.zeros(15)}, cpu_s=0.01)]
+
+    def close(self) -> None: ...
+
+
+class WitnessedEngine(StubEngine):
+    """A stub whose canaries are zeros, or 3 nats off for subjects named ``wrong``."""
+
+    def load(self, subject: Subject) -> LoadReport:
+        report = super().load(subject)
+        off = 3.0 if "wrong" in subject.label else 0.0
+        return replace(report, strategy="packed", canary=np.full(15, off), vocab_size=9)
+
+
+def make_witnessed(config: WorkerConfig, index: int) -> ScoringWorker:
+    evalcore.scoring.worker.create_engine = lambda spec: WitnessedEngine()  # type: ignore[assignment,misc,return-value]
+    evalcore.scoring.witnessing.WitnessProcess = FakeWitness  # type: ignore[assignment,misc]
+    return ScoringWorker(config, index)

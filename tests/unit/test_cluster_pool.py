@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster_toy import Recorder, job
 
 from evalcore.cluster import Job, JobPool, ListSource, Stop
+from evalcore.cluster.local import worker_path
 from evalcore.errors import EngineError, InputError, ProofError, WorkerLostError
 
 
@@ -264,3 +266,13 @@ def test_idle_worker_takes_what_a_starting_one_would_get(tmp_path: Path) -> None
     assert slow.run(ListSource(jobs), **seen.callbacks()) == "done"
     assert sorted(seen.committed) == ["a", "b"]
     assert time.monotonic() - started < 10
+
+
+def test_copies_that_libraries_bring_along_do_not_go_before_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = next(p for p in Path(sysconfig.get_path("purelib")).iterdir() if p.is_dir())
+    monkeypatch.setattr(sys, "path", [*sys.path, str(brought), str(tmp_path)])
+    entries = worker_path().split(os.pathsep)
+    assert str(tmp_path) in entries
+    assert str(brought.resolve()) not in entries

@@ -37,7 +37,7 @@ OPTIONS = """
     --name-pattern --no-bases --no-documents --num-fewshot --num-gpus --output --parent-map
     --peak-tflops --prompt-path --prompts --ray-address --seed --shard --stop-grace --strategy
     --strict --system-instruction --task-path --tasks --template-date --tensor-parallel --threads
-    --time-limit --tokenizer --trust-remote-code --tuned-on --unit-examples --workers
+    --time-limit --tokenizer --trust-remote-code --tuned-on --unit-examples --witness --workers
 """
 STUDY_KEYS = """
     adapters certify device dtype engine limit max_length num_fewshot strategy tensor_parallel

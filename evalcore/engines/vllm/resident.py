@@ -39,7 +39,7 @@ from evalcore.identity import (
     weight_layout,
 )
 from evalcore.identity.verify import adapter_files, unchanged, verify_adapter
-from evalcore.types import Checkpoint, Subject
+from evalcore.types import Checkpoint, FloatArray, Subject
 
 _log = logging.getLogger("evalcore")
 # Other strategies against plain on the canary batch, once per engine start; nats.
@@ -71,6 +71,8 @@ class _Shape:
 class Resident:
     """A vLLM engine and the subject that is in place in it."""
 
+    needs_witness = True
+
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._device = prepare(spec)
@@ -86,6 +88,7 @@ class Resident:
         self._slots: AdapterSlots | None = None
         self._lora: Any = None  # the adapter beside them, as vLLM names it
         self._canaries = CanaryBook(spec.dtype)
+        self._canary: FloatArray | None = None  # of the last load, if they were scored for it
         self._scorer: Scorer = PlainScorer()
         self._chosen = False  # whether the strategy is
         self._stats: dict[str, float] = dict.fromkeys(
@@ -143,9 +146,11 @@ class Resident:
             self._verdict.share >= 1.0,
             details,
             proven_share=self._verdict.share,
-            compared=details["canary"],
+            canaries=details["canary"],
             strategy=self._scorer.name,
             adapter="" if subject.adapter is None else "batched" if beside else "merged",
+            canary=self._canary,
+            vocab_size=self._facts["vocab_size"],
         )
         return self._report
 
@@ -256,13 +261,15 @@ class Resident:
     def _compare(self, subject: Subject, beside: bool, details: dict[str, str]) -> None:
         """Compares the canaries with what is known of them."""
         begin = time.perf_counter()
+        self._canary = None
         known = self._slots.proven if beside and self._slots is not None else set()
         if subject.adapter is not None and subject.adapter.fingerprint in known:
             # Once more would only empty the prefix cache.
             details["canary"] = "compared when it was loaded"
             return
         try:
-            details["canary"] = self._canaries.check(subject, self._score_canary())
+            self._canary = self._score_canary()
+            details["canary"] = self._canaries.check(subject, self._canary)
         except EvalcoreError:
             self._weights = None  # the next load is a full one
             raise

@@ -1,0 +1,214 @@
+"""The witness: transformers' own answers, in a process that has never seen vLLM.
+
+``python -m evalcore.engines.witness_process FD PARENT`` answers one :class:`Question` after another
+on a socket, until that is closed or its parent is gone. (vLLM patches classes of transformers, and
+models built in its process afterwards are not transformers' own any more.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import getpass
+import math
+import os
+import queue
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from evalcore.cluster.runner import leave_signals_to_driver
+from evalcore.engines.canary import canary_batch
+from evalcore.engines.protocol import Dtype, EngineSpec
+from evalcore.errors import EvalcoreError
+from evalcore.identity import weight_layout
+from evalcore.machine import available_bytes
+from evalcore.types import FloatArray, ScoreBatch, Subject
+
+NICENESS = 10  # beside an engine that wants all cores it gets about a tenth of one
+PARENT_CHECK_S = 2.0
+KEPT_BYTES = 1 << 30  # a model up to this size stays for the next question about it
+RUNTIME_BYTES = 2 << 30  # libraries, activations, logits
+HEADROOM = 1.25  # of the weights: one file's tensors may be there twice while they are cast
+
+
+@dataclass(frozen=True)
+class Question:
+    """Scores of a subject are asked for.
+
+    Attributes:
+        id: Comes back with the answer.
+        subject: Whose.
+        dtypes: In which dtypes, one after the other.
+        batch: What is scored; a number: the canary batch of a vocabulary of that size.
+    """
+
+    id: int
+    subject: Subject
+    dtypes: tuple[Dtype, ...]
+    batch: ScoreBatch | int
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the witness sends.
+
+    Attributes:
+        kind: ``ready`` (it stands), ``begun`` (it has its turn on this machine), ``answer``.
+        id: Of the question.
+        values: dtype -> float64 [T], log-probabilities of the batch's continuation tokens.
+        reason: Why it cannot answer; empty if it did.
+        cpu_s, wall_s: What that took (``ready``: since the process began).
+        memory_bytes: Most memory the process has had so far.
+    """
+
+    kind: str
+    id: int = -1
+    values: dict[str, FloatArray] | None = None
+    reason: str = ""
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    memory_bytes: int = 0
+
+
+def needed_bytes(path: str) -> int:
+    """Memory for a forward of a checkpoint in float32."""
+    numbers = sum(math.prod(shape) for _, shape in weight_layout(path).values())
+    return int(HEADROOM * 4 * numbers) + RUNTIME_BYTES
+
+
+def too_large(path: str) -> str:
+    """Why a checkpoint cannot be loaded here; empty if it can."""
+    needed, there = needed_bytes(path), available_bytes()
+    if there is None or needed <= there:
+        return ""
+    return f"it takes {needed / 2**30:.1f} GiB in float32, and {there / 2**30:.1f} GiB are free"
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """One witness of a machine at a time has a model in memory."""
+    folder = Path(tempfile.gettempdir())
+    with open(folder / f"evalcore-witness-{getpass.getuser()}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Witness:
+    """Answers questions; keeps a small model for the next one about it.
+
+    Args:
+        spec: Of the engine that is compared.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._remote_code = spec.trust_remote_code
+        self._engine: Any = None
+        self._dtype: Dtype = "float32"
+
+    def answer(self, question: Question) -> tuple[dict[str, FloatArray], str]:
+        """(values, why there are none)."""
+        path = question.subject.checkpoint.path
+        try:
+            if reason := too_large(path):
+                self._drop()
+                return {}, reason
+            values = {str(dtype): self._score(question, dtype) for dtype in question.dtypes}
+        except EvalcoreError as error:
+            self._drop()
+            return {}, f"transformers cannot score it: {error}"
+        except Exception as error:  # transformers raises whatever a model's code raises
+            self._drop()
+            lines = str(error).strip().splitlines() or [""]
+            return {}, f"transformers cannot score it: {type(error).__name__}: {lines[0]}"
+        if needed_bytes(path) > KEPT_BYTES + RUNTIME_BYTES:
+            self._drop()
+        return values, ""
+
+    def _score(self, question: Question, dtype: Dtype) -> FloatArray:
+        from evalcore.engines.hf import HFEngine
+
+        if self._engine is None or self._dtype != dtype:
+            self._drop()
+            threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+            self._engine = HFEngine(
+                EngineSpec(kind="hf", dtype=dtype, device="cpu", threads=threads,
+                           trust_remote_code=self._remote_code)
+            )  # fmt: skip
+            self._dtype = dtype
+        self._engine.load(question.subject)
+        batch = question.batch
+        if not isinstance(batch, ScoreBatch):
+            batch = canary_batch(batch)
+        values: FloatArray = self._engine.score(batch).token_logprobs
+        return values
+
+    def _drop(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+        gc.collect()
+
+
+def memory_bytes() -> int:
+    """Most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(connection: Connection, parent: int) -> None:
+    """Answers until the connection is closed. Never returns."""
+    questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                while not connection.poll(PARENT_CHECK_S):
+                    if os.getppid() != parent:
+                        os._exit(1)
+                questions.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+    spec: EngineSpec = connection.recv()
+    threading.Thread(target=read, name="evalcore-questions", daemon=True).start()
+    import peft  # noqa: F401  what takes longest, before anything is asked
+
+    witness = Witness(spec)
+    wall_s = time.monotonic() - _BEGAN
+    connection.send(Said("ready", cpu_s=time.process_time(), wall_s=wall_s,
+                         memory_bytes=memory_bytes()))  # fmt: skip
+    while True:
+        question = questions.get()
+        with turn():
+            connection.send(Said("begun", question.id))
+            begin, spent = time.monotonic(), time.process_time()
+            values, reason = witness.answer(question)
+            said = Said(
+                "answer",
+                question.id,
+                values,
+                reason,
+                time.process_time() - spent,
+                time.monotonic() - begin,
+                memory_bytes(),
+            )
+        connection.send(said)
+
+
+_BEGAN = time.monotonic()
+
+if __name__ == "__main__":
+    leave_signals_to_driver()
+    os.nice(NICENESS)
+    # The class of what is sent must not be that of a module named __main__.
+    from evalcore.engines import witness_process
+
+    witness_process.serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
