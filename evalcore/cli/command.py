@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-from evalcore.config import all_options
-
 _TITLES = (
     "What is scored", "What is asked", "Data and definitions", "Tuning", "Engine", "Machines",
     "The run",
@@ -25,6 +23,8 @@ _OWN = {
 
 def sections() -> dict[str, list[str]]:
     """Titles of the help -> the parameters below them, in this order."""
+    from evalcore.config import all_options  # `evalcore --help` does without
+
     found = {title: list(_OWN.get(title, ())) for title in _TITLES}
     for _, _, about in all_options().values():
         if about.read == "share":  # one field, two words: whether, and how much
