@@ -31,7 +31,8 @@ from finetune.study import EvaluationSpec
 
 # An option that goes or changes its spelling breaks users: say so in CHANGELOG.md, then mend this.
 OPTIONS = """
-    --adapters --allow-code --apply-chat-template --assume-base --base-map --certify --certify-share
+    --adapters --allow-code --apply-chat-template --assume-base --base-map --budget --certify
+    --certify-share
     --chat-template-args --checkpoint --cluster --commit-every --data-root --device --dry-run
     --dtype --engine --fewshot-as-multiturn --include-path --limit --log-json --max-length
     --name-pattern --no-bases --no-documents --num-fewshot --num-gpus --output --parent-map
@@ -40,7 +41,7 @@ OPTIONS = """
     --time-limit --tokenizer --trust-remote-code --tuned-on --unit-examples --witness --workers
 """
 STUDY_KEYS = """
-    adapters certify device dtype engine limit max_length num_fewshot strategy tensor_parallel
+    adapters budget certify device dtype engine limit max_length num_fewshot strategy tensor_parallel
 """
 PARAMETERS = {param.name: param for param in score_command.params}
 
