@@ -41,7 +41,8 @@ OPTIONS = """
     --time-limit --tokenizer --trust-remote-code --tuned-on --unit-examples --witness --workers
 """
 STUDY_KEYS = """
-    adapters budget certify device dtype engine limit max_length num_fewshot strategy tensor_parallel
+    adapters budget certify device dtype engine limit max_length num_fewshot strategy
+    tensor_parallel
 """
 PARAMETERS = {param.name: param for param in score_command.params}
 
