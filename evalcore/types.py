@@ -302,6 +302,13 @@ class Document:
     golds: tuple[int, ...] = ()
 
 
+AXES: dict[str, tuple[str, ...]] = {
+    "answer": ("choices", "first_token", "constrained", "free"),
+}
+"""Keys of a selection of prompts that set a variant's field of that name, with the words it may be;
+where a key is not given, the field is as the prompt's file has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to turn a document into text.

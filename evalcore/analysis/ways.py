@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evalcore.prompting.selection import AXES
+from evalcore.types import AXES
 
 
 @dataclass(frozen=True, slots=True, order=True)

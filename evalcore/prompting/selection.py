@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from evalcore.errors import InputError, UnknownNameError
+from evalcore.types import AXES
 
 Options = dict[str, int | str]
 
-AXES: dict[str, tuple[str, ...]] = {
-    "answer": ("choices", "first_token", "constrained", "free"),
-}
-"""Keys that set a variant's field of the same name, and the words it may be set to; where a key is
-not given, the field is as the prompt's file has it."""
 _SWITCHES = ("balance", "chat", "space")
 _WORDS = {"chat_shots": ("turns", "text"), "listing": ("cloze", "letters"), **AXES}
 KEYS = (

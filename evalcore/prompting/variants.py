@@ -17,10 +17,10 @@ from evalcore.identity import differences, text_fingerprint
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.prompting.grammar import formats
 from evalcore.prompting.model import RESERVED_NAMES, PromptDefinition, TemplateInFileError
-from evalcore.prompting.selection import AXES, Options, parse_selection
+from evalcore.prompting.selection import Options, parse_selection
 from evalcore.prompting.shots import count_orders
 from evalcore.tasks import definition_error, once_per_state, read_yaml, validation_line
-from evalcore.types import TEMPLATE_DATE, Variant
+from evalcore.types import AXES, TEMPLATE_DATE, Variant
 
 # Raise it when the same template and document would give other text than before.
 RENDERER_VERSION = 1
@@ -266,7 +266,7 @@ def with_options(
         chat_args: Arguments of the chat template, canonical JSON.
         chat_date: Day the chat template may write.
         space: 1: a space before the answer, 0: nothing, None: the file's delimiter.
-        **axes: Other fields (``selection.AXES``), where they are not as the file has them.
+        **axes: Other fields (``types.AXES``), where they are not as the file has them.
 
     Raises:
         InputError: If a value is out of range, or a space is asked for in a chat.
