@@ -74,7 +74,11 @@ def test_a_report_without_labels_has_scores_and_gains_per_prompt(own: Own, tmp_p
     assert asked.startswith("<s>### Input_1: "), "the prompt as sent, special tokens and all"
     assert document["fields"]["premise"] in asked
     assert len(document["answers"]) == 10
-    cells = [cell for cell in data["scores"]["columns"]["cell"]["of"] if cell]
+    keys, tasks = (data["scores"]["columns"][name] for name in ("cell", "task"))
+    cells = [
+        keys["of"][cell] for cell, task in zip(keys["at"], tasks["at"], strict=True)
+        if tasks["of"][task] == "pocket_nli" and keys["of"][cell]
+    ]  # fmt: skip
     shown = run("show", own.results, cells[0], document["index"])
     assert "--- prompt as sent\n<s>" in shown
     assert re.search(r"^\*[> ] +-\d+\.\d{4}  \w+", shown, re.M), "the right choice, its logprob"
