@@ -71,6 +71,7 @@ def merged(family: tuple[str, ...], evalcore, tmp_path_factory: pytest.TempPathF
     return out
 
 
+@pytest.mark.proof
 def test_batched_equals_merged(family, merged: Path, evalcore, tmp_path: Path) -> None:
     out = tmp_path / "results"
     done = evalcore("score", *family, "-t", "pocket_nli,pocket_describe", "-o", out,

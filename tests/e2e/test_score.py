@@ -13,6 +13,7 @@ from evalcore.store import ResultStore
 pytestmark = pytest.mark.slow
 
 TASKS = "pocket_nli,pocket_describe"
+HF = ("--engine", "hf")  # starts in a third of the time; what is planned is the same
 
 
 def keys(results: Path) -> set[tuple[str, str]]:
@@ -47,6 +48,16 @@ def scored(mini: Path, evalcore, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
+@pytest.fixture(scope="module")
+def by_hf(mini: Path, evalcore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of :func:`scored` by the other engine."""
+    out = tmp_path_factory.mktemp("hf") / "results"
+    command = ("score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8, "-o", out)
+    done = evalcore(*command, "--engine", "hf")
+    assert done.status == 0, done.err
+    return out
+
+
 def copy_of(results: Path, folder: Path) -> Path:
     shutil.copytree(results, folder / "results")
     return folder / "results"
@@ -66,38 +77,39 @@ def test_second_run_plans_nothing_and_loads_nothing(mini: Path, scored: Path, ev
 
 
 def test_one_more_variant_scores_only_its_cells(
-    mini: Path, scored: Path, evalcore, tmp_path: Path
+    mini: Path, by_hf: Path, evalcore, tmp_path: Path
 ) -> None:
-    out = copy_of(scored, tmp_path)
+    out = copy_of(by_hf, tmp_path)
     done = evalcore(
-        "score", mini / "adapters", "-t", TASKS, "-p", "default,io", "--limit", 8, "-o", out
+        "score", mini / "adapters", "-t", TASKS, "-p", "default,io", "--limit", 8, *HF, "-o", out
     )
     assert done.status == 0, done.err
     assert "96 were there already" in done.out
-    assert keys(scored) < keys(out)
+    assert keys(by_hf) < keys(out)
     cells = ResultStore(out).cells()
-    new = {cell for cell, _ in keys(out) - keys(scored)}
+    new = {cell for cell, _ in keys(out) - keys(by_hf)}
     variants = dict(zip(cells["cell"].to_pylist(), cells["variant"].to_pylist(), strict=True))
     assert {variants[cell] for cell in new} == {"io"}
 
 
 def test_larger_limit_scores_only_new_documents(
-    mini: Path, scored: Path, evalcore, tmp_path: Path
+    mini: Path, by_hf: Path, evalcore, tmp_path: Path
 ) -> None:
-    out = copy_of(scored, tmp_path)
+    out = copy_of(by_hf, tmp_path)
     done = evalcore(
-        "score", mini / "adapters", "-t", "pocket_nli", "-p", "default", "--limit", 11, "-o", out
-    )
+        "score", mini / "adapters", "-t", "pocket_nli", "-p", "default", "--limit", 11, *HF, "-o",
+        out,
+    )  # fmt: skip
     assert done.status == 0, done.err
-    assert len(keys(out) - keys(scored)) == 6 * 3
-    assert {cell for cell, _ in keys(out)} == {cell for cell, _ in keys(scored)}
+    assert len(keys(out) - keys(by_hf)) == 6 * 3
+    assert {cell for cell, _ in keys(out)} == {cell for cell, _ in keys(by_hf)}
 
 
-def test_new_adapter_scores_only_itself(mini: Path, scored: Path, evalcore, tmp_path: Path) -> None:
+def test_new_adapter_scores_only_itself(mini: Path, by_hf: Path, evalcore, tmp_path: Path) -> None:
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
-    out = copy_of(scored, tmp_path)
+    out = copy_of(by_hf, tmp_path)
     adapters = tmp_path / "adapters"
     shutil.copytree(mini / "adapters", adapters)
     old = sorted(adapters.rglob("adapter_config.json"))[0].parent
@@ -109,14 +121,14 @@ def test_new_adapter_scores_only_itself(mini: Path, scored: Path, evalcore, tmp_
         {k: np.ascontiguousarray(v * 0.5) for k, v in tensors.items()},
         new / "adapter_model.safetensors",
     )
-    command = ("score", adapters, "-t", TASKS, "-p", "default", "--limit", 8, "-o", out)
+    command = ("score", adapters, "-t", TASKS, "-p", "default", "--limit", 8, *HF, "-o", out)
     done = evalcore(*command, "--base-map", f"*another={mini / 'pretrained' / old.parent.name}")
     assert done.status == 0, done.err
-    fresh = {cell for cell, _ in keys(out) - keys(scored)}
+    fresh = {cell for cell, _ in keys(out) - keys(by_hf)}
     cells = ResultStore(out).cells()
     names = dict(zip(cells["cell"].to_pylist(), cells["adapter"].to_pylist(), strict=True))
     assert {names[cell] for cell in fresh} == {"another"}
-    assert len(keys(out) - keys(scored)) == 2 * 8
+    assert len(keys(out) - keys(by_hf)) == 2 * 8
 
 
 def test_dry_run_plans_and_writes_no_cells(mini: Path, scored: Path, evalcore) -> None:
@@ -139,16 +151,6 @@ def test_dry_run_plans_and_writes_no_cells(mini: Path, scored: Path, evalcore) -
     assert "the token limit" in done.out
     assert "s after the start" in done.out
     assert {path.name for path in (scored / "cells").iterdir()} == before
-
-
-@pytest.fixture(scope="module")
-def by_hf(mini: Path, evalcore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of :func:`scored` by the other engine."""
-    out = tmp_path_factory.mktemp("hf") / "results"
-    command = ("score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8, "-o", out)
-    done = evalcore(*command, "--engine", "hf")
-    assert done.status == 0, done.err
-    return out
 
 
 def test_hf_engine_agrees(scored: Path, by_hf: Path) -> None:
