@@ -196,7 +196,9 @@ def _tuning_text(rows: Sequence[StudyRow], row: StudyRow, width: int) -> str:
     if not about:
         return tuning
     text = f" ({', '.join(about)})"
-    return fit(tuning, min(len(tuning), width - len(text)), False) + text
+    left = width - len(text)
+    named = short_names((r.subject.tuning or "?" for r in rows), left)  # cut, they still differ
+    return fit(named[tuning], min(len(named[tuning]), left), False) + text
 
 
 def _differ(rows: Sequence[StudyRow], row: StudyRow, name: str) -> bool:
