@@ -32,12 +32,14 @@ class Case:
 
     Attributes:
         outcomes: float64 [prompts, documents].
-        variances: Of prompts and documents, in logits.
+        variances: Of prompts and documents (and biases towards classes), in logits.
+        classes: Of the documents' right answers; None: not used.
     """
 
     name: str
     outcomes: npt.NDArray[np.float64]
-    variances: tuple[float, float]
+    variances: tuple[float, ...]
+    classes: npt.NDArray[np.int64] | None = None
 
 
 def simulated(seed: int) -> Iterator[Case]:
@@ -64,10 +66,14 @@ def of_results(results: Path, least: int = 10) -> Iterator[Case]:
                     continue
                 shared = sorted(set.intersection(*(set(c.docs.tolist()) for c in own)))
                 outcomes = np.stack([c.values[np.isin(c.docs, shared)] for c in own])
+                golds = own[0].golds[np.isin(own[0].docs, shared)]
+                classes = golds if golds.min() >= 0 else None
                 pairs = draw_pairs(*outcomes.shape, outcomes.size)
-                whole = estimate(pairs, outcomes[pairs[:, 0], pairs[:, 1]], *outcomes.shape)
+                whole = estimate(
+                    pairs, outcomes[pairs[:, 0], pairs[:, 1]], *outcomes.shape, classes=classes
+                )
                 name = f"{model.label}, {task}, {way.label}"
-                yield Case(name, outcomes, (whole.spread[0] ** 2, whole.spread[1] ** 2))
+                yield Case(name, outcomes, tuple(sd**2 for sd in whole.spread), classes)
 
 
 def errors(case: Case, share: float, seed: int) -> npt.NDArray[np.float64]:
@@ -77,10 +83,13 @@ def errors(case: Case, share: float, seed: int) -> npt.NDArray[np.float64]:
     pairs = draw_pairs(*outcomes.shape, ceil(share * outcomes.size), seed)
     seen = outcomes[pairs[:, 0], pairs[:, 1]]
     count = len(outcomes)
-    own = estimate(pairs, seen, *outcomes.shape, seed=seed, quantiles=SHARES)
-    told = estimate(
-        pairs, seen, *outcomes.shape, seed=seed, quantiles=SHARES, variances=case.variances
-    )
+    own, told = (
+        estimate(
+            pairs, seen, *outcomes.shape, seed=seed, quantiles=SHARES, classes=case.classes,
+            variances=variances,
+        )
+        for variances in (None, case.variances)
+    )  # fmt: skip
     naive = np.bincount(pairs[:, 0], seen, count) / np.bincount(pairs[:, 0], minlength=count)
     found = [
         [own.quantiles[s][0] for s in SHARES],

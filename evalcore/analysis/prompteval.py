@@ -6,6 +6,12 @@ LLMs", arXiv:2405.17202): document j under prompt i is answered rightly with pro
 of their own, which the pairs themselves tell, and everything is drawn from its posterior, so that
 quantiles over prompts neither shrink (as estimates that borrow strength do) nor widen (as raw means
 of few documents do), and come with an interval.
+
+Where a question has a few classes of answers, prompts differ most in which class they favour: one
+under which a model always says "entailment" is right on a third of the documents, whatever its
+skill. A prompt then has a bias ``c_ik`` towards each class k as well, and document j of class g is
+answered rightly with probability ``sigmoid(mean + a_i + b_j + c_ig - log sum_{k != g} exp c_ik)``:
+the chance that g wins among biased classes, evidence for it added.
 """
 
 from __future__ import annotations
@@ -24,7 +30,8 @@ Ints = npt.NDArray[np.int64]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SWEEPS, WARM_UP = 1200, 400
-_TARGET = 0.44  # accepted share at which one-dimensional random walks mix best (Gelman et al. 1996)
+# Accepted shares at which random walks of one and of some dimensions mix best (Gelman et al. 1996).
+_TARGET, _TARGET_TOGETHER = 0.44, 0.3
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class PromptScores:
         quantiles: Share -> (quantile over prompts, lower, upper), 95 % intervals.
         scored: Pairs that were scored, of ``pairs``.
         naive: Mean of the scored pairs.
-        spread: Standard deviations of prompts and of documents, in logits (posterior means).
+        spread: Standard deviations of prompts and of documents, in logits (posterior means), and of
+            biases towards classes where there are some.
     """
 
     prompts: Floats
@@ -52,7 +60,7 @@ class PromptScores:
     scored: int
     pairs: int
     naive: float
-    spread: tuple[float, float]
+    spread: tuple[float, ...]
 
     def as_record(self) -> dict[str, Any]:
         """As JSON values; inverse of :meth:`of_record`."""
@@ -147,9 +155,54 @@ class _Effects:
         self._scale = float((1 + 1 / self.variance) / self.rng.gamma(1.0))
 
 
+class _Biases:
+    """Normal biases of each prompt towards the classes, one prompt's moved together."""
+
+    def __init__(self, rows: Ints, classes: Ints, prompts: int, rng: np.random.Generator) -> None:
+        self.rows, self.classes, self.rng = rows, classes, rng
+        self.values = np.zeros((prompts, int(classes.max()) + 1))
+        self.variance, self._scale = 1.0, 1.0
+        self._steps = np.full((prompts, 1), 0.5)
+
+    def logits(self, values: Floats | None = None) -> Floats:
+        """float64 [prompts, classes]: what a bias adds where that class is right."""
+        values = self.values if values is None else values
+        top = values.max(axis=1, keepdims=True)
+        mass = np.exp(values - top)
+        others = mass.sum(axis=1, keepdims=True) - mass
+        logits: Floats = values - top - np.log(np.maximum(others, 1e-300))
+        return logits
+
+    def of_pairs(self, seen: Ints) -> Floats:
+        """float64 [n]: the same for each pair, whose document has class ``seen``."""
+        return self.logits()[self.rows, seen]
+
+    def move(self, other: Floats, seen: Ints, outcomes: Floats, adapt: float) -> None:
+        """Two steps of each prompt's biases, given the rest of the logits ``other`` [n]."""
+        count = len(self.values)
+        for _ in range(2):
+            proposed = self.values + self._steps * self.rng.standard_normal(self.values.shape)
+            now = other + self.of_pairs(seen)
+            then = other + self.logits(proposed)[self.rows, seen]
+            gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+            prior = ((self.values**2).sum(axis=1) - (proposed**2).sum(axis=1)) / (2 * self.variance)
+            log_ratio = np.bincount(self.rows, gain, count) + prior
+            accepted = (np.log(self.rng.random(count)) < log_ratio)[:, None]
+            self.values = np.where(accepted, proposed, self.values)
+            if adapt:
+                self._steps = self._steps * np.exp(adapt * (accepted - _TARGET_TOGETHER))
+
+    def draw_variance(self) -> None:
+        """As of other effects."""
+        rate = (self.values**2).sum() / 2 + 1 / self._scale
+        self.variance = float(rate / self.rng.gamma((self.values.size + 1) / 2))
+        self._scale = float((1 + 1 / self.variance) / self.rng.gamma(1.0))
+
+
 def estimate(
     pairs: Ints, outcomes: Floats, prompts: int, documents: int, *, seed: int = 0,
-    quantiles: Sequence[float] = QUANTILES, variances: tuple[float, float] | None = None,
+    quantiles: Sequence[float] = QUANTILES, classes: Ints | None = None,
+    variances: tuple[float, ...] | None = None,
 ) -> PromptScores:  # fmt: skip
     """The distribution of scores over prompts, on all documents.
 
@@ -159,7 +212,10 @@ def estimate(
         prompts, documents: How many there are.
         seed: Of the draws from the posterior; the same input gives the same numbers.
         quantiles: Shares of prompts at or below the wanted scores.
-        variances: True variances of prompts and documents in logits, where they are known.
+        classes: int64 [documents], from 0: the class of each document's right answer, where all
+            have one of a few; None: without biases towards classes.
+        variances: True variances of prompts, documents (and, with ``classes``, biases) in logits,
+            where they are known.
 
     Raises:
         InputError: No pair was scored, or an outcome lies outside [0, 1].
@@ -175,27 +231,44 @@ def estimate(
         _Effects(rows, prompts, rng),
         _Effects(columns, documents, rng),
     )
+    biases = seen = None
+    if classes is not None and len(np.unique(classes)) > 1:
+        seen = classes[columns]
+        biases = _Biases(rows, classes, prompts, rng)
     if variances is not None:
-        by_prompt.variance, by_document.variance = variances
+        by_prompt.variance, by_document.variance = variances[:2]
+        if biases is not None:
+            biases.variance = variances[2]
     known = np.zeros((prompts, documents), np.bool_)
     known[rows, columns] = True
     right = np.bincount(rows, outcomes, prompts)
     mean, step = float(_logit(np.clip(outcomes.mean(), 0.01, 0.99))), 0.1
-    drawn, spreads = [], []
+    drawn: list[Floats] = []
+    spreads: list[list[float]] = []
     for sweep in range(SWEEPS):
         adapt = 3 / (10 + sweep) ** 0.6 if sweep < WARM_UP else 0.0
-        by_prompt.move(mean + by_document.values[columns], outcomes, adapt)
-        by_document.move(mean + by_prompt.values[rows], outcomes, adapt)
-        mean, step = _move_mean(mean, step, by_prompt, by_document, outcomes, adapt, rng)
+        biased: Floats | float = 0.0
+        if biases is not None and seen is not None:
+            other = mean + by_prompt.values[rows] + by_document.values[columns]
+            biases.move(other, seen, outcomes, adapt)
+            biased = biases.of_pairs(seen)
+        by_prompt.move(mean + by_document.values[columns] + biased, outcomes, adapt)
+        by_document.move(mean + by_prompt.values[rows] + biased, outcomes, adapt)
+        mean, step = _move_mean(mean, step, by_prompt, by_document, biased, outcomes, adapt, rng)
         if variances is None:
             by_prompt.draw_variance()
             by_document.draw_variance()
+            if biases is not None:
+                biases.draw_variance()
         if sweep >= WARM_UP and sweep % 2 == 0:
             logits = mean + by_prompt.values[:, None] + by_document.values
-            chances = np.where(known, 0.0, 1 / (1 + np.exp(-logits)))
+            if biases is not None:
+                logits = logits + biases.logits()[:, classes]
+            chances = np.where(known, 0.0, 1 / (1 + np.exp(-np.clip(logits, -500, 500))))
             noise = np.sqrt((chances * (1 - chances)).sum(axis=1)) * rng.standard_normal(prompts)
             drawn.append(np.clip((right + chances.sum(axis=1) + noise) / documents, 0, 1))
-            spreads.append((by_prompt.variance**0.5, by_document.variance**0.5))
+            sides = [side for side in (by_prompt, by_document, biases) if side is not None]
+            spreads.append([side.variance**0.5 for side in sides])
     scores = np.array(drawn)  # [draws, prompts]
     return PromptScores(
         prompts=scores.mean(axis=0), errors=scores.std(axis=0),
@@ -208,16 +281,16 @@ def estimate(
             )
         },
         scored=len(outcomes), pairs=prompts * documents, naive=float(outcomes.mean()),
-        spread=(float(np.mean([p for p, _ in spreads])), float(np.mean([d for _, d in spreads]))),
+        spread=tuple(float(sd) for sd in np.mean(spreads, axis=0)),
     )  # fmt: skip
 
 
 def _move_mean(
-    mean: float, step: float, by_prompt: _Effects, by_document: _Effects, outcomes: Floats,
-    adapt: float, rng: np.random.Generator,
+    mean: float, step: float, by_prompt: _Effects, by_document: _Effects, biased: Floats | float,
+    outcomes: Floats, adapt: float, rng: np.random.Generator,
 ) -> tuple[float, float]:  # fmt: skip
     """A step of the mean, then exact draws of what may be shifted between it and either side."""
-    effects = by_prompt.values[by_prompt.groups] + by_document.values[by_document.groups]
+    effects = by_prompt.values[by_prompt.groups] + by_document.values[by_document.groups] + biased
     proposed = mean + step * rng.standard_normal()
     now, then = mean + effects, proposed + effects
     gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from evalcore.app.cells import Grid
     from evalcore.planning import PlannedCell
 
+MOST_CLASSES = 8
+"""With more choices a bias towards each cannot be told from so few documents."""
 LEAST_PROMPTS = 10
 """With fewer prompts there is no distribution to estimate: they are scored whole."""
 
@@ -188,6 +190,29 @@ def _estimate(
     known, columns = np.unique(docs, return_inverse=True)
     documents = max(len(known), *(how["documents"] for how in hows))
     pairs = np.stack([np.repeat(np.arange(len(cells)), sizes), columns], axis=1)
-    what = ("prompt scores", prompts, documents, *sorted(cell.key for cell in cells))
-    found = book.memo.get(what, lambda: estimate(pairs, values, prompts, documents).as_record())
+    what = ("prompt scores 2", prompts, documents, *sorted(cell.key for cell in cells))
+    classes = _classes(cells, known, documents)
+    found = book.memo.get(
+        what, lambda: estimate(pairs, values, prompts, documents, classes=classes).as_record()
+    )
     return documents, PromptScores.of_record(found)
+
+
+def _classes(
+    cells: Sequence[Any], known: np.ndarray[Any, Any], documents: int
+) -> np.ndarray[Any, Any] | None:
+    """int64 [documents]: number of the right choice where every document has one of a few.
+
+    Documents that no drawn pair shows get classes as frequent as those of the others.
+    """
+    docs = np.concatenate([cell.docs for cell in cells])
+    golds = np.concatenate([cell.golds for cell in cells])
+    if not len(golds) or golds.min() < 0 or golds.max() >= MOST_CLASSES:
+        return None
+    classes = np.zeros(documents, np.int64)
+    classes[np.searchsorted(known, docs)] = golds
+    unseen = documents - len(known)
+    if unseen:
+        drawn = np.random.default_rng(documents).choice(classes[: len(known)], unseen)
+        classes[len(known) :] = drawn
+    return classes

@@ -49,6 +49,31 @@ def test_quantiles_over_prompts_from_five_per_cent() -> None:
     assert np.mean(errors) <= np.mean(naive) / 2
 
 
+def test_prompts_that_favour_one_answer_are_seen_for_what_they_are() -> None:
+    """Most prompts always answer one class, whatever the document; a few ask well."""
+    prompts, documents, shares = 60, 400, (0.05, 0.5, 0.95)
+    rng = np.random.default_rng(0)
+    classes = rng.integers(3, size=documents)
+    skill = np.where(np.arange(prompts) < 15, 3.0, 0.0)[:, None, None]
+    bias = 10 * rng.standard_normal((prompts, 1, 3)) * (skill == 0)
+    evidence = skill * np.eye(3)[classes] + rng.gumbel(size=(prompts, documents, 3))
+    outcomes = ((bias + evidence).argmax(axis=2) == classes).astype(float)
+    truth = np.quantile(outcomes.mean(axis=1), shares)
+    errors = {"classes": [], "naive": [], "plain": []}
+    for seed in range(2):
+        pairs = draw_pairs(prompts, documents, prompts * documents // 20, seed)
+        seen = outcomes[pairs[:, 0], pairs[:, 1]]
+        for name, given in (("classes", classes), ("plain", None)):
+            found = estimate(pairs, seen, prompts, documents, quantiles=shares, classes=given)
+            errors[name].append([found.quantiles[s][0] for s in shares] - truth)
+        means = np.bincount(pairs[:, 0], seen) / np.bincount(pairs[:, 0])
+        errors["naive"].append(np.quantile(means, shares) - truth)
+    own, naive, plain = (np.abs(errors[n]).mean() for n in ("classes", "naive", "plain"))
+    assert own <= 0.7 * naive
+    assert own <= 0.7 * plain
+    assert own <= 0.04
+
+
 def test_everything_scored_is_the_plain_table() -> None:
     outcomes = answers(np.random.default_rng(0), 6, 30)
     pairs = draw_pairs(6, 30, 180)
