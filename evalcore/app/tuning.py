@@ -193,6 +193,8 @@ def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:
             on_changed="replace" if options.replace_changed else "error",
             at_hand_only=True,
         )
+        if not plan.checkpoints and plan.missing:  # a run would end here, too
+            raise InputError(plan.missing[0].message)
         reports = check_data(plan.jobs, strict=options.scoring.grid.strict, required=False)
     assumption = Assumption(*(options.gpu_speed or ()))
     costs = estimate(spec, plan.jobs, reports, assumption)

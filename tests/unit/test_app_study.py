@@ -114,6 +114,17 @@ def test_a_dry_run_of_a_study_writes_nothing(file: Path) -> None:
     assert sorted(file.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["run", "finetune"])
+def test_a_dry_run_without_any_checkpoint_ends_as_the_run_would(
+    file: Path, tmp_path: Path, command: str
+) -> None:
+    text = file.read_text().replace("step-*", "nowhere-*").replace("step-00100", "nowhere-*")
+    other = tmp_path / "other.yaml"
+    other.write_text(text)
+    with pytest.raises(InputError, match="matches no checkpoint"):
+        CliRunner().invoke(cli, [command, str(other), "--dry-run"], catch_exceptions=False)
+
+
 def test_a_part_needs_all_models(file: Path) -> None:
     options = StudyOptions(file, file.parent, given={"shard": (0, 2)})
     with StudyProgress(quiet=True) as progress, pytest.raises(InputError, match="1 models are not"):
