@@ -140,7 +140,7 @@ class _Effects:
         proposed = self.values + self._steps * self.rng.standard_normal(self.count)
         now = other + self.values[self.groups]
         then = other + proposed[self.groups]
-        gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+        gain = _gain(outcomes, now, then)
         prior = (self.values**2 - proposed**2) / (2 * self.variance)
         log_ratio = np.bincount(self.groups, gain, self.count) + prior
         accepted = np.log(self.rng.random(self.count)) < log_ratio
@@ -149,10 +149,8 @@ class _Effects:
             self._steps *= np.exp(adapt * (accepted - _TARGET))
 
     def draw_variance(self) -> None:
-        """From its posterior under a half-Cauchy(1) standard deviation (Makalic & Schmidt 2016)."""
-        rate = (self.values**2).sum() / 2 + 1 / self._scale
-        self.variance = float(rate / self.rng.gamma((self.count + 1) / 2))
-        self._scale = float((1 + 1 / self.variance) / self.rng.gamma(1.0))
+        """From its posterior, given the effects."""
+        self.variance, self._scale = _drawn_variance(self.values, self._scale, self.rng)
 
 
 class _Biases:
@@ -184,7 +182,7 @@ class _Biases:
             proposed = self.values + self._steps * self.rng.standard_normal(self.values.shape)
             now = other + self.of_pairs(seen)
             then = other + self.logits(proposed)[self.rows, seen]
-            gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+            gain = _gain(outcomes, now, then)
             prior = ((self.values**2).sum(axis=1) - (proposed**2).sum(axis=1)) / (2 * self.variance)
             log_ratio = np.bincount(self.rows, gain, count) + prior
             accepted = (np.log(self.rng.random(count)) < log_ratio)[:, None]
@@ -194,9 +192,7 @@ class _Biases:
 
     def draw_variance(self) -> None:
         """As of other effects."""
-        rate = (self.values**2).sum() / 2 + 1 / self._scale
-        self.variance = float(rate / self.rng.gamma((self.values.size + 1) / 2))
-        self._scale = float((1 + 1 / self.variance) / self.rng.gamma(1.0))
+        self.variance, self._scale = _drawn_variance(self.values, self._scale, self.rng)
 
 
 def estimate(
@@ -269,7 +265,16 @@ def estimate(
             drawn.append(np.clip((right + chances.sum(axis=1) + noise) / documents, 0, 1))
             sides = [side for side in (by_prompt, by_document, biases) if side is not None]
             spreads.append([side.variance**0.5 for side in sides])
-    scores = np.array(drawn)  # [draws, prompts]
+    naive = float(outcomes.mean())
+    size = prompts * documents
+    return _told(np.array(drawn), np.array(spreads), quantiles, len(outcomes), size, naive)
+
+
+def _told(
+    scores: Floats, spreads: Floats, quantiles: Sequence[float], scored: int, pairs: int,
+    naive: float,
+) -> PromptScores:  # fmt: skip
+    """What draws say: ``scores`` [draws, prompts], ``spreads`` [draws, kinds of effects]."""
     return PromptScores(
         prompts=scores.mean(axis=0), errors=scores.std(axis=0),
         mean=float(scores.mean()), mean_interval=_interval(scores.mean(axis=1)),
@@ -280,9 +285,25 @@ def estimate(
                 quantiles, np.quantile(scores, list(quantiles), axis=1), strict=True
             )
         },
-        scored=len(outcomes), pairs=prompts * documents, naive=float(outcomes.mean()),
-        spread=tuple(float(sd) for sd in np.mean(spreads, axis=0)),
+        scored=scored, pairs=pairs, naive=naive,
+        spread=tuple(float(sd) for sd in spreads.mean(axis=0)),
     )  # fmt: skip
+
+
+def _gain(outcomes: Floats, now: Floats, then: Floats) -> Floats:
+    """float64 [n]: by how much other logits raise the log-likelihood of each outcome."""
+    gain: Floats = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+    return gain
+
+
+def _drawn_variance(values: Floats, scale: float, rng: np.random.Generator) -> tuple[float, float]:
+    """(variance, scale) of normal effects from their posterior.
+
+    Their standard deviation is half-Cauchy(1) before (Makalic & Schmidt 2016).
+    """
+    rate = (values**2).sum() / 2 + 1 / scale
+    variance = float(rate / rng.gamma((values.size + 1) / 2))
+    return variance, float((1 + 1 / variance) / rng.gamma(1.0))
 
 
 def _move_mean(
@@ -293,7 +314,7 @@ def _move_mean(
     effects = by_prompt.values[by_prompt.groups] + by_document.values[by_document.groups] + biased
     proposed = mean + step * rng.standard_normal()
     now, then = mean + effects, proposed + effects
-    gain = outcomes * (then - now) - np.logaddexp(0, then) + np.logaddexp(0, now)
+    gain = _gain(outcomes, now, then)
     accepted = np.log(rng.random()) < gain.sum()
     mean = float(proposed) if accepted else mean
     step *= float(np.exp(adapt * (float(accepted) - _TARGET)))
