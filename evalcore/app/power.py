@@ -16,6 +16,7 @@ from evalcore.app.report import open_results
 from evalcore.errors import InputError
 
 if TYPE_CHECKING:
+    from evalcore.analysis.book import ScoreBook
     from evalcore.analysis.gains import Gain
     from evalcore.analysis.power import Components, Design
 
@@ -131,12 +132,10 @@ def results_of(place: Path) -> Path:
     )
 
 
-def _needed(name: str, gains: Sequence[Gain], options: PowerOptions, book: object) -> Needed:
-    from evalcore.analysis.book import ScoreBook
+def _needed(name: str, gains: Sequence[Gain], options: PowerOptions, book: ScoreBook) -> Needed:
     from evalcore.analysis.gains import gap_cube
     from evalcore.analysis.power import Components, designs
 
-    assert isinstance(book, ScoreBook)
     cubes = [gap_cube(book, gain) for gain in gains]
     cubes = [cube for cube in cubes if len(cube) > 1]
     if not cubes:
@@ -199,7 +198,7 @@ def _lines(task: Needed, table: PowerTable) -> list[str]:
         f"{what} {sqrt(v):.3f}" if v == v else f"{what} unknown"
         for what, v in (("prompts", c.prompts), ("seeds", c.seeds))
     ]
-    yield_ = [
+    lines = [
         f"{task.task}: {count} of up to {documents:,} documents, {prompts} prompts, {seeds} "
         f"seed{'s' * (seeds > 1)}; they find a difference of {task.now:.3f}",
         f"  standard deviations of the difference: {', '.join(spread)}",
@@ -214,8 +213,8 @@ def _lines(task: Needed, table: PowerTable) -> list[str]:
             cost = f"{need.documents:>9,}  {examples:>9,}"
             if table.rate:
                 cost += f"  {examples / table.rate:>9,.0f}"
-        yield_.append(f"  {prompts:>7}  {seeds:>5}  {cost}  {claim}")
-    return [*yield_, ""]
+        lines.append(f"  {prompts:>7}  {seeds:>5}  {cost}  {claim}")
+    return [*lines, ""]
 
 
 def _foot(table: PowerTable) -> list[str]:
