@@ -30,13 +30,19 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "agreement")]
+from tests.agreement.lm_eval_compare import Comparison
+from tests.agreement.lm_eval_peer import run_lm_eval
+from tests.agreement.lm_eval_runs import (
+    Models,
+    compare_all,
+    job,
+    run_score,
+    selection,
+    write_own_task,
+)
+from tests.agreement.lm_eval_tasks import TASKS, write_tasks
 
-from lm_eval_compare import Comparison  # noqa: E402  beside the tests
-from lm_eval_peer import run_lm_eval  # noqa: E402
-from lm_eval_runs import Models, compare_all, job, run_score, selection, write_own_task  # noqa: E402
-from lm_eval_tasks import TASKS, write_tasks  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def arguments() -> argparse.Namespace:

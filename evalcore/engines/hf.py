@@ -50,7 +50,7 @@ def log_probabilities(logits: Any) -> Any:
 
     Not ``log_softmax``: on CPUs torch adds up the exponentials of a row in few long chains, and its
     float32 values come out 2e-6 to 4e-6 too high with 50,000 to 130,000 entries, each time with the
-    same sign: 1e-4 nats in a text of 50 tokens. ``test_engines_parts`` says when it can go.
+    same sign: 1e-4 nats in a text of 50 tokens. ``engines/test_engines`` says when it can go.
     """
     logits = logits.float()
     return logits - logits.logsumexp(-1, keepdim=True)

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tasks import PEOPLE, PLACES, THINGS, VERBS
+from tests.agreement.lm_eval_tasks import PEOPLE, PLACES, THINGS, VERBS
 
 TASKS = [
     "arc_easy", "hellaswag", "winogrande", "gsm8k", "lambada_openai", "wikitext", "sciq", "qqp",

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from engine_models import save_adapter
-from lm_eval_compare import Comparison, compare, read_scored
-from lm_eval_peer import Job
 
 from evalcore.prompting import load_tokenizer, load_variants, render_targets
 from evalcore.tasks import load_documents, load_task
+from tests.agreement.engine_models import save_adapter
+from tests.agreement.lm_eval_compare import Comparison, compare, read_scored
+from tests.agreement.lm_eval_peer import Job
 from tests.conftest import write_tokenizer
 
 POSITIONS = 512

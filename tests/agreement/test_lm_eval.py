@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval_compare import Comparison
-from lm_eval_installed import TASKS as INSTALLED
-from lm_eval_installed import write_rows
-from lm_eval_peer import Job, run_lm_eval
-from lm_eval_runs import (
+
+from evalcore.app.lm_eval import read_outcomes, read_values
+from tests.agreement.lm_eval_compare import Comparison
+from tests.agreement.lm_eval_installed import TASKS as INSTALLED
+from tests.agreement.lm_eval_installed import write_rows
+from tests.agreement.lm_eval_peer import Job, run_lm_eval
+from tests.agreement.lm_eval_runs import (
     Models,
     compare_all,
     job,
@@ -22,9 +24,7 @@ from lm_eval_runs import (
     selection,
     write_own_task,
 )
-from lm_eval_tasks import GROUPS, TASKS, write_tasks
-
-from evalcore.app.lm_eval import read_outcomes, read_values
+from tests.agreement.lm_eval_tasks import GROUPS, TASKS, write_tasks
 
 # Every output type, and the corners that differ most from each other.
 SAMPLE = [

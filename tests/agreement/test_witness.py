@@ -26,7 +26,7 @@ from tests.agreement.engine_models import save_adapter, save_model, subject
 from tests.agreement.engine_processes import Child, import_vllm
 from tests.agreement.mutation_cases import FAULTS
 from tests.agreement.mutations import Scene
-from tests.unit.scoring_toy import write_requests
+from tests.toys.scoring import write_requests
 
 pytestmark = pytest.mark.slow
 SPEC = EngineSpec(device="cpu", threads=2, max_length=256)

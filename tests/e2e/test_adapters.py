@@ -17,8 +17,8 @@ import pytest
 from bench.strikes import engine_process
 from evalcore.store import ResultStore
 from tests.agreement.engine_models import save_adapter, save_model
-from tests.e2e.test_kill import wait_for_segments
-from tests.e2e.test_score import assert_same_scores, rows
+from tests.e2e.compared import assert_same_scores, rows
+from tests.e2e.waiting import wait_for_segments
 
 pytestmark = pytest.mark.slow
 

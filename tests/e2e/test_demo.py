@@ -11,8 +11,8 @@ import pytest
 from bench.agreement import compare
 from evalcore.analysis import analyse
 from evalcore.store import ResultStore
+from tests.e2e.compared import assert_same_scores
 from tests.e2e.conftest import Run
-from tests.e2e.test_score import assert_same_scores
 
 pytestmark = pytest.mark.proof
 

@@ -19,7 +19,8 @@ import pytest
 from bench.chaos import build_grid
 from bench.strikes import descendants, engine_process
 from evalcore.app.status import status
-from tests.e2e.test_score import TASKS, assert_same_scores
+from tests.e2e.compared import TASKS, assert_same_scores
+from tests.e2e.waiting import wait_for_segments
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +37,6 @@ class Killed:
         """Many small units, each committed at once: there is a middle to be killed in."""
         options = f"{self.options} -p default,io --limit 12 --unit-examples 6 --commit-every 0"
         return ["score", str(self.folder / "adapters"), "-o", str(out), *options.split()]
-
-
-def wait_for_segments(process: subprocess.Popen, out: Path, count: int) -> None:
-    deadline = time.monotonic() + 180
-    while len(list((out / "segments").glob("[!.]*.arrow"))) < count:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def start(grid: Killed, out: Path) -> subprocess.Popen:

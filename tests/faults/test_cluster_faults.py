@@ -15,20 +15,16 @@ from typing import Any
 import pytest
 
 from evalcore.cluster import JobPool, ListSource, Patience
-
-TOYS = Path(__file__).parents[1] / "unit"
-sys.path.insert(0, str(TOYS))
-from cluster_toy import Recorder, job  # noqa: E402
+from tests.toys.cluster import Recorder, job
 
 DRIVER = """
 import sys
-sys.path.insert(0, {toys!r})
-from cluster_toy import job
+from tests.toys.cluster import job
 from evalcore.cluster import JobPool, ListSource, StopSignals
 
 committed = []
 with StopSignals() as stop:
-    pool = JobPool("cluster_toy:make_worker", {config!r}, workers={workers})
+    pool = JobPool("tests.toys.cluster:make_worker", {config!r}, workers={workers})
     source = ListSource([job(f"j{{i}}", {op!r}, s=0.3) for i in range(200)])
     outcome = pool.run(source, should_stop=stop, on_committed=lambda j: committed.append(j.id))
 print(outcome, stop.reason, ",".join(committed))
@@ -37,7 +33,7 @@ sys.exit(75 if outcome == "stopped" else 0)
 
 
 def start_driver(out: Path, op: str, workers: int = 2, **config: Any) -> subprocess.Popen[str]:
-    code = DRIVER.format(toys=str(TOYS), config={"out": str(out), **config}, workers=workers, op=op)
+    code = DRIVER.format(config={"out": str(out), **config}, workers=workers, op=op)
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -90,7 +86,7 @@ def test_worker_killed_from_outside(tmp_path: Path, victim: int) -> None:
         return False
 
     jobs = [job("a"), job("b", "nest", once=str(tmp_path / "mark")), job("c")]
-    pool = JobPool("cluster_toy:make_worker", {"out": str(tmp_path)})
+    pool = JobPool("tests.toys.cluster:make_worker", {"out": str(tmp_path)})
     assert pool.run(ListSource(jobs), should_stop=strike, **callbacks) == "done"
     assert sorted(seen.committed) == ["a", "b", "c"]
     assert seen.count("lost") == 1
@@ -146,7 +142,7 @@ def test_every_job_is_accounted_for_once(tmp_path: Path, seed: int) -> None:
             must_fail.add(f"j{i}")
     seen = Recorder()
     config = {"out": str(tmp_path), "flush_every": draw.randint(2, 9)}
-    pool = JobPool("cluster_toy:make_worker", config, workers=3, max_restarts=50)
+    pool = JobPool("tests.toys.cluster:make_worker", config, workers=3, max_restarts=50)
     assert pool.run(ListSource(jobs), **seen.callbacks()) == "done"
     assert set(seen.failures) == must_fail
     assert sorted(seen.committed) == sorted({j.id for j in jobs} - must_fail)
@@ -165,7 +161,7 @@ def ray_session() -> Any:
 
 def ray_pool(out: Path, workers: int = 2, **more: Any) -> JobPool:
     config = {"out": str(out), **more.pop("config", {})}
-    return JobPool("cluster_toy:make_worker", config, workers=workers, backend="ray", **more)
+    return JobPool("tests.toys.cluster:make_worker", config, workers=workers, backend="ray", **more)
 
 
 @pytest.mark.slow
@@ -224,7 +220,7 @@ def test_ray_actors_show_progress(tmp_path: Path, ray_session: Any) -> None:
 def test_ray_of_our_own_keeps_our_signal_handlers(tmp_path: Path) -> None:
     """Started and stopped by the pool, in a process that has none; SIGTERM still stops the run."""
     code = DRIVER.replace("workers={workers}", "workers=2, backend='ray'").format(
-        toys=str(TOYS), config={"out": str(tmp_path)}, op="sleep"
+        config={"out": str(tmp_path)}, op="sleep"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", code],

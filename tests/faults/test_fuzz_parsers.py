@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from fuzz_parsers import FUZZERS, MAX_RESIDENT_BYTES
-from test_store import make_cell, make_row
-
 from evalcore.store import ResultStore
+from tests.faults.fuzz_parsers import FUZZERS, MAX_RESIDENT_BYTES
+from tests.toys.stored import make_cell, make_row
 
 QUICK_S = 1.0
 LONG_S = float(os.environ.get("EVALCORE_FUZZ_SECONDS", "60"))

@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-TOYS = Path(__file__).parents[1] / "unit"
-sys.path.insert(0, str(TOYS))
-from scoring_toy import Run, unit_job, write_requests  # noqa: E402
-
-from evalcore.cluster import Patience, Stop, StopSignals  # noqa: E402
+from evalcore.cluster import Patience, Stop, StopSignals
+from tests.toys.scoring import Run, unit_job, write_requests
 
 pytestmark = pytest.mark.slow  # waiting for what hangs takes as long as it does
 
@@ -106,10 +103,9 @@ def test_no_unit_is_begun_that_would_not_end_in_time(requests: Path, tmp_path: P
 
 STOPPED_DRIVER = """
 import sys
-sys.path.insert(0, {toys!r})
 from pathlib import Path
 from evalcore.cluster import Patience, loop
-from scoring_toy import Run, unit_job
+from tests.toys.scoring import Run, unit_job
 loop.FROZEN_S = 2.0
 jobs = [unit_job(Path({requests!r}), "good", i) for i in range(15)]
 run = Run(Path({out!r}), env={{"TOY_UNIT_S": "0.2"}}, patience=Patience(3.0, 3.0, 3.0, 1.0))
@@ -120,7 +116,7 @@ print(run.outcome, run.starts, len(run.committed))
 
 
 def test_a_driver_that_was_stopped_blames_nobody(requests: Path, tmp_path: Path) -> None:
-    code = STOPPED_DRIVER.format(toys=str(TOYS), requests=str(requests), out=str(tmp_path))
+    code = STOPPED_DRIVER.format(requests=str(requests), out=str(tmp_path))
     driver: Any = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -137,3 +137,43 @@ def test_no_circle_of_files() -> None:
         graph[name] = (targets & set(modules)) - {name}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
     assert set(order) == set(modules)
+
+
+WITHOUT_A_MODULE = {
+    "finetune/test_published_study.py",  # studies/, which is data
+    "metrics/test_examples_lm_eval.py",  # against lm-eval's own code
+    "prompting/test_encoding_lm_eval.py",
+    "prompting/test_golden.py",  # tests/data/prompts
+    "prompting/test_product.py",  # every task under every prompt
+    "scoring/test_commits.py",  # worker, pool and store together
+    "scoring/test_failures.py",
+    "test_layers.py",
+}
+"""Unit tests that are of no one module."""
+
+
+def test_unit_tests_lie_where_their_modules_lie() -> None:
+    """``tests/unit/<room>/test_<module>.py``; ``test_<room>.py`` is for the room as a whole."""
+    unit = ROOT / "tests" / "unit"
+    without = []
+    for path in sorted(unit.rglob("test_*.py")):
+        own = path.relative_to(unit)
+        room, name = own.parent, path.stem.removeprefix("test_")
+        roots = [ROOT] if room.parts[:1] == ("finetune",) else [ROOT / "evalcore", ROOT]
+        if not any(
+            list((root / room).glob(f"{name}.*"))
+            or (root / room / name).is_dir()
+            or (name == room.name and (root / room / "__init__.py").exists())
+            for root in roots
+        ):
+            without.append(str(own))
+    assert set(without) == WITHOUT_A_MODULE
+
+
+def test_no_test_file_imports_another() -> None:
+    """What tests share lies in tests/toys, a conftest, or a module beside them."""
+    for path in python_files("tests"):
+        for name in imports(ast.parse(path.read_text())):
+            assert not any(piece.startswith("test_") for piece in name.split(".")[:-1]), (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )

@@ -153,7 +153,7 @@ def mend(model_type: str) -> None:
     """Makes vLLM (0.32, 0.33) compute an architecture as it is defined; before an engine starts.
 
     BLOOM's GELU is the approximation by tanh, in its own code and in transformers': vLLM takes the
-    exact one, which puts scores up to 3e-4 nats off. ``test_engines_compat`` says when it can go.
+    exact one, which puts scores up to 3e-4 nats off. ``vllm/test_compat`` says when it can go.
     """
     if model_type != "bloom":
         return

@@ -1,0 +1,146 @@
+"""The names users import, what importing them loads, and frames."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import evalcore as ec
+from evalcore.errors import InputError, UnknownNameError
+
+FUNCTIONS = {
+    "score": "adapters tasks prompts output checkpoints limit num_fewshot chat data_root task_path "
+    "prompt_path base_map assume_base parent_map tuned_on name_pattern engine cluster workers "
+    "strict progress more",
+    "open": "path",
+    "tasks": "task_path",
+    "prompts": "tasks task_path prompt_path",
+    "finetune": "study output progress more",
+    "run": "study output progress more",
+}
+METHODS = {
+    "cells": "", "status": "", "scores": "by", "gains": "by", "metrics": "",
+    "prompt_scores": "", "findings": "name", "documents": "task",
+    "report": "output title",
+    "examples": "task model checkpoint adapter prompt columns", "flips": "a b task prompt model",
+    "export": "output format", "label": "tuned_on labels name_pattern parent_map",
+}  # fmt: skip
+PROPERTIES = {"models", "tasks", "problems"}
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+NOT_IN_A_BASE_INSTALLATION = {
+    "accelerate", "datasets", "huggingface_hub", "peft", "ray", "safetensors", "tokenizers",
+    "torch", "transformers", "vllm",
+}  # fmt: skip
+
+
+def parameters(function: object) -> str:
+    names = inspect.signature(function).parameters  # type: ignore[arg-type]
+    return " ".join(name for name in names if name != "self")
+
+
+def test_exported_names() -> None:
+    """A name that goes or changes breaks users: say so in CHANGELOG.md, then mend this."""
+    assert set(ec.__all__) == {
+        *FUNCTIONS, "EvalcoreError", "EvalcoreWarning", "Frame", "Results", "__version__"
+    }  # fmt: skip
+    assert set(ec.__all__) <= set(dir(ec))
+    from evalcore import api
+
+    for name, expected in FUNCTIONS.items():
+        assert parameters(getattr(api, name)) == expected, name
+        assert getattr(api, name).__doc__
+    public = {n for n in vars(ec.Results) if not n.startswith("_")}
+    assert public == {*METHODS, *PROPERTIES}
+    for name, expected in METHODS.items():
+        assert parameters(getattr(ec.Results, name)) == expected, name
+        assert getattr(ec.Results, name).__doc__
+
+
+def test_importing_loads_nothing_and_help_stays_quick() -> None:
+    code = (
+        "import sys, evalcore; "
+        "print(sorted(m for m in sys.modules if m.startswith('evalcore') or m in "
+        "('numpy', 'pyarrow', 'pydantic', 'click')))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "['evalcore']"
+
+
+def test_tasks_is_a_package_and_a_function() -> None:
+    import evalcore.tasks
+    from evalcore.tasks import load_task
+
+    assert load_task("pocket_nli").name in ec.tasks()["task"]
+    assert evalcore.tasks.list_tasks is not None
+    assert len(ec.tasks()) == len(evalcore.tasks.list_tasks())
+
+
+def test_prompts_are_of_the_tasks_asked_for() -> None:
+    frame = ec.prompts("pocket_nli,pocket_nli_ood")
+    assert set(frame["group"]) == {"pocket_nli"}
+    assert frame["tasks"][0] == ["pocket_nli", "pocket_nli_ood"]
+    with pytest.raises(UnknownNameError, match="pocket_nli"):
+        ec.prompts("pocket_nly")
+    with pytest.raises(InputError, match="give at least one name"):
+        ec.score(tasks=[], output="nowhere")
+
+
+def test_reading_and_reporting_need_no_torch(tmp_path: object) -> None:
+    """A base installation: what only scoring needs cannot be imported."""
+    code = WITHOUT_TORCH.replace("{names}", repr(NOT_IN_A_BASE_INSTALLATION)) + (
+        "import evalcore as ec\n"
+        "import evalcore.report, evalcore.analysis, evalcore.store, evalcore.app.labels\n"
+        "print(len(ec.tasks()) > 20, len(ec.prompts('pocket_nli')) > 3)\n"
+        "try:\n"
+        "    ec.open('nowhere')\n"
+        "except ec.EvalcoreError as error:\n"
+        "    print(error)\n"
+        "import importlib\n"
+        "try:\n"
+        "    with importlib.import_module('evalcore.api.functions')._extras():\n"
+        "        import transformers\n"
+        "except ec.EvalcoreError as error:\n"
+        "    print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, opened, extra = out.stdout.splitlines()
+    assert told == "True True"
+    assert "no results there" in opened
+    assert "pip install 'evalcore[cpu]'" in extra
+
+
+def test_frames_show_little_and_hold_all() -> None:
+    table = pa.table({"model": [f"m{i}" for i in range(30)], "x": [0.25] * 30, "y": [None] * 30})
+    frame = ec.Frame(table, ["model", "x"])
+    text = repr(frame)
+    assert "30 rows (the first 20 shown), 1 more columns" in text
+    assert "m19" in text
+    assert "m20" not in text
+    assert frame["y"] == [None] * 30
+    assert sum(1 for _ in frame) == len(frame) == 30
+    assert frame._repr_html_().count("<tr>") == 21
+    hostile = ec.Frame(pa.table({"a": ["<script>\x1b[31m\u202e"]}))
+    assert "<script>" not in hostile._repr_html_()
+    assert "\x1b" not in repr(hostile)
+    assert "0 rows" in repr(ec.Frame(table.slice(0, 0)))
+
+
+def test_the_version_is_said_in_one_way() -> None:
+    root = Path(__file__).resolve().parents[3]
+    assert f"\nversion: {ec.__version__}\n" in (root / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {ec.__version__}\n" in (root / "CHANGELOG.md").read_text("utf-8")

@@ -1,0 +1,153 @@
+"""The command line: every option says what it does, and what the README shows exists."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from evalcore.cli import cli
+from evalcore.cli.command import sections
+from evalcore.cli.options import parse_shard
+from evalcore.cli.output import ShownFormatter, echo, echo_line
+from evalcore.errors import EvalcoreError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {sub}", c) for sub, c in command.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
+def test_every_command_and_option_has_help(name: str, command: click.Command) -> None:
+    assert command.help, name
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts}"
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_documented_commands_and_options_exist(page: str) -> None:
+    known = dict(commands())
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    for line in re.findall(r"evalcore ((?:score|run|report|export|finetune|demo) .*)", text):
+        words = re.split(r"[`#]", line)[0].split()
+        options = {o for p in known[words[0]].params for o in p.opts}
+        for option in (w.rstrip(",.)") for w in words if re.match(r"--?[a-zA-Z]", w)):
+            assert option in options, f"{page}: evalcore {words[0]} has no {option}"
+
+
+@pytest.mark.parametrize(("text", "value"), [("0/1", (0, 1)), ("3/8", (3, 8))])
+def test_shard(text: str, value: tuple[int, int]) -> None:
+    assert parse_shard(None, None, text) == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["8/8", "1", "a/b", "-1/2", "1/0", "/"])
+def test_wrong_shards_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="0/4"):
+        parse_shard(None, None, text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--workers", "1000000"), ("--workers", "0"), ("--threads", "100000"), ("--limit", "-1"),
+        ("--tensor-parallel", "99"), ("--tensor-parallel", "8"), ("--commit-every", "nan"),
+        ("--commit-every", "inf"), ("--commit-every", "-1"), ("--certify-share", "nan"),
+        ("--peak-tflops", "nan"), ("--peak-tflops", "1e300"), ("--seed", str(2**70)),
+        ("--seed", "-1"), ("--num-fewshot", "99999999999"), ("--unit-examples", str(10**12)),
+        ("--max-length", str(10**12)), ("--shard", "²/3"), ("--shard", f"1/{'9' * 5000}"),
+        ("--time-limit", "9" * 5000), ("--time-limit", "9999999h"), ("--time-limit", "nan"),
+        ("--time-limit", "-5"),
+    ],
+)  # fmt: skip
+def test_absurd_arguments_are_one_line(words: tuple[str, str], tmp_path: Path) -> None:
+    command = ["score", "-m", str(tmp_path), "-t", "pocket_nli", "-o", str(tmp_path / "r"), *words]
+    with pytest.raises((click.UsageError, EvalcoreError)) as caught:
+        cli.main(command, standalone_mode=False)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    option = words[0].removeprefix("--")
+    shown = getattr(caught.value, "param_hint", None) or getattr(caught.value, "param", None)
+    assert option in f"{caught.value} {shown} {getattr(shown, 'opts', '')}".replace(
+        " limit", "-limit"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    echo("ok \x1b[2J\x1b]0;title\x07 \u202eback \udcff über 猫\n\tsecond")
+    assert capsys.readouterr().out == (
+        r"ok \x1b[2J\x1b]0;title\x07 \u202eback \udcff über 猫" + "\n\tsecond\n"
+    )
+    echo_line("one\nnot scored: forged\r", err=True)
+    assert capsys.readouterr().err == "one\\nnot scored: forged\\r\n"
+    record = logging.LogRecord("evalcore", 30, "", 0, "adapter %s", ("\x1b[31mred",), None)
+    assert ShownFormatter("%(message)s").format(record) == r"adapter \x1b[31mred"
+
+
+def test_nothing_is_printed_past_the_one_place() -> None:
+    """Every module of the command line prints through ``cli.output``."""
+    for path in (ROOT / "evalcore").rglob("*.py"):
+        if path.name not in ("output.py", "doctor.py"):
+            assert not re.search(r"\bclick\.echo\(|^\s*print\(", path.read_text(), re.M), path
+
+
+@pytest.mark.parametrize("name", ["score", "run", "demo", "finetune"])
+def test_help_is_in_sections(name: str) -> None:
+    known = dict(commands())
+    command = known[name]
+    text = CliRunner().invoke(cli, [name, "--help"]).output
+    titles = [title for title in sections() if f"{title}:" in text]
+    assert len(titles) >= 4
+    placed = {option for names in sections().values() for option in names}
+    options = {p.name for p in command.params if isinstance(p, click.Option)}
+    assert options <= placed
+    assert text.index("Other:") > text.index(titles[-1])  # --help alone
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert max(param.opts, key=len) in text
+
+
+def test_every_section_names_options_that_exist() -> None:
+    known = {param.name for _, command in commands() for param in command.params}
+    assert {name for names in sections().values() for name in names} <= known
+    spelled = [o for _, command in commands() for p in command.params for o in p.opts]
+    assert not [option for option in spelled if option.startswith("--") and "_" in option]
+
+
+@pytest.mark.parametrize("word", ["--num_fewshot", "--num-fewshot"])
+def test_underscores_are_dashes(word: str, tmp_path: Path) -> None:
+    command = ["score", "-m", str(tmp_path), "-t", "pocket_nli", "-o", str(tmp_path / "r")]
+    with pytest.raises(click.UsageError, match="99999999999 is not in the range"):
+        cli.main([*command, word, "99999999999"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--batch_size", "8"], "--batch-size: batches are made by themselves"),
+        (["--model_args", "pretrained=x"], "without pretrained="),
+        (["--model", "hf"], "the engine is --engine vllm|hf"),
+        (["--output_path=out"], "the results folder is -o RESULTS"),
+        (["-m", "pretrained=org/m,dtype=float32"], "by itself: -m org/m"),
+        (["--log_samples"], "every example is kept already"),
+    ],
+)
+def test_habits_of_lm_eval_are_answered(words: list[str], answer: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        cli.main(["score", "-t", "pocket_nli", "-o", "r", *words], standalone_mode=False)
+    assert answer in caught.value.format_message()
+    assert "\n" not in caught.value.format_message()
