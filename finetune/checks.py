@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evalcore.errors import DataError, InputError
+from evalcore.errors import DataError, InputError, UnknownNameError
 from evalcore.identity import numeric_config
-from evalcore.prompting import PromptError, PromptFault, load_tokenizer, turns_field
+from evalcore.prompting import (
+    PromptError,
+    PromptFault,
+    load_tokenizer,
+    load_variants,
+    turns_field,
+)
 from evalcore.tasks import open_documents
-from evalcore.types import Checkpoint, Document, Task
+from evalcore.tasks.lm_eval import split_selection
+from evalcore.types import Checkpoint, Document, Task, Variant
 from finetune.data import row_encoders
 from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError
 from finetune.fitting import EmptyCompletionError, RowEncoder
@@ -23,6 +30,8 @@ from finetune.rows import TooFewRowsError, choose_rows
 from finetune.search import Search, own_tasks
 from finetune.study import Study
 
+Mistake = tuple[StudyFault, str]
+LM_EVAL = "lm-eval:"
 CHECKED_ROWS = 2000
 """Rows of each task rendered and encoded here; training treats the rest by the same rules."""
 CHARACTERS_PER_TOKEN = 4
@@ -56,7 +65,7 @@ def check_names(study: Study) -> None:
     Raises:
         StudyError: One line for each that is not.
     """
-    mistakes: list[tuple[StudyFault, str]] = []
+    mistakes: list[Mistake] = []
     for tuning in study.expanded():
         for name, _, _ in tuning.parts:
             where = f"tuning {tuning.name}"
@@ -72,18 +81,70 @@ def check_names(study: Study) -> None:
                 training_variants(task, tuning.variants, study.search)
             except InputError as error:
                 mistakes.append((StudyFault.UNKNOWN_VARIANT, f"{where}: {error}"))
+    asked: dict[str, list[Variant]] = {}
     for tasks, prompts in study.evaluation.blocks if study.evaluation is not None else []:
         try:
             for task in own_tasks(tasks, study.search):
                 try:
-                    training_variants(task, [prompts], study.search)
+                    asked.setdefault(task.name, []).extend(_variants(study, task, prompts))
                 except InputError as error:
                     text = f"evaluation, task {task.name}: {error}"
                     mistakes.append((StudyFault.UNKNOWN_VARIANT, text))
         except InputError as error:
             mistakes.append((StudyFault.UNKNOWN_TASK, f"evaluation: {error}"))
+    if not mistakes:
+        mistakes = _declared(study, asked)
     if mistakes:
         raise StudyError(study.file, list(dict.fromkeys(mistakes)))
+
+
+def _variants(study: Study, task: Task, prompts: str) -> list[Variant]:
+    """The prompts a task is asked under."""
+    assert study.evaluation is not None
+    shots = study.evaluation.said.get("num_fewshot")
+    folders = [Path(folder) for folder in study.search.prompts]
+    return load_variants(task.group, prompts, num_fewshot=shots, search=folders)
+
+
+def _declared(study: Study, asked: Mapping[str, Sequence[Variant]]) -> list[Mistake]:
+    """What the study declares of its report and no run would ever fill.
+
+    Of tasks of lm-eval (names that begin with ``lm-eval:``) nothing is known here.
+    """
+    spec = study.evaluation
+    if spec is None:
+        return []
+    mistakes: list[Mistake] = []
+    theirs = any(split_selection(tasks)[1] for tasks, _ in spec.blocks)
+    every = [variant for variants in asked.values() for variant in variants]
+    primary = spec.primary
+    if primary is not None and not theirs and not any(primary.fits(v) for v in every):
+        there = ", ".join(dict.fromkeys(v.name for v in every))
+        text = f"evaluation.primary: no prompt asks in this way; there are {there[:300]}"
+        mistakes.append((StudyFault.UNKNOWN_VARIANT, text))
+        primary = None
+    tuned = {known_task(name, study.search).tuned_by
+             for tuning in study.tunings for name, _, _ in tuning.parts}  # fmt: skip
+    for name, group in spec.groups.items():
+        where = f"evaluation.groups.{name}"
+        if group.tuned_by is not None and group.tuned_by not in tuned:
+            known = ", ".join(sorted(t for t in tuned if t is not None))
+            text = f"{where}.tuned_by: nothing is tuned on {group.tuned_by!r}; there are {known}"
+            mistakes.append((StudyFault.UNKNOWN_TUNING, text))
+        for task in group.tasks:
+            if task not in asked:
+                if not (theirs and task.startswith(LM_EVAL)):
+                    text = f"{where}.tasks: {UnknownNameError('scored task', task, asked)}"
+                    mistakes.append((StudyFault.UNKNOWN_TASK, text))
+                continue
+            own = [v for v in asked[task] if primary is None or primary.fits(v)]
+            if not any(group.asks(variant) for variant in own):
+                there = ", ".join(dict.fromkeys(v.name for v in asked[task]))
+                wanted = f"prompts {', '.join(group.prompts)}" if group.prompts else "prompts"
+                way = " in the primary way" if primary is not None else ""
+                text = f"{where}: task {task} has no {wanted}{way}; it has {there[:300]}"
+                mistakes.append((StudyFault.UNKNOWN_VARIANT, text))
+    return mistakes
 
 
 def check_data(

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from evalcore.types import AnswerWay
+from evalcore.prompting import option_of
+from evalcore.types import AnswerWay, Variant
 from finetune.method import Strict
 
 
@@ -23,6 +24,11 @@ class GroupSpec(Strict):
         [], description="only these prompts; default: all of the primary way of asking"
     )
 
+    def asks(self, variant: Variant) -> bool:
+        """Whether a prompt counts, by its name or that of its text."""
+        names = (variant.name, variant.name.partition(":")[0])
+        return not self.prompts or any(name in self.prompts for name in names)
+
 
 class PrimarySpec(Strict):
     """The way of asking that headlines are about; others stand in rows of their own."""
@@ -36,6 +42,20 @@ class PrimarySpec(Strict):
     answer: AnswerWay = "choices"
     space: Literal[-1, 0, 1] = Field(-1, description="before the answer; -1: as the prompt has it")
     chat_shots: Literal["", "turns", "text"] = ""
+
+    def fits(self, variant: Variant) -> bool:
+        """Whether a prompt asks in this way (see ``evalcore.analysis.Way``)."""
+        drawn = variant.shots > 0
+        shots = (variant.shots_seed, variant.shots_order, variant.shots_balance)
+        space = option_of(variant.name, "space")
+        return (
+            variant.shots == self.shots
+            and (not drawn or shots == (self.shots_seed, self.shots_order, self.shots_balance))
+            and (variant.chat, variant.listing) == (self.chat, self.listing)
+            and variant.answer == self.answer
+            and int(space or -1) == self.space
+            and option_of(variant.name, "chat_shots") == self.chat_shots
+        )
 
 
 def tasks_in_several(groups: dict[str, GroupSpec]) -> list[str]:

@@ -32,7 +32,7 @@ LAST = "last"
 DEFAULT_EXAMPLES = 1000
 FORMAT_ROWS = 256
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@+-]*$")]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 CheckpointChoice = Literal["all", "last"] | Annotated[list[str], Field(min_length=1)]
 
@@ -68,6 +68,11 @@ class HubCheckpoints(Strict):
     def _names_something(self) -> HubCheckpoints:
         if not self.revisions and self.steps is None:
             raise ValueError("give revisions, steps, or both")
+        if isinstance(self.steps, StepRange) and not self.steps.steps:
+            raise ValueError(f"steps: none from {self.steps.first} to {self.steps.last}")
+        for name in self.revisions:
+            if not name.strip() or name.startswith(("/", ".", "-")) or ".." in name:
+                raise ValueError(f"revisions: {name!r} is no branch, tag or commit")
         if self.steps is not None:
             try:
                 self.revision.format(step=1, tokens=1)
@@ -77,6 +82,9 @@ class HubCheckpoints(Strict):
                 ) from None
             if "{tokens}" in self.revision and self.tokens_per_step is None:
                 raise ValueError("a revision with {tokens} needs tokens_per_step")
+        twice = sorted({s for s in self.sources if self.sources.count(s) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} is named twice; name each revision once")
         return self
 
     @property

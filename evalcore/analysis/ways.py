@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evalcore.prompting.selection import option_of
 from evalcore.types import AXES
 
 
@@ -50,12 +50,12 @@ class Way:
             chat=bool(about["chat"]),
             listing=about["listing"] or "cloze",
             answer=about["answer"] or "choices",
-            space=int(_option(about["variant"], "space") or -1),
-            chat_shots=_option(about["variant"], "chat_shots"),
+            space=int(option_of(about["variant"], "space") or -1),
+            chat_shots=option_of(about["variant"], "chat_shots"),
             others=tuple(
                 f"{axis}={value}"
                 for axis in AXES
-                if axis != "answer" and (value := _option(about["variant"], axis))
+                if axis != "answer" and (value := option_of(about["variant"], axis))
             ),
         )
 
@@ -73,12 +73,6 @@ class Way:
         parts += [f"space={self.space}"] if self.space >= 0 else []
         parts += [f"shots as {self.chat_shots}"] if self.chat_shots else []
         return ", ".join([*parts, *self.others])
-
-
-def _option(variant: str, key: str) -> str:
-    """The value of an option that only a variant's name has; empty if it was not given."""
-    found = re.search(rf"[:,]{key}=(\w+)", variant)
-    return found[1] if found else ""
 
 
 def ranked(ways: Iterable[Way]) -> list[Way]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from evalcore.errors import DataError, InputError
 from evalcore.identity import text_fingerprint
-from evalcore.tasks import content_key
+from evalcore.tasks import asked_key
 from evalcore.types import Document, Task, Variant
 
 
@@ -102,9 +102,9 @@ def _usable(
     excluded: set[str],
     scored: Sequence[Document],
 ) -> Iterator[Document]:
-    used = {content_key(document) for document in scored}
+    used = {asked_key(document) for document in scored}
     for document in sorted(pool, key=lambda doc: _rank(variant.shots_seed, doc.id)):
-        key = content_key(document)
+        key = asked_key(document)
         answerable = task.output_type != "multiple_choice" or document.gold >= 0
         if document.id in excluded or key in used or not answerable:
             continue

@@ -6,12 +6,14 @@ Codes (``Finding.code``) are stable:
 no_documents       error    nothing to score
 gold_outside       error    gold values outside the choices: hidden labels, or a wrong mapping
 one_class          error    every gold is one label (warning where choices are the rows' own)
+class_missing      warning  a label that no document has
 shots_leak         error    shots stand in the scored rows (warning where loading took them out)
 train_leak         warning  rows to tune on stand in the scored rows (loading takes them out)
 unusable_rows      warning  rows left out because a value is missing
 empty_choices      error    a choice without text
 equal_choices      warning  two choices of a document are the same text
 duplicates         warning  documents repeat another's text
+contradictory      warning  documents repeat another's text with another right answer
 empty_fields       warning  a field without text
 unseen_references  warning  references without a word that the metric sees (other scripts)
 overflow           error    prompts that do not fit even without shots: recorded, never scored
@@ -32,7 +34,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from evalcore.identity import is_commit, text_fingerprint
-from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, content_key
+from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, asked_key, content_key
 from evalcore.tasks.hub import data_resolution
 from evalcore.tasks.rouge import is_seen, rouge_kind
 from evalcore.types import Document, Task, Variant
@@ -82,14 +84,21 @@ def check_documents(
         return [_finding(task, "error", "no_documents", "no documents", "there is no score", [], 1)]
     found = _gold_findings(task, docs) if task.output_type == "multiple_choice" else []
     total = len(docs)
-    keys: defaultdict[str, list[int]] = defaultdict(list)
+    keys: defaultdict[str, list[Document]] = defaultdict(list)
     for doc in docs:
-        keys[content_key(doc)].append(doc.index)
-    copies = sorted(i for rows in keys.values() for i in rows[1:])
+        keys[content_key(doc)].append(doc)
+    copies = sorted(doc.index for same in keys.values() for doc in same[1:])
     found += _if_any(
         task, "warning", "duplicates", copies,
         f"{len(copies)} of {total} documents repeat another's text",
         "they count more than once and standard errors come out too small",
+    )  # fmt: skip
+    unlike = [same for same in keys.values() if len({_right(doc) for doc in same}) > 1]
+    rows = sorted(doc.index for same in unlike for doc in same[1:])
+    found += _if_any(
+        task, "warning", "contradictory", rows,
+        f"{len(rows)} of {total} documents repeat another's text with another right answer",
+        "one of the two is wrong whatever is answered; mend the data or the gold column",
     )  # fmt: skip
     constant = {
         name
@@ -107,13 +116,20 @@ def check_documents(
         "their prompts lack a part of the question",
     )  # fmt: skip
     found += _unseen_references(task, docs)
-    leaked = sorted(i for shot in shots for i in keys.get(content_key(shot), ())[:1])
+    asked = {asked_key(doc): doc.index for doc in reversed(docs)} if shots else {}
+    leaked = sorted(asked[key] for shot in shots if (key := asked_key(shot)) in asked)
     found += _if_any(
         task, "error", "shots_leak", leaked,
         f"{len(leaked)} of {len(shots)} shots stand in the scored rows",
         "the answer is in the prompt; draw shots from another split",
     )  # fmt: skip
     return found
+
+
+def _right(document: Document) -> str | None:
+    """Text of the right choice; None where none is known or asked for."""
+    known = 0 <= document.gold < len(document.choices)
+    return document.choices[document.gold] if known else None
 
 
 def _unseen_references(task: Task, docs: Sequence[Document]) -> list[Finding]:
@@ -168,6 +184,16 @@ def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
             f"all {total} gold values are choice {next(iter(classes))}",
             "hidden labels, or the right choice always in one place: a model that always says it "
             "scores 1.0",
+        )  # fmt: skip
+    labels = [label for i, label in enumerate(task.choices) if i not in classes]
+    if labels and len(classes) > 1 and total >= ONE_CLASS_FROM * len(task.choices):
+        found.append(
+            _finding(
+                task, "warning", "class_missing",
+                f"none of {total} documents has the gold {', '.join(map(repr, labels))}",
+                "another data set, a part of one, or a wrong mapping: the floor is of the other "
+                "labels", [], total,
+            )
         )  # fmt: skip
     equal = [d.index for d in docs if len({c.strip().lower() for c in d.choices}) < len(d.choices)]
     found += _if_any(

@@ -81,7 +81,7 @@ def joined(spec: Mapping[str, Any], row: Row) -> str | None:
         found = value if isinstance(value, list) else [value]
         if not found or any(one is None or one is MISSING for one in found):
             return None
-        texts += [str(one).strip() for one in found]
+        texts += [_written(one, column).strip() for one in found]
     each, between = spec.get("each", EACH), spec.get("between", " ")
     return str(between).join(
         each.format(letter=_letter(i), number=i + 1, text=text) for i, text in enumerate(texts)
@@ -104,14 +104,19 @@ def cleaned(text: str, how: str | None) -> str:
 
 
 def conversation(messages: Any, part: str) -> Any:
-    """A part of chat messages up to the last turn of the assistant; None if there is no such turn.
+    """A part of chat messages up to the last turn of the assistant; None if there is no such turn,
+    or nothing before it.
 
     ``answer``: that turn's text. ``turns``: the list of those before it. ``prompt``: those as
-    text: a single message as it is, several with their speaker in front.
+    text: a single message as it is, several with their speaker in front. A turn without text was
+    not said: it is left out, whoever's it is.
+
+    Raises:
+        TaskDataError: If a turn is no mapping with role and content.
     """
     if not isinstance(messages, (list, tuple)):
         return None
-    turns = [{"role": str(m.get("role")), "content": str(m.get("content"))} for m in messages]
+    turns = [turn for message in messages if (turn := _turn(message))["content"].strip()]
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
     if last == 0:
         return None
@@ -123,6 +128,39 @@ def conversation(messages: Any, part: str) -> Any:
     if len(before) == 1:
         return before[0]["content"]
     return "\n\n".join(f"{_SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in before)
+
+
+def _turn(message: Any) -> dict[str, str]:
+    """Role and text of one message; of a content in parts its texts, one after the other."""
+    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        keys = ", ".join(map(str, message)) if isinstance(message, Mapping) else "none"
+        raise TaskDataError(
+            DataFault.NOT_TEXT,
+            f"a turn of a conversation has keys {keys}, where role and content are expected; "
+            "rename them in the file",
+        )
+    content = message["content"]
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    texts = [p["text"] if isinstance(p, Mapping) and "text" in p else p for p in parts]
+    found = ["" if text is None else _written(text, "content") for text in texts]
+    return {"role": str(message["role"]), "content": "\n".join(found)}
+
+
+def _written(value: Any, column: str) -> str:
+    """A value as text.
+
+    Raises:
+        TaskDataError: If it is none: its Python spelling would stand in prompts and references.
+    """
+    if not isinstance(value, (Mapping, list, tuple, bytes)):
+        return str(value)
+    inside = ""
+    if isinstance(value, Mapping):
+        inside = f" (name what is inside: {column}.{next(iter(value), 'key')})"
+    raise TaskDataError(
+        DataFault.NOT_TEXT,
+        f"column {column} holds a {type(value).__name__} where a text is expected{inside}",
+    )
 
 
 def choice_texts(spec: Mapping[str, Any] | None, row: Row, key: str = "") -> tuple[str, ...] | None:
@@ -137,15 +175,19 @@ def choice_texts(spec: Mapping[str, Any] | None, row: Row, key: str = "") -> tup
         return ()
     if spec.get("labels"):
         return tuple(spec["labels"])
+    columns = spec.get("columns") or [spec["column"]]
     if spec.get("column"):
         values = value_at(row, spec["column"])
         if not isinstance(values, (list, tuple)):
             return None
     else:
-        values = [value_at(row, column) for column in spec["columns"]]
+        values = [value_at(row, column) for column in columns]
     if len(values) < 2 or any(value is None or value is MISSING for value in values):
         return None
-    texts = [cleaned(str(value), spec.get("clean")) for value in values]
+    texts = [
+        cleaned(_written(value, columns[min(i, len(columns) - 1)]), spec.get("clean"))
+        for i, value in enumerate(values)
+    ]
     if spec.get("order") == "shuffled":
         texts.sort(key=lambda text: hashlib.sha256(f"{key}\x1f{text}".encode()).digest())
     return tuple(texts)
@@ -171,7 +213,9 @@ def gold_index(
     elif spec.get("among"):
         keys = value_at(row, spec["among"])
         listed = [_key(k) for k in keys] if isinstance(keys, (list, tuple)) else []
-        index = listed.index(_key(value)) if _key(value) in listed else -1
+        # a key that is listed twice, or keys that are not one to a choice, name no choice
+        known = listed.count(_key(value)) == 1 and len(listed) == len(choices)
+        index = listed.index(_key(value)) if known else -1
     else:
         index = _direct(value, choices, where)
     return index if 0 <= index < len(choices) else -1
@@ -203,9 +247,9 @@ def _above(value: Any, threshold: float, where: str) -> int:
 
 
 def _direct(value: Any, choices: Sequence[str], where: str) -> int:
-    if isinstance(value, bool):
+    if isinstance(value, bool) and len(choices) == 2:
         return int(value)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -214,9 +258,12 @@ def _direct(value: Any, choices: Sequence[str], where: str) -> int:
             if text in choices:
                 return list(choices).index(text)
         key = _key(value)
-        return int(key) if key.isdecimal() else _TRUTH.get(key.lower(), -1)
+        if key.isdecimal():
+            return int(key)
+        return _TRUTH.get(key.lower(), -1) if len(choices) == 2 else -1
     raise TaskDataError(
-        DataFault.GOLD_KIND, f"{where}: gold should be an index or a label, not {value!r}"
+        DataFault.GOLD_KIND,
+        f"{where}: gold should be an index or a label of {len(choices)} choices, not {value!r}",
     )
 
 
@@ -229,8 +276,8 @@ def reference_texts(spec: Mapping[str, Any] | None, row: Row) -> tuple[str, ...]
     else:
         value = value_at(row, spec["column"])
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    texts = tuple(str(v) for v in values if v is not None and v is not MISSING and str(v).strip())
-    return texts or None
+    there = (_written(v, str(spec.get("column"))) for v in values if v not in (None, MISSING))
+    return tuple(text for text in there if text.strip()) or None
 
 
 def columns_named(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from evalcore.tasks.columns import (
 )
 from evalcore.tasks.faults import DataFault, TaskDataError, TaskError, TaskFault
 from evalcore.tasks.rows import Rows
-from evalcore.tasks.sources import load_rows, open_rows
+from evalcore.tasks.sources import label_names, load_rows, open_rows
 from evalcore.types import Document, Task
 
 logger = logging.getLogger("evalcore")
@@ -96,6 +97,7 @@ def load_documents_counted(
     split = _split_of(task, role)
     try:
         rows = load_rows(task.spec["source"], split, data_root)
+        _check_label_names(task, split, data_root)
     except TaskDataError as error:
         raise TaskDataError(error.fault, f"task {task.name}: {error}") from None
     documents = documents_from_rows(task, rows, where=f"task {task.name}, split {split}")
@@ -105,8 +107,8 @@ def load_documents_counted(
     if role != "score" and task.spec["splits"].get("score") is not None:
         if scored is None:
             scored, _ = load_documents_counted(task, "score", data_root=data_root)
-        texts = {content_key(document) for document in scored}
-        leaked = [d.index for d in documents if content_key(d) in texts]
+        texts = {asked_key(document) for document in scored}
+        leaked = [d.index for d in documents if asked_key(d) in texts]
         gone = set(leaked)
         documents = [d for d in documents if d.index not in gone]
     if not documents:
@@ -149,6 +151,16 @@ def content_key(document: Document) -> str:
     return "\x1f".join(" ".join(part.split()).lower() for part in parts)
 
 
+def asked_key(document: Document) -> str:
+    """Like :func:`content_key`, whatever the order of the fields, signs at the ends apart.
+
+    A pair shown the other way round, or without its full stop, gives its answer away as well.
+    """
+    texts = [str(value) for value in document.fields.values()] + list(document.choices)
+    plain = (" ".join(text.split()).lower() for text in texts)
+    return "\x1f".join(sorted(text.strip(string.punctuation) or text for text in plain))
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentRows:
     """Documents of a split by row number, made when asked for.
@@ -176,7 +188,9 @@ def open_documents(task: Task, role: Role, *, data_root: Path | None = None) -> 
     """Documents of a role's split, to be taken by number; errors as of :func:`load_documents`."""
     split = _split_of(task, role)
     try:
-        return DocumentRows(task, split, open_rows(task.spec["source"], split, data_root))
+        rows = open_rows(task.spec["source"], split, data_root)
+        _check_label_names(task, split, data_root)
+        return DocumentRows(task, split, rows)
     except TaskDataError as error:
         raise TaskDataError(error.fault, f"task {task.name}: {error}") from None
 
@@ -200,15 +214,10 @@ def documents_from_rows(
     copies: Counter[str] = Counter()
     documents = []
     for index, row in zip(numbers or range(len(rows)), rows, strict=True):
-        here = f"{where}, row {index}"
-        fields = {name: field_value(part, row, here) for name, part in spec["fields"].items()}
-        if any(value is None or value is MISSING for value in fields.values()):
+        parts = _parts(spec, row, f"{where}, row {index}")
+        if parts is None:
             continue
-        choices = choice_texts(spec.get("choices"), row, _order_key(spec, fields))
-        gold = gold_index(spec.get("gold"), row, choices or (), here)
-        references = reference_texts(spec.get("references"), row)
-        if choices is None or gold is None or references is None:
-            continue
+        fields, choices, gold, references = parts
         first = document_id(fields, choices, gold, references, 0)
         ordinal = copies[first]
         copies[first] += 1
@@ -217,9 +226,59 @@ def documents_from_rows(
     return documents
 
 
+def _parts(
+    spec: Mapping[str, Any], row: Row, here: str
+) -> tuple[dict[str, Any], tuple[str, ...], int, tuple[str, ...]] | None:
+    """(fields, choices, gold, references) of a row; None if it lacks one."""
+    try:
+        fields = {name: field_value(part, row, here) for name, part in spec["fields"].items()}
+        if any(value is None or value is MISSING for value in fields.values()):
+            return None
+        choices = choice_texts(spec.get("choices"), row, _order_key(spec, fields))
+        gold = None if choices is None else gold_index(spec.get("gold"), row, choices, here)
+        references = reference_texts(spec.get("references"), row)
+    except TaskDataError as error:
+        if error.fault is not DataFault.NOT_TEXT:
+            raise
+        raise TaskDataError(error.fault, f"{here}: {error}") from None
+    if choices is None or gold is None or references is None:
+        return None
+    return fields, choices, gold, references
+
+
 def _order_key(spec: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     shuffled = (spec.get("choices") or {}).get("order") == "shuffled"
     return text_fingerprint(fields) if shuffled else ""
+
+
+def _check_label_names(task: Task, split: str, data_root: Path | None) -> None:
+    """Whether the file's own names of its label ids stand where the task's labels do.
+
+    Raises:
+        TaskDataError: If a name that is a label of the task has another number.
+    """
+    gold = task.spec.get("gold") or {}
+    labels = (task.spec.get("choices") or {}).get("labels") or ()
+    if not labels or any(gold.get(key) is not None for key in ("map", "among", "above")):
+        return
+    names = label_names(task.spec["source"], split, data_root).get(gold.get("column"), ())
+    plain = [_plain_name(label) for label in labels]
+    wrong = [i for i, name in enumerate(names)
+             if _plain_name(name) in plain and plain.index(_plain_name(name)) != i]  # fmt: skip
+    if wrong:
+        there = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        given = ", ".join(f'"{i}": {plain.index(_plain_name(n))}' for i, n in enumerate(names)
+                          if _plain_name(n) in plain)  # fmt: skip
+        raise TaskDataError(
+            DataFault.GOLD_NAMES,
+            f"split {split}, column {gold['column']}: the file calls its labels {there}, the task "
+            f"reads {wrong[0]} as {labels[wrong[0]] if wrong[0] < len(labels) else 'none'}; give "
+            f"gold.map ({{{given}}})",
+        )
+
+
+def _plain_name(label: str) -> str:
+    return label.strip().casefold().replace("-", "_").replace(" ", "_")
 
 
 def _check_columns(spec: Mapping[str, Any], rows: Sequence[Row], where: str) -> None:

@@ -223,6 +223,31 @@ def _parquet(file: Path) -> Rows:
     return JoinedRows(counts, group)
 
 
+def names_of_labels(file: Path) -> dict[str, tuple[str, ...]]:
+    """Column -> names of its label ids, where ``datasets`` wrote them into the file's schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading(file):
+        if file.suffix == ".parquet":
+            schema = pq.read_schema(file)
+        elif file.suffix == ".arrow":
+            schema = _arrow(file).schema
+        else:
+            return {}
+    assert isinstance(schema, pa.Schema)
+    try:
+        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = said["info"]["features"]
+        return {
+            str(column): tuple(map(str, about["names"]))
+            for column, about in features.items()
+            if isinstance(about, dict) and isinstance(about.get("names"), list)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # metadata of another writer
+
+
 def _arrow(file: Path) -> Any:
     import pyarrow as pa
 

@@ -13,7 +13,7 @@ from evalcore.tasks.columns import Row
 from evalcore.tasks.faults import DataFault, TaskDataError
 from evalcore.tasks.hub import check_complete, hub_files
 from evalcore.tasks.model import split_range
-from evalcore.tasks.rows import ListRows, RangeRows, Rows, open_files
+from evalcore.tasks.rows import ListRows, RangeRows, Rows, names_of_labels, open_files
 from evalcore.types import Task
 
 _SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
@@ -44,6 +44,16 @@ def open_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
     else:
         rows = open_files(data_files(source, name, data_root))
     return rows if (start, stop) == (0, None) else RangeRows(rows, start, stop)
+
+
+def label_names(
+    source: Mapping[str, Any], split: str, data_root: Path | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Column -> names of its label ids, as the file of a split states them; {} if it does not."""
+    if source.get("generator"):
+        return {}
+    files = data_files(source, split_range(split)[0], data_root)
+    return names_of_labels(files[0]) if files else {}
 
 
 def data_state(task: Task, data_root: Path | None) -> list[list[Any]]:
