@@ -261,7 +261,7 @@ def _check_label_names(task: Task, split: str, data_root: Path | None) -> None:
     labels = (task.spec.get("choices") or {}).get("labels") or ()
     if not labels or any(gold.get(key) is not None for key in ("map", "among", "above")):
         return
-    names = label_names(task.spec["source"], split, data_root).get(gold.get("column"), ())
+    names = label_names(task.spec["source"], split, data_root).get(str(gold.get("column")), ())
     plain = [_plain_name(label) for label in labels]
     wrong = [i for i, name in enumerate(names)
              if _plain_name(name) in plain and plain.index(_plain_name(name)) != i]  # fmt: skip
