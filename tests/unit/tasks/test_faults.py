@@ -157,7 +157,7 @@ def test_faults_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     place = f"{tmp_path}/nobody/nothing-of-the-kind/c/test.parquet"
     started = time.monotonic()
     expect(DataFault.NOT_FETCHED, f"configuration c, split 'test', revision 000.*{place}", absent)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # no waiting for a hub that may not be asked
     script = {**hub, "revision": "refs/convert/parquet", "files": "c/{split}/*.parquet"}
     unpinned = read(tmp_path, source={"hub": script})
     expect(DataFault.NOT_FETCHED, r"revision refs/convert/parquet, files c/test/\*.parq", unpinned)
@@ -167,7 +167,7 @@ def test_faults_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         file.rename(file.with_name(file.name.replace("test.", "test-00000-of-00002.")))
         (tmp_path / "toy/test-00000-of-00002.csv").unlink(missing_ok=True)
     expect(DataFault.INCOMPLETE_FILES, r"1 of 2 files test-\*-of-00002 are missing")
-    elsewhere = {DataFault.GOLD_NAMES, DataFault.NOT_TEXT}  # test_schemas.py
+    elsewhere = {DataFault.GOLD_NAMES, DataFault.NOT_TEXT}  # test_columns.py
     assert seen == set(DataFault) - elsewhere
 
 
