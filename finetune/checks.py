@@ -11,6 +11,7 @@ from typing import Any
 
 from evalcore.errors import DataError, InputError, UnknownNameError
 from evalcore.identity import numeric_config
+from evalcore.lm_eval.names import split_selection
 from evalcore.prompting import (
     PromptError,
     PromptFault,
@@ -19,7 +20,6 @@ from evalcore.prompting import (
     turns_field,
 )
 from evalcore.tasks import open_documents
-from evalcore.tasks.lm_eval import split_selection
 from evalcore.types import Checkpoint, Document, Task, Variant
 from finetune.data import row_encoders
 from finetune.faults import DataFault, DataFinding, StudyError, StudyFault, TuningDataError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalcore.lm_eval.names import split_selection
 from evalcore.tasks import select_tasks
-from evalcore.tasks.lm_eval import split_selection
 from evalcore.types import Task
 
 

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 
 from evalcore.errors import UnknownNameError
+from evalcore.lm_eval.names import PREFIX, split_selection
 from evalcore.tasks import select_tasks
-from evalcore.tasks.lm_eval import PREFIX, split_selection
 from evalcore.types import Task
 
 _OWN = re.compile(r"([^,:=]+)=(.+)", re.DOTALL)  # settings of a variant stand behind a colon

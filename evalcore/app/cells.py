@@ -43,8 +43,8 @@ from evalcore.types import (
 )
 
 if TYPE_CHECKING:
-    from evalcore.app.lm_eval import LmEvalWork
-    from evalcore.tasks.lm_eval import Built
+    from evalcore.lm_eval import Built
+    from evalcore.lm_eval.outcomes import LmEvalWork
 
 DEFAULT_MAX_LENGTH = 2048
 

@@ -27,6 +27,7 @@ from evalcore.identity import (
     rows_fingerprint,
     tokenizer_facts,
 )
+from evalcore.lm_eval.names import split_selection
 from evalcore.metrics import check_metrics
 from evalcore.prompting import (
     control_pattern,
@@ -46,7 +47,6 @@ from evalcore.tasks import (
     select_tasks,
     trivial_baseline,
 )
-from evalcore.tasks.lm_eval import split_selection
 from evalcore.types import (
     Checkpoint,
     Document,

@@ -210,7 +210,7 @@ def _run(
             name_failures(outcome, grid)
             _record(outcome, config, prepared)
     if grid.lm_eval is not None and outcome.summary.error is None:
-        from evalcore.app.lm_eval import write_outcomes  # only where its tasks are asked for
+        from evalcore.lm_eval.outcomes import write_outcomes  # only where its tasks are asked for
 
         outcome.lm_eval, unmeasured = write_outcomes(store, grid.lm_eval)
         outcome.problems += unmeasured

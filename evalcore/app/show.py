@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from evalcore.errors import EvalcoreError, InputError
-from evalcore.identity import template_values
+from evalcore.lm_eval.asking import examples_of
+from evalcore.lm_eval.names import is_lm_eval
 from evalcore.prompting import (
     Border,
     Example,
@@ -15,26 +15,16 @@ from evalcore.prompting import (
     PromptFault,
     check_variant,
     count_formats,
-    document_example,
     example,
     list_prompts,
     load_tokenizer,
     load_variants,
-    parse_selection,
     read_prompt,
     render,
     shown_role,
     with_options,
 )
 from evalcore.tasks import list_tasks, load_documents, load_task, select_tasks
-from evalcore.tasks.lm_eval import (
-    Asked,
-    build,
-    chat_renderer,
-    is_lm_eval,
-    load,
-    split_selection,
-)
 from evalcore.types import Document, Task
 
 
@@ -77,7 +67,7 @@ def prompt_lines(
     tokenizer = load_tokenizer(checkpoint) if checkpoint else None
     shown: list[tuple[Task, Example]] = []
     if is_lm_eval(task_name):
-        shown = _of_lm_eval(task_name, selection, tokenizer, index, data_root, include_path)
+        shown = examples_of(task_name, selection, tokenizer, index, data_root, include_path)
     else:
         task = load_task(task_name, search=task_path)
         for variant in load_variants(task.group, selection, search=prompt_path):
@@ -86,35 +76,6 @@ def prompt_lines(
     for task, each in shown:
         lines += [""] * bool(lines) + _example_lines(task, each)
     return lines
-
-
-def _of_lm_eval(
-    name: str,
-    selection: str,
-    tokenizer: Any,
-    index: int,
-    data_root: Path | None,
-    include_path: Sequence[Path],
-) -> list[tuple[Task, Example]]:
-    options = parse_selection(selection)[0][1]
-    if options.get("chat") and tokenizer is None:
-        raise InputError("chat=1 needs a tokenizer: give -m CHECKPOINT")
-    asked = Asked(
-        num_fewshot=int(options["shots"]) if "shots" in options else None,
-        seed=int(options["seed"]) if "seed" in options else None,
-        chat=chat_renderer(tokenizer, template_values()) if options.get("chat") else None,
-        limit=index + 1,
-    )
-    loaded = load(split_selection(name)[1], include_path, data_root=data_root)
-    shown = []
-    for task in loaded.tasks.values():
-        built = build(task, asked)
-        if not 0 <= index < len(built.documents):
-            raise InputError(f"task {built.task.name}: there is no document {index}")
-        document = built.documents[index]
-        each = document_example(built.task, built.variant, document, (), tokenizer)
-        shown.append((built.task, each))
-    return shown
 
 
 def _example_lines(task: Task, shown: Example) -> list[str]:

@@ -12,8 +12,8 @@ from evalcore.cluster import Stop, StopSignals
 from evalcore.cluster.ray_session import is_connected, joined, ray_nodes
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import PROVENANCE_FILE, read_provenance
+from evalcore.lm_eval.names import split_selection
 from evalcore.machine import cores, gpu_bytes, visible_gpus
-from evalcore.tasks.lm_eval import split_selection
 
 if TYPE_CHECKING:
     import pyarrow as pa

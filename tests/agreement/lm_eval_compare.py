@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evalcore.app.lm_eval import read_outcomes
+from evalcore.lm_eval.outcomes import read_outcomes
 from evalcore.metrics import METRICS, cell_scores
 from evalcore.store import EXAMPLE_SCHEMA, ResultStore
 from evalcore.store.schema import NO_ADAPTER

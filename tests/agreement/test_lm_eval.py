@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evalcore.app.lm_eval import read_outcomes, read_values
+from evalcore.lm_eval.outcomes import read_outcomes, read_values
 from tests.agreement.lm_eval_compare import Comparison
 from tests.agreement.lm_eval_installed import TASKS as INSTALLED
 from tests.agreement.lm_eval_installed import write_rows

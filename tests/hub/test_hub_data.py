@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evalcore.errors import DataError
+from evalcore.lm_eval.harness import data_from
 from evalcore.tasks import (
     check_source,
     data_commits,
@@ -19,7 +20,6 @@ from evalcore.tasks import (
     load_documents,
     task_from_definition,
 )
-from evalcore.tasks.lm_eval.harness import data_from
 from evalcore.tasks.model import TaskDefinition
 from evalcore.types import Task
 from tests.hub.conftest import forget

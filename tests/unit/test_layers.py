@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
     "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity", "tasks",
-    "prompting", "config", "store", "planning", "cluster", "engines", "scoring", "metrics",
-    "analysis", "exports", "report", "app", "benchmark", "cli", "api",
+    "prompting", "config", "store", "lm_eval", "planning", "cluster", "engines", "scoring",
+    "metrics", "analysis", "exports", "report", "app", "benchmark", "cli", "api",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "files",
@@ -29,6 +29,7 @@ FINETUNE_MAY_IMPORT = {
     "tasks",
     "prompting",
     "config",
+    "lm_eval",
     "cluster",
 }
 HEAVY = {

@@ -11,8 +11,9 @@ from typing import Any
 from evalcore.errors import DefinitionError, InputError
 from evalcore.identity import document_id, text_fingerprint
 from evalcore.identity.hashing import canonical_json
-from evalcore.tasks.lm_eval import harness
-from evalcore.tasks.lm_eval.loading import PREFIX, LoadedTask
+from evalcore.lm_eval import harness
+from evalcore.lm_eval.loading import LoadedTask
+from evalcore.lm_eval.names import PREFIX
 from evalcore.types import (
     TEMPLATE_DATE,
     Document,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evalcore.errors import DefinitionError, InputError
-from evalcore.tasks.lm_eval.trust import Known, dangers, refuse_code, with_includes
+from evalcore.lm_eval.trust import Known, dangers, refuse_code, with_includes
 
 KNOWN = Known(
     metrics={"acc", "exact_match"}, filters={"regex", "take_first"}, builders={"json", "pandas"}

@@ -12,10 +12,9 @@ from typing import Any
 
 from evalcore.errors import DefinitionError, InputError, UnknownNameError
 from evalcore.identity import text_fingerprint
-from evalcore.tasks.lm_eval import harness
-from evalcore.tasks.lm_eval.trust import refuse_code, with_includes
+from evalcore.lm_eval import harness
+from evalcore.lm_eval.trust import refuse_code, with_includes
 
-PREFIX = "lm-eval:"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -49,20 +48,6 @@ class Loaded:
 
     tasks: Mapping[str, LoadedTask] = field(default_factory=dict)
     groups: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_lm_eval(name: str) -> bool:
-    """Whether a task selection's piece asks for a task of lm-eval."""
-    return name.strip().startswith(PREFIX)
-
-
-def split_selection(selection: str) -> tuple[str, list[str]]:
-    """(rest of a task selection, names after ``lm-eval:``)."""
-    pieces = [piece.strip() for piece in selection.split(",") if piece.strip()]
-    theirs = [piece.removeprefix(PREFIX).strip() for piece in pieces if is_lm_eval(piece)]
-    if any(not name for name in theirs):
-        raise InputError(f"tasks {selection!r}: {PREFIX} needs a name behind it")
-    return ",".join(piece for piece in pieces if not is_lm_eval(piece)), theirs
 
 
 def load(

@@ -13,8 +13,8 @@ from typing import Any
 
 from evalcore.deadline import MAX_TEMPLATE_MB, MAX_TEMPLATE_S, bounded
 from evalcore.errors import DataError, DefinitionError, EvalcoreError, InputError
+from evalcore.lm_eval.trust import Known
 from evalcore.tasks.hub import note_commit
-from evalcore.tasks.lm_eval.trust import Known
 from evalcore.tasks.sources import split_files
 
 VERSION = "0.4.13"

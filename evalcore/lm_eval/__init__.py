@@ -3,18 +3,12 @@
 Only this package imports lm-eval, and only when one of its tasks is asked for.
 """
 
-from evalcore.tasks.lm_eval.building import GROUP, Asked, Built, build, generation_settings
-from evalcore.tasks.lm_eval.harness import FEWSHOT_SEED, VERSION, chat_renderer, require
-from evalcore.tasks.lm_eval.loading import (
-    PREFIX,
-    Loaded,
-    LoadedTask,
-    is_lm_eval,
-    load,
-    split_selection,
-)
-from evalcore.tasks.lm_eval.results import COLUMNS, Outcome, Value, aggregate_groups, evaluate
-from evalcore.tasks.lm_eval.trust import refuse_code, with_includes
+from evalcore.lm_eval.building import GROUP, Asked, Built, build, generation_settings
+from evalcore.lm_eval.harness import FEWSHOT_SEED, VERSION, chat_renderer, require
+from evalcore.lm_eval.loading import Loaded, LoadedTask, load
+from evalcore.lm_eval.names import PREFIX, is_lm_eval, split_selection
+from evalcore.lm_eval.results import COLUMNS, Outcome, Value, aggregate_groups, evaluate
+from evalcore.lm_eval.trust import refuse_code, with_includes
 
 __all__ = [
     "COLUMNS",

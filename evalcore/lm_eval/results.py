@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evalcore.tasks.lm_eval import harness
-from evalcore.tasks.lm_eval.building import Built
+from evalcore.lm_eval import harness
+from evalcore.lm_eval.building import Built
 
 BOOTSTRAP_RESAMPLES = 200
 _TEXT_RESAMPLES = 100  # metrics of whole corpora: lm-eval's own limit

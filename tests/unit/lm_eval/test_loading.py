@@ -13,9 +13,7 @@ import pytest
 import yaml
 
 from evalcore.errors import DataError, DefinitionError, InputError, UnknownNameError
-from evalcore.metrics import METRICS
-from evalcore.metrics.registry import check_metrics
-from evalcore.tasks.lm_eval import (
+from evalcore.lm_eval import (
     Asked,
     Built,
     build,
@@ -25,7 +23,9 @@ from evalcore.tasks.lm_eval import (
     load,
     split_selection,
 )
-from evalcore.tasks.lm_eval.building import _ALWAYS, _METRICS, _OWN_WAY
+from evalcore.lm_eval.building import _ALWAYS, _METRICS, _OWN_WAY
+from evalcore.metrics import METRICS
+from evalcore.metrics.registry import check_metrics
 
 ROWS = [
     {
@@ -345,7 +345,7 @@ def test_a_chat_without_a_template_is_refused(make: Make) -> None:
 def test_lm_eval_is_only_imported_when_asked_for() -> None:
     import subprocess
 
-    code = "import sys, evalcore.app, evalcore.tasks.lm_eval; print('lm_eval' in sys.modules)"
+    code = "import sys, evalcore.app, evalcore.lm_eval; print('lm_eval' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
