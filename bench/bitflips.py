@@ -1,11 +1,16 @@
 """Single flipped bits in results: each is found or without effect, none is a crash or a hang.
 
-    python -m bench.bitflips [--flips 400,300,300] [--seed 0]
+    python -m bench.bitflips [--flips 400,300,300] [--whole 42] [--seed 0]
 
 For every flip (in segments, in cell tables, in all other files) a process of its own opens the
-folder and goes through resume (what would be planned), report (analysis of the joined table) and
-export. What it says must be the undamaged folder's answer, or name the file; and `evalcore verify`
-must name it in any case.
+folder and goes through resume (what would be planned), report (analysis of the reduced cells, of
+the joined table, and every record a page shows) and export. What it says must be the undamaged
+folder's answer, or name the file; and `evalcore verify` must name it in any case.
+
+The folder is made by the store's own functions and is as large as that takes (5 MB). ``--whole``
+flips, the kinds of file in turn, are made in a folder that a run with the stub engine has left,
+and go through the commands themselves: ``score --dry-run``, ``status``, ``report``, and ``export``
+in every form; what they write must be what they wrote before.
 """
 
 from __future__ import annotations
@@ -16,33 +21,34 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 HANG_S = 120.0
-_VIEWS = (
-    "resume", "read", "records", "documents", "requests", "makers", "report", "export",
-)  # fmt: skip
 CLASSES = ("segments", "cells", "other")
 
 
-def build(folder: Path, rows: int = 2_400, cells: int = 900) -> None:
-    """A folder of at least 5 MB: segments, many cell records, makers, documents, requests, runs."""
+def build(folder: Path, rows: int = 800, cells: int = 300) -> None:
+    """A folder of at least 5 MB with every kind of file there is (but grids and cache)."""
     import pyarrow as pa
 
-    from evalcore.store import ResultStore
+    from evalcore.store import ProgressFile, ResultStore
 
     rng = np.random.default_rng(0)
     store = ResultStore(folder)
     names = [f"{i:032x}" for i in range(cells)]
-    scored = names[:40]
+    scored = names[:10]
     store.write_cells([_cell(name, number) for number, name in enumerate(names)])
     maker = store.write_maker({"engine": "hf", "versions": {"torch": "2"}})
     documents = [hashlib.md5(str(i).encode()).hexdigest() for i in range(rows // len(scored))]
@@ -60,6 +66,11 @@ def build(folder: Path, rows: int = 2_400, cells: int = 900) -> None:
                 ])  # fmt: skip
     for number in range(3):
         store.runs.append({"number": number, "notes": rng.bytes(2000).hex()})
+    store.write_clusters("toy", {d: f"c{i // 3}" for i, d in enumerate(documents)})
+    store.drop_cells(names[-2:])
+    store.mark_sampled({names[-3]: {"prompts": 9, "documents": 9, "budget": 0.1, "seed": 1}})
+    ProgressFile(folder, "run").write({"ended": {"status": 0, "how": "done"}, "committed": rows})
+    _read_reduced(store)
 
 
 def _cell(name: str, number: int) -> dict[str, Any]:
@@ -75,7 +86,7 @@ def _cell(name: str, number: int) -> dict[str, Any]:
 
 
 def _noise(number: int) -> bytes:
-    return np.random.default_rng(number).bytes(600)
+    return np.random.default_rng(number).bytes(1800)
 
 
 def _row(cell: str, doc: str, maker: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -84,9 +95,20 @@ def _row(cell: str, doc: str, maker: str, rng: np.random.Generator) -> dict[str,
         "cell": cell, "doc_id": doc, "doc_index": 1, "gold": int(rng.integers(4)),
         "prediction": int(np.argmax(scores)), "choice_logprobs": scores,
         "choice_tokens": [1] * 4, "choice_bytes": [1] * 4, "choice_chars": [1] * 4,
-        "is_greedy": [False] * 4, "text": rng.bytes(1900).hex(), "prompt_tokens": 9, "flags": [],
+        "is_greedy": [False] * 4, "text": rng.bytes(5700).hex(), "prompt_tokens": 9, "flags": [],
         "made_by": maker, "shots": 0, "shots_dropped": 0, "truncated_tokens": 0,
     }  # fmt: skip
+
+
+def _read_reduced(store: Any) -> str:
+    """What a report computes, with numbers that are kept beside the results."""
+    from evalcore.analysis.scores import score_rows
+    from evalcore.app.reduction import keep_estimates, read_book
+
+    book = read_book(store)
+    rows = score_rows(book)
+    keep_estimates(store, book)
+    return _text(sorted(map(repr, rows)))
 
 
 def look(folder: Path) -> dict[str, Any]:
@@ -94,9 +116,10 @@ def look(folder: Path) -> dict[str, Any]:
     from evalcore.analysis import ScoreBook
     from evalcore.errors import EvalcoreError
     from evalcore.exports.tables import to_parquet
-    from evalcore.store import ResultStore, verify_folder
+    from evalcore.store import ResultStore, read_progress, verify_folder
 
-    answer: dict[str, Any] = {"said": []}
+    checked = verify_folder(folder, set_aside=False)  # first: views make some files again
+    answer: dict[str, Any] = {"said": [], "verify": [damage.file for damage in checked.damaged]}
     try:
         store = ResultStore(folder)
         coverage = store.coverage()
@@ -105,6 +128,12 @@ def look(folder: Path) -> dict[str, Any]:
         answer["read"] = _digest(table)
         answer["records"] = _text(store.runs.list()) + _digest(store.cells())
         answer["documents"] = _digest(store.documents())
+        answer["states"] = _text(store.cell_states()) + _text(dict(store.sampled()))
+        answer["clusters"] = _text(store.clusters())
+        answer["reduced"] = _read_reduced(store)
+        seen = read_progress(folder)
+        answer["runs"] = _text([run.record for run in seen.runs])
+        answer["said"] += seen.damaged
         answer["requests"] = store.requests(f"{0:032x}").num_rows
         answer["makers"] = _text(store.makers())
         book = ScoreBook.from_table(table)
@@ -114,8 +143,7 @@ def look(folder: Path) -> dict[str, Any]:
         answer["said"] += [*store.damage, *store.left_out()]
     except EvalcoreError as error:
         answer["said"].append(str(error))
-    report = verify_folder(folder, set_aside=False)
-    return answer | {"verify": [damage.file for damage in report.damaged]}
+    return answer
 
 
 def _digest(table: Any) -> str:
@@ -132,15 +160,114 @@ def _text(value: Any) -> str:
     return hashlib.md5(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _child(folder: Path, logged: Path, out: Path) -> None:
+def build_whole(folder: Path) -> Path:
+    """Results of a real run of two subjects (stub engine); gives the grid. Every kind of file."""
+    from evalcore.app.report import report
+    from evalcore.store import ResultStore
+    from tests.conftest import write_adapter, write_checkpoint
+
+    grid = folder.parent / "grid"
+    base = write_checkpoint(grid / "step-00001")
+    write_adapter(grid / "adapters" / "a", base)
+    command = [sys.executable, "-m", "bench.stub", *_score(grid, folder)]
+    env = {**os.environ, "EVALCORE_GRID": "g", "STUB_CONTEXT_S": "0"}
+    subprocess.run([*command, "--shard", "0/1"], env=env, check=True, stdout=subprocess.DEVNULL)
+    store = ResultStore(folder)
+    cells = store.cells()
+    ids = store.documents()["doc_id"].to_pylist()
+    store.write_clusters("pocket_nli", {d: f"c{i // 3}" for i, d in enumerate(ids)})
+    store.drop_cells(cells["cell"].to_pylist()[-1:])
+    report(folder, folder.parent / "report", title="t")  # leaves reductions
+    return grid
+
+
+def _score(grid: Path, out: Path) -> list[str]:
+    return [
+        "score", str(grid / "adapters"), "-o", str(out), "-t", "pocket_nli,pocket_describe",
+        "-p", "default", "--limit", "6", "--engine", "hf", "--threads", "1",
+    ]  # fmt: skip
+
+
+def command_line(grid: Path, folder: Path) -> dict[str, Any]:
+    """What the commands say and write, as :func:`look` does."""
+    from click.testing import CliRunner
+
+    from evalcore.cli import cli
+    from evalcore.exports import FORMATS
+    from evalcore.store import verify_folder
+
+    made = folder.parent / "made"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    os.environ["EVALCORE_GRID"] = "g"
+    commands = {
+        "resume": [*_score(grid, folder), "--dry-run", "--shard", "0/1"],
+        "status": ["status", str(folder), "--all", "--json"],
+        "report": ["report", str(folder), "-o", str(made / "report")],
+    }
+    for kind in FORMATS:
+        to = str(made / f"as-{kind}")
+        commands[f"export {kind}"] = ["export", str(folder), "-o", to, "--format", kind]
+    checked = verify_folder(folder, set_aside=False)  # first: a report makes some files again
+    answer: dict[str, Any] = {"said": [], "verify": [damage.file for damage in checked.damaged]}
+    for name, command in commands.items():
+        done = CliRunner().invoke(cli, command)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        answer["said"].append(done.output)
+        answer[name] = done.exit_code
+    plan = answer["said"][0].replace(str(folder), "")
+    answer["resume"] = [answer["resume"], _text(plan)]
+    for path in sorted(made.rglob("*")):
+        if path.is_file() and "duckdb" not in path.name:
+            digest = hashlib.md5(path.read_bytes()).hexdigest()
+            answer[f"file {re.sub(_STAMP, 'WHEN', str(path.relative_to(made)))}"] = digest
+    return answer
+
+
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT[0-9.:-]+")
+
+
+def run_whole(flips: int, seed: int, folder: Path) -> Counter[str]:
+    """Flips bits of a real folder, kinds of file in turn."""
+    grid = build_whole(folder)
+    looks = partial(command_line, grid)
+    one, good = looks(folder), looks(folder)
+    good = {key: value for key, value in good.items() if one.get(key) == value}  # no times of day
+    assert not good["verify"], good
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in (".arrow", ".json"):
+            top = path.relative_to(folder).parts[0]
+            kinds.setdefault(f"{top} {path.suffix}", []).append(path)
+    rng = random.Random(seed)
+    own: Counter[str] = Counter()
+    for number in range(flips):
+        kind = list(kinds)[number % len(kinds)]
+        path = rng.choice(kinds[kind])
+        bit = rng.randrange(8 * path.stat().st_size)
+        verdict = judge(folder, path, bit, good, looks)
+        own[verdict] += 1
+        if verdict not in ("found", "no effect"):
+            print(f"{verdict}: {path.relative_to(folder)}, bit {bit}", flush=True)
+    print(f"{flips} flips of {len(kinds)} kinds ({', '.join(kinds)}) through the commands: "
+          f"{dict(own)}", flush=True)  # fmt: skip
+    return own
+
+
+Look = Callable[[Path], dict[str, Any]]
+
+
+def _child(folder: Path, logged: Path, out: Path, looks: Look) -> None:
     import logging
 
     logging.basicConfig(filename=logged, level=logging.WARNING, force=True)
-    out.write_text(json.dumps(look(folder)))
+    out.write_text(json.dumps(looks(folder)))
 
 
-def judge(folder: Path, path: Path, bit: int, good: dict[str, Any]) -> str:
-    """``found``, ``no effect``, or what went wrong."""
+def judge(folder: Path, path: Path, bit: int, good: dict[str, Any], looks: Look = look) -> str:
+    """``found``, ``no effect``, or what went wrong; the folder is as before afterwards."""
+    before = {p for p in folder.rglob("*") if p.is_file()}
     data = path.read_bytes()
     broken = bytearray(data)
     broken[bit // 8] ^= 1 << bit % 8
@@ -150,7 +277,7 @@ def judge(folder: Path, path: Path, bit: int, good: dict[str, Any]) -> str:
         old.unlink(missing_ok=True)
     try:
         child = multiprocessing.get_context("fork").Process(
-            target=_child, args=(folder, logged, out)
+            target=_child, args=(folder, logged, out, looks)
         )
         child.start()
         child.join(HANG_S)
@@ -165,10 +292,12 @@ def judge(folder: Path, path: Path, bit: int, good: dict[str, Any]) -> str:
         text = " ".join(answer["said"]) + (logged.read_text() if logged.exists() else "")
         if path.name in text:
             return "found"
-        same = all(answer.get(key) == value for key, value in good.items() if key in _VIEWS)
-        return "no effect" if same else "SILENT"
+        views = good.keys() - {"said", "verify"}
+        return "no effect" if all(answer.get(v) == good[v] for v in views) else "SILENT"
     finally:
         path.write_bytes(data)
+        for new in {p for p in folder.rglob("*") if p.is_file()} - before:
+            new.unlink()  # made again instead of what was damaged
 
 
 def pools(folder: Path) -> dict[str, list[Path]]:
@@ -187,7 +316,7 @@ def run(flips: tuple[int, ...], seed: int, folder: Path) -> dict[str, Counter[st
     print(f"{size / 1e6:.1f} MB of results", flush=True)
     (folder.parent / "copy").mkdir()
     good = look(Path(shutil.copytree(folder, folder.parent / "copy" / "results")))
-    assert not good["said"], good
+    assert not good["verify"], good
     rng = random.Random(seed)
     counts: dict[str, Counter[str]] = {}
     for name, number in zip(CLASSES, flips, strict=True):
@@ -210,17 +339,22 @@ def run(flips: tuple[int, ...], seed: int, folder: Path) -> dict[str, Counter[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--flips", default="400,300,300", help="In segments, cells, all else.")
+    parser.add_argument("--whole", type=int, default=0, help="Through the commands themselves.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     flips = tuple(int(n) for n in options.flips.split(","))
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
-        counts = run(flips, options.seed, Path(temporary) / "results")
+        counts = run(flips, options.seed, Path(temporary) / "results") if sum(flips) else {}
+        if options.whole:
+            whole = Path(temporary) / "whole" / "results"
+            counts["whole"] = run_whole(options.whole, options.seed, whole)
     bad = sum(
         n for own in counts.values() for k, n in own.items() if k not in ("found", "no effect")
     )
     print(
-        f"{sum(flips)} flips in {time.perf_counter() - begin:.0f} s: {bad} silent, crashed or hung"
+        f"{sum(flips) + options.whole} flips in {time.perf_counter() - begin:.0f} s: {bad} silent, "
+        "crashed or hung"
     )
     return 1 if bad else 0
 

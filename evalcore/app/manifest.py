@@ -44,6 +44,9 @@ def agreed(
             own.unlink()
         wanted = read_json(path)["subjects"]
     except (OSError, DamagedFile, KeyError, TypeError) as error:
-        raise ResultsError(f"{path}: the list of subjects cannot be used ({error})") from error
+        raise ResultsError(
+            f"{path}: the list of subjects cannot be used ({error}); `evalcore verify {results}` "
+            "sets a damaged one aside: then start all parts of the array again"
+        ) from error
     known = {subject.id: subject for subject in subjects}
     return [known[i] for i in wanted if i in known], [i for i in wanted if i not in known]

@@ -149,7 +149,8 @@ def study(
     spec = load_study(options.file)
     run = options.scoring.run
     # Without a limit a model at hand is tuned to its end, however long that takes.
-    with StopSignals(run.time_limit, None if run.time_limit is None else run.stop_grace) as signals:
+    grace = None if run.time_limit is None else run.stop_grace
+    with StopSignals(run.time_limit, grace, last_resort=True) as signals:
         return _stages(spec, options, progress, budget_s or {}, signals)
 
 
@@ -170,7 +171,9 @@ def _stages(
     if options.scoring.run.shard is not None:
         _require_tuned(spec, options)
     with timer.stage("pretrain", "pre-training checkpoints", skip=spec.pretrain is None):
-        pretrain(spec, options, progress)
+        if spec.pretrain is not None:  # it polls nothing
+            with signals.interrupting("while checkpoints were pre-trained"):
+                pretrain(spec, options, progress)
     overlap = options.scoring.run.shard is None and wants_overlap(options)
     if spec.evaluation is not None and overlap:
         with timer.stage("finetune and score", "training adapters, scoring what is ready"):
@@ -183,7 +186,10 @@ def _stages(
                 outcome.scored = score(asked(), progress)
     whole = options.scoring.run.shard is None  # the report of a part would look like that of all
     if whole and outcome.scored is not None and outcome.scored.summary.stopped is None:
-        with timer.stage("report", "writing the report"):
+        with (
+            timer.stage("report", "writing the report"),
+            signals.interrupting("with everything scored, before the report was written"),
+        ):
             results, out = options.output / "results", options.output / "report"
             losses = collect_loss_curves(options.output).sort_by("base_step")
             outcome.made = report(results, out, losses=losses, **declared_by(spec))

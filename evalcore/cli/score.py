@@ -64,4 +64,7 @@ def score(**options: object) -> int:
 
         with ScoreProgress() as progress:
             outcome = run_score(score_config(options), progress, signals)
-    return echo_summary(outcome)
+        if outcome.summary.stopped:
+            return echo_summary(outcome)
+        with signals.interrupting("with everything scored, before its table was made"):
+            return echo_summary(outcome)

@@ -16,8 +16,9 @@ from evalcore.cluster.protocol import Stop
 from evalcore.errors import EXIT_STOPPED, InputError, StoppedError
 
 GRACE_S = 60.0  # batch systems send their signal two minutes before the end
-LIMIT_GRACE_S = 20.0  # no unit is begun that should not end in time
-LAST_RESORT_S = 45.0
+LIMIT_GRACE_S = 15.0  # no unit is begun that should not end in time
+LAST_RESORT_S = 45.0  # after a signal's grace; batch systems have given two minutes in all
+LIMIT_LAST_RESORT_S = 12.0  # after a time limit's: with both it is half a minute
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -118,13 +119,18 @@ class StopSignals:
         """How urgently stopping is wished now."""
         if self._ends_at is not None and time.monotonic() >= self._ends_at:
             self.request("time limit")
-        if self._level == Stop.SOON and self._asked_at is not None and self._grace_s is not None:
-            grace_s = self._grace_s
-            if self.reason == "time limit":
-                grace_s = min(grace_s, LIMIT_GRACE_S)
-            if time.monotonic() >= self._asked_at + grace_s:
-                self._level = Stop.NOW
+        if self._level == Stop.SOON and self._is_over(0.0, 0.0):
+            self._level = Stop.NOW
         return self._level
+
+    def _is_over(self, after_signal_s: float, after_limit_s: float) -> bool:
+        """Whether the grace, and so much more, has passed since a signal or since the limit."""
+        if self._grace_s is None or self._asked_at is None:
+            return False
+        ends = self._asked_at + self._grace_s + after_signal_s
+        if self._ends_at is not None:
+            ends = min(ends, self._ends_at + min(self._grace_s, LIMIT_GRACE_S) + after_limit_s)
+        return time.monotonic() >= ends
 
     def request(self, reason: str, level: Stop = Stop.SOON) -> None:
         """Asks to stop; never lowers the urgency, keeps the first reason."""
@@ -138,8 +144,11 @@ class StopSignals:
         return None if self._ends_at is None else self._ends_at - time.monotonic()
 
     @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
+    def interrupting(self, when: str = "before scoring began") -> Iterator[None]:
         """Ends what is done inside at the first wish to stop: for work that polls nothing.
+
+        Args:
+            when: For the error: what that was in the middle of.
 
         Raises:
             StoppedError: Stopping was wished before or meanwhile.
@@ -159,7 +168,7 @@ class StopSignals:
                 raise _Asked
         except _Asked:
             raise StoppedError(
-                f"stopped ({self.reason}) before scoring began; run the same command again to go on"
+                f"stopped ({self.reason}) {when}; run the same command again to go on"
             ) from None
         finally:
             self._raises = False
@@ -187,9 +196,7 @@ class StopSignals:
     def _watch(self) -> None:
         """Where even a signal's handler is not reached (a call that hangs), nothing else helps."""
         while not self._left.wait(1.0):
-            if self() is Stop.NO or self._asked_at is None or self._grace_s is None:
-                continue
-            if time.monotonic() > self._asked_at + self._grace_s + LAST_RESORT_S:
+            if self() and self._is_over(LAST_RESORT_S, LIMIT_LAST_RESORT_S):
                 text = f"evalcore: stopped ({self.reason}) by force; run the same command again\n"
                 os.write(2, text.encode())
                 os._exit(EXIT_STOPPED)

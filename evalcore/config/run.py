@@ -43,7 +43,7 @@ class RunConfig:
     )  # fmt: skip
     stop_grace: float = option(
         60.0, "After a signal to stop, units that have not ended in so long are killed (after the "
-        "time limit: 20 at most).", "--stop-grace", metavar="SECONDS", low=0,
+        "time limit: 15 at most).", "--stop-grace", metavar="SECONDS", low=0,
     )  # fmt: skip
     commit_every: float = option(
         60.0, "Most work a crash may cost; committing more often makes more files.",

@@ -23,6 +23,10 @@ START_S = 600.0
 ANSWER_S = 300.0
 BYTES_PER_S = 20e6
 """Longest for an answer, from its turn on: 300 s, and the weights at 20 MB/s."""
+SILENT_S = 300.0
+"""Longest that one with a question may say nothing of waiting for its turn."""
+TURN_S = 3600.0
+"""Longest that it may wait: whoever has the turn has a limit, unless it was suspended."""
 
 
 class WitnessProcess:
@@ -57,7 +61,7 @@ class WitnessProcess:
         with contextlib.suppress(OSError):
             self._connection.send(spec)
         self._asked: deque[Question] = deque()
-        self._since = time.monotonic()
+        self._since = self._turn_since = time.monotonic()
         self._state = "starting"
         self._ids = 0
         self._needed = 0
@@ -81,8 +85,9 @@ class WitnessProcess:
         if self._spec.dtype != "float32":
             dtypes = ("float32", self._spec.dtype)
         question = Question(self._ids, subject, dtypes, batch)
-        if not self._asked and self._state == "ready":
-            self._since = time.monotonic()
+        if not self._asked:
+            self._turn_since = time.monotonic()
+            self._since = self._turn_since if self._state == "ready" else self._since
         self._asked.append(question)
         with contextlib.suppress(OSError):  # gone: the next poll says so
             self._connection.send(question)
@@ -96,39 +101,47 @@ class WitnessProcess:
         """
         answers: list[Said] = []
         try:
-            while self._connection.poll(0.0 if answers else wait_s):
+            while self._connection.poll(wait_s):
                 self._take(self._connection.recv(), answers)
+                wait_s = 0.0
         except (EOFError, OSError):
             self._give_up(f"the witness ended ({self._how_it_ended()})", answers)
-        if (late_s := self._overdue()) is not None:
-            self._give_up(f"the witness did not answer in {late_s:,.0f} s", answers)
+        if (late := self._overdue()) is not None:
+            self._give_up(f"the witness {late}", answers)
         return answers
 
     def _take(self, said: Said, answers: list[Said]) -> None:
         self._since = time.monotonic()
         self.memory_bytes = max(self.memory_bytes, said.memory_bytes)
+        if said.kind == "waiting":
+            return
         if said.kind == "begun":
             self._state = "at work"
             with contextlib.suppress(EvalcoreError):  # what is wrong is for the witness to say
                 self._needed = needed_bytes(self._asked[0].subject.checkpoint.path)
             return
-        self._state = "ready"
+        self._state, self._turn_since = "ready", self._since
         if said.kind == "ready":
             self.start_s = said.cpu_s
         else:
             self._asked.popleft()
             answers.append(said)
 
-    def _overdue(self) -> float | None:
-        """The limit, if it has passed. Waiting for its turn has none: who has it has a limit."""
+    def _overdue(self) -> str | None:
+        """What it did not do within its limit, if that has passed."""
+        now = time.monotonic()
         limit_s = None
         if self._state == "starting":
             limit_s = START_S
         elif self._state == "at work":
             passes = len(self._asked[0].dtypes)
             limit_s = passes * (ANSWER_S + self._needed / BYTES_PER_S)
-        late = limit_s is not None and time.monotonic() - self._since > limit_s
-        return limit_s if late else None
+        elif self._asked:  # it waits for its turn, and says so
+            limit_s = SILENT_S
+            if now - self._turn_since > TURN_S:
+                return f"had no turn on this machine in {TURN_S:,.0f} s"
+        late = limit_s is not None and now - self._since > limit_s
+        return f"did not answer in {limit_s:,.0f} s" if late else None
 
     def _give_up(self, reason: str, answers: list[Said]) -> None:
         self.close()

@@ -18,9 +18,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from evalcore.types import FloatArray, ScoreBatch, Subject
 
 NICENESS = 10  # beside an engine that wants all cores it gets about a tenth of one
 PARENT_CHECK_S = 2.0
+TURN_CHECK_S = 0.1
+WAITING_EVERY = 50  # of these
 KEPT_BYTES = 1 << 30  # a model up to this size stays for the next question about it
 RUNTIME_BYTES = 2 << 30  # libraries, activations, logits
 HEADROOM = 1.25  # of the weights: one file's tensors may be there twice while they are cast
@@ -62,7 +65,8 @@ class Said:
     """What the witness sends.
 
     Attributes:
-        kind: ``ready`` (it stands), ``begun`` (it has its turn on this machine), ``answer``.
+        kind: ``ready`` (it stands), ``waiting`` (for its turn on this machine), ``begun`` (it has
+            it), ``answer``.
         id: Of the question.
         values: dtype -> float64 [T], log-probabilities of the batch's continuation tokens.
         reason: Why it cannot answer; empty if it did.
@@ -94,11 +98,20 @@ def too_large(path: str) -> str:
 
 
 @contextmanager
-def turn() -> Iterator[None]:
-    """One witness of a machine at a time has a model in memory."""
+def turn(waiting: Callable[[], object]) -> Iterator[None]:
+    """One witness of a machine at a time has a model in memory; the others say that they wait."""
     folder = Path(tempfile.gettempdir())
     with open(folder / f"evalcore-witness-{getpass.getuser()}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        tries = 0
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if tries % WAITING_EVERY == 0:
+                    waiting()
+                tries += 1
+                time.sleep(TURN_CHECK_S)
         yield
 
 
@@ -187,7 +200,7 @@ def serve(connection: Connection, parent: int) -> None:
                          memory_bytes=memory_bytes()))  # fmt: skip
     while True:
         question = questions.get()
-        with turn():
+        with turn(partial(connection.send, Said("waiting", question.id))):
             connection.send(Said("begun", question.id))
             begin, spent = time.monotonic(), time.process_time()
             values, reason = witness.answer(question)

@@ -68,7 +68,7 @@ class Scored:
         with pytest.raises(SystemExit) as ended:
             main()
         if striker:
-            striker.join(60)
+            striker.join(300)
         said = self._capfd.readouterr().err.splitlines()
         return int(ended.value.code or 0), "\n".join(s for s in said if "prompt tokens/s" not in s)
 
@@ -82,7 +82,7 @@ def strike(go: Path, fault: Callable[[], object]) -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 300  # nothing is measured: a busy machine takes long to start
     while not condition():
         assert time.monotonic() < ends, "waited too long"
         time.sleep(0.005)
@@ -225,7 +225,7 @@ def test_two_runs_on_one_folder_at_once(grid: Path, tmp_path: Path, score: Score
         wait_until(lambda: segments(out) > before)
 
     assert score(grid, out, begin, at=5)[0] == 0
-    assert other[0].wait(60) == 0
+    assert other[0].wait(300) == 0
     store = ResultStore(out, read_only=True)
     assert store.verify().sound
     assert rows(out) == ROWS
@@ -266,6 +266,6 @@ def test_a_machine_of_a_cluster_is_lost(
             run = subprocess.Popen(command, env=cluster.env, stdout=sink, stderr=sink)
         wait_until(lambda: segments(out) > 2)
         cluster.kill()
-        status = run.wait(120)
+        status = run.wait(300)
     assert status == 0, (tmp_path / "said").read_text()
     assert rows(out) == ROWS

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from evalcore.cluster import Stop, StopSignals, any_stop, parse_duration
-from evalcore.errors import InputError
+from evalcore.cluster.signals import LIMIT_GRACE_S
+from evalcore.errors import InputError, StoppedError
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -80,3 +81,51 @@ def test_import_is_light() -> None:
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_grace_ends_by_signal_or_by_limit_whichever_is_first() -> None:
+    with StopSignals(time_limit_s=0.2, grace_s=0.1) as stop:
+        time.sleep(0.21)
+        assert stop() == Stop.SOON
+        time.sleep(0.11)
+        assert stop() == Stop.NOW
+    with StopSignals(time_limit_s=0.2, grace_s=60.0) as stop:
+        stop.request("SIGTERM")
+        assert stop() == Stop.SOON
+        stop._ends_at = time.monotonic() - LIMIT_GRACE_S - 0.1
+        assert (stop(), stop.reason) == (Stop.NOW, "SIGTERM"), "the limit counts all the same"
+
+
+HANGS = """
+import ctypes, sys
+from evalcore.cluster import StopSignals, signals
+signals.LIMIT_GRACE_S, signals.LIMIT_LAST_RESORT_S, signals.LAST_RESORT_S = 0.2, 0.2, 0.2
+with StopSignals({limit}, 0.2, last_resort=True):
+    print("begun", flush=True)
+    while True:
+        ctypes.CDLL(None).sleep(600)  # a call that is not of Python's, begun again and again
+"""
+
+
+@pytest.mark.parametrize("limit", ["0.3", "None"], ids=["time limit", "SIGTERM"])
+def test_a_command_that_hangs_in_a_call_is_ended(limit: str) -> None:
+    command = [sys.executable, "-c", HANGS.format(limit=limit)]
+    begin = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        if limit == "None":
+            process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert b"by force" in said
+    assert time.monotonic() - begin < 30
+
+
+def test_what_polls_nothing_is_ended_with_its_own_words() -> None:
+    with (
+        StopSignals(time_limit_s=0.1) as stop,
+        pytest.raises(StoppedError, match=r"^stopped \(time limit\) in its middle; run"),
+        stop.interrupting("in its middle"),
+    ):
+        time.sleep(30)
