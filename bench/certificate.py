@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evalcore.engines.certify import Rescored, judge
-from evalcore.scoring.certifying import sample_sizes
+from evalcore.scoring.certificates.judging import Rescored, judge
+from evalcore.scoring.certificates.sampling import sample_sizes
 
 SUBJECTS, TASKS, CHOICES = 200, 10, 4
 SHARE = 0.02

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from evalcore.engines.certify import Certificate, Rescored
 from evalcore.errors import EvalcoreError
+from evalcore.scoring.certificates.judging import Certificate, Rescored
 from evalcore.scoring.witnessing import Witnessed
 
 

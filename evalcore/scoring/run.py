@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from evalcore.cluster import Job, JobPool, Stop, WorkerState
-from evalcore.engines.certify import Rescored, judge
 from evalcore.errors import EvalcoreError, WitnessError
 from evalcore.planning import Plan, PlanCounts, Unit
 from evalcore.planning.units import subset
-from evalcore.scoring.certifying import choose_sample
+from evalcore.scoring.certificates.judging import Rescored, judge
+from evalcore.scoring.certificates.sampling import choose_sample
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
 from evalcore.scoring.shares import CellWork
 from evalcore.scoring.source import UnitSource
@@ -120,7 +120,7 @@ def score_units(
         should_stop: Polled; ends the run after the units at hand are committed.
         apart: How workers of a second kind build their engine, and fingerprints of the checkpoints
             that they score, after the others have done theirs.
-        certify: Share of the examples that is scored a second time (see ``certifying``).
+        certify: Share of the examples that is scored a second time (see ``certificates``).
         limits: Least work of the plan, for what progress tells.
         time_left_s: How long units may still take, if that is known.
         summary: Is filled, and given back: whoever has it has it too where something unexpected

@@ -17,7 +17,7 @@ from evalcore.scoring.batching import (
     generate_requests,
     score_requests,
 )
-from evalcore.scoring.certifying import SampledRows, sampled_of
+from evalcore.scoring.certificates.sampling import SampledRows, sampled_of
 from evalcore.scoring.generating import Answer
 from evalcore.scoring.rows import example_rows
 from evalcore.types import AnswerWay, Cell, GenerationSettings, Subject, generation_of

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from evalcore.cluster import ErrorInfo, WorkerReply, pulse
 from evalcore.engines import create_engine
-from evalcore.engines.certify import Rescored
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport
 from evalcore.errors import InputError, NodeError, WitnessError
-from evalcore.scoring.certifying import rescore, rows_to_witness
+from evalcore.scoring.certificates.judging import Rescored
+from evalcore.scoring.certificates.sampling import rescore, rows_to_witness
 from evalcore.scoring.generating import score_and_generate, score_and_generate_many
 from evalcore.scoring.reports import FlushReport, UnitReport
 from evalcore.scoring.rows import with_maker

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalcore.engines.certify import judge
 from evalcore.engines.hf import HFEngine
 from evalcore.engines.protocol import EngineSpec
 from evalcore.identity import resolve_subjects
@@ -17,6 +16,7 @@ from evalcore.metrics import cell_scores, needs_unconditional
 from evalcore.planning import Unit, UnitSlice
 from evalcore.prompting import cached_requests, load_tokenizer
 from evalcore.scoring import CellWork, ScoringWorker, UnitJob, WorkerConfig
+from evalcore.scoring.certificates.judging import judge
 from evalcore.store import ResultStore
 from evalcore.types import (
     Cell,

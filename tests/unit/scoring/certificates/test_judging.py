@@ -10,8 +10,8 @@ import pytest
 
 from bench.certificate import NOISES, suspected
 from evalcore.engines import create_engine
-from evalcore.engines.certify import Rescored, continuation_sums, judge, score_again
 from evalcore.engines.protocol import EngineSpec
+from evalcore.scoring.certificates.judging import Rescored, continuation_sums, judge, score_again
 from tests.agreement.engine_models import boundary_batch, save_model, subject
 
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""``--certify``: a sample of what a worker has scored is scored again (see ``engines.certify``).
+"""``--certify``: a sample of what a worker has scored is scored again, see ``judging``.
 
 It is done while the subject is still in place, because loading every subject a second time would
 cost more than the sample. What is compared is what is stored: the sample's rows, and a second
@@ -16,10 +16,10 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from evalcore.engines.certify import CONTEXTS_PER_BATCH, Rescored, part_of, score_again
 from evalcore.engines.protocol import Engine
 from evalcore.planning import Plan
 from evalcore.scoring.batching import generate_requests, score_requests
+from evalcore.scoring.certificates.judging import CONTEXTS_PER_BATCH, Rescored, part_of, score_again
 from evalcore.scoring.generating import score_and_generate
 from evalcore.types import (
     AnswerWay,
