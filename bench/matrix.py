@@ -20,9 +20,11 @@ costs its own cell.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import random
 import subprocess
 import sys
@@ -36,10 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from tests.agreement.engine_processes import Child, import_peft, import_vllm
 from tests.agreement.families import FAMILIES
+from tests.agreement.families import main as make_family
 from tests.agreement.wild_cases import CASES
+from tests.agreement.wild_making import main as make_cases
 from tests.agreement.wild_visits import CELLS, Found, visit_cases, visit_family
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +62,8 @@ BASES = {
 }
 RANKS = ("llama-tied", "qwen3")
 STRATEGIES = ("llama-tied", "olmo-tied", "mistral-sliding")
+AT_ONCE = 15  # cases of one call, which has a time limit
+LOST = (BrokenProcessPool, FutureTimeoutError)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Line:
         bad: Why this is not as it should be; empty if it is.
         code: Of what it was seen with.
         seconds: Of its group, shared among its cells.
+        cpu_s: Of its group's processes, shared likewise.
     """
 
     cell: str
@@ -80,6 +88,7 @@ class Line:
     bad: str
     code: str
     seconds: float
+    cpu_s: float = 0.0
 
 
 def code_of_tree() -> str:
@@ -91,6 +100,17 @@ def code_of_tree() -> str:
     for name in LIBRARIES:
         hasher.update(f"{name} {_version(name)}".encode())
     return hasher.hexdigest()
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process, of those it waited for, and of all that run below it."""
+    own = psutil.Process()
+    spent = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            spent += times.user + times.system + times.children_user + times.children_system
+    return float(spent)
 
 
 def _version(name: str) -> str:
@@ -120,7 +140,7 @@ class Processes:
             self._children[kind] = Child(import_peft if kind == "hf" else import_vllm)
         try:
             return self._children[kind].call(function, *args)
-        except (BrokenProcessPool, FutureTimeoutError):
+        except LOST:
             self._children.pop(kind).kill()
             raise
 
@@ -165,10 +185,13 @@ def _adapter_group(base: str, names: tuple[str, ...]) -> Group:
     def run(processes: Processes) -> dict[str, Found]:
         found: dict[str, Found] = {}
         with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-            _make("tests.agreement.wild_making", folder, *names)
+            parts = [names[i : i + AT_ONCE] for i in range(0, len(names), AT_ONCE)]
+            for i, part in enumerate(parts):
+                processes.call("unmerged", make_cases, Path(folder) / str(i), list(part))
             for way in WAYS:
-                mine = _together(processes, way, Path(folder), names)
-                found |= {f"adapter/{name}/{NAMES[way]}": one for name, one in mine.items()}
+                for i, part in enumerate(parts):
+                    mine = _together(processes, way, Path(folder) / str(i), part)
+                    found |= {f"adapter/{name}/{NAMES[way]}": one for name, one in mine.items()}
         return found
 
     cells = tuple(f"adapter/{name}/{NAMES[way]}" for name in names for way in WAYS)
@@ -181,12 +204,12 @@ def _together(
     """All cases in one process; if that is lost, each in its turn."""
     try:
         return dict(processes.call(way, visit_cases, folder, way, names))
-    except (BrokenProcessPool, FutureTimeoutError):
+    except LOST:
         found: dict[str, Found] = {}
     for name in names:
         try:
             found |= processes.call(way, visit_cases, folder, way, (name,))
-        except (BrokenProcessPool, FutureTimeoutError) as error:
+        except LOST as error:
             found[name] = Found(None, f"the process was lost ({type(error).__name__})", "crash")
     return found
 
@@ -198,15 +221,17 @@ def _family_group(family: str, kind: str = "family", ways: tuple[str, ...] = WAY
         found: dict[str, Found] = {}
         with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
             try:
-                _make("tests.agreement.families", folder, family)
-            except subprocess.CalledProcessError as error:
-                last = (error.stderr.strip().splitlines() or ["no output"])[-1]
+                processes.call("unmerged", make_family, Path(folder), family)
+            except LOST:
+                raise
+            except Exception as error:  # whatever the library of a model raises
+                last = (f"{type(error).__name__}: {error}".strip().splitlines())[-1]
                 unmade = Found(None, f"transformers or PEFT cannot make it: {last}", "unmade")
                 return dict.fromkeys(names.values(), unmade)
             for way in ways:
                 try:
                     found |= processes.call(way, visit_family, folder, way)
-                except (BrokenProcessPool, FutureTimeoutError) as error:
+                except LOST as error:
                     lost = f"the process was lost ({type(error).__name__})"
                     found |= dict.fromkeys(CELLS[way], Found(None, lost, "crash"))
         return {names[cell]: one for cell, one in found.items()}
@@ -235,11 +260,6 @@ def _test_group(cell: str, test: str) -> Group:
         return {cell: Found(None, (last or ["it did not run"])[0], "crash")}
 
     return Group(cell, (cell,), run)
-
-
-def _make(module: str, *args: str) -> None:
-    command = [sys.executable, "-m", module, *args]
-    subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
 
 
 # -- judging and telling ---------------------------------------------------------------------------
@@ -284,19 +304,25 @@ def run(folder: Path, minutes: float, seed: int, *, fresh: bool, only: list[str]
             if time.monotonic() > ends:
                 print(f"no time left for {group.name}; run again to go on", flush=True)
                 continue
-            begin = time.monotonic()
-            found = group.run(processes)
-            share = (time.monotonic() - begin) / max(len(found), 1)
+            begin, cpu = time.monotonic(), cpu_s()
+            try:
+                found = group.run(processes)
+            except LOST as error:
+                lost = Found(None, f"the process was lost ({type(error).__name__})", "crash")
+                found = dict.fromkeys(group.cells, lost)
+            spent = time.monotonic() - begin, max(0.0, cpu_s() - cpu)
+            shares = (round(one / max(len(found), 1), 2) for one in spent)
+            seconds, each = shares
             for cell, one in found.items():
                 line = Line(
-                    cell, one.error, one.said, one.when, judge(cell, one), code, round(share, 2)
+                    cell, one.error, one.said, one.when, judge(cell, one), code, seconds, each
                 )
                 lines[cell] = line
                 with log.open("a") as sink:
                     sink.write(json.dumps(asdict(line)) + "\n")
             bad = [lines[cell] for cell in found if lines[cell].bad]
-            print(f"{group.name}: {len(found)} cells, {len(bad)} bad, "
-                  f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+            print(f"{group.name}: {len(found)} cells, {len(bad)} bad, {spent[0]:.0f} s, "
+                  f"{spent[1]:.0f} s of CPU", flush=True)  # fmt: skip
             for line in bad:
                 print(f"  {line.cell}: {line.bad}: {line.said}", flush=True)
     finally:
@@ -323,7 +349,8 @@ def summary(lines: list[Line]) -> str:
         told.append(
             f"{kind}: {len(mine)} cells, {len(errors)} scored (largest difference "
             f"{np.max(errors, initial=0.0):.1e}), {refused} refused in one line, "
-            f"{sum(bool(line.bad) for line in mine)} not as they should be"
+            f"{sum(bool(line.bad) for line in mine)} not as they should be; "
+            f"{sum(line.cpu_s for line in mine):,.0f} s of CPU"
         )
     return "\n".join(told)
 
@@ -336,6 +363,8 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="run all of it again")
     parser.add_argument("--only", nargs="*", default=[], help="cells that begin so")
     given = parser.parse_args()
+    # Models here are tiny: a second thread would wait for the first.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     lines = run(given.output, given.minutes, given.seed, fresh=given.fresh, only=given.only)
     (given.output / "matrix.md").write_text(table(lines), "utf-8")
     print(summary(lines))

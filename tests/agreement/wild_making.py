@@ -184,6 +184,7 @@ def main(folder: Path, names: list[str]) -> None:
 
     expected: dict[str, np.ndarray] = {}
     unmade: dict[str, str] = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         case = case_of(name)
         base, adapter = paths(folder, name)

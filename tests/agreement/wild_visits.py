@@ -22,10 +22,10 @@ from tests.agreement.engine_processes import running
 from tests.agreement.wild_making import batch, case_of, who
 
 SPECS: dict[str, EngineSpec] = {
-    "unmerged": EngineSpec(kind="hf", device="cpu", threads=2, max_length=512),
-    "merged": EngineSpec(device="cpu", threads=2, max_length=512),
+    "unmerged": EngineSpec(kind="hf", device="cpu", threads=1, max_length=512),
+    "merged": EngineSpec(device="cpu", threads=1, max_length=512),
     "batched": EngineSpec(
-        device="cpu", threads=2, max_length=512, adapters="batched", max_loras=2, max_lora_rank=16
+        device="cpu", threads=1, max_length=512, adapters="batched", max_loras=2, max_lora_rank=16
     ),
     "ranks": EngineSpec(device="cpu", threads=1, max_length=512, tensor_parallel=2),
 }
