@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
-from evalcore.identity.lora import Layout
+from evalcore.identity.header import read_header
+from evalcore.identity.lora import Layout, embeddings_of, head_of, shares_embeddings
+from evalcore.identity.weights import same_values, weight_files
 
 # Families with as many key heads as query heads: transformers ignores these keys there, vLLM
 # believes them and writes beyond its cache (SIGSEGV on CPUs, vLLM 0.32).
@@ -36,6 +39,32 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     if "text_config" in config or "encoder" in config:
         return  # the numbers below are those of a part
     _check_key_heads(path, config, layout, heads)
+    _check_vocabulary(path, config, layout)
+
+
+def check_tied(path: str | Path, config: Mapping[str, Any], layout: Layout) -> None:
+    """Refuses a checkpoint that shares embeddings and head, and yet holds two different ones.
+
+    transformers 5 then uses both (with a warning), vLLM the embeddings for both.
+
+    Args:
+        path: Its directory.
+        config: Its config.json.
+        layout: Its tensors.
+
+    Raises:
+        InputError: Names the head.
+    """
+    head, embeddings = head_of(layout), embeddings_of(layout)
+    if head is None or embeddings is None or not shares_embeddings(config, layout):
+        return
+    file = next(file for file in weight_files(Path(path)) if head in read_header(file)[0])
+    if not same_values(file, head, path, embeddings):
+        raise InputError(
+            f"checkpoint {path}: by its config.json embeddings and output head are one, its "
+            f"weights hold another {head}, and libraries differ in which they use; set "
+            f"tie_word_embeddings to false, or leave {head} out"
+        )
 
 
 def _check_key_heads(
@@ -56,6 +85,26 @@ def _check_key_heads(
                     f"{shape[0]} rows; one of them is of another model"
                 )
             return
+
+
+def _check_vocabulary(path: str, config: Mapping[str, Any], layout: Layout) -> None:
+    dtype, shape = layout.get("model.embed_tokens.weight", ("", ()))
+    tokens = config.get("vocab_size")
+    if dtype not in ("F32", "BF16", "F16", "F64"):
+        return
+    if isinstance(tokens, int) and shape[0] != tokens:
+        raise InputError(
+            f"checkpoint {path}: config.json says vocab_size {tokens:,}, "
+            f"model.embed_tokens.weight has {shape[0]:,} rows; one of them is of another model"
+        )
+    separate = config.get("tie_word_embeddings") is False
+    causal = any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or ())
+    if separate and causal and not any("head" in name or "output" in name for name in layout):
+        raise InputError(
+            f"checkpoint {path}: its weights have no output head, and config.json says that it is "
+            f"not the embeddings (tie_word_embeddings false): weights are missing, or set that to "
+            f"true"
+        )
 
 
 def quantisation(config: Mapping[str, Any], layout: Layout) -> str | None:

@@ -62,11 +62,16 @@ def weight_digests(path: str | Path) -> dict[str, str]:
     """Tensor names of a checkpoint -> digest over name, dtype, shape and bytes, sharded or not.
 
     Raises:
-        InputError: If weights are missing or broken.
+        InputError: If weights are missing or broken, or two files differ in a tensor.
     """
     digests: dict[str, str] = {}
     for file in weight_files(Path(path)):
-        digests.update(tensor_digests(file))
+        for name, digest in tensor_digests(file).items():
+            if digests.setdefault(name, digest) != digest:
+                raise InputError(
+                    f"checkpoint {path}: {file.name} and another of its files hold different "
+                    f"tensors {name}; one of them is of another save, remove it"
+                )
     return digests
 
 

@@ -32,6 +32,14 @@ _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _MERGED_TYPES = ("F32", "BF16", "F16")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _HEADS = ("lm_head", "embed_out")
+# Families whose embeddings and head are one where config.json does not say (transformers 5.19).
+_TIED_BY_DEFAULT = {
+    "gpt2", "gpt_bigcode", "gpt_neo", "opt", "bloom", "falcon", "mpt", "gemma", "gemma2", "gemma3",
+    "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "lfm2", "lfm2_moe", "ernie4_5",
+    "xglm", "biogpt", "jetmoe", "falcon_mamba",
+}  # fmt: skip
+# What models call the part that their files may leave out of names.
+_INNER = ("model", "transformer", "gpt_neox", "model.decoder")
 # What stands for a weight in GPTQ, AWQ and compressed-tensors.
 _QUANTISED = (".qweight", ".weight_packed")
 _ONLY_PEFT = (  # PEFT itself applies them, or says that it cannot
@@ -203,11 +211,11 @@ class _Reader:
         """Whether a saved tensor is the one that embeddings and head share: trainers save both."""
         if not (self._tied and self._base and parsed.part == "saved"):
             return False
-        shared = [own for own in self._layout if own.endswith(_EMBEDDINGS)]
+        shared = embeddings_of(self._layout)
         words = parsed.module.split(".")
-        if len(shared) != 1 or words[-1] not in (shared[0].split(".")[-2], *_HEADS):
+        if shared is None or words[-1] not in (shared.split(".")[-2], *_HEADS):
             return False
-        return same_values(self._file, name, self._base, shared[0])
+        return same_values(self._file, name, self._base, shared)
 
     def _target(self, name: str, wanted: str) -> str | None:
         """The checkpoint's tensor; None where only PEFT can tell (then merging has an obstacle)."""
@@ -392,8 +400,16 @@ def stored_transposed(target: str, layout: Layout) -> bool:
 
 
 def _names(parsed: AdapterName, target: str) -> tuple[str, ...]:
-    """A module as adapter, checkpoint and model may name it: patterns match one of them."""
-    return parsed.module, target.rpartition(".")[0], f"model.{parsed.core}", parsed.core
+    """The names of a module that patterns may mean.
+
+    PEFT matches them with the model's own name for it, in full: ``^layers`` does not mean
+    ``model.layers``. An adapter that names it otherwise may have been renamed, its patterns or
+    not.
+    """
+    own, here = parsed.module, target.rpartition(".")[0]
+    if own in (here, *(f"{inner}.{parsed.core}" for inner in _INNER)):
+        return (own,)
+    return own, here, f"model.{parsed.core}", parsed.core
 
 
 def shares_embeddings(config: Mapping[str, Any], layout: Layout) -> bool:
@@ -404,10 +420,25 @@ def shares_embeddings(config: Mapping[str, Any], layout: Layout) -> bool:
         layout: Its tensors.
     """
     text = config.get("text_config")
-    for own in (config, text if isinstance(text, dict) else {}):
+    parts = (config, text if isinstance(text, dict) else {})
+    for own in parts:
         if isinstance(own.get("tie_word_embeddings"), bool):
             return bool(own["tie_word_embeddings"])
-    return not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in layout)
+    if any(own.get("model_type") in _TIED_BY_DEFAULT for own in parts):
+        return True
+    return head_of(layout) is None
+
+
+def head_of(layout: Layout) -> str | None:
+    """The tensor of a checkpoint's output head, if it has one of its own."""
+    wanted = tuple(f"{head}.weight" for head in _HEADS)
+    return next((name for name in layout if f".{name}".endswith(wanted)), None)
+
+
+def embeddings_of(layout: Layout) -> str | None:
+    """The tensor of a checkpoint's input embeddings; None where it is not certain."""
+    found = [name for name in layout if name.endswith(_EMBEDDINGS)]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_vocabulary(target: str) -> bool:

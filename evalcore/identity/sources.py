@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG
-from evalcore.identity.bases import check_base
+from evalcore.identity.bases import check_base, check_tied
 from evalcore.identity.checkpoint import checkpoint_fingerprint, numeric_config
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.model_schema import check_sizes
@@ -135,6 +135,7 @@ def describe_checkpoint(
     config, layout = numeric_config(path), weight_layout(path)
     check_sizes(config, layout, path / "config.json")
     check_base(str(path), config, layout)
+    check_tied(path, config, layout)
     fingerprint = checkpoint_fingerprint(path)
     if tuned is not None and tuned.checkpoint_fingerprint not in (None, fingerprint):
         raise InputError(

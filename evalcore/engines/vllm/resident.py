@@ -34,6 +34,7 @@ from evalcore.errors import EngineError, EvalcoreError, ProofError, SubjectError
 from evalcore.identity import (
     NumericsClass,
     numeric_config,
+    shares_embeddings,
     tokenizer_fingerprint,
     weight_files,
     weight_layout,
@@ -315,7 +316,7 @@ class Resident:
             yield path
             return
         details["adapter"] = "merged into a copy of the checkpoint"
-        tied = bool(numeric_config(path).get("tie_word_embeddings"))
+        tied = shares_embeddings(numeric_config(path), weight_layout(path))
         spec = self._spec
         with merged_copy(subject, spec.dtype, tied=tied, budget=spec.merge_disk_bytes) as folder:
             yield folder

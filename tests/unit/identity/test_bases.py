@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from evalcore.engines.vllm.bases import unsupported
 from evalcore.errors import InputError
@@ -16,6 +18,7 @@ from evalcore.identity import (
     check_base,
     open_checkpoint,
     quantisation,
+    shares_embeddings,
     weight_layout,
 )
 
@@ -34,6 +37,8 @@ def test_the_checkpoints_of_these_tests_are_sound(tiny_checkpoint: Path) -> None
         ({"model_type": "gpt_neox", "num_key_value_heads": 1}, "key num_key_value_heads: gpt_neox"),
         ({"num_hidden_layers": 3}, "have 2 layers"),
         ({"num_key_value_heads": 1}, "says 1 key heads of 16"),
+        ({"vocab_size": 399}, "says vocab_size 399, model.embed_tokens.weight has 400 rows"),
+        ({"tie_word_embeddings": True}, "hold another lm_head.weight, and libraries differ"),
     ],
 )
 def test_contradictions_are_named(
@@ -64,6 +69,57 @@ def test_what_vllm_cannot_run_on_cpus(
     found = unsupported(str(tiny_checkpoint), config, "cpu")
     assert found is None if word is None else word in str(found)
     assert unsupported(str(tiny_checkpoint), config, "cuda") is None
+
+
+def _edited(folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    """Changes the tensors of a checkpoint in one file."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_head_stored_beside_shared_embeddings(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    config = json.loads((folder / "config.json").read_text())
+    embeddings = "model.embed_tokens.weight"
+
+    _edited(folder, lambda t: t.update({"lm_head.weight": t[embeddings].copy()}))
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert open_checkpoint(str(folder)).fingerprint, "the same numbers twice are one tensor"
+
+    _edited(folder, lambda t: t.pop("lm_head.weight"))
+    assert open_checkpoint(str(folder)).fingerprint
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="have no output head"):
+        open_checkpoint(str(folder))
+
+
+def test_families_that_share_embeddings_without_saying_so(tiny_checkpoint: Path) -> None:
+    layout = weight_layout(tiny_checkpoint)
+    assert not shares_embeddings({"model_type": "llama"}, layout)
+    assert shares_embeddings({"model_type": "gemma2"}, layout)
+    assert not shares_embeddings({"model_type": "gemma2", "tie_word_embeddings": False}, layout)
+    assert shares_embeddings({"text_config": {"model_type": "gemma3_text"}}, layout)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tensor_in_two_files(tiny_checkpoint: Path, tmp_path: Path, same: bool) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    norm = {"model.norm.weight": tensors["model.norm.weight"] * (1 if same else 2)}
+    save_file(tensors, folder / "model-1.safetensors", metadata={"format": "pt"})
+    save_file(norm, folder / "model-2.safetensors", metadata={"format": "pt"})
+    places = dict.fromkeys(tensors, "model-1.safetensors")
+    places |= {"model.norm.weight": "model-2.safetensors"}
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if same:
+        assert open_checkpoint(str(folder)).fingerprint
+    else:
+        with pytest.raises(InputError, match="hold different tensors"):
+            open_checkpoint(str(folder))
 
 
 def test_other_weights_in_the_folder_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -159,3 +159,43 @@ def test_mixtrals_files_name_a_block_otherwise() -> None:
     assert one_of(wanted, known) == "model.layers.0.block_sparse_moe.gate.weight"
     assert one_of("model.layers.0.mlp.up.weight", known) == "model.layers.0.mlp.up.weight"
     assert one_of("model.layers.0.mlp.down.weight", known) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        (r"layers\.0\.self_attn\.q_proj", True),
+        (r"^model\.layers\.0\.self_attn\.q_proj", True),
+        (r"^layers\.0\.self_attn\.q_proj", False),
+        (r"^self_attn\.q_proj", False),
+        (r"model\.model\.layers\.0\.self_attn\.q_proj", False),
+    ],
+)
+def test_patterns_mean_the_models_own_names(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, pattern: str, meant: bool
+) -> None:
+    """PEFT's rule: ``(.*\\.)?(PATTERN)$`` from the start of the name within the model."""
+    from peft.utils.other import get_pattern_key
+
+    name = "model.layers.0.self_attn.q_proj"
+    assert (get_pattern_key([pattern], name) == pattern) is meant
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, alpha_pattern={pattern: 64})
+    deltas = read(adapter, tiny_checkpoint).deltas
+    other = deltas["model.layers.1.self_attn.q_proj.weight"].scaling
+    assert (deltas[f"{name}.weight"].scaling != other) is meant
+
+
+def test_patterns_follow_a_renamed_adapter(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    """Its tensors may have been renamed, its patterns not."""
+    pattern = {r"^model\.layers\.0\.self_attn\.q_proj": 64}
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, alpha_pattern=pattern)
+    tensors = load_file(adapter / WEIGHTS)
+    moved = {
+        k.replace("model.layers", "model.language_model.layers"): v for k, v in tensors.items()
+    }
+    save_file(moved, adapter / WEIGHTS)
+    deltas = read(adapter, tiny_checkpoint).deltas
+    scalings = {name: delta.scaling for name, delta in deltas.items()}
+    assert scalings.pop("model.layers.0.self_attn.q_proj.weight") > max(scalings.values())
