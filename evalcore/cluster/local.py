@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -13,15 +14,16 @@ import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO
 
 from evalcore.cluster.protocol import EnvOption, Lost, env_for
+from evalcore.cluster.wire import Wire
 
 TAIL_BYTES = 4000
 EXIT_NOTE_TIMEOUT_S = 5.0
 GUARD_TIMEOUT_S = 30.0
+KILLED_TIMEOUT_S = 5.0
 
 
 def worker_path() -> str:
@@ -64,7 +66,7 @@ def open_log(log_dir: Path | None, worker_index: int) -> tuple[IO[bytes], str | 
 @dataclass
 class _Child:
     process: subprocess.Popen[bytes]
-    connection: Connection
+    wire: Wire
     lifeline: socket.socket
     log: IO[bytes]
     log_path: str | None
@@ -128,29 +130,39 @@ class LocalTransport:
         finally:
             theirs.close()
             their_lifeline.close()
-        connection = Connection(ours.detach())
-        self._children[worker_index] = _Child(process, connection, lifeline, log, log_path)
+        self._children[worker_index] = _Child(process, Wire(ours), lifeline, log, log_path)
         self.send(worker_index, blob)
 
     def send(self, worker_index: int, blob: bytes) -> None:
         try:
-            self._children[worker_index].connection.send_bytes(blob)
+            self._children[worker_index].wire.send(blob)
         except OSError:
             self._broken[worker_index] = self._lost(worker_index)
 
     def poll(self, timeout_s: float) -> list[tuple[int, bytes | Lost]]:
         news: list[tuple[int, bytes | Lost]] = list(self._broken.items())
         self._broken.clear()
-        by_connection = {child.connection: index for index, child in self._children.items()}
-        for connection in wait(list(by_connection), timeout=0 if news else timeout_s):
-            index = by_connection[connection]  # type: ignore[index]
-            if any(index == known for known, _ in news):
-                continue
-            try:
-                news.append((index, self._children[index].connection.recv_bytes()))
-            except (EOFError, OSError):
-                news.append((index, self._lost(index)))
+        with selectors.DefaultSelector() as selector:
+            for index, child in self._children.items():
+                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE * child.wire.waits)
+                selector.register(child.wire, wanted, index)
+            ready = selector.select(0 if news else timeout_s)
+        for key, what in ready:
+            if not any(key.data == known for known, _ in news):
+                news += self._served(key.data, bool(what & selectors.EVENT_READ))
         return news
+
+    def _served(self, index: int, has_said: bool) -> list[tuple[int, bytes | Lost]]:
+        """What one worker's wire has; what waits to be sent goes on."""
+        wire = self._children[index].wire
+        found: list[tuple[int, bytes | Lost]] = []
+        try:
+            if has_said:
+                found += [(index, blob) for blob in wire.take()]
+            wire.push()
+            return found
+        except (EOFError, OSError):
+            return [*found, (index, self._lost(index))]
 
     def explain(self, worker_index: int) -> Lost:
         child = self._children[worker_index]
@@ -163,15 +175,18 @@ class LocalTransport:
             return
         notes = child.read_notes(timeout_s=0)
         child.lifeline.close()  # the guard takes this as the order to end everything
+        with contextlib.suppress(ProcessLookupError):
+            child.process.send_signal(signal.SIGCONT)  # also where it was stopped with its worker
         try:
             child.process.wait(GUARD_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             child.process.kill()
-            child.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel does not let it go
+                child.process.wait(KILLED_TIMEOUT_S)
         if "P" in notes:  # the guard has done this, unless it was killed itself
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(notes["P"], signal.SIGKILL)
-        child.connection.close()
+        child.wire.close()
         child.log.close()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from evalcore.cluster.crew import Crew, PoolEvents, RunLimits
 from evalcore.cluster.judge import Again, Failure, Judge
 from evalcore.cluster.protocol import (
     Answer,
+    AnswerKind,
     Command,
     ErrorInfo,
     Hello,
@@ -33,8 +34,43 @@ from evalcore.errors import EvalcoreError, ResultsError, WorkerLostError
 
 logger = logging.getLogger("evalcore")
 
+ANSWERS: dict[State, AnswerKind] = {
+    State.STARTING: "ready",
+    State.PREPARING: "prepared",
+    State.RUNNING: "ran",
+    State.FLUSHING: "flushed",
+    State.CLOSING: "closed",
+}
+"""What a worker says when it is done with what it is at; ``raised`` and ``beat`` it may say too."""
+
 POLL_S = 0.1
 FROZEN_S = 5.0  # a driver that did nothing for so long was stopped itself: that is nobody's silence
+
+
+def check_fits(answer: Any, slot: Slot) -> None:
+    """Raises where an answer is none to what the worker was told; nothing of it may be used then.
+
+    Raises:
+        TypeError: It is no answer, or its parts are not what they should be.
+        ValueError: It answers something else.
+    """
+    if not isinstance(answer, Answer):
+        raise TypeError(f"got {type(answer).__name__}")
+    if answer.kind == "beat":
+        ticks, stage = answer.result
+        if not isinstance(ticks, int) or stage not in ("load", "work"):
+            raise TypeError(f"a pulse of {str(answer.result)[:60]}")
+        return
+    wanted = ANSWERS.get(slot.state)
+    if wanted is None or answer.kind not in (wanted, "raised"):
+        raise ValueError(f"{str(answer.kind)[:20]!r} while it was {slot.state.name.lower()}")
+    if answer.kind == "ready" and not isinstance(answer.result, Hello):
+        raise TypeError("ready, without a word of where")
+    if answer.kind == "raised" and not isinstance(answer.error, ErrorInfo):
+        raise TypeError("an error that is none")
+    own = None if slot.job is None else slot.job.id
+    if answer.kind in ("prepared", "ran") and answer.job_id != own:
+        raise ValueError(f"job {str(answer.job_id)[:60]} instead of {own}")
 
 
 class PoolRun:
@@ -220,8 +256,7 @@ class PoolRun:
         if isinstance(news, bytes):
             try:
                 answer = pickle.loads(news)
-                if not isinstance(answer, Answer):
-                    raise TypeError(f"got {type(answer).__name__}")
+                check_fits(answer, slot)
             except Exception as error:
                 news = Lost(f"gave an answer that cannot be read: {type(error).__name__}: {error}")
             else:
@@ -234,6 +269,7 @@ class PoolRun:
         self._on_fatal(slot, self.crew.lost_error(slot, news))
 
     def _on_answer(self, slot: Slot, answer: Answer) -> None:
+        """One that fits what the worker is at (:func:`check_fits`)."""
         if answer.kind == "beat":
             self._on_beat(slot, *answer.result)
         elif answer.kind == "raised":

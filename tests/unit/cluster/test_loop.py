@@ -132,7 +132,7 @@ def test_every_unit_is_accounted_for(
         return Stop.SOON if turns[0] < stop_after + 200 else Stop.NOW
 
     def start_blob(index: int) -> bytes:
-        body = ("test_cluster_machine:make", pickle.dumps(config), index)
+        body = ("tests.unit.cluster.test_loop:make", pickle.dumps(config), index)
         return pickle.dumps(Command("start", body=body))
 
     rows, failed_rows = [0], [0]
@@ -165,3 +165,48 @@ def test_answers_are_what_the_loop_expects() -> None:
     answer = pickle.loads(WorkerRunner().handle(pickle.dumps(Command("run", "a"))))
     assert isinstance(answer, Answer)
     assert answer.kind == "raised"
+
+
+GARBAGE = [
+    b"no pickle", pickle.dumps(None), pickle.dumps(Answer("ran", "another")),
+    pickle.dumps(Answer("flushed")), pickle.dumps(Answer("ready")), pickle.dumps(Answer("raised")),
+    pickle.dumps(Answer("beat")), pickle.dumps(Answer("beat", result=("x", 3))),
+    pickle.dumps(Answer("closed")), pickle.dumps(Answer("what")),  # type: ignore[arg-type]
+]  # fmt: skip
+
+
+class Babel(Theatre):
+    """The first process says something else than it should, in one of its answers."""
+
+    def __init__(self, said: bytes, at: int) -> None:
+        super().__init__([], [1000.0])
+        self.said, self.left = said, at
+
+    def poll(self, timeout_s: float) -> list[tuple[int, bytes | Lost]]:
+        news = super().poll(timeout_s)
+        self.left -= bool(news)
+        return [(news[0][0], self.said)] if news and self.left == 0 else news
+
+
+@pytest.mark.parametrize("said", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
+def test_a_worker_that_answers_garbage_is_replaced(
+    requests: Path, tmp_path: Path, said: bytes, at: int
+) -> None:
+    """Whatever it says, in whatever state: the driver goes on, and each unit ends once."""
+    ResultStore(tmp_path)
+    jobs = [unit_job(requests, "good", i) for i in range(3)]
+    committed: list[str] = []
+    config = pickle.dumps(WorkerConfig(str(tmp_path), SPEC, 1e9))
+    body = ("tests.unit.cluster.test_loop:make", config, 0)
+    limits = RunLimits(3, None, 60.0, 10.0, 3, Patience(2.0, 2.0, 2.0, 1.0))
+    theatre = Babel(said, at)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
+        patch.setattr(loop.time, "monotonic", lambda: theatre.clock[0])
+        run = PoolRun(
+            1, lambda index: pickle.dumps(Command("start", body=body)), theatre, Units(jobs),
+            PoolEvents(on_committed=lambda job: committed.append(job.id)), limits,
+        )  # fmt: skip
+        assert run.loop(lambda: Stop.NO) == "done"
+    assert sorted(committed) == sorted(job.id for job in jobs)
