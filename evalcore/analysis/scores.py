@@ -48,6 +48,8 @@ class ScoreRow:
         score: Mean over these prompts (and seeds) of the means over documents.
         base_score: The base's score on the paired documents.
         gain: Score minus the base's, paired by document.
+        raw: The same mean over the whole generated texts, whatever stop strings are in them; NaN
+            where there is no such metric.
         notes: What a reader must know of this row.
     """
 
@@ -62,6 +64,7 @@ class ScoreRow:
     score: Estimate
     base_score: Estimate
     gain: Estimate
+    raw: float
     notes: tuple[str, ...]
 
 
@@ -112,8 +115,23 @@ def _row(
         score=score,
         base_score=gain.other if gain else EMPTY,
         gain=gain.pooled if gain else EMPTY,
+        raw=_raw(task, cells),
         notes=(*cell_notes(subject, task, cells), *_cluster_note(cells, score), *notes),
     )
+
+
+def _raw(task: TaskInfo, cells: Cells) -> float:
+    """Mean over prompts of the score of raw text (beside it stands that of text up to a stop)."""
+    by_prompt = []
+    for runs in cells.values():
+        values = [
+            float(score["value"])
+            for cell in runs.values()
+            for score in cell.facts.scores
+            if score["metric"] == f"{task.metric}_raw" and score["value"] is not None
+        ]
+        by_prompt.append(sum(values) / len(values) if values else float("nan"))
+    return sum(by_prompt) / len(by_prompt) if by_prompt else float("nan")
 
 
 def _gain(
@@ -223,6 +241,7 @@ _LAST_FIELDS = [
 _SCORE_FIELDS = [
     ("n", pa.int64()), ("score", pa.float64()), ("stderr", pa.float64()),
     ("low95", pa.float64()), ("high95", pa.float64()), ("stderr_documents", pa.float64()),
+    ("raw_score", pa.float64()),
 ]  # fmt: skip
 _RANGE = [("prompt_low", pa.float64()), ("prompt_high", pa.float64())]
 _GAIN_RANGE = [
@@ -290,6 +309,7 @@ def _record(row: ScoreRow) -> dict[str, Any]:
         "prompts": len(row.prompts), "prompt": ", ".join(row.prompts), "n": score.n,
         "score": score.value, "stderr": score.stderr, "low95": score.low95,
         "high95": score.high95, "stderr_documents": score.over_documents.stderr,
+        "raw_score": row.raw,
         "prompt_low": score.low_prompt, "prompt_high": score.high_prompt, "base": row.base,
         "base_score": row.base_score.value, "gain": gain.value, "gain_stderr": gain.stderr,
         "gain_low95": gain.low95, "gain_high95": gain.high95, "gain_low99": gain.low99,

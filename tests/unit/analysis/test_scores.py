@@ -188,3 +188,17 @@ def test_text_of_one_adapter_is_short() -> None:
     assert "+0.250 [" in lines[3]
     assert lines[-2] == "± standard error; it is about these prompts, this run"
     assert lines[-1].startswith("gain: paired by document, [95 % interval] about these prompts")
+
+
+def test_the_score_of_raw_text_stands_beside_that_of_text_up_to_a_stop() -> None:
+    """A base that runs on past its answer; nobody knows which of the two a published score is."""
+    raw = ["rouge_l", "rouge_l_raw"]
+    task = task_columns("mine", output_type="generate_until", metrics=raw)
+    rows = cell_rows(BASE, task, "default", right("11"))
+    for row in rows:
+        row |= {"text": "one two", "raw_text": "one two\nthree four", "references": ["one two"]}
+    table = to_table(rows)
+    (found,) = scores_table(score_rows(ScoreBook.from_table(table, scores=True))).to_pylist()
+    assert (found["score"], found["raw_score"]) == (1.0, pytest.approx(2 / 3))
+    (found,) = scores_table(rows_of(cell_rows(BASE, TASK, "default", right("11")))).to_pylist()
+    assert found["raw_score"] is None
