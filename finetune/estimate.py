@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from evalcore.errors import InputError
-from evalcore.identity import numeric_config, weight_layout
+from evalcore.identity import HubRepository, numeric_config, weight_layout
 from evalcore.types import Checkpoint
 from finetune.checkpoints import assumed_parameters
 from finetune.checks import DataReport, longest_row
@@ -97,19 +98,46 @@ def estimate(
     for job in jobs:
         source = job.checkpoint.source
         if source not in sizes:
-            sizes[source] = parameters_of(job.checkpoint) or assumed_parameters(study, source)
+            path = job.checkpoint.path
+            layouts[source] = weight_layout(path) if path else planned_layout(source)
+            planned = sum(math.prod(shape) for _, shape in layouts[source].values())
+            stated = None if path else assumed_parameters(study, source)
+            sizes[source] = stated or planned or None
         report = reports.get(job.id)
         tokens = training_tokens(job, report) if report is not None else None
         per_token = flops_per_token(job.method, sizes[source])
         flops = None if tokens is None or per_token is None else tokens * per_token
         hours = None if flops is None else flops / assumption.flops_per_s / 3600
         rows, rough = (report.rows, not report.by_tokenizer) if report else (None, False)
-        path = job.checkpoint.path
-        if path not in layouts:
-            layouts[path] = weight_layout(path) if path else {}
-        disk, state = disk_bytes(job.method, sizes[source], layouts[path])
+        disk, state = disk_bytes(job.method, sizes[source], layouts[source])
         found.append(JobEstimate(job, rows, tokens, flops, hours, rough, disk, state))
     return found
+
+
+def planned_layout(source: str) -> Layout:
+    """Tensors of a hub checkpoint whose weights are not at hand, by a config.json in the cache.
+
+    That of the checkpoint, else of another commit of its repository. {} where there is none, or it
+    describes no model that is known here.
+    """
+    repo, _, revision = source.rpartition("@")
+    file = HubRepository("model", repo).cached("config.json", revision) if repo else None
+    return _layout_of(file.resolve(), file.parent) if file is not None else {}
+
+
+@lru_cache(maxsize=8)
+def _layout_of(content: Path, folder: Path) -> Layout:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception:  # only an estimate: whatever is wrong is told when the checkpoint is opened
+        return {}
+    kind = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(config.dtype, "F32")
+    return {name: (kind, tuple(tensor.shape)) for name, tensor in model.named_parameters()}
 
 
 def disk_bytes(
@@ -117,7 +145,7 @@ def disk_bytes(
 ) -> tuple[int | None, int | None]:
     """(bytes of the finished model, of its training checkpoint); None where it cannot be known.
 
-    A full model has the types of its parent (float32 where that is not at hand), an adapter float32
+    A full model has the types of its parent (else float32), an adapter float32
     factors of every linear layer, or of those named. A training checkpoint holds weights and both
     moments of what is trained.
     """

@@ -250,6 +250,14 @@ def _total_lines(plan: TunePlan, costs: Sequence[JobEstimate], assumption: Assum
         state = max((cost.state or 0 for cost in costs), default=0)
         beside = f"; up to {_size(state)} of training state beside each that is running"
         lines.append(f"{_disk(costs)} when all are finished{beside if state else ''}")
+    away = [cost.job.checkpoint for cost in costs if cost.disk is None]
+    if away:
+        repo, at, revision = away[0].source.rpartition("@")
+        fetch = f"; hf download {repo} config.json --revision {revision}" if at else ""
+        lines.append(
+            f"disk of {len(away)} models unknown: neither weights nor config.json of their bases "
+            f"are at hand{fetch}"
+        )
     return lines
 
 

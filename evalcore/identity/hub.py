@@ -150,6 +150,15 @@ class HubRepository:
         """Where the cache keeps it."""
         return hub_cache_dir() / f"{self.kind}s--{self.name.replace('/', '--')}"
 
+    def cached(self, name: str, revision: str | None) -> Path | None:
+        """A file in the cache, of a revision or else of any other commit; None if there is none.
+
+        For what all commits of a repository are taken to have alike, such as sizes; asks no hub.
+        """
+        commit = revision if is_commit(revision) else self._remembered(revision or "main")
+        folders = sorted((self.folder / "snapshots").glob("*"), key=lambda f: f.name != commit)
+        return next((file for f in folders if (file := f / name).is_file()), None)
+
     def _remembered(self, name: str) -> str | None:
         file = self.folder / "refs" / name
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from evalcore.app.overlap import split_gpus
-from evalcore.app.tuning import collect_loss_curves, jobs_per_gpu
+from evalcore.app.study import StudyOptions
+from evalcore.app.tuning import collect_loss_curves, dry_run_lines, jobs_per_gpu
 from evalcore.errors import InputError
 from finetune import (
     Assumption,
@@ -102,6 +104,33 @@ def test_a_tied_head_is_counted_once(out: Path, jobs: list[TuneJob]) -> None:
 
     tensors = load_file(out / "step-00007" / "model.safetensors")
     assert parameters_of(jobs[0].checkpoint) == sum(np.prod(t.shape) for t in tensors.values())
+
+
+def test_an_adapters_disk_is_known_from_the_bases_config_alone(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: ``disk unknown`` until the base's weights were there."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    hub = STUDY.replace('paths: ["step-*"]', "hub: [{repo: org/base, revisions: [one, two]}]")
+    study = parse_study(hub, tmp_path / "s.yaml")
+
+    def planned() -> tuple[list[int | None], str]:
+        lines = "\n".join(dry_run_lines(study, StudyOptions(study.file, tmp_path / "out")))
+        jobs = plan_jobs(study, tmp_path / "out", at_hand_only=True).jobs
+        return [cost.disk for cost in estimate(study, jobs, {}, Assumption())], lines
+
+    found, said = planned()
+    assert found == [None] * 4
+    wanted = "disk of 4 models unknown: neither weights nor config.json of their bases are at hand"
+    assert f"{wanted}; hf download org/base config.json --revision one" in said
+    snapshot = tmp_path / "models--org--base/snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(out / "step-00007/config.json", snapshot)
+    found, said = planned()
+    local = plan_jobs(parse_study(STUDY, out / "s.yaml"), out).jobs
+    here = [cost.disk for cost in estimate(study, local, {}, Assumption())]
+    assert found == here * 2
+    assert "unknown: neither" not in said
 
 
 def test_a_selection_costs_every_candidate(out: Path, jobs: list[TuneJob]) -> None:
