@@ -11,22 +11,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from evalcore.errors import DataError
 from evalcore.files import fsync_folder
-from evalcore.store.coverage import codes_of, doubled_segments
+from evalcore.store.coverage import codes_of
 from evalcore.store.reading import distinct_rows
 from evalcore.store.schema import EXAMPLE_SCHEMA
 from evalcore.store.segments import (
-    SegmentInfo,
+    Segment,
     SegmentRows,
     merged_name,
     write_segment,
 )
+from evalcore.store.survey import Survey
 
 TARGET_BYTES = 256 * 1024 * 1024
 
@@ -42,55 +42,54 @@ class CompactReport:
     damaged: tuple[str, ...] = ()
 
 
-def compact_segments(
-    folder: Path, infos: Sequence[SegmentInfo], *, target_bytes: int = TARGET_BYTES
-) -> CompactReport:
+def compact_segments(survey: Survey, *, target_bytes: int = TARGET_BYTES) -> CompactReport:
     """Merges neighbouring segments up to ``target_bytes`` of file size each; rows lie by cell.
 
     Args:
-        folder: The segments folder.
-        infos: The segments to consider, in name order.
+        survey: The segments to consider, in name order.
         target_bytes: Size of a group of files to merge; a larger file stays alone.
 
     Raises:
         DataError: A segment's rows are damaged; nothing of its group was changed.
         ResultsError: The folder cannot be written.
     """
-    doubled = doubled_segments([info.coverage for info in infos])
-    groups = _groups([info.num_bytes for info in infos], target_bytes)
+    doubled = survey.doubled()
+    groups = _groups(survey.num_bytes.tolist(), target_bytes)
     # A segment alone in its group stays as it is, if it should.
     alone = {start for start, stop in groups if stop - start == 1}
-    alone -= {i for i, info in enumerate(infos) if i in doubled or not _whole(info)}
-    rest = [info for i, info in enumerate(infos) if i not in alone]
+    alone -= {i for i in alone if i in doubled or not _whole(survey, i)}
     # Where there are doubles, every segment is asked what it holds first.
-    kept = distinct_rows(infos if doubled else rest, EXAMPLE_SCHEMA.names, None, _refuse)
+    asked = survey if doubled else survey.select([i for i in range(len(survey)) if i not in alone])
+    kept = distinct_rows(asked, EXAMPLE_SCHEMA.names, None, _refuse)
     waiting = next(kept, None)
     after = rows = doubles = 0
     for start, stop in groups:
-        group = infos[start:stop]
+        group = [survey.folder / name for name in survey.names[start:stop]]
         parts = []
-        for info in group:
-            if waiting is not None and waiting[0] is info:
+        for path in group:
+            if waiting is not None and waiting[0].path == path:
                 parts.append(waiting[1])
                 waiting = next(kept, None)
-        total = sum(info.num_rows for info in group)
+        total = int(survey.num_rows[start:stop].sum())
         if start in alone:
             after, rows = after + 1, rows + total
             continue
         left = sum(part.num_rows for part in parts)
         rows, doubles, after = rows + left, doubles + total - left, after + bool(left)
         if left:
-            write_segment(folder / merged_name(group[0].path), _by_cell(pa.concat_tables(parts)))
-        for info in group:
+            merged = survey.folder / merged_name(group[0])
+            write_segment(merged, _by_cell(pa.concat_tables(parts)))
+        for path in group:
             with contextlib.suppress(FileNotFoundError):  # another compaction was faster
-                info.path.unlink()
-        fsync_folder(folder)
-    return CompactReport(len(infos), after, rows, doubles)
+                path.unlink()
+        fsync_folder(survey.folder)
+    return CompactReport(len(survey), after, rows, doubles)
 
 
-def _whole(info: SegmentInfo) -> bool:
+def _whole(survey: Survey, number: int) -> bool:
     """Whether a segment is checked and holds no row twice, by its footer."""
-    return info.checked and info.coverage.num_pairs == info.num_rows
+    pairs, segment = int(survey.num_pairs[number]), survey.segment(number)
+    return segment.checked and pairs == segment.num_rows
 
 
 def _by_cell(table: pa.Table) -> pa.Table:
@@ -102,7 +101,7 @@ def _by_cell(table: pa.Table) -> pa.Table:
     return table.unify_dictionaries().combine_chunks().take(pa.array(order))
 
 
-def _refuse(info: SegmentInfo, rows: SegmentRows) -> None:
+def _refuse(info: Segment, rows: SegmentRows) -> None:
     raise DataError(
         f"{info.path}: {rows.num_lost} rows are damaged ({rows.reason}); `evalcore verify` sets "
         "them aside, then compact again"

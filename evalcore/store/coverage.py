@@ -107,18 +107,6 @@ class SegmentCoverage:
         sets = [np.cumsum(part, dtype=np.int32) for part in steps]
         return cls(tuple(header["cells"]), tuple(header["cell_sets"]), tuple(sets), tuple(doc_ids))
 
-    @staticmethod
-    def decode_counts(encoded: bytes) -> dict[str, int]:
-        """Cell -> documents of an encoded statement, without reading which they are.
-
-        Raises:
-            ValueError: Not such a statement (also pyarrow's errors, KeyError, IndexError).
-        """
-        header, _ = _unpacked(encoded)
-        sizes, numbers = header["set_sizes"], header["cell_sets"]
-        pairs = zip(header["cells"], numbers, strict=True)
-        return {str(cell): int(sizes[number]) for cell, number in pairs}
-
 
 def _unpacked(encoded: bytes) -> tuple[dict[str, Any], bytes]:
     """(JSON header, what follows it) of an encoded statement."""
@@ -143,6 +131,21 @@ class Coverage(Mapping[str, frozenset[str]]):
         self.num_segments = 0
         for segment in segments:
             self.add(segment)
+
+    @classmethod
+    def of_codes(
+        cls,
+        doc_ids: Sequence[str],
+        cells: Mapping[str, list[npt.NDArray[np.int32]]],
+        num_segments: int,
+    ) -> Coverage:
+        """Of sets of documents, numbers into ``doc_ids``, of each cell; overlaps count once."""
+        self = cls()
+        self._ids = list(doc_ids)
+        self._codes = {doc_id: code for code, doc_id in enumerate(doc_ids)}
+        self._cells = dict(cells)
+        self.num_segments = num_segments
+        return self
 
     def add(self, segment: SegmentCoverage) -> None:
         """Takes in what one more segment holds; overlaps count once."""
@@ -195,31 +198,6 @@ class Coverage(Mapping[str, frozenset[str]]):
         if len(parts) > 1:  # merged on first use and kept
             parts[:] = [np.unique(np.concatenate(parts))]
         return parts[0]
-
-
-def doubled_segments(segments: Sequence[SegmentCoverage]) -> set[int]:
-    """Numbers of the segments that hold a (cell, document) pair an earlier one holds, too.
-
-    One sort of all pairs (8 bytes each): much quicker than asking cell by cell.
-    """
-    cell_codes: dict[str, int] = {}
-    doc_codes: dict[str, int] = {}
-    pairs = []
-    for segment in segments:
-        codes = (doc_codes.setdefault(doc_id, len(doc_codes)) for doc_id in segment.doc_ids)
-        docs = np.fromiter(codes, dtype=np.int64, count=len(segment.doc_ids))
-        own = [np.zeros(0, dtype=np.int64)]
-        for cell, number in zip(segment.cells, segment.cell_sets, strict=True):
-            code = cell_codes.setdefault(cell, len(cell_codes))
-            own.append(docs[segment.sets[number]] + (code << 32))
-        pairs.append(np.concatenate(own))
-    if not pairs:
-        return set()
-    owners = np.repeat(np.arange(len(pairs)), [len(own) for own in pairs])
-    every = np.concatenate(pairs)
-    order = np.argsort(every, kind="stable")
-    again = every[order][1:] == every[order][:-1]
-    return set(np.unique(owners[order][1:][again]).tolist())
 
 
 def codes_of(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:

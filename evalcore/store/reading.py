@@ -14,17 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.errors import InputError, UnknownNameError
-from evalcore.store.coverage import Coverage, SegmentCoverage, codes_of, doubled_segments
+from evalcore.store.coverage import Coverage, SegmentCoverage, codes_of
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, MAKER_COLUMN, joined_name
-from evalcore.store.segments import SegmentInfo, SegmentRows, read_rows
+from evalcore.store.segments import Segment, SegmentRows, read_rows
+from evalcore.store.survey import Survey
 
 KEY_COLUMNS = ("cell", "doc_id")
-OnDamage = Callable[[SegmentInfo, SegmentRows], None]
+OnDamage = Callable[[Segment, SegmentRows], None]
 """Told of a segment of which rows are damaged; they are left out."""
 
 
 def iterate_examples(
-    infos: Sequence[SegmentInfo],
+    survey: Survey,
     columns: Sequence[str] | None = None,
     filter: pc.Expression | None = None,
     cells: Callable[[str], bool] | None = None,
@@ -33,7 +34,7 @@ def iterate_examples(
     """Rows without doubles, one table per segment that has any.
 
     Args:
-        infos: Segments in the order in which the first of equal rows wins.
+        survey: The segments, in the order in which the first of equal rows wins.
         columns: Columns wanted, in this order; None for all.
         filter: Arrow expression on example columns, applied after doubles are gone.
         cells: Whether rows of a cell are wanted; None for all. Segments without any are not opened.
@@ -55,37 +56,38 @@ def iterate_examples(
         for name in EXAMPLE_SCHEMA.names
         if name in wanted or name in KEY_COLUMNS or (text and name in text)
     ]
-    for _, table in distinct_rows(infos, needed, cells, on_damage):
+    for _, table in distinct_rows(survey, needed, cells, on_damage):
         yield _filtered(table, filter).select(wanted)
     if filter is not None:  # a filter that does not fit is an error also where there are no rows
         _filtered(pa.schema([EXAMPLE_SCHEMA.field(name) for name in needed]).empty_table(), filter)
 
 
 def distinct_rows(
-    infos: Sequence[SegmentInfo],
+    survey: Survey,
     columns: Sequence[str],
     cells: Callable[[str], bool] | None = None,
     on_damage: OnDamage | None = None,
-) -> Iterator[tuple[SegmentInfo, pa.Table]]:
+) -> Iterator[tuple[Segment, pa.Table]]:
     """Each segment that has any with those of its rows that no earlier segment or row has.
 
     ``columns`` must include :data:`KEY_COLUMNS`.
     """
     if cells is not None:
-        infos = [info for info in infos if any(map(cells, info.coverage.cells))]
-    doubled = doubled_segments([info.coverage for info in infos])
+        survey = survey.select(survey.holding(cells))
+    doubled = survey.doubled()
     seen = Coverage()
-    for number, info in enumerate(infos):
+    for number in range(len(survey)):
+        info = survey.segment(number)
         part = read_rows(info, columns)
-        table, coverage = part.table, info.coverage
-        if part.reason is not None:
-            if on_damage is not None:
-                on_damage(info, part)
-            coverage = SegmentCoverage.of_rows(table.column("cell"), table.column("doc_id"))
-        if number in doubled or table.num_rows != coverage.num_pairs:
+        table, stated = part.table, int(survey.num_pairs[number])
+        sound = part.reason is None
+        if not sound and on_damage is not None:
+            on_damage(info, part)
+        if number in doubled or not sound or table.num_rows != stated:
             table = table.filter(pa.array(_new_rows(table, seen)))
         if doubled:
-            seen.add(coverage)
+            # Of a damaged segment only what could be read counts as seen.
+            seen.add(survey.stated(number) if sound else _coverage_of(part.table))
         if cells is not None:
             table = _of_cells(table, cells)
         if table.num_rows:
@@ -93,14 +95,14 @@ def distinct_rows(
 
 
 def read_examples(
-    infos: Sequence[SegmentInfo],
+    survey: Survey,
     columns: Sequence[str] | None = None,
     filter: pc.Expression | None = None,
     cells: Callable[[str], bool] | None = None,
     on_damage: OnDamage | None = None,
 ) -> pa.Table:
     """All of :func:`iterate_examples` as one table."""
-    tables = list(iterate_examples(infos, columns, filter, cells, on_damage))
+    tables = list(iterate_examples(survey, columns, filter, cells, on_damage))
     wanted = EXAMPLE_SCHEMA.names if columns is None else list(columns)
     schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in wanted])
     return pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries()
@@ -114,6 +116,10 @@ def first_rows(cells: pa.ChunkedArray, doc_ids: pa.ChunkedArray) -> npt.NDArray[
     _, first = np.unique(cell_codes * max(len(doc_names), 1) + doc_codes, return_index=True)
     keep[first] = True
     return keep
+
+
+def _coverage_of(table: pa.Table) -> SegmentCoverage:
+    return SegmentCoverage.of_rows(table.column("cell"), table.column("doc_id"))
 
 
 def _new_rows(table: pa.Table, seen: Coverage) -> npt.NDArray[np.bool_]:

@@ -14,6 +14,7 @@ Layout::
     RESULTS/damaged/             what failed its checksum, set aside
     RESULTS/cache/               encoded requests; may be deleted
     RESULTS/reduced/             numbers per document, for later reports; may be deleted
+    RESULTS/index/               what the footers of many segments say; may be deleted
 
 Any number of processes may write to one folder at once; nothing is ever changed in place. Every
 file has checksums that are checked before a parser sees its bytes (see ``evalcore.checked``); files
@@ -53,14 +54,13 @@ from evalcore.store.reductions import Reductions
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN
 from evalcore.store.segments import (
-    SegmentInfo,
+    Segment,
     SegmentRows,
     SegmentWriter,
-    UnreadableSegment,
     list_segments,
-    read_info,
 )
 from evalcore.store.settings import open_settings
+from evalcore.store.survey import Index, Survey
 from evalcore.store.verify import VerifyReport, verify_folder
 from evalcore.store.whole import CellPlaces, find_cells, read_whole
 
@@ -99,6 +99,7 @@ class ResultStore:
         self._clusters = Clusters(self.path / "clusters", self._warn_damaged)
         self._requests = Requests(self.path / "requests")
         self.reductions = Reductions(self.path / "reduced")
+        self._index = Index(self.path / "index", keep=not read_only)
         if read_only:
             if not (self.path / "store.json").is_file():
                 raise InputError(
@@ -225,9 +226,7 @@ class ResultStore:
         first, and named. ``options``: see :func:`evalcore.store.compaction.compact_segments`.
         """
         damaged = tuple(damage.line() for damage in self.verify().damaged)
-        done = self._retried(
-            lambda: compact_segments(self.segments_folder, self._infos(), **options)
-        )
+        done = self._retried(lambda: compact_segments(self._survey(), **options))
         return replace(done, damaged=damaged)
 
     @property
@@ -251,7 +250,7 @@ class ResultStore:
 
     def coverage(self) -> Coverage:
         """What is committed, superseded cells too: cell -> document ids, from footers only."""
-        return Coverage(info.coverage for info in self._retried(self._infos))
+        return self._retried(self._survey).coverage()
 
     def cells(self, *, every: bool = False, sampled: bool = False) -> pa.Table:
         """The cells table (:data:`CELL_SCHEMA`), one row per cell, ordered by cell.
@@ -355,7 +354,7 @@ class ResultStore:
         """
         wanted = self._wanted(cells)
         return self._retried(
-            lambda: read_examples(self._infos(note=True), columns, filter, wanted, self._on_damage)
+            lambda: read_examples(self._survey(note=True), columns, filter, wanted, self._on_damage)
         )
 
     def read(
@@ -391,18 +390,16 @@ class ResultStore:
         about = self._cells_table(records, None)
         # Segments that a compaction takes away meanwhile cannot be looked for again: rows that were
         # given already would come twice.
-        infos = self._retried(lambda: self._infos(note=True))
+        survey = self._retried(lambda: self._survey(note=True))
         try:
-            for part in iterate_examples(infos, own, None, wanted, self._on_damage):
+            for part in iterate_examples(survey, own, None, wanted, self._on_damage):
                 yield self.joined(part, columns, filter, about)
         except FileNotFoundError as error:
             raise self._compacted(error) from error
 
     def places(self) -> CellPlaces:
         """Which segments hold which cell (superseded ones too), from the heads of footers."""
-        found = self._retried(lambda: find_cells(self.segments_folder, self._warn_damaged))
-        self._note_unchecked([is_checked(path) for path in found.segments])
-        return found
+        return find_cells(self._retried(lambda: self._survey(note=True)))
 
     def note_left_out(self) -> None:
         """Warns, once, of superseded and dropped cells, which views leave out."""
@@ -481,8 +478,7 @@ class ResultStore:
 
         def with_rows() -> set[str]:
             if not found:
-                infos = self._retried(self._infos)
-                found.update(cell for info in infos for cell in info.coverage.cells)
+                found.update(cell for cell, _ in self._retried(self._survey).by_cell())
             return found
 
         return records.states(with_rows)
@@ -495,16 +491,11 @@ class ResultStore:
         ]
         return pa.Table.from_pylist(rows, schema=CELL_SCHEMA)
 
-    def _infos(self, note: bool = False) -> list[SegmentInfo]:
-        infos = []
-        for path in list_segments(self.segments_folder):
-            try:
-                infos.append(read_info(path))
-            except UnreadableSegment as error:
-                self._warn_damaged(path, str(error))
+    def _survey(self, note: bool = False) -> Survey:
+        survey = self._index.survey(self.segments_folder, self._warn_damaged)
         if note:
-            self._note_unchecked([info.checked for info in infos])
-        return infos
+            self._note_unchecked([is_checked(Path(name)) for name in survey.names])
+        return survey
 
     def _note_unchecked(self, checked: Sequence[bool]) -> None:
         if unchecked := checked.count(False):
@@ -525,7 +516,7 @@ class ResultStore:
                 time.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _on_damage(self, info: SegmentInfo, rows: SegmentRows) -> None:
+    def _on_damage(self, info: Segment, rows: SegmentRows) -> None:
         text = (
             f"{rows.num_lost} of {info.num_rows} rows are damaged and not used ({rows.reason}); "
             f"`evalcore verify {self.path}` sets them aside, then run again"

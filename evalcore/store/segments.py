@@ -47,18 +47,24 @@ _COVERAGE_KEY = b"evalcore.coverage"
 
 
 @dataclass(frozen=True)
-class SegmentInfo:
-    """What a segment's footer says.
-
-    Attributes:
-        checked: Whether it has checksums (segments of schema 2 have none).
-    """
+class Segment:
+    """A segment's file."""
 
     path: Path
     num_rows: int
     num_bytes: int
+
+    @property
+    def checked(self) -> bool:
+        """Whether it has checksums (segments of schema 2 have none)."""
+        return is_checked(self.path)
+
+
+@dataclass(frozen=True)
+class SegmentInfo(Segment):
+    """What a segment's footer says."""
+
     coverage: SegmentCoverage
-    checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -221,17 +227,7 @@ def read_info(path: Path) -> SegmentInfo:
     with _stated():
         coverage = SegmentCoverage.decode(metadata[_COVERAGE_KEY])
         num_rows = int(metadata[_ROWS_KEY])
-    return SegmentInfo(path, num_rows, num_bytes, coverage, is_checked(path))
-
-
-def read_cells(path: Path) -> dict[str, int]:
-    """Cell -> documents in a segment, from its footer; quicker than :func:`read_info`.
-
-    Raises: As :func:`read_info`.
-    """
-    metadata, _ = _footer(path)
-    with _stated():
-        return SegmentCoverage.decode_counts(metadata[_COVERAGE_KEY])
+    return SegmentInfo(path, num_rows, num_bytes, coverage)
 
 
 def _footer(path: Path) -> tuple[Mapping[bytes, bytes], int]:
@@ -268,7 +264,7 @@ def _stated() -> Iterator[None]:
         raise UnreadableSegment(f"its coverage is damaged ({_first_line(error)})") from error
 
 
-def read_rows(info: SegmentInfo, columns: Sequence[str] | None = None) -> SegmentRows:
+def read_rows(info: Segment, columns: Sequence[str] | None = None) -> SegmentRows:
     """Reads a segment's rows, each byte checked before it is parsed.
 
     Args:

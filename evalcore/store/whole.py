@@ -1,22 +1,21 @@
 """Whole cells, a bounded number of rows at a time, and which segments hold which cell.
 
-A cell's rows may lie in any number of segments. Footers say in which; of a footer only its head is
-decoded, so that a folder of thousands of segments can be surveyed in seconds.
+A cell's rows may lie in any number of segments; footers say in which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from evalcore.store.reading import OnDamage, in_cells, read_examples
-from evalcore.store.segments import UnreadableSegment, list_segments, read_cells, read_info
+from evalcore.store.segments import read_info
+from evalcore.store.survey import Survey
 
 ROWS_AT_ONCE = 1 << 19
-Warn = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,14 @@ class CellPlaces:
         return found
 
 
-def find_cells(folder: Path, warn: Warn) -> CellPlaces:
-    """Surveys the footers of a segments folder.
-
-    Args:
-        folder: The segments folder.
-        warn: Told of files that are no whole segments; they are left out.
-
-    Raises:
-        FileNotFoundError: A compaction took a segment away.
-    """
-    paths: list[Path] = []
-    of_cell: dict[str, list[int]] = {}
+def find_cells(survey: Survey) -> CellPlaces:
+    """Places of all cells that segments hold."""
+    of_cell: dict[str, tuple[int, ...]] = {}
     rows: dict[str, int] = {}
-    for path in list_segments(folder):
-        try:
-            held = read_cells(path)
-        except UnreadableSegment as error:
-            warn(path, str(error))
-            continue
-        for cell, count in held.items():
-            of_cell.setdefault(cell, []).append(len(paths))
-            rows[cell] = rows.get(cell, 0) + count
-        paths.append(path)
-    return CellPlaces(tuple(paths), {c: tuple(n) for c, n in of_cell.items()}, rows)
+    for cell, entries in survey.by_cell():
+        of_cell[cell] = tuple(survey.owners[entries].tolist())
+        rows[cell] = int(survey.set_sizes[survey.entry_set[entries]].sum())
+    return CellPlaces(tuple(survey.folder / name for name in survey.names), of_cell, rows)
 
 
 def read_whole(
@@ -88,5 +71,7 @@ def read_whole(
         FileNotFoundError: A compaction took a segment away.
     """
     numbers = sorted({n for cell in cells for n in places.of_cell.get(cell, ())})
-    infos = [read_info(places.segments[n]) for n in numbers]
-    return read_examples(infos, columns, None, in_cells(cells), on_damage)
+    paths = [places.segments[n] for n in numbers]
+    folder = paths[0].parent if paths else Path()
+    survey = Survey.of(folder, map(read_info, paths))
+    return read_examples(survey, columns, None, in_cells(cells), on_damage)
