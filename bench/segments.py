@@ -1,6 +1,6 @@
 """Many small segments: what starting a run, reading a cell, exporting and compacting cost.
 
-    python -m bench.segments write OUT --segments 100000   # 100 rows each; some 4 ms a segment
+    python -m bench.segments write OUT --segments 100000   # 100 rows each; some 5 ms a segment
     python -m bench.segments measure OUT [start cell export compact]
 
 As a fleet leaves them behind: each segment holds ten documents of the ten cells of one subject, a
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 import evalcore.files
@@ -30,7 +31,6 @@ from evalcore.store.segments import SegmentWriter
 
 CELLS = [(task, prompt) for task in TASKS for prompt in PROMPTS][:10]
 DOCUMENTS, AT_ONCE = 1000, 10
-PER_SUBJECT = DOCUMENTS // AT_ONCE
 
 
 def write(out: Path, segments: int) -> int:
@@ -47,14 +47,16 @@ def write(out: Path, segments: int) -> int:
             break
         own = [cell_record(subject, task, prompt, False) for task, prompt in CELLS]
         records += own
-        tables = [
+        rows = pa.concat_tables(
             choice_rows(record["cell"], docs[task], 0.5, [number, place])
             for place, (record, (task, _)) in enumerate(zip(own, CELLS, strict=True))
-        ]
-        for start in range(0, DOCUMENTS, AT_ONCE):
+        )
+        rows = rows.unify_dictionaries().combine_chunks()
+        by_document = np.argsort(rows["doc_index"].to_numpy(), kind="stable")
+        rows = rows.take(pa.array(by_document))
+        for start in range(0, rows.num_rows, AT_ONCE * len(CELLS)):
             writer = SegmentWriter(store.segments_folder, f"bench-{number}")
-            for table in tables:
-                writer.add(table.slice(start, AT_ONCE))
+            writer.add(rows.slice(start, AT_ONCE * len(CELLS)))
             writer.flush()
             written += 1
     store.write_cells(records)

@@ -75,6 +75,28 @@ def _fsync(descriptor: int) -> None:
             raise
 
 
+def try_folder(folder: Path) -> None:
+    """Tries what results rest on: a file renamed into a folder is listed, whole, and can go again.
+
+    Some mounts (object stores, caching network folders) accept every call and keep no such promise.
+
+    Raises:
+        OSError: The folder cannot be written, or does not do as it should.
+    """
+    text = secrets.token_bytes(64)
+    path = folder / f".probe.{_writer(os.getpid())}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    write_atomically(path, lambda sink: sink.write(text))
+    try:
+        if path.name not in os.listdir(folder):
+            raise OSError(errno.EIO, "a file renamed into it is not listed at once")
+        if path.read_bytes() != text:
+            raise OSError(errno.EIO, "a file written to it reads back otherwise")
+    finally:
+        path.unlink(missing_ok=True)
+    if path.name in os.listdir(folder):
+        raise OSError(errno.EIO, "a file removed from it is still listed")
+
+
 def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY_S) -> int:
     """Removes what dead writers left.
 

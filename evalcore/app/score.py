@@ -40,6 +40,7 @@ from evalcore.app.settling import (
     settle_spec,
     settle_subjects,
 )
+from evalcore.app.tidying import tidying
 from evalcore.cluster import Patience, StopSignals
 from evalcore.cluster.ray_session import joined
 from evalcore.config import ScoreConfig
@@ -203,8 +204,11 @@ def _run(
     """Scores the plan; whatever ends that, the run is recorded."""
     store, grid = prepared.store, prepared.grid
     if outcome.plan.units:
+        summary = outcome.summary
         try:
-            _score_plan(outcome, config, prepared, progress, signals, watch)
+            with tidying(store, lambda: bool(summary.stopped or summary.error)) as kept:
+                _score_plan(outcome, config, prepared, progress, signals, watch)
+            outcome.notes += kept.lines()
         finally:
             count_flops(outcome, prepared, config.cluster.peak_tflops)
             name_failures(outcome, grid)

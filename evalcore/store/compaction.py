@@ -41,6 +41,16 @@ class CompactReport:
     doubles_removed: int
     damaged: tuple[str, ...] = ()
 
+    def plus(self, other: CompactReport) -> CompactReport:
+        """Of two compactions of different segments, together."""
+        return CompactReport(
+            self.segments_before + other.segments_before,
+            self.segments_after + other.segments_after,
+            self.rows + other.rows,
+            self.doubles_removed + other.doubles_removed,
+            (*self.damaged, *other.damaged),
+        )
+
 
 def compact_segments(survey: Survey, *, target_bytes: int = TARGET_BYTES) -> CompactReport:
     """Merges neighbouring segments up to ``target_bytes`` of file size each; rows lie by cell.

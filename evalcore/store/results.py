@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +36,7 @@ import pyarrow.compute as pc
 
 from evalcore.checked import is_checked
 from evalcore.errors import InputError, ResultsError, UnknownNameError
-from evalcore.files import remove_stale_temporaries
+from evalcore.files import remove_stale_temporaries, try_folder
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
 from evalcore.store.coverage import Coverage
@@ -61,6 +60,7 @@ from evalcore.store.segments import (
 )
 from evalcore.store.settings import open_settings
 from evalcore.store.survey import Index, Survey
+from evalcore.store.tidying import tidy_segments
 from evalcore.store.verify import VerifyReport, verify_folder
 from evalcore.store.whole import CellPlaces, find_cells, read_whole
 
@@ -228,6 +228,21 @@ class ResultStore:
         damaged = tuple(damage.line() for damage in self.verify().damaged)
         done = self._retried(lambda: compact_segments(self._survey(), **options))
         return replace(done, damaged=damaged)
+
+    def tidy(
+        self, seconds: float, stop: Callable[[], bool] = lambda: False
+    ) -> CompactReport | None:
+        """Merges small segments where there are many; see :mod:`evalcore.store.tidying`.
+
+        Args:
+            seconds: Nothing is begun after so long.
+            stop: Asked now and then whether to end.
+
+        Returns:
+            What was done; None if nothing was.
+        """
+        lock = self.path / "index" / "tidying.lock"
+        return self._retried(lambda: tidy_segments(self._survey(), lock, seconds, stop=stop))
 
     @property
     def num_bytes(self) -> int:
@@ -539,8 +554,7 @@ class ResultStore:
                 folder.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, *folders[:3]):
                 # Permission bits do not tell (root, read-only mounts): only writing does.
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
+                try_folder(folder)
             below = [f for f in self.path.iterdir() if f.is_dir()]
             below += [f for f in (self.path / "documents").glob("*") if f.is_dir()]
             for folder in (self.path, *below):
