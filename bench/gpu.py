@@ -57,8 +57,9 @@ from evalcore.benchmark.sweep import BenchOptions, engine_spec, requests_of
 from evalcore.benchmark.tables import markdown
 from evalcore.benchmark.worker import device_name
 from evalcore.config import ClusterConfig
+from evalcore.config.engine import Dtype
 from evalcore.engines import create_engine
-from evalcore.engines.protocol import Dtype, EngineSpec
+from evalcore.engines.protocol import EngineSpec
 from evalcore.identity import numeric_config
 from evalcore.types import ScoreBatch
 

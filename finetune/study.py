@@ -352,7 +352,7 @@ class Study(Strict):
     checkpoints: CheckpointsSpec
     tunings: list[TuningSpec] = Field(min_length=1)
     controls: list[ControlSpec] = Field([])
-    method: MethodSpec = MethodSpec()  # type: ignore[call-arg]
+    method: MethodSpec = MethodSpec()
     evaluation: EvaluationSpec | None = None
     _file: Path = PrivateAttr(default=Path("study.yaml"))
 

@@ -79,7 +79,7 @@ class LoraTuner:
         changed = sum(
             int((now[name].detach().cpu() != start).sum()) for name, start in self._start.items()
         )
-        return changed / max(1, sum(start.numel() for start in self._start.values()))
+        return changed / max(1, sum(int(start.numel()) for start in self._start.values()))
 
 
 class FullTuner:

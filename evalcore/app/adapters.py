@@ -7,12 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from evalcore.engines.protocol import (
-    AdapterWay,
-    Device,
-    EngineSpec,
-    numerics_class,
-)
+from evalcore.config.engine import AdapterWay, Device
+from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.engines.registry import merge_reason
 from evalcore.engines.rounding import MOST_LOST, lost_in
 from evalcore.errors import EvalcoreError, InputError

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -186,7 +186,7 @@ class Grid:
 
     asked: list[AskedCell] = field(default_factory=list)
     cells: list[PlannedCell] = field(default_factory=list)
-    cell_rows: list[dict] = field(default_factory=list)
+    cell_rows: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     lm_eval: LmEvalWork | None = None
     documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from evalcore.config import ScoreConfig
-from evalcore.engines.protocol import Device, EngineSpec
+from evalcore.config.engine import Device
+from evalcore.engines.protocol import EngineSpec
 from evalcore.engines.vllm.bases import unknown, unsupported
 from evalcore.engines.vllm.contract import read_installed, verdicts
 from evalcore.errors import EvalcoreError

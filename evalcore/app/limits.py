@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ def token_limits(plan: Plan, block_size: int) -> dict[str, int]:
             cell = plan.cells[part.cell_key]
             file = File(part.requests_path, generation_of(cell.task, cell.variant))
             asked[cell.subject.id][file].append(np.asarray(part.rows))
-    known: dict[tuple, Counter[str]] = {}
+    known: dict[tuple[Any, ...], Counter[str]] = {}
     total = Counter(token_limit=0, block_limit=0, attended=0, continuation_tokens=0)
     for files in asked.values():
         rows = {

@@ -114,7 +114,7 @@ def _groups(grid: Grid) -> list[list[PlannedCell]]:
     from evalcore.analysis.ways import Way
 
     rows = {row["cell"]: row for row in grid.cell_rows}
-    lm_eval = set() if grid.lm_eval is None else {w.cell for w in grid.lm_eval.cells}
+    lm_eval = set() if grid.lm_eval is None else {w.cell.key for w in grid.lm_eval.cells}
     found: dict[tuple[Any, ...], list[PlannedCell]] = defaultdict(list)
     for planned in grid.cells:
         row = rows[planned.cell.key]

@@ -50,7 +50,8 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        return getattr(module, {"import": "import_"}.get(cmd_name, cmd_name))
+        command: click.Command = getattr(module, {"import": "import_"}.get(cmd_name, cmd_name))
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from evalcore.cli.options import option_for, with_options
+from evalcore.cli.options import Decorator, option_for, with_options
 from evalcore.cli.output import echo
 from evalcore.config import ScoreConfig, option_named
 
@@ -29,7 +29,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return tuple(dict.fromkeys(piece.strip() for piece in value.split(",")))
 
 
-def _swept(name: str, default: str, text: str) -> Any:
+def _swept(name: str, default: str, text: str) -> Decorator:
     return click.option(
         f"--{name.replace('_', '-')}", name, default=default, show_default=True, callback=_numbers,
         metavar="N[,N...]", help=text,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from evalcore.app import ScoreOutcome
     from evalcore.config import ScoreConfig
 
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+"""What click's options are: they add themselves to a command."""
+
 _SAID = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.PROMPT)
 
 
@@ -53,7 +57,7 @@ class Percent(Finite):
         return super().convert(value, param, ctx)
 
 
-class Limit(click.ParamType):
+class Limit(click.ParamType[str]):
     """``20`` or ``first:20``."""
 
     name = "limit"
@@ -92,7 +96,7 @@ def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | No
     return seconds
 
 
-def option_for(about: Option, **changed: Any) -> Callable:
+def option_for(about: Option, **changed: Any) -> Decorator:
     """The click option of a field of a configuration.
 
     Args:
@@ -154,10 +158,10 @@ def _whole(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
 
 
-def with_options(*options: Callable) -> Callable[[Callable], Callable]:
+def with_options(*options: Decorator) -> Decorator:
     """Adds several options to a command, which lists them in this order."""
 
-    def added(command: Callable) -> Callable:
+    def added(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
         return command
@@ -165,7 +169,7 @@ def with_options(*options: Callable) -> Callable[[Callable], Callable]:
     return added
 
 
-def options_for(part: type, *, leave_out: Iterable[str] = ()) -> list[Callable]:
+def options_for(part: type, *, leave_out: Iterable[str] = ()) -> list[Decorator]:
     """The options of a configuration's part, but for fields that are left out (by name)."""
     return [
         option_for(about)
@@ -174,7 +178,7 @@ def options_for(part: type, *, leave_out: Iterable[str] = ()) -> list[Callable]:
     ]
 
 
-_CERTIFY = [
+_CERTIFY: list[Decorator] = [
     click.option(
         "--certify", is_flag=True,
         help="Score a sample a second time, cold, in another order and batch size; report "
@@ -187,9 +191,9 @@ _CERTIFY = [
 ]  # fmt: skip
 """One field, two words: whether, and how much if so."""
 
-RUN_OPTIONS = [*options_for(RunConfig, leave_out=["output"]), *_CERTIFY]
+RUN_OPTIONS: list[Decorator] = [*options_for(RunConfig, leave_out=["output"]), *_CERTIFY]
 MACHINE_OPTIONS = [*options_for(EngineConfig), *options_for(ClusterConfig)]
-STUDY_OPTIONS = [
+STUDY_OPTIONS: list[Decorator] = [
     option_for(option_named("limit")), option_for(option_named("max_length")), *RUN_OPTIONS,
     *MACHINE_OPTIONS,
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import click
 from evalcore.cli.command import SectionedCommand
 from evalcore.cli.options import (
     STUDY_OPTIONS,
+    Decorator,
     Finite,
     echo_summary,
     option_for,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _OUTPUT = click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: beside the file)."
 )
-_TUNING_OPTIONS = [
+_TUNING_OPTIONS: list[Decorator] = [
     click.option(
         "--text", type=click.Path(path_type=Path), metavar="DIR",
         help="Folder with real text to pre-train the pocket model on, beside generated text.",
@@ -153,7 +154,7 @@ def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -
         echo()
         echo(outcome.made.table)
         echo(f"report: {outcome.made.page}")
-    return outcome.exit_status
+    return int(outcome.exit_status)
 
 
 def _study_options(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from evalcore.cluster.protocol import Job, JobSource, Scope
 from evalcore.cluster.slots import CONTRADICTED, ON_HOLD, Slot
-from evalcore.cluster.suspects import Case, CaseKey, Suspects
+from evalcore.cluster.suspects import Case, CaseKey, Suspects, Witness
 from evalcore.errors import EvalcoreError
 
 logger = logging.getLogger("evalcore")
@@ -270,7 +270,7 @@ class Judge:
             if slot.contradicted >= CONTRADICTED and others:
                 self.to_park[index] = f"fails with what others can do; the last: {case.error}"
 
-    def _active(self) -> list:
+    def _active(self) -> list[Witness]:
         return [slot.witness for slot in self.slots if slot.active]
 
     def _place(self, index: int) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evalcore.engines.protocol import Device, Dtype, package_versions
+from evalcore.config.engine import Device, Dtype
+from evalcore.engines.protocol import package_versions
 from evalcore.engines.vllm.compat import unverified
 from evalcore.types import FloatArray
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 
-from evalcore.engines.protocol import Device, Engine, EngineSpec
+from evalcore.config.engine import Device
+from evalcore.engines.protocol import Engine, EngineSpec
 from evalcore.errors import EngineError, InputError
 from evalcore.types import Subject
 

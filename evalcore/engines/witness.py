@@ -13,7 +13,8 @@ from collections import deque
 from multiprocessing.connection import Connection
 
 from evalcore.cluster.local import worker_path
-from evalcore.engines.protocol import Dtype, EngineSpec
+from evalcore.config.engine import Dtype
+from evalcore.engines.protocol import EngineSpec
 from evalcore.engines.witness_process import Question, Said, needed_bytes
 from evalcore.errors import EvalcoreError
 from evalcore.types import ScoreBatch, Subject

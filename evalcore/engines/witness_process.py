@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.cluster.runner import leave_signals_to_driver
+from evalcore.config.engine import Dtype
 from evalcore.engines.canary import canary_batch
-from evalcore.engines.protocol import Dtype, EngineSpec
+from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
 from evalcore.identity import weight_layout
 from evalcore.machine import available_bytes

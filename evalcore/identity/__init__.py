@@ -27,12 +27,12 @@ from evalcore.identity.hashing import canonical_json, document_id, text_fingerpr
 from evalcore.identity.header import read_header
 from evalcore.identity.hub import HubError, HubRepository, Snapshot, is_commit, is_offline
 from evalcore.identity.lora import (
-    Layout,
     LoraAdapter,
     ModuleDelta,
     read_lora,
     shares_embeddings,
 )
+from evalcore.identity.lora_names import Layout
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     UNFINISHED_FILE,

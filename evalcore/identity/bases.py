@@ -8,7 +8,8 @@ from typing import Any
 
 from evalcore.errors import InputError
 from evalcore.identity.header import read_header
-from evalcore.identity.lora import Layout, embeddings_of, head_of, shares_embeddings
+from evalcore.identity.lora import embeddings_of, head_of, shares_embeddings
+from evalcore.identity.lora_names import Layout
 from evalcore.identity.weights import same_values, weight_files
 
 # Families with as many key heads as query heads: transformers ignores these keys there, vLLM

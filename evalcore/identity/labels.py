@@ -181,7 +181,7 @@ def _csv_rows(file: Path, text: str) -> list[tuple[str, Mapping[str, Any], str]]
     rows: list[tuple[str, Mapping[str, Any], str]] = []
     for row in reader:
         where = f"{file}, line {reader.line_num}"
-        extra = row.pop(None, None)  # type: ignore[call-overload]
+        extra = row.pop(None, None)
         glob = row.pop("path")
         if extra or not glob:
             raise InputError(f"{where}: {'too many values' if extra else 'no path'}")

@@ -93,11 +93,14 @@ def _item_cost(item: _Item, fold: bool) -> tuple[int, int]:
 
 def _inside(kind: str, value: Any) -> Sequence[_Item] | None:
     """The items in a group or a look-ahead."""
+    inner: Sequence[_Item] | None = None
     if kind == "SUBPATTERN":
-        return value[-1]
-    if kind in ("ASSERT", "ASSERT_NOT"):
-        return value[1]
-    return value if kind == "ATOMIC_GROUP" else None
+        inner = value[-1]
+    elif kind in ("ASSERT", "ASSERT_NOT"):
+        inner = value[1]
+    elif kind == "ATOMIC_GROUP":
+        inner = value
+    return inner
 
 
 def _check_turns(body: Sequence[_Item], fold: bool) -> None:

@@ -167,7 +167,7 @@ def _of_task(names: Names, task: str, mine: list[Row], metric: str) -> list[Figu
 def _limit(scores: Sequence[Row]) -> float:
     """The change at which colours end, the same for all maps of a report."""
     shown = [abs(r["gain"]) for r in scores if r["level"] == "mean" and r["gain"] is not None]
-    return max([0.1, *shown])
+    return float(max([0.1, *shown]))
 
 
 def cost_rows(table: Table) -> list[Row]:

@@ -76,7 +76,8 @@ class Lists:
         """int64 [lists of others]: the list of the same row and place here, or the row's only."""
         rows = others.owners()
         within = np.arange(len(rows)) - others.outer[rows]
-        return self.outer[rows] + np.where(np.diff(self.outer)[rows] == 1, 0, within)
+        at: OffsetArray = self.outer[rows] + np.where(np.diff(self.outer)[rows] == 1, 0, within)
+        return at
 
 
 def flat_lists(column: pa.ChunkedArray) -> tuple[IntArray, OffsetArray]:

@@ -90,7 +90,8 @@ class ChoiceTexts:
             return self.starts
         group = np.repeat(np.arange(len(self.starts)), self._sizes())
         order = np.lexsort((np.arange(len(logprobs)), -logprobs, group))
-        return order[np.searchsorted(group[order], np.arange(len(self.starts)))]
+        first: OffsetArray = order[np.searchsorted(group[order], np.arange(len(self.starts)))]
+        return first
 
     def columns(
         self,

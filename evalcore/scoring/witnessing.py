@@ -20,8 +20,9 @@ from functools import cached_property
 import numpy as np
 
 from evalcore.cluster import pulse
+from evalcore.config.engine import Device
 from evalcore.engines.agreement import Comparison, architecture_of, compare, is_seen
-from evalcore.engines.protocol import Device, EngineSpec, LoadReport, resolve_device
+from evalcore.engines.protocol import EngineSpec, LoadReport, resolve_device
 from evalcore.engines.witness import WitnessProcess
 from evalcore.engines.witness_process import Said
 from evalcore.errors import WitnessError

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -61,7 +62,7 @@ class _Held:
 
     unit_id: str
     began_s: float
-    parts: list[tuple[str, dict, pa.Table]]
+    parts: list[tuple[str, dict[str, Any], pa.Table]]
 
 
 def _results_of(config: WorkerConfig) -> ResultStore:
@@ -208,7 +209,7 @@ class ScoringWorker:
         self._held = kept
         return tuple(refused)
 
-    def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[dict]]:
+    def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[dict[str, Any]]]:
         """Loads each subject: the last one is in place, the others beside the weights with it.
 
         What it raises is about the subjects as a whole, not about the unit at hand.
@@ -246,14 +247,16 @@ class ScoringWorker:
         first = [b if now.kind == "none" else now for b, now in zip(before, loads, strict=True)]
         return first, begin - spent_s
 
-    def _maker(self, record: dict) -> str:
+    def _maker(self, record: dict[str, Any]) -> str:
         """Id of a maker's record, which is written once."""
         key = json.dumps(record, sort_keys=True, default=str)
         if key not in self._makers:
             self._makers[key] = self._store.write_maker(record)
         return self._makers[key]
 
-    def _score(self, job: UnitJob, shares: Sequence[Share]) -> tuple[dict, list[pa.Table]]:
+    def _score(
+        self, job: UnitJob, shares: Sequence[Share]
+    ) -> tuple[dict[str, Any], list[pa.Table]]:
         """Everything a unit asks for: the counts of its report, and the rows of each subject."""
         assert self._engine is not None
         items = [

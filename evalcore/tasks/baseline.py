@@ -140,7 +140,5 @@ class _RougeFloor:
         return sum(self._one(answer, doc) for doc in tested) / len(tested)
 
     def _one(self, answer: str, doc: Document) -> float:
-        return max(
-            self._scorer.score(reference, answer)[self._kind].fmeasure
-            for reference in doc.references
-        )
+        scored = (self._scorer.score(reference, answer) for reference in doc.references)
+        return max(float(one[self._kind].fmeasure) for one in scored)

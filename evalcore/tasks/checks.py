@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evalcore.identity import is_commit, text_fingerprint
 from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, asked_key, content_key
@@ -300,7 +300,7 @@ def check_selection(tasks: Iterable[Task]) -> list[Finding]:
     Two tasks do when they belong to one tuning and domain, and read the same split of the same
     source through the same fields; or when two names stand for one definition.
     """
-    groups: defaultdict[tuple, list[Task]] = defaultdict(list)
+    groups: defaultdict[tuple[Any, ...], list[Task]] = defaultdict(list)
     for task in {task.name: task for task in tasks}.values():
         source, splits = task.spec.get("source"), task.spec.get("splits") or {}
         if source is None:

@@ -6,6 +6,7 @@ The message of an error is for people and may change; ``error.fault`` is for pro
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from evalcore.errors import DataError, DefinitionError
 
@@ -81,7 +82,7 @@ class TaskError(DefinitionError):
         self.fault = fault
         super().__init__(" ".join(message.split()))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.fault, str(self))
 
 
@@ -96,5 +97,5 @@ class TaskDataError(DataError):
         self.fault = fault
         super().__init__(" ".join(message.split()))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.fault, str(self))

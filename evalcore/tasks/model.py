@@ -26,7 +26,7 @@ _RESERVED_FIELDS = {"choice", "choices", "index", "listing", "letters"}
 
 
 def _fault(code: TaskFault, message: str) -> PydanticCustomError:
-    return PydanticCustomError(code.value, "{text}", {"text": message})  # type: ignore[arg-type]
+    return PydanticCustomError(code.value, "{text}", {"text": message})
 
 
 class _Strict(BaseModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.agreement.engine_models import VOCAB
 from tests.agreement.wild_edits import (
     ATTENTION,
@@ -18,7 +20,7 @@ from tests.agreement.wild_further import FURTHER
 
 _P = "base_model.model."
 _ALL = {"targets": LINEAR}
-_TIED = {"base": "llama-tied", "vllm": "shares between"}
+_TIED: dict[str, Any] = {"base": "llama-tied", "vllm": "shares between"}
 
 CASES: dict[str, Case] = {
     "plain": Case(options=_ALL),

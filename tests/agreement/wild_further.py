@@ -69,7 +69,7 @@ def _no_rank(tensors: dict[str, Any]) -> dict[str, Any]:
     return {k: (v[:0] if "lora_A" in k else v[:, :0]) for k, v in tensors.items()}
 
 
-def _both_says(line: str) -> dict[str, str]:
+def _both_says(line: str) -> dict[str, Any]:
     return {"vllm": line, "hf": line}
 
 

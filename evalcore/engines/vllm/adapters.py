@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evalcore.engines.protocol import Device
+from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.objects import LLM
 from evalcore.errors import EvalcoreError

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from evalcore.engines.protocol import Device
+from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.contract import architectures
 from evalcore.identity import weight_files

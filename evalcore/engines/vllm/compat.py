@@ -325,7 +325,7 @@ def lora_request(name: str, number: int, path: str) -> Any:
     return LoRARequest(name, number, path)
 
 
-def lora_manager(runner: Any) -> LoraManager:
+def lora_manager(runner: Runner) -> LoraManager:
     """A runner's slots for adapters."""
     manager: LoraManager = runner.lora_manager._adapter_manager
     return manager

@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.cluster import pulse
-from evalcore.engines.protocol import (
-    BLOCK_SIZES,
-    Device,
-    EngineSpec,
-    resolve_adapters,
-    resolve_device,
-)
+from evalcore.config.engine import Device
+from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_adapters, resolve_device
 from evalcore.engines.vllm.adapters import linear_modules, slot_rank, without_slots
 from evalcore.identity import weight_layout
 from evalcore.machine import cores

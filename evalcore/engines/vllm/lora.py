@@ -38,7 +38,7 @@ class Merger:
 
         adapter.require_mergeable()
         self._adapter = adapter
-        self._file = safe_open(str(adapter_file(adapter.path)), framework="pt")
+        self._file: Any = safe_open(str(adapter_file(adapter.path)), framework="pt")
         self._left = adapter.touched
         self.changed_weights = 0
 

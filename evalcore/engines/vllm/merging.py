@@ -36,7 +36,7 @@ class MergeCheck:
         from safetensors import safe_open
 
         self._adapter, self._touched = adapter, adapter.touched
-        self._file = safe_open(str(adapter_file(adapter.path)), framework="pt")
+        self._file: Any = safe_open(str(adapter_file(adapter.path)), framework="pt")
         self._wrong: dict[str, float] = {}
 
     def __call__(self, name: str, tensor: Any, total: Any, merged: Any) -> None:
@@ -98,7 +98,7 @@ class MergeCheck:
         gap = (x @ total.T - wanted).abs() / size.clamp(min=float(size.max()) * 1e-6 or 1.0)
         error = max(float(gap.square().mean().sqrt()), float(gap.max()) / 10)
         terms_count = weight.shape[1] ** 0.5 + a.shape[0] ** 0.5 + 4
-        return error / (_ROUNDOFF * _COARSE * terms_count)
+        return error / float(_ROUNDOFF * _COARSE * terms_count)
 
     def _read(self, name: str, like: Any) -> Any:
         return self._file.get_tensor(name).to(like.device).float()

@@ -49,6 +49,7 @@ class Runner(Protocol):
     device: Any
     kv_cache_config: Any
     attn_groups: list[list[AttentionGroup]]
+    lora_manager: Any
 
     def get_model(self) -> Any: ...
 

@@ -17,7 +17,8 @@ from evalcore.app.cells import Grid
 from evalcore.app.engines import hf_spec, slow_ones
 from evalcore.app.grid import build_grid
 from evalcore.config import EngineConfig, GridConfig, ScoreConfig
-from evalcore.engines.protocol import Device, EngineSpec, numerics_class
+from evalcore.config.engine import Device
+from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.engines.vllm.bases import unknown
 from evalcore.identity import resolve_subjects
 from evalcore.types import Subject
