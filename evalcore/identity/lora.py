@@ -6,7 +6,7 @@ The same reading serves the check before planning, merging, and the loading of `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,20 @@ from evalcore.identity.adapter_names import (
 from evalcore.identity.adapter_schema import check_tensors
 from evalcore.identity.checkpoint import numeric_config
 from evalcore.identity.header import read_header
-from evalcore.identity.lora_names import Layout, check_init, is_meant, model_depth, unadapted
+from evalcore.identity.lora_names import (
+    Layout,
+    check_init,
+    is_within,
+    layer_of,
+    model_depth,
+    unadapted,
+)
 from evalcore.identity.weights import same_bytes, same_values
 
 # Weights these modules have in GPT-2's family are stored [in, out] (transformers' Conv1D).
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _MERGED_TYPES = ("F32", "BF16", "F16")
+_MASKS = (".attn.bias", ".attention.bias", ".masked_bias")  # of old files, no parameters
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _HEADS = ("lm_head", "embed_out")
 # Families whose embeddings and head are one where config.json does not say (transformers 5.19).
@@ -138,7 +146,7 @@ class _Reader:
         self._tensors = read_header(self._file)[0]
         self._known = by_core(layout)
         self._made = LoraAdapter(path)
-        self._saved: set[str] = set()  # modules that come whole
+        self._replaced: set[str] = set()  # tensors of the checkpoint that come whole
         self._adapted: dict[str, AdapterName] = {}  # tensor of the checkpoint -> where it has LoRA
 
     def read(self) -> LoraAdapter:
@@ -154,8 +162,6 @@ class _Reader:
                     continue
                 raise self._no(f"{twin} and {name} are the same tensor twice")
             self._place(name, parsed)
-            if parsed.part == "saved":
-                self._saved.add(parsed.module)
         self._check_complete()
         for target in self._made.deltas:
             self._check_delta(target)
@@ -187,6 +193,7 @@ class _Reader:
             return
         made = self._made
         if parsed.part == "saved":
+            self._replaced.add(target)
             made.replacements[target] = name
             shape, own = self._tensors[name].shape, self._layout[target][1]
             if shape != own:
@@ -340,15 +347,32 @@ class _Reader:
             raise self._lacks(f"LoRA of {missing}")
         saved = config.get("modules_to_save")
         for own in saved if isinstance(saved, list) else ():
-            there = any(is_meant(name.rpartition(".")[0], [own]) for name in self._layout)
-            if there and not any(is_meant(module, [own]) for module in self._saved):
-                raise self._lacks(f"saved module {own}")
+            lost = next(self._unsaved(own, depth), None)
+            if lost is not None:
+                raise self._lacks(f"saved module {own} ({lost})")
         if config.get("lora_bias") and not any(n.endswith("lora_B.bias") for n in self._tensors):
             raise self._lacks("biases of lora_B")
         if config.get("trainable_token_indices") and not any(
             TOKEN_ROWS in name for name in self._tensors
         ):
             raise self._lacks("rows of trainable_token_indices")
+
+    def _unsaved(self, own: str, depth: int | None) -> Iterator[str]:
+        """Tensors of the checkpoint that a saved module has and the file does not."""
+        for name, (dtype, _) in self._layout.items():
+            module, _, leaf = name.rpartition(".")
+            layer = layer_of(module)
+            if (
+                name not in self._replaced
+                and is_within(module, own)
+                and leaf in ("weight", "bias")
+                and dtype in _MERGED_TYPES
+                and not name.endswith(_MASKS)
+                and "expert" not in name  # named otherwise in models whose experts are fused
+                and not (self._tied and _is_vocabulary(name))
+                and not (depth is not None and layer is not None and layer >= depth)
+            ):
+                yield name
 
     def _lacks(self, what: str) -> InputError:
         return InputError(

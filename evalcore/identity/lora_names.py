@@ -104,6 +104,9 @@ class _Meant:
             wanted += [target.removesuffix(".weight") for target in adapted]
         layers = config.get("layers_to_transform")
         self._wanted, self._not = wanted, config.get("exclude_modules")
+        self._saved = [
+            re.compile(rf"(^|.*\.){name}($|\..*)") for name in config.get("modules_to_save") or ()
+        ]
         self._layers = [layers] if isinstance(layers, int) else layers
         pattern = config.get("layers_pattern") or r"[^.]*"
         self._patterns = [pattern] if isinstance(pattern, str) else list(pattern)
@@ -115,6 +118,7 @@ class _Meant:
         return (
             _matches(names, self._wanted)
             and not _matches(names, self._not)
+            and not any(saved.match(name) for saved in self._saved for name in names)
             and (not self._layers or self._layer(module) in self._layers)
         )
 
@@ -152,6 +156,16 @@ def model_depth(config: Mapping[str, Any]) -> int | None:
 def is_meant(module: str, names: list[Any]) -> bool:
     """Whether a module is one of those named, as PEFT matches lists."""
     return any(f".model.{module}".endswith(f".{name}") for name in names)
+
+
+def is_within(module: str, name: str) -> bool:
+    """Whether a module is, or lies in, one that ``modules_to_save`` names.
+
+    PEFT goes by the ends of names, without a dot before (0.21, ``_set_trainable``): ``norm`` means
+    ``input_layernorm`` too.
+    """
+    words = module.split(".")
+    return any(".".join(words[:end]).endswith(name) for end in range(1, len(words) + 1))
 
 
 def layer_of(module: str) -> int | None:

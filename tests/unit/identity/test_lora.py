@@ -199,3 +199,55 @@ def test_patterns_follow_a_renamed_adapter(
     deltas = read(adapter, tiny_checkpoint).deltas
     scalings = {name: delta.scaling for name, delta in deltas.items()}
     assert scalings.pop("model.layers.0.self_attn.q_proj.weight") > max(scalings.values())
+
+
+@pytest.mark.parametrize(
+    ("saved", "lost", "says"),
+    [
+        (["mlp"], "nothing", None),
+        (["mlp"], "layers.1.mlp", "layers.1.mlp.down_proj.weight"),
+        (["mlp"], "mlp", "layers.0.mlp.down_proj.weight"),
+        (["layers.1.mlp"], "layers.0.mlp", None),
+        (["layers.1.mlp"], "layers.1.mlp.up_proj", "layers.1.mlp.up_proj.weight"),
+        (["norm"], "nothing", None),
+        (["norm"], "layers.1.input_layernorm", "layers.1.input_layernorm.weight"),
+        (["input_layernorm"], "layers.1.input", "layers.1.input_layernorm.weight"),
+        (["score"], "mlp", None),  # nothing of the base is called so
+    ],
+)
+def test_saved_modules_are_whole(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, saved: list[str], lost: str,
+    says: str | None,
+) -> None:  # fmt: skip
+    """As PEFT finds them: by the ends of names, all tensors within them (peft 0.21)."""
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, modules_to_save=saved)
+    own = {
+        f"base_model.model.{name}": tensor
+        for name, tensor in load_file(tiny_checkpoint / "model.safetensors").items()
+        if ("mlp" in name or "norm" in name) and lost not in name
+    }
+    save_file({**load_file(adapter / WEIGHTS), **own}, adapter / WEIGHTS)
+    if says is None:
+        read(adapter, tiny_checkpoint)
+        return
+    with pytest.raises(InputError, match="lacks the saved module") as caught:
+        read(adapter, tiny_checkpoint)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj", "up_proj"], "all-linear"])
+def test_saved_modules_have_no_lora(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, targets: Any
+) -> None:
+    """PEFT leaves out of target_modules what modules_to_save names (peft 0.21)."""
+    config = {"target_modules": targets, "modules_to_save": ["mlp", "k_proj", "o_proj"]}
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, **config)
+    own = {
+        f"base_model.model.{name}": tensor
+        for name, tensor in load_file(tiny_checkpoint / "model.safetensors").items()
+        if any(word in name for word in ("mlp", "k_proj", "o_proj"))
+    }
+    save_file({**load_file(adapter / WEIGHTS), **own}, adapter / WEIGHTS)
+    found = read(adapter, tiny_checkpoint)
+    assert len(found.deltas) == 4
+    assert len(found.replacements) == len(own) == 10
