@@ -15,8 +15,11 @@ passes for one of the time before there were checksums.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -54,6 +57,24 @@ class DamagedFile(Exception):
 def is_checked(path: Path) -> bool:
     """Whether the file was written with checksums, by its name."""
     return MARK in path.suffixes
+
+
+def require_regular(path: Path) -> None:
+    """A pipe would be waited for without end, and a link to nothing would count as just removed.
+
+    Raises:
+        DamagedFile: It is no regular file, and leads to none.
+        FileNotFoundError: There is nothing of that name.
+        OSError: It cannot be looked at.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP or os.path.islink(path):
+            raise DamagedFile("a link that leads nowhere") from None
+        raise
+    if not stat.S_ISREG(mode):
+        raise DamagedFile("no regular file")
 
 
 @dataclass(frozen=True)
@@ -219,6 +240,7 @@ def read_end(path: Path) -> CheckedArrow:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read.
     """
+    require_regular(path)
     with open(path, "rb") as source:
         size = source.seek(0, 2)
         source.seek(max(0, size - _READ_AT_ONCE))
@@ -238,6 +260,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read.
     """
+    require_regular(path)
     data = path.read_bytes()
     end = parse_whole(data)
     damaged = end.damaged(data)
@@ -249,6 +272,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def map_table(path: Path) -> pa.Table:
     """Like :func:`read_table`, memory-mapped: for files that many processes of a machine read."""
+    require_regular(path)
     with pa.memory_map(str(path)) as source:
         data = memoryview(source.read_buffer())
         damaged = parse_whole(data).damaged(data)
@@ -270,6 +294,7 @@ class CheckedBatches:
     """
 
     def __init__(self, path: Path) -> None:
+        require_regular(path)
         with pa.memory_map(str(path)) as source:
             self._data = source.read_buffer()
         self._end = parse_whole(memoryview(self._data))
@@ -377,6 +402,7 @@ def read_json(path: Path, *, required: bool | None = None) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read.
     """
+    require_regular(path)
     data = path.read_bytes()
     cut = len(data) - len(_SUM_END) - _SUM_DIGITS
     key_at = cut - len(_SUM_KEY)

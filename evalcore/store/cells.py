@@ -31,6 +31,7 @@ from evalcore.checked import (
     read_end,
     read_json,
     read_table,
+    require_regular,
     write_json,
     write_table,
 )
@@ -244,6 +245,7 @@ def read_cells_file(path: Path) -> tuple[str, pa.Table]:
         table = read_table(path)
     else:  # schema 2
         try:
+            require_regular(path)
             with pa.OSFile(str(path)) as source:
                 reader = ipc.open_file(source)
                 metadata, version = reader.metadata or {}, OLDEST_VERSION

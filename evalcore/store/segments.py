@@ -28,6 +28,7 @@ from evalcore.checked import (
     is_checked,
     parse_whole,
     read_end,
+    require_regular,
     write_table,
 )
 from evalcore.errors import IncompatibleError, ResultsError
@@ -233,6 +234,7 @@ def read_info(path: Path) -> SegmentInfo:
 def _footer(path: Path) -> tuple[Mapping[bytes, bytes], int]:
     """(metadata of a segment's checked footer, bytes of the file)."""
     try:
+        require_regular(path)
         num_bytes = path.stat().st_size
         if is_checked(path):
             metadata = read_end(path).metadata
@@ -280,6 +282,7 @@ def read_rows(info: Segment, columns: Sequence[str] | None = None) -> SegmentRow
     names = EXAMPLE_SCHEMA.names if columns is None else list(columns)
     schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in names])
     try:
+        require_regular(info.path)
         data = info.path.read_bytes()
         lost: list[tuple[int, int]] = []
         sound = None

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from evalcore.checked import DamagedFile, is_checked, read_end, read_json, read_table
+from evalcore.checked import (
+    DamagedFile,
+    is_checked,
+    read_end,
+    read_json,
+    read_table,
+    require_regular,
+)
 from evalcore.errors import IncompatibleError
 from evalcore.files import fsync_folder
 from evalcore.store.cells import not_writable, read_cells_file
@@ -159,8 +166,9 @@ def _other_files(folder: Path) -> Iterator[Path]:
 
 def _other(folder: Path, path: Path, report: VerifyReport, set_aside: bool) -> None:
     name = str(path.relative_to(folder))
-    num_bytes = path.stat().st_size
     try:
+        require_regular(path)
+        num_bytes = path.stat().st_size
         if name == SETTINGS_FILE:
             check_settings(path)
         elif path.suffix == ".json":

@@ -1,0 +1,76 @@
+"""What lies in a results folder and is no file: named, set aside, never waited for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import bitflips
+from evalcore.store import ResultStore, verify_folder
+
+KINDS = ["segments", "cells .arrow", "cells .json", "runs", "makers", "documents", "requests",
+         "clusters", "progress", "reduced .arrow", "reduced .json"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "results"
+    bitflips.build(path, rows=40, cells=20)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_time() -> Iterator[None]:
+    """A pipe that is waited for fails the test, and does not hold up all others."""
+
+    def late(number: int, frame: Any) -> None:
+        raise AssertionError("it is waited for")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def put(path: Path, how: str) -> None:
+    path.unlink()
+    if how == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.name if how == "loop" else "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [*((kind, "pipe") for kind in KINDS), ("segments", "loop"), ("cells .json", "link to nothing")],
+)
+def test_what_is_no_file_is_set_aside(folder: Path, tmp_path: Path, kind: str, how: str) -> None:
+    results = Path(shutil.copytree(folder, tmp_path / "results"))
+    room, _, suffix = kind.partition(" ")
+    files = [p for p in (results / room).rglob("*") if p.is_file() and p.name.endswith(suffix)]
+    put(files[0], how)
+    seen = bitflips.look(results)
+    name = str(files[0].relative_to(results))
+    assert seen["verify"] == [name]
+    (damage,) = ResultStore(results).verify().damaged or [None]
+    if room == "reduced":  # the report has made it again already
+        assert damage is None
+    else:
+        assert damage.file == name
+        assert damage.set_aside
+    assert ResultStore(results).verify().sound
+
+
+@pytest.mark.parametrize("how", ["pipe", "loop", "link to nothing"])
+def test_settings_that_are_no_file_are_written_anew(folder: Path, tmp_path: Path, how: str) -> None:
+    results = Path(shutil.copytree(folder, tmp_path / "results"))
+    put(results / "store.json", how)
+    assert [d.file for d in verify_folder(results, set_aside=True).damaged] == ["store.json"]
+    assert bitflips.look(results)["verify"] == []
