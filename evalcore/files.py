@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -100,23 +101,35 @@ def try_folder(folder: Path) -> None:
 def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY_S) -> int:
     """Removes what dead writers left.
 
-    Those of this machine are known by the process in the name; of others, whatever is old: younger
-    files may belong to a writer that still lives.
+    Those of this machine are known by the process in the name; of others, whatever is old by the
+    file system's own clock: younger files may belong to a writer that still lives, and this
+    machine's clock may have jumped.
 
     Returns:
         How many files were removed.
     """
     removed = 0
-    horizon = time.time() - older_than_s
+    now: float | None = None
     for entry in os.scandir(folder):
         if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY_SUFFIX)):
             continue
         # Another process may clean the same folder.
         with contextlib.suppress(OSError):
-            if _is_of_the_dead(entry.name) or entry.stat().st_mtime < horizon:
+            dead = _is_of_the_dead(entry.name)
+            if not dead:
+                now = _time_of(folder) if now is None else now
+            if dead or (now is not None and entry.stat().st_mtime < now - older_than_s):
                 os.unlink(entry.path)
                 removed += 1
     return removed
+
+
+def _time_of(folder: Path) -> float:
+    """Now, as the file system of a folder writes it to files (seconds since 1970)."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b" ")
+        probe.flush()
+        return os.fstat(probe.fileno()).st_mtime
 
 
 def _writer(pid: int) -> str:
