@@ -12,6 +12,7 @@ from evalcore import __version__
 from evalcore.cli.command import dashes
 from evalcore.cli.output import ShownFormatter, echo
 from evalcore.errors import EvalcoreError, missing_extra
+from evalcore.reading import one_line
 
 # command name -> module that defines it; imported only when asked for, so that --help is quick
 _COMMANDS = {
@@ -109,6 +110,13 @@ def main() -> None:
             raise
         echo(f"evalcore: {known}", err=True)
         sys.exit(known.exit_status)
+    except UnicodeEncodeError as error:
+        if debug or not any("\ud800" <= sign <= "\udfff" for sign in error.object):
+            raise
+        # Libraries and tables of results know no such paths.
+        name = one_line(error.object)[:200]
+        echo(f"evalcore: {name}: this name is not UTF-8; give another", err=True)
+        sys.exit(2)
     except BrokenPipeError:
         sys.exit(141)
     sys.exit(status if isinstance(status, int) else 0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench import bitflips
+from evalcore.cli import main
 from evalcore.store import ResultStore, verify_folder
 
 KINDS = ["segments", "cells .arrow", "cells .json", "runs", "makers", "documents", "requests",
@@ -74,3 +75,15 @@ def test_settings_that_are_no_file_are_written_anew(folder: Path, tmp_path: Path
     put(results / "store.json", how)
     assert [d.file for d in verify_folder(results, set_aside=True).damaged] == ["store.json"]
     assert bitflips.look(results)["verify"] == []
+
+
+def test_a_name_that_is_not_utf8_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evalcore", "scores", str(folder), "-o", "\udcff.csv"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        r"evalcore: \udcff.csv: this name is not UTF-8; give another"
+    )
