@@ -176,10 +176,13 @@ class Judge:
 
     @staticmethod
     def _stays(case: Case, failure: Failure) -> bool:
-        """Whether a further failure is about the same: not if what failed before went well now."""
-        return failure.scope not in ("subject", "memory") and not (
-            case.of_group and failure.alive and not failure.of_group
-        )
+        """Whether a further failure is about the same: not if what failed before went well now.
+
+        Where memory was short before, and is again with what cannot be divided, it is.
+        """
+        if failure.scope == "subject" or (failure.scope == "memory" and case.scope != "memory"):
+            return False
+        return not (case.of_group and failure.alive and not failure.of_group)
 
     def review(self) -> None:
         """Looks at every case again: who is there, or who is known to work, has changed."""
@@ -196,7 +199,7 @@ class Judge:
         if known is not None:
             key = known.key
         case = self.suspects.accuse(key, job, slot.witness, failure.error)
-        case.until_committed = failure.writing
+        case.until_committed, case.scope = failure.writing, failure.scope
         case.of_group = failure.of_group
         slot.unjudged.add(key)
         self._judge(case, failure)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from evalcore.cluster.protocol import Job
+from evalcore.cluster.protocol import Job, Scope
 from evalcore.errors import EvalcoreError, NodeError
 
 OPINIONS = 2
@@ -47,6 +47,7 @@ class Case:
         trying: Id of the job that a worker has for a further opinion.
         of_group: Whether it was the group itself that failed, not one of its jobs.
         until_committed: Whether only a commit clears it (writing failed, not scoring).
+        scope: Whose the latest failure seemed to be.
     """
 
     key: CaseKey
@@ -56,6 +57,7 @@ class Case:
     trying: str | None = None
     of_group: bool = False
     until_committed: bool = False
+    scope: Scope = "engine"
 
     @property
     def workers(self) -> set[int]:

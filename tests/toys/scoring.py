@@ -53,7 +53,8 @@ class StubEngine(OneByOne):
             raise errors.EngineError("this device does not work")
 
     def load(self, subject: Subject) -> LoadReport:
-        if os.environ.get("TOY_BLIND"):
+        blind_to = os.environ.get("TOY_BLIND_TO", "")
+        if os.environ.get("TOY_BLIND") or (blind_to and blind_to in subject.label):
             raise errors.InputError("/mnt/study/step-1: no such folder")
         self.subject = subject
         self._do("load")

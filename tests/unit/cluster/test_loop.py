@@ -24,7 +24,7 @@ from evalcore.store import ResultStore
 from tests.toys.scoring import ROWS_PER_UNIT, SPEC, StubEngine, Units, unit_job, write_requests
 
 SICK = ["load:SubjectError", "load:InputError", "load:ProofError", "score:EngineError",
-        "score:InputError", "score:RuntimeError"]  # fmt: skip
+        "score:InputError", "score:RuntimeError", "big:0"]  # fmt: skip
 
 
 def make(config: WorkerConfig, index: int) -> ScoringWorker:
@@ -91,7 +91,9 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(
     workers=st.integers(1, 3),
     every_s=st.sampled_from([0.0, 1e9]),
-    names=st.lists(st.sampled_from(["good", "fine", "row:InputError", *SICK]), max_size=12),
+    names=st.lists(
+        st.sampled_from(["good", "fine", "big:4", "row:InputError", *SICK]), max_size=12
+    ),
     deeds=st.lists(st.sampled_from(["answer"] * 5 + ["last", "die", "die late", "hang"]),
                    max_size=30),
     stop_after=st.one_of(st.none(), st.integers(0, 60)),
@@ -156,7 +158,9 @@ def test_every_unit_is_accounted_for(
         return
     for i, name in enumerate(names):
         bad = 7 in jobs[i].payload.unit.slices[0].rows
-        wanted = {"good": 0, "fine": 0, "row:InputError": int(bad)}.get(name, ROWS_PER_UNIT)
+        wanted = {"good": 0, "fine": 0, "big:4": 0, "row:InputError": int(bad)}.get(
+            name, ROWS_PER_UNIT
+        )
         assert store.coverage().count(f"{name}/{i}") == ROWS_PER_UNIT - wanted
 
 

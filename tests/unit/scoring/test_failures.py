@@ -146,3 +146,26 @@ def test_what_was_done_is_committed_before_a_living_worker_is_restarted(
     assert (run.outcome, run.failures, len(run.committed)) == ("done", {}, 14)
     assert max(run.runs.values()) == 1
     assert run.starts == 2
+
+
+def test_a_worker_that_fails_one_subject_only_fails_nothing(requests: Path, tmp_path: Path) -> None:
+    def env(index: int) -> dict[str, str]:
+        return {"TOY_BLIND_TO": "fine", "TOY_UNIT_S": "0.05"} if index == 0 else {}
+
+    jobs = [unit_job(requests, name, i) for i in range(15) for name in ("fine", "good")]
+    run = Run(tmp_path, workers=2, env=env)(jobs)
+    assert (run.outcome, run.failures) == ("done", {})
+    assert len(set(run.committed)) == len(run.committed) == 30
+    assert set(run.given_up) <= {0}
+
+
+def test_units_that_no_memory_holds_fail_alone_and_soon(requests: Path, tmp_path: Path) -> None:
+    jobs = [unit_job(requests, "big:0", i) for i in range(6)]
+    run = Run(tmp_path)([*jobs, *good(requests, 6)])
+    assert run.outcome == "done"
+    assert len(run.committed) == 6
+    assert run.failures
+    assert all("out of memory" in str(error) for error in run.failures.values())
+    assert run.starts <= 3
+    tried = sum(run.runs.values())
+    assert tried == 6, "nothing that was done is done again"
