@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from evalcore.benchmark.requests import RequestShape, given_requests, synthetic_
 from evalcore.engines.protocol import Engine, EngineSpec
 from evalcore.errors import EvalcoreError
 from evalcore.identity import numeric_config
+from evalcore.machine import peak_bytes
 from evalcore.types import ScoreBatch, ScoreResult, Subject
 
 STEP = 7919
@@ -130,7 +130,7 @@ def measure_point(
         "cached": sum(int(result.cached_tokens.sum()) for result in results),
         "fallbacks": sum(result.fallbacks for result in results),
         "loads": loads,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_bytes() / 2**20,
     }
 
 

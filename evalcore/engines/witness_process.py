@@ -13,7 +13,6 @@ import getpass
 import math
 import os
 import queue
-import resource
 import sys
 import tempfile
 import threading
@@ -32,7 +31,7 @@ from evalcore.engines.canary import canary_batch
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
 from evalcore.identity import weight_layout
-from evalcore.machine import available_bytes
+from evalcore.machine import available_bytes, peak_bytes
 from evalcore.types import FloatArray, ScoreBatch, Subject
 
 NICENESS = 10  # beside an engine that wants all cores it gets about a tenth of one
@@ -172,11 +171,6 @@ class Witness:
         gc.collect()
 
 
-def memory_bytes() -> int:
-    """Most memory this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def serve(connection: Connection, parent: int) -> None:
     """Answers until the connection is closed. Never returns."""
     questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
@@ -198,7 +192,7 @@ def serve(connection: Connection, parent: int) -> None:
     witness = Witness(spec)
     wall_s = time.monotonic() - _BEGAN
     connection.send(Said("ready", cpu_s=time.process_time(), wall_s=wall_s,
-                         memory_bytes=memory_bytes()))  # fmt: skip
+                         memory_bytes=peak_bytes()))  # fmt: skip
     while True:
         question = questions.get()
         with turn(partial(connection.send, Said("waiting", question.id))):
@@ -212,7 +206,7 @@ def serve(connection: Connection, parent: int) -> None:
                 reason,
                 time.process_time() - spent,
                 time.monotonic() - begin,
-                memory_bytes(),
+                peak_bytes(),
             )
         connection.send(said)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evalcore.machine import cores, gpu_bytes, gpu_name, visible_gpus
+from evalcore.machine import cores, gpu_bytes, gpu_name, peak_bytes, visible_gpus
 
 TWO = "GPU 0: NVIDIA H100 (UUID: GPU-aa)\nGPU 1: NVIDIA H100 (UUID: GPU-bb)\n"
 CUT = (
@@ -129,3 +129,12 @@ def test_affinity_binds() -> None:
     command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
+def test_memory_of_the_process_that_started_one_does_not_count(tmp_path: Path) -> None:
+    large = bytearray(b"x") * (300 << 20)
+    code = "from evalcore.machine import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < 200 << 20 < len(large) <= peak_bytes()
+    assert peak_bytes(tmp_path) >= len(large), "without /proc: what the system says"
