@@ -278,9 +278,9 @@ def judge(folder: Path, path: Path, bit: int, good: dict[str, Any], looks: Look 
     for old in (logged, out):
         old.unlink(missing_ok=True)
     try:
-        child = multiprocessing.get_context("fork").Process(
-            target=_child, args=(folder, logged, out, looks)
-        )
+        # A fork is quick; commands leave threads behind, whose locks a fork would wait for.
+        how = multiprocessing.get_context("fork" if looks is look else "spawn")
+        child = how.Process(target=_child, args=(folder, logged, out, looks))  # type: ignore[attr-defined]
         child.start()
         child.join(HANG_S)
         if child.is_alive():
