@@ -21,6 +21,12 @@ _STATE_SPACE = {
 }  # fmt: skip
 
 
+# Keys of config.json that vLLM 0.32 goes by in families whose code in transformers does not know
+# them (engine/arg_utils.py, models/llama.py) -> values that change nothing.
+_BELIEVED: dict[str, tuple[Any, ...]] = {"sliding_window": (None, 0), "logit_scale": (None, 1)}
+_SCALED = ("llama", "mistral")  # families of which vLLM believes a logit_scale
+
+
 def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | None:
     """Why vLLM cannot run a checkpoint, on one line; None if nothing speaks against it.
 
@@ -39,8 +45,9 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
             f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
             f"it to another folder"
         )
-    if device != "cpu":
-        return None
+    believed = _believed(config)
+    if believed is not None or device != "cpu":
+        return believed
     kind = config.get("model_type")
     if kind in _STATE_SPACE:
         return f"vLLM has no state-space kernel for CPUs ({kind})"
@@ -52,6 +59,29 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         return f"heads of {size} numbers are not among those vLLM runs on CPUs ({sizes})"
     return None
+
+
+def _believed(config: Mapping[str, Any]) -> str | None:
+    """A key that vLLM would go by and transformers ignores, left over from another family."""
+    kind = str(config.get("model_type"))
+    length = config.get("max_position_embeddings") or config.get("n_positions")
+    for key, harmless in _BELIEVED.items():
+        value = config.get(key)
+        if value in harmless or (key == "logit_scale" and kind not in _SCALED):
+            continue
+        if key == "sliding_window" and _at_least(value, length):
+            continue  # no text is longer
+        source = _transformers_source(kind)
+        if source and key not in source:
+            return (
+                f"config.json, key {key}: vLLM goes by it ({value!r}), transformers' {kind} has "
+                f"no such key; remove it"
+            )
+    return None
+
+
+def _at_least(value: Any, length: Any) -> bool:
+    return isinstance(value, int) and isinstance(length, int) and value >= length
 
 
 def unknown(config: Mapping[str, Any]) -> str | None:

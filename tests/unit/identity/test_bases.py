@@ -71,6 +71,29 @@ def test_what_vllm_cannot_run_on_cpus(
     assert unsupported(str(tiny_checkpoint), config, "cuda") is None
 
 
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model_type": "llama", "sliding_window": 16, "max_position_embeddings": 512},
+         "sliding_window"),
+        ({"model_type": "gpt_neox", "sliding_window": 16}, "sliding_window"),
+        ({"model_type": "llama", "sliding_window": 512, "max_position_embeddings": 512}, None),
+        ({"model_type": "llama", "sliding_window": None}, None),
+        ({"model_type": "mistral", "sliding_window": 16}, None),
+        ({"model_type": "of tomorrow", "sliding_window": 16}, None),
+        ({"model_type": "llama", "logit_scale": 0.5}, "logit_scale"),
+        ({"model_type": "llama", "logit_scale": 1.0}, None),
+        ({"model_type": "cohere", "logit_scale": 0.5}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_keys_that_only_vllm_believes(
+    tiny_checkpoint: Path, config: dict[str, Any], key: str | None, device: Any
+) -> None:
+    found = unsupported(str(tiny_checkpoint), config, device)
+    assert found is None if key is None else f"key {key}: vLLM goes by it" in str(found)
+
+
 def _edited(folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
     """Changes the tensors of a checkpoint in one file."""
     tensors = load_file(folder / "model.safetensors")
