@@ -18,6 +18,15 @@ _ALL_HEADS = {"gpt_neox", "gpt2", "gptj", "opt", "bloom", "codegen", "gpt_neox_j
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 
 
+# Biases that a key of config.json decides on, and families in which its absence means none.
+_BIASES = (
+    (".self_attn.q_proj.bias", "attention_bias",
+     {"llama", "mistral", "mixtral", "olmo", "olmo2", "olmo3", "olmoe", "granite", "cohere",
+      "qwen3", "qwen3_moe", "smollm3"}),
+    (".mlp.up_proj.bias", "mlp_bias", {"llama", "mistral", "granite", "smollm3"}),
+)  # fmt: skip
+
+
 def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     """Refuses a checkpoint whose configuration contradicts itself or its weights.
 
@@ -41,6 +50,7 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
         return  # the numbers below are those of a part
     _check_key_heads(path, config, layout, heads)
     _check_vocabulary(path, config, layout)
+    _check_biases(path, config, layout)
 
 
 def check_tied(path: str | Path, config: Mapping[str, Any], layout: Layout) -> None:
@@ -106,6 +116,23 @@ def _check_vocabulary(path: str, config: Mapping[str, Any], layout: Layout) -> N
             f"not the embeddings (tie_word_embeddings false): weights are missing, or set that to "
             f"true"
         )
+
+
+def _check_biases(path: str, config: Mapping[str, Any], layout: Layout) -> None:
+    """vLLM passes over biases for which config.json leaves no room, without a word."""
+    if quantisation(config, layout) is not None:
+        return  # GPTQ's tools save biases that are zero
+    for ending, key, families in _BIASES:
+        if config.get("model_type") not in families:
+            continue
+        says = bool(config.get(key))
+        name = next((name for name in layout if name.endswith(ending)), None)
+        if says != (name is not None):
+            has = "weights have none" if name is None else f"weights have {name}"
+            raise InputError(
+                f"checkpoint {path}: config.json, key {key}: {str(says).lower()}, but the {has}; "
+                f"one of them is of another model"
+            )
 
 
 def quantisation(config: Mapping[str, Any], layout: Layout) -> str | None:

@@ -37,6 +37,8 @@ def test_the_checkpoints_of_these_tests_are_sound(tiny_checkpoint: Path) -> None
         ({"model_type": "gpt_neox", "num_key_value_heads": 1}, "key num_key_value_heads: gpt_neox"),
         ({"num_hidden_layers": 3}, "have 2 layers"),
         ({"num_key_value_heads": 1}, "says 1 key heads of 16"),
+        ({"attention_bias": True}, "key attention_bias: true, but the weights have none"),
+        ({"mlp_bias": True}, "key mlp_bias: true, but the weights have none"),
         ({"vocab_size": 399}, "says vocab_size 399, model.embed_tokens.weight has 400 rows"),
         ({"tie_word_embeddings": True}, "hold another lm_head.weight, and libraries differ"),
     ],
@@ -116,6 +118,20 @@ def test_a_head_stored_beside_shared_embeddings(tiny_checkpoint: Path, tmp_path:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="have no output head"):
         open_checkpoint(str(folder))
+
+
+def test_biases_that_the_configuration_leaves_no_room_for(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    _edited(folder, lambda t: t.update({bias: t["model.norm.weight"]}))
+    with pytest.raises(InputError, match="key attention_bias: false, but the weights have model"):
+        open_checkpoint(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    for changes in ({"attention_bias": True}, {"model_type": "qwen2", "attention_bias": False}):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        assert open_checkpoint(str(folder)).fingerprint
 
 
 def test_families_that_share_embeddings_without_saying_so(tiny_checkpoint: Path) -> None:
