@@ -122,8 +122,14 @@ def pattern_value(patterns: Mapping[str, object] | None, names: Iterable[str]) -
         patterns: Regular expression -> value.
         names: The module as the adapter, the checkpoint and the model name it.
     """
+    return next(iter(pattern_values(patterns, names)), None)
+
+
+def pattern_values(patterns: Mapping[str, object] | None, names: Iterable[str]) -> list[object]:
+    """The values of all patterns that match a module, in their order."""
     names = tuple(names)
-    for key, value in (patterns or {}).items():
-        if any(re.match(rf"(.*\.)?({key})$", name) for name in names):
-            return value
-    return None
+    return [
+        value
+        for key, value in (patterns or {}).items()
+        if any(re.match(rf"(.*\.)?({key})$", name) for name in names)
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import IncompatibleError, InputError
-from evalcore.identity.adapter import ADAPTER_WEIGHTS, adapter_config, adapter_file
+from evalcore.identity.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, adapter_file
 from evalcore.identity.adapter_names import (
     TOKEN_ROWS,
     AdapterName,
@@ -20,6 +20,7 @@ from evalcore.identity.adapter_names import (
     one_of,
     parse_name,
     pattern_value,
+    pattern_values,
 )
 from evalcore.identity.adapter_schema import check_tensors
 from evalcore.identity.checkpoint import numeric_config
@@ -297,8 +298,16 @@ class _Reader:
     def _scaling(self, parsed: AdapterName, target: str) -> float:
         """lora_alpha / r, or / sqrt(r) for rsLoRA; alpha_pattern keys match as in PEFT."""
         config = self._config
-        alpha: Any = pattern_value(config.get("alpha_pattern"), _names(parsed, target))
-        alpha = config.get("lora_alpha", 8) if alpha is None else alpha
+        alphas = pattern_values(config.get("alpha_pattern"), _names(parsed, target))
+        if len(set(alphas)) > 1:
+            # PEFT takes the first, and writes them in the order of the alphabet (0.21).
+            given = ", ".join(map(str, alphas))
+            raise InputError(
+                f"adapter {self._path}: {ADAPTER_CONFIG}, key alpha_pattern: several of its "
+                f"patterns mean {parsed.module} ({given}), and which came first when it was "
+                f"trained is lost in saving; leave the one that was meant"
+            )
+        alpha: Any = alphas[0] if alphas else config.get("lora_alpha", 8)
         rank = self._rank(parsed, target)
         try:
             scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -111,6 +111,16 @@ FURTHER: dict[str, Case] = {
     "rank_regex_rslora": Case(
         options={"use_rslora": True, "rank_pattern": {"q_proj": 16}, "alpha_pattern": {"v": 3}}
     ),
+    "alpha_anchored": Case(options={"alpha_pattern": {r"^layers\.0\.self_attn\.q_proj": 64}}),
+    "alpha_anchored_whole": Case(
+        options={"alpha_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 64}}
+    ),
+    "alpha_overlapping": Case(
+        options={"alpha_pattern": {"v_proj": 3, ".*layers.0.*v_proj": 40}},
+        **_both_says("several of its patterns"),
+    ),
+    "alpha_pattern_zero": Case(options={"alpha_pattern": {"q_proj": 0}}),
+    "alpha_negative": Case(options={"lora_alpha": -16}),
     "exclude_list": Case(options={"targets": LINEAR, "exclude_modules": ["layers.0.mlp.up_proj"]}),
     "exclude_regex": Case(options={"targets": LINEAR, "exclude_modules": r".*layers\.0\..*"}),
     "all_linear": Case(options={"target_modules": "all-linear"}),
@@ -175,6 +185,13 @@ FURTHER: dict[str, Case] = {
     "dora_named": Case(
         options={"use_dora": True}, edit=rename(".weight", ".default.weight")
     ),
+    "dora_head": Case(options={"use_dora": True, "targets": ("q_proj", "lm_head")}),
+    "gpt2_dora": Case(
+        "gpt2", {"use_dora": True, "targets": ("c_attn",)}, vllm="cannot be merged exactly"
+    ),
+    "gpt2_positions": Case("gpt2", {"targets": ("c_attn", "wpe")}),
+    "gpt2_all_linear": Case("gpt2", {"target_modules": "all-linear"}),
+    "gpt2_biases": Case("gpt2", {"targets": ("c_attn",), "bias": "lora_only"}),
     "dora_embed": Case(
         options={"use_dora": True, "targets": ("q_proj", "embed_tokens")}, vllm="cannot be merged"
     ),
@@ -183,6 +200,14 @@ FURTHER: dict[str, Case] = {
     "saved_same_layer": Case(
         options={"targets": ("q_proj", "down_proj"), "modules_to_save": ["up_proj"]}
     ),
+    "saved_beside_targets": Case(options={"targets": LINEAR, "modules_to_save": ["mlp"]}),
+    "saved_one_layer": Case(options={"modules_to_save": ["layers.0.mlp"]}),
+    "saved_layer_lost": Case(
+        options={"modules_to_save": ["input_layernorm"]},
+        edit=drop("layers.1.input_layernorm"),
+        **_both_says("lacks the saved module"),
+    ),
+    "saved_nothing": Case(options={"modules_to_save": ["score"]}),
     "saved_unchanged": Case(
         options={"modules_to_save": ["embed_tokens", "lm_head"]}, still=("modules_to_save",)
     ),
@@ -208,6 +233,7 @@ FURTHER: dict[str, Case] = {
     "tokens_and_norm": Case(
         options={"trainable_token_indices": {"embed_tokens": [511]}, "modules_to_save": ["norm"]}
     ),
+    "tokens_unsorted": Case(options={"trainable_token_indices": [77, 5, 9]}),
     "tokens_beyond": Case(
         options={"trainable_token_indices": [5, 9]},
         edit=edit_config(trainable_token_indices=[5, 9_999]),

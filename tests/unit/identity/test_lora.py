@@ -185,6 +185,26 @@ def test_patterns_mean_the_models_own_names(
     assert (deltas[f"{name}.weight"].scaling != other) is meant
 
 
+@pytest.mark.parametrize(
+    ("patterns", "sure"),
+    [
+        ({"q_proj": 3, ".*layers.0.*q_proj": 40}, False),
+        ({"q_proj": 3, ".*layers.0.*q_proj": 3}, True),
+        ({"k_proj": 3, ".*layers.0.*q_proj": 40}, True),
+    ],
+)
+def test_patterns_whose_order_decides(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, patterns: dict[str, int], sure: bool
+) -> None:
+    """PEFT saves patterns sorted: what came first in training nobody can tell."""
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint, alpha_pattern=patterns)
+    if sure:
+        read(adapter, tiny_checkpoint)
+        return
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj \(3, 40\), and which came"):
+        read(adapter, tiny_checkpoint)
+
+
 def test_patterns_follow_a_renamed_adapter(
     tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
 ) -> None:
