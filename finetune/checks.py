@@ -13,6 +13,7 @@ from evalcore.errors import DataError, InputError, UnknownNameError
 from evalcore.identity import numeric_config
 from evalcore.lm_eval.names import split_selection
 from evalcore.prompting import (
+    MergedBorderError,
     PromptError,
     PromptFault,
     load_tokenizer,
@@ -313,7 +314,11 @@ class _Look:
             characters = sum(len(asked) + len(answer) for asked, answer in turns)
             self._keep(characters // CHARACTERS_PER_TOKEN)
             return
-        row = encoder.encoded(turns)
+        try:
+            row = encoder.encoded(turns)
+        except MergedBorderError:
+            yield DataFault.MERGED_BORDER
+            return
         if generated and len(row.completion) > task.generation.max_tokens:
             yield DataFault.BEYOND_MAX_TOKENS
         if row.answers_end[0] >= self.max_length:
@@ -342,6 +347,9 @@ class _Look:
             f"loses its end (a conversation: its last exchanges)",
             DataFault.REFUSED_BY_TEMPLATE: "are conversations that the chat template refuses; they "
             "are left out",
+            DataFault.MERGED_BORDER: "have an answer that shares a token with the end of the "
+            "prompt (ids would spell neither); they are left out: give the prompt a delimiter, or "
+            "end it with a sign",
             DataFault.STOP_IN_COMPLETION: "hold a stop string inside the completion: scoring ends "
             "there, training does not",
             DataFault.BEYOND_MAX_TOKENS: f"have a completion above the {limit} tokens that scoring "
@@ -349,7 +357,7 @@ class _Look:
         }
         left_out = (
             DataFault.TRUNCATED_COMPLETION, DataFault.LEFT_OUT_TOO_LONG,
-            DataFault.REFUSED_BY_TEMPLATE,
+            DataFault.REFUSED_BY_TEMPLATE, DataFault.MERGED_BORDER,
         )  # fmt: skip
         fatal = code is DataFault.EMPTY_COMPLETION or (code in left_out and count == of)
         if fatal and code is DataFault.LEFT_OUT_TOO_LONG:

@@ -30,7 +30,7 @@ class TrainingSet:
         row_ids: Document ids, one per row; those of one task stand together.
         fingerprint: 32 hex digits over ids, prompts and completions.
         counts: What was left out or cut and why (``in_scored_split``, ``in_evaluation``,
-            ``in_shots``, ``too_long``, ``truncated``).
+            ``in_shots``, ``too_long``, ``truncated``, ``merged_border``).
         parts: (task, rows) of a mix, in the order of ``row_ids``.
         row_keys: What each row asks, whatever its task (``evalcore.tasks.texts_key``).
         compared: For each (learned task, scored task): how they were compared, rows found.
@@ -116,10 +116,13 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
             keys.append(texts_key(task, document))
         parts.append((part.task, len(documents) - before))
     if not documents:
-        refused = counts["refused_by_template"]
+        refused, merged = counts["refused_by_template"], counts["merged_border"]
         more = f"; the chat template refuses {refused}" if refused else ""
+        more += (
+            f"; answers of {merged} share a token with the end of their prompt" if merged else ""
+        )
         raise DataError(
-            f"tuning {job.tuning}: none of {counts['too_long'] + refused} rows fits into "
+            f"tuning {job.tuning}: none of {counts['too_long'] + refused + merged} rows fits into "
             f"{max_length} tokens{more}; raise method.max_length"
         )
     return _with_fingerprint(

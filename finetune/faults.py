@@ -42,6 +42,7 @@ class DataFault(StrEnum):
     LEFT_OUT_TOO_LONG = "left-out-too-long"
     PROMPTS_CUT = "prompts-cut"
     REFUSED_BY_TEMPLATE = "refused-by-template"
+    MERGED_BORDER = "merged-border"
     STOP_IN_COMPLETION = "stop-in-completion"
     BEYOND_MAX_TOKENS = "beyond-max-tokens"
 

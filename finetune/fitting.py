@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evalcore.errors import DataError
-from evalcore.prompting import Encoder, encode_turns, training_turns, turns_field
+from evalcore.prompting import (
+    Encoder,
+    MergedBorderError,
+    encode_turns,
+    training_turns,
+    turns_field,
+)
 from evalcore.types import Document, EncodingSettings, Task, Variant
 
 SETTINGS = EncodingSettings()  # ids do not depend on its length limit
@@ -97,7 +103,15 @@ class RowEncoder:
         ``truncate`` never cuts an answer, nor the words of the prompt: a conversation loses its
         last exchanges; else the document's longest text loses its end. Where that is not enough
         (worked examples that fill the length), the prompt is cut after its first tokens (BOS).
+        An answer that shares a token with the end of its prompt is not learned.
         """
+        try:
+            return self._fitted(document, counts)
+        except MergedBorderError:
+            counts["merged_border"] += 1
+            return None
+
+    def _fitted(self, document: Document, counts: Counter[str]) -> EncodedRow | None:
         row = self.encode(document)
         if len(row) <= self.max_length:
             return row

@@ -3,7 +3,7 @@
 from evalcore.identity import load_tokenizer
 from evalcore.prompting.encoding import Encoder, encode_pair, encode_training, encode_turns
 from evalcore.prompting.example import Border, Example, document_example, example, shown_role
-from evalcore.prompting.faults import PromptError, PromptFault
+from evalcore.prompting.faults import MergedBorderError, PromptError, PromptFault
 from evalcore.prompting.grammar import count_formats, formats
 from evalcore.prompting.guarding import control_pattern, holds
 from evalcore.prompting.model import PromptDefinition
@@ -51,6 +51,7 @@ __all__ = [
     "Border",
     "Encoder",
     "Example",
+    "MergedBorderError",
     "PromptDefinition",
     "PromptError",
     "PromptFault",

@@ -14,6 +14,7 @@ from typing import Any
 
 from evalcore.errors import DataError, InputError
 from evalcore.identity import special_tokens, turn_end
+from evalcore.prompting.faults import MergedBorderError
 from evalcore.prompting.guarding import MARK, GuardedTokenizer
 from evalcore.prompting.pieces import pieces_of, split_pieces
 from evalcore.types import EncodingSettings
@@ -46,6 +47,7 @@ class Encoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.eos: int | None = tokenizer.eos_token_id
         self.prefix = self._find_prefix(settings.add_bos)
+        self._merged: set[tuple[str, str]] = set()
         fallback = self.bos if self.bos is not None else self.eos
         self.empty_context: int | None = self.prefix[0] if self.prefix else fallback
 
@@ -113,13 +115,23 @@ class Encoder:
             for context, own in zip(contexts, tails, strict=True)
         ]
 
+    def merges(self, context: str, continuation: str) -> bool:
+        """Whether a pair that was encoded has tokens across its border.
+
+        The published rule takes what comes after as many tokens as the context alone has: ids that
+        do not spell the two texts then, such as ``a|ttic`` scored as ``a`` and what follows
+        ``att``.
+        """
+        bare, spaces = split_spaces(context)
+        return (bare, spaces + continuation) in self._merged
+
     def _after_context(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[list[Pair]]:
         """Pairs of contexts that end in a letter or sign, every text encoded whole."""
         contexts = list(dict.fromkeys(context for context, _ in items))
         context_ids = dict(zip(contexts, self.encode(contexts), strict=True))
         wholes = iter(self.encode([context + tail for context, own in items for tail in own]))
         return [
-            [self._split(context_ids[context], next(wholes), tail) for tail in own]
+            [self._split(context, context_ids[context], next(wholes), tail) for tail in own]
             for context, own in items
         ]
 
@@ -141,6 +153,9 @@ class Encoder:
             ids = self._prefixed(head + ends[end])
             if head and len(head) >= len(self.prefix):  # then the same stands before every end
                 skipped = len(ends[end])
+                self._merged.update(
+                    (context, tail) for tail in own if ends[end + tail][:skipped] != ends[end]
+                )
                 found = [ends[end + tail][skipped:] for tail in own]
                 pairs = [
                     (ids, tokens or self._plain([tail])[0])
@@ -148,7 +163,8 @@ class Encoder:
                 ]
             else:
                 pairs = [
-                    self._split(ids, self._prefixed(head + ends[end + tail]), tail) for tail in own
+                    self._split(context, ids, self._prefixed(head + ends[end + tail]), tail)
+                    for tail in own
                 ]
             result.append(pairs)
         return result
@@ -178,7 +194,9 @@ class Encoder:
             raise InputError("empty context: the tokenizer has neither BOS nor EOS to stand for it")
         return self.empty_context
 
-    def _split(self, context: list[int], whole: list[int], tail: str) -> Pair:
+    def _split(self, text: str, context: list[int], whole: list[int], tail: str) -> Pair:
+        if whole[: len(context)] != context:
+            self._merged.add((text, tail))
         if not context:  # the context's text has no tokens (normalised away)
             return self._after_nothing(self._plain([tail])[0])
         continuation = whole[len(context) :]
@@ -262,6 +280,7 @@ def encode_training(
 
     Raises:
         InputError: If the tokenizer has no EOS.
+        MergedBorderError: If a token lies across the border of the two: neither would be learned.
     """
     end = _turn_end(tokenizer) if chat else None
     end = tokenizer.eos_token_id if end is None else end
@@ -269,9 +288,16 @@ def encode_training(
         raise InputError("the tokenizer has no end-of-text token to train")
     if MARK in prompt or MARK in completion:
         encoder = Encoder(GuardedTokenizer(tokenizer), settings, by_pieces=False)
-        [[(prompt_ids, completion_ids)]] = encoder.encode_pairs([(prompt, [completion])])
     else:
-        prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, settings)
+        encoder = Encoder(tokenizer, settings)
+    [[(prompt_ids, completion_ids)]] = encoder.encode_pairs([(prompt, [completion])])
+    if not completion_ids:
+        raise DataError(f"continuation {completion!r} has no tokens")
+    if encoder.merges(prompt, completion):
+        raise MergedBorderError(
+            f"{prompt[-20:]!r} and {completion[:20]!r} have a token in common; give the prompt a "
+            "delimiter, or end it with a sign"
+        )
     return prompt_ids, [*completion_ids, end]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from evalcore.errors import DefinitionError
+from evalcore.errors import DataError, DefinitionError
 from evalcore.tasks import FileFault
 
 
@@ -39,6 +39,10 @@ class PromptFault(StrEnum):
     CHAT_REFUSED = "chat_refused"
     SYSTEM_REFUSED = "system_refused"
     SYSTEM_DROPPED = "system_dropped"
+
+
+class MergedBorderError(DataError):
+    """A prompt and its answer share a token, so that ids spell neither."""
 
 
 class PromptError(DefinitionError):

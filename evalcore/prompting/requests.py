@@ -38,6 +38,7 @@ FLAG_SHOTS_DROPPED = "shots_dropped"
 FLAG_TRUNCATED = "truncated"
 FLAG_OVERFLOW = "overflow"
 FLAG_NO_TOKENS = "no_tokens"
+FLAG_BORDER = "border_merged"
 
 _IDS = pa.list_(pa.list_(pa.int32()))
 REQUEST_SCHEMA = pa.schema(
@@ -391,6 +392,8 @@ def _row(
         flags.append(FLAG_TRUNCATED)
     if not asked.complete:
         flags.append(FLAG_NO_TOKENS)
+    if _merged(job, text):
+        flags.append(FLAG_BORDER)
     if not (asked.fits and asked.complete):  # left out the same visible way
         flags.append(FLAG_OVERFLOW)
     contexts = [context for context, _ in asked.pairs] or [asked.prompt or []]
@@ -416,6 +419,15 @@ def _row(
         "truncated_tokens": asked.truncated,
         "flags": flags,
     }
+
+
+def _merged(job: _Job, text: RequestText) -> bool:
+    """Whether an answer of a document shares a token with the end of its prompt."""
+    if job.rolling or not text.contexts:
+        return False
+    several = len(text.contexts) == len(text.continuations)
+    contexts = text.contexts if several else text.contexts[:1] * len(text.continuations)
+    return any(map(job.encoder.merges, contexts, text.continuations))
 
 
 def _bytes(text: str) -> int:

@@ -19,6 +19,7 @@ unseen_references  warning  references without a word that the metric sees (othe
 overflow           error    prompts that do not fit even without shots: recorded, never scored
 shots_dropped      warning  prompts that lost shots to fit
 truncated          warning  prompts whose beginning was cut
+border_merged      warning  answers that share a token with the end of the prompt
 counted_twice      warning  a data set stands twice in a group's mean
 trained_rows_*     warning  a tuned model learned rows it is scored on, or may be shown
 not_pinned         note     rows of a revision that can move; the commit they came from
@@ -262,6 +263,11 @@ def check_requests(
         "shots_dropped": (
             "warning", f"lost shots to fit{room}",
             "they are answered with fewer shots than the variant names",
+        ),
+        "border_merged": (
+            "warning", "have an answer that shares a token with the end of the prompt",
+            "what is scored does not spell it (the rule of lm-evaluation-harness); give the prompt "
+            "a delimiter, or end it with a sign",
         ),
         "truncated": (
             "warning", f"lost their beginning to fit{room}",

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from evalcore.cli import main
-from evalcore.prompting import encode_training, load_tokenizer, training_pair
+from evalcore.errors import DataError
+from evalcore.prompting import (
+    MergedBorderError,
+    encode_training,
+    load_tokenizer,
+    training_pair,
+)
 from evalcore.tasks import load_task
 from evalcore.types import EncodingSettings
 from finetune import (
@@ -23,6 +29,7 @@ from finetune import (
     plan_jobs,
 )
 from finetune.checks import check_rows
+from finetune.data import build_training_set
 from finetune.jobs import MixPart, training_variants
 from finetune.rows import choose_rows
 
@@ -178,6 +185,29 @@ def test_faults_of_local_data(
     assert found[code][1] == (code in (DataFault.TOO_FEW_ROWS, DataFault.MISSING_DATA))
     if code is DataFault.MISSING_DATA:
         assert not codes(check_rows(job, required=False))[code][1]
+
+
+def test_answers_that_melt_into_their_prompt_are_not_learned(
+    jobs: dict[str, TuneJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import finetune.fitting
+
+    def encoded(*_: Any, **__: Any) -> Any:
+        raise MergedBorderError("a token in common")
+
+    whole = finetune.fitting.encode_turns
+    asked = iter(range(100))
+    monkeypatch.setattr(
+        finetune.fitting, "encode_turns",
+        lambda *a, **k: encoded() if next(asked) < 3 else whole(*a, **k),
+    )  # fmt: skip
+    assert codes(check_rows(jobs["nli"]))[DataFault.MERGED_BORDER] == (3, False)
+    monkeypatch.setattr(finetune.fitting, "encode_turns", encoded)
+    with pytest.raises(TuningDataError, match=r"40 of 40 rows .* shares a token with the end"):
+        check_data([jobs["nli"]])
+    tokenizer = load_tokenizer(jobs["nli"].checkpoint.path)
+    with pytest.raises(DataError, match="answers of 40 share a token with the end of their prom"):
+        build_training_set(jobs["nli"], tokenizer, 512)
 
 
 def test_an_empty_completion_is_refused(

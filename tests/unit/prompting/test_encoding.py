@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalcore.errors import DataError, InputError
-from evalcore.prompting import Encoder, encode_pair, encode_training, load_tokenizer
+from evalcore.prompting import (
+    Encoder,
+    MergedBorderError,
+    encode_pair,
+    encode_training,
+    load_tokenizer,
+)
 from evalcore.types import EncodingSettings
 
 KINDS = ["bpe", "bpe-no-bos", "unigram", "wordpiece"]
@@ -140,8 +146,44 @@ def test_training_ids_are_the_scored_ids_and_the_end(
         scored = encode_pair(tokenizer, prompt, completion, AUTO)
     except DataError:
         return
-    trained = encode_training(tokenizer, prompt, completion, AUTO)
+    try:
+        trained = encode_training(tokenizer, prompt, completion, AUTO)
+    except MergedBorderError:
+        assert is_merged(tokenizer, prompt, completion)
+        return
     assert trained == (scored[0], [*scored[1], tokenizer.eos_token_id])
+
+
+def is_merged(tokenizer: Any, context: str, continuation: str) -> bool:
+    """The slow twin: whether the ids of both texts together begin with those of the first."""
+    bare = context.rstrip()
+    first, whole = (
+        list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in (bare, context + continuation)
+    )
+    return bool(bare) and whole[: len(first)] != first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(context=TEXT, continuation=TEXT)
+@settings(max_examples=60, deadline=None)
+def test_borders_that_merge_are_known(
+    tokenizers: dict[str, Any], kind: str, context: str, continuation: str
+) -> None:
+    """Of 270 borders inside words 60 were scored, and learned, as ids that spell neither text."""
+    tokenizer = tokenizers[kind]
+    for encoder in (Encoder(tokenizer, AUTO), Encoder(tokenizer, AUTO, by_pieces=False)):
+        encoder.encode_pairs([(context, [continuation, " other"])])
+        assert encoder.merges(context, continuation) == is_merged(tokenizer, context, continuation)
+
+
+def test_a_merged_border_is_never_learned(tokenizers: dict[str, Any]) -> None:
+    tokenizer, word = tokenizers["bpe"], "contradiction"
+    cuts = [cut for cut in range(2, len(word)) if is_merged(tokenizer, word[:cut], word[cut:])]
+    assert cuts
+    with pytest.raises(MergedBorderError, match="have a token in common; give the prompt a"):
+        encode_training(tokenizer, word[: cuts[0]], word[cuts[0] :], AUTO)
+    assert encode_training(tokenizer, f"{word}:", word, AUTO)  # a sign at the end is enough
 
 
 def test_golden_pairs(tokenizers: dict[str, Any]) -> None:

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalcore.prompting import Encoder, encode_pair, encode_training, load_tokenizer
+from evalcore.prompting import (
+    Encoder,
+    MergedBorderError,
+    encode_pair,
+    encode_training,
+    load_tokenizer,
+)
 from evalcore.prompting.encoding import rolling_windows
 from evalcore.types import EncodingSettings
 
@@ -217,5 +223,8 @@ def test_real_tokenizers_agree(tmp_path: Path) -> None:
                 continue
             assert encode_pair(tokenizer, context, continuation, AUTO) == expected, name
             if tokenizer.eos_token_id is not None:
-                trained = encode_training(tokenizer, context, continuation, AUTO)
+                try:
+                    trained = encode_training(tokenizer, context, continuation, AUTO)
+                except MergedBorderError:
+                    continue  # scored by their rule, never learned
                 assert trained == (expected[0], [*expected[1], tokenizer.eos_token_id])

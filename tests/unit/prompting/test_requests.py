@@ -342,3 +342,22 @@ def test_costs_of_several_batches(tokenizer: Any) -> None:
     expected = [sum(map(len, row["contexts"] + row["continuations"])) for row in rows]
     assert costs[1990:2010].tolist() == expected
     np.testing.assert_array_equal(request_costs(table.slice(1990, 20)), expected)
+
+
+def test_answers_that_share_a_token_with_their_prompt_are_flagged(tokenizer: Any) -> None:
+    """They are scored by the published rule, as ids that spell neither text."""
+    word = "contradiction"
+    ids = {cut: tokenizer(word[:cut], add_special_tokens=False)["input_ids"]
+           for cut in range(2, len(word))}  # fmt: skip
+    whole = tokenizer(word, add_special_tokens=False)["input_ids"]
+    cut = next(cut for cut, own in ids.items() if whole[: len(own)] != own)
+    task = replace(LABELS, choices=(word[cut:], "yes"))
+    bare = Variant("bare", "g", "{{ text }}", delimiter="")
+    documents = [
+        replace(labelled(number, text), choices=task.choices)
+        for number, text in enumerate((word[:cut], f"{word[:cut]}:"))
+    ]
+    found = rows_of(task, documents, tokenizer, bare)
+    assert [row["flags"] for row in found] == [["border_merged"], []]
+    spaced = rows_of(task, documents, tokenizer, replace(bare, delimiter=" "))
+    assert [row["flags"] for row in spaced] == [[], []]

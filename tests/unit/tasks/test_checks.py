@@ -130,11 +130,14 @@ def requests(flags: list[list[str] | None]) -> pa.Table:
 
 
 def test_prompts_that_do_not_fit() -> None:
-    table = requests([[], ["shots_dropped"], ["overflow", "shots_dropped"], None, ["truncated"]])
+    table = requests(
+        [[], ["shots_dropped"], ["overflow", "shots_dropped"], None, ["truncated", "border_merged"]]
+    )
     found = {f.code: f for f in check_requests(toy(), VARIANT, table, max_length=2048)}
     assert {code: (f.level, f.count, f.rows) for code, f in found.items()} == {
         "overflow": ("error", 1, (12,)),
         "shots_dropped": ("warning", 2, (11, 12)),
+        "border_merged": ("warning", 1, (14,)),
         "truncated": ("warning", 1, (14,)),
     }
     assert "1 of 5 prompts (20.0%) under default:shots=4 do not fit into 2048 tokens even" in (
