@@ -138,7 +138,7 @@ class _JobMaker:
             tuning=tuning.name,
             tasks=tuple(parts),
             variants=self._variant_names(tuning),
-            data_seed=tuning.data_seed,
+            data_seed=seed if tuning.data_seed == "per_seed" else tuning.data_seed,
             seed=seed,
             control=kind,
             method=method,

@@ -161,7 +161,11 @@ class TuningSpec(Strict):
     share: float | None = Field(
         None, gt=0, le=1, description="share of the train split's rows, in place of examples"
     )
-    data_seed: Seed = Field(0, description="decides which rows, the same for every training seed")
+    data_seed: Seed | Literal["per_seed"] = Field(
+        0,
+        description="decides which rows, the same for every training seed; per_seed: each training "
+        "seed draws its own",
+    )
     variants: list[str] = Field(["default"], min_length=1, description="rows take turns")
     seeds: list[Seed] = Field([0], min_length=1)
     checkpoints: CheckpointChoice = "all"

@@ -22,6 +22,7 @@ from evalcore.analysis.subjects import (
     TaskInfo,
     flag_subjects,
     models_of,
+    names_apart,
     settle_tuned,
     subject_of,
     subject_order,
@@ -232,6 +233,20 @@ class ScoreBook:
     def models(self) -> list[SubjectInfo]:
         """Subjects in order, training seeds of one tuning taken together (``models_of``)."""
         return models_of(self.subjects.values())
+
+    @cached_property
+    def apart(self) -> dict[str, str]:
+        """``names_apart`` of the models."""
+        return names_apart(self.models)
+
+    @cached_property
+    def controls(self) -> dict[tuple[str | None, str | None], list[SubjectInfo]]:
+        """(base, tuning) -> its controls."""
+        found: dict[tuple[str | None, str | None], list[SubjectInfo]] = defaultdict(list)
+        for s in self.models:
+            if s.control is not None:
+                found[(s.base, s.tuning)].append(s)
+        return dict(found)
 
     def strata(self, subject: SubjectInfo, task: str) -> dict[Stratum, Cells]:
         """A model's cells on a task by what may be averaged, plainest first.

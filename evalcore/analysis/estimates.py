@@ -145,5 +145,6 @@ def mean_of_estimates(estimates: Sequence[Estimate], *, shared: bool = False) ->
         low_prompt=min(e.low_prompt for e in estimates),
         high_prompt=max(e.high_prompt for e in estimates),
         turned=sum(e.turned for e in estimates),
+        seed_sd=sum(e.seed_sd for e in estimates) / k,
         smallest=half95 + 0.8416212335729143 * stderr, limits=limits if known else None,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
+from evalcore.analysis.notes import counted, gain_notes, notes_by_task, score_notes
 from evalcore.analysis.relations import (
     changes_by_metric,
     gain_by_base,
@@ -23,7 +24,9 @@ from evalcore.analysis.sensitivity import (
 )
 from evalcore.analysis.stats import EMPTY, Estimate
 from evalcore.analysis.study import Analysis
-from evalcore.analysis.subjects import SubjectInfo
+from evalcore.analysis.subjects import SubjectInfo, TaskInfo
+from evalcore.analysis.summary import method_name
+from evalcore.analysis.ways import Way
 
 Row = dict[str, Any]
 
@@ -44,6 +47,12 @@ def sensitivity_rows(analysis: Analysis) -> list[Row]:
             "cps": s.choice.combined if s.choice else None,
             "fleiss_kappa": s.kappa,
             **_jackknifed("variance_minus_base", s.change), "names": " ".join(s.prompts),
+            "notes": "; ".join(
+                score_notes(analysis.book, s.subject, s.task, s.way, s.prompts)
+                + [f"base: {n}" for base in [analysis.book.base_of(s.subject)]
+                   if base is not None and s.change is not None
+                   for n in score_notes(analysis.book, base, s.task, s.way, s.prompts)]
+            ),
         }
         for s in found
     ]  # fmt: skip
@@ -58,6 +67,7 @@ def trend_rows(analysis: Analysis) -> list[Row]:
             "task": t.task.name, "way": t.way.label, "prompts": len(t.prompts),
             "steps": " ".join(map(str, t.steps)), "sds": " ".join(f"{v:.4f}" for v in t.sds),
             **_jackknifed("slope", t.slope), "error_of": "documents, these prompts",
+            "notes": _counted(analysis, t.subjects, t.task, t.way, t.prompts, "checkpoints"),
         }
         for t in spread_trends(analysis.book, analysis.spreads)
     ]  # fmt: skip
@@ -69,8 +79,9 @@ def rank_rows(analysis: Analysis) -> list[Row]:
     return [
         {
             "task": r.task.name, "metric": r.task.metric, "way": r.way.label,
-            "numerics": r.numerics, "prompts": len(r.prompts), "models": r.models,
+            "numerics": r.numerics, "prompts": len(r.prompts), "models": len(r.models),
             "kendall_w": r.w,
+            "notes": _counted(analysis, r.models, r.task, r.way, r.prompts, "models"),
         }
         for r in rank_stability(analysis.book)
     ]  # fmt: skip
@@ -85,6 +96,11 @@ def gain_by_base_rows(analysis: Analysis) -> list[Row]:
             "kind": "slope", "metric": s.metric, "method": s.method, "points": s.points,
             "tasks": s.tasks, **_jackknifed("slope", s.slope),
             "slope_same_documents": s.same_documents, "refused": s.refused,
+            "notes": "; ".join(counted(
+                [gain_notes(analysis.book, h.gain) for h in halves
+                 if (h.gain.task.metric, method_name(h.gain.subject)) == (s.metric, s.method)],
+                "gains",
+            )),
         }
         for s in gain_by_base(halves)
     ]  # fmt: skip
@@ -94,6 +110,7 @@ def gain_by_base_rows(analysis: Analysis) -> list[Row]:
             "task": h.gain.task.name, "way": h.gain.way.label,
             "base_first": h.bases[0], "gain_second": h.gains[1],
             "base_second": h.bases[1], "gain_first": h.gains[0],
+            "notes": "; ".join(gain_notes(analysis.book, h.gain)),
         }
         for h in halves
     ]  # fmt: skip
@@ -110,7 +127,8 @@ def method_rows(analysis: Analysis) -> list[Row]:
             "role": analysis.role(c.difference), "way": c.difference.way.label,
             "score": c.difference.own.value, "other_score": c.difference.other.value,
             **_estimate("difference", c.difference.pooled),
-            "p": p_value(c.difference.pooled), "notes": "; ".join(c.difference.notes),
+            "p": p_value(c.difference.pooled),
+            "notes": "; ".join(gain_notes(analysis.book, c.difference)),
         }
         for c in found
     ]  # fmt: skip
@@ -122,10 +140,11 @@ def change_rows(analysis: Analysis) -> list[Row]:
     found = changes_by_metric(analysis.book, analysis.forgetting, analysis.out_of_domain)
     return [
         {
-            **_subject(c.gain.subject), "kind": c.kind, "metric": c.metric,
+            **_subject(c.gains[0].subject), "kind": c.kind, "metric": c.metric,
             "tasks": " ".join(c.tasks), **_estimate("raw", c.raw),
             **_estimate("corrected", c.corrected or EMPTY), "measurable": c.measurable,
             "mean_ratio": c.mean_ratio, "median_ratio": c.median_ratio,
+            "notes": "; ".join(notes_by_task(analysis.book, c.gains)),
         }
         for c in found
     ]  # fmt: skip
@@ -148,6 +167,15 @@ def _subject(subject: SubjectInfo) -> Row:
         "tuning": subject.tuning, "method": subject.method, "control": subject.control,
         "seeds": len(subject.run_ids), "tuning_step": subject.tuning_step,
     }  # fmt: skip
+
+
+def _counted(
+    analysis: Analysis, models: Sequence[SubjectInfo], task: TaskInfo, way: Way,
+    prompts: Sequence[str], of: str,
+) -> str:  # fmt: skip
+    """Notes of the scores of several models, with how many have each."""
+    notes = [score_notes(analysis.book, model, task, way, prompts) for model in models]
+    return "; ".join(counted(notes, of))
 
 
 def _jackknifed(name: str, found: Jackknifed | None) -> Row:

@@ -260,10 +260,7 @@ class ControlComparison:
 
 def controls_of(book: ScoreBook, subject: SubjectInfo) -> list[SubjectInfo]:
     """Controls of a model: same base and tuning; those of its own seeds if there are any."""
-    found = [
-        s for s in book.models
-        if s.control is not None and s.base == subject.base and s.tuning == subject.tuning
-    ]  # fmt: skip
+    found = book.controls.get((subject.base, subject.tuning), [])
     own = set(subject.run_seeds)
     return [s for s in found if own & set(s.run_seeds)] or found
 

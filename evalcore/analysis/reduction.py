@@ -26,7 +26,7 @@ from evalcore.metrics.examples import is_scored
 from evalcore.store.schema import MAKER_COLUMN
 from evalcore.tasks import floor_by_document
 
-REDUCTION_VERSION = 3
+REDUCTION_VERSION = 4
 """Raised whenever a reduction of the same rows can change (metrics have a version of their own)."""
 
 ARRAY_SCHEMA = pa.schema(
@@ -41,8 +41,10 @@ EXAMPLE_COLUMNS = (
     "cell", "doc_id", "gold", "golds", "prediction", "choice_logprobs", "choice_bytes",
     "choice_chars", "is_greedy", "unconditional_logprobs", "text", "raw_text", "references",
     "finish_reason", "shots", "shots_dropped", "truncated_tokens", "flags", "made_by",
+    "prompt_tokens", "computed_tokens", "cached_tokens", "gen_tokens",
 )  # fmt: skip
 """Columns of the examples that a reduction reads."""
+TOKEN_COLUMNS = ("prompt_tokens", "computed_tokens", "cached_tokens", "gen_tokens")
 DECIDE_COLUMNS = ("output_type", "primary_metric", "metrics", "answer", "shots", "num_choices")
 """Columns of the cells table that decide what a reduction is."""
 
@@ -90,6 +92,7 @@ class CellFacts:
         unproven: Rows whose model was not proven to be the one asked for in all its weights.
         unmade: Rows of which nobody recorded what made them.
         makers: Ids of what made the others.
+        tokens: Sum over the cell's documents of each of ``TOKEN_COLUMNS``.
         scores: Every metric of the cell, as rows of ``metrics.CELL_SCORE_SCHEMA``.
     """
 
@@ -111,13 +114,14 @@ class CellFacts:
     unproven: int
     unmade: int
     makers: tuple[str, ...]
+    tokens: tuple[int, ...]
     scores: tuple[dict[str, Any], ...]
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> CellFacts:
         """Inverse of ``dataclasses.asdict`` after a turn through JSON."""
-        known = {**record, "makers": tuple(record["makers"]), "scores": tuple(record["scores"])}
-        return cls(**known)
+        listed = {name: tuple(record[name]) for name in ("makers", "tokens", "scores")}
+        return cls(**{**record, **listed})
 
 
 def continuous_metric(output_type: str) -> str:
@@ -221,6 +225,8 @@ def _reduced(
         truncated=int((integers(part, "truncated_tokens", 0) > 0).sum()),
         modal_share=modal_share(part),
         one_class=len(known) > 1 and len(np.unique(known)) == 1,
+        tokens=tuple(int(integers(part, name, 0).sum()) if name in part.column_names else 0
+                     for name in TOKEN_COLUMNS),
         scores=scores, **_texts_and_makers(part),
     )  # fmt: skip
     return facts, arrays

@@ -173,7 +173,7 @@ class ChangeByMetric:
     """Change of one model on tasks that are not its own, by metric.
 
     Attributes:
-        subject: Its label is ``gain.subject.label`` of any row.
+        gains: The changes, one per task, of one model.
         kind: ``forgetting`` (tasks of another kind) or ``transfer`` (its own kind, other data).
         metric: Of these tasks.
         tasks: Their names.
@@ -183,7 +183,7 @@ class ChangeByMetric:
         mean_ratio, median_ratio: Of the change over the base's score.
     """
 
-    gain: Gain
+    gains: tuple[Gain, ...]
     kind: str
     metric: str
     tasks: tuple[str, ...]
@@ -209,7 +209,8 @@ def changes_by_metric(
         ratios = [f.ratio for f in several if f.ratio == f.ratio]
         found.append(
             ChangeByMetric(
-                several[0].gain, kind, metric, tuple(f.gain.task.name for f in several),
+                tuple(f.gain for f in several), kind, metric,
+                tuple(f.gain.task.name for f in several),
                 mean_of_estimates([f.gain.pooled for f in several]),
                 mean_of_estimates(corrected) if len(corrected) == len(several) else None,
                 sum(f.measurable for f in several),

@@ -247,6 +247,7 @@ _RANGE = [("prompt_low", pa.float64()), ("prompt_high", pa.float64())]
 _GAIN_RANGE = [
     ("gain_prompt_low", pa.float64()), ("gain_prompt_high", pa.float64()),
     ("prompts_turned", pa.int64()), ("seed_sd", pa.float64()), ("gain_seed_sd", pa.float64()),
+    ("gain_next_run_low95", pa.float64()), ("gain_next_run_high95", pa.float64()),
 ]  # fmt: skip
 
 SCORE_SCHEMA = pa.schema(
@@ -300,6 +301,7 @@ def adjusted(rows: Sequence[ScoreRow]) -> tuple[list[float], list[float], list[f
 def _record(row: ScoreRow) -> dict[str, Any]:
     s, score, gain = row.subject, row.score, row.gain
     within = gain.over_documents
+    next_low, next_high = gain.next_run()
     return {
         "model": row.model, "checkpoint": s.checkpoint, "step": s.step, "adapter": adapter_name(s),
         "tuning": s.tuning, "tuned_on": s.tuned_on, "method": s.method, "control": s.control,
@@ -319,7 +321,8 @@ def _record(row: ScoreRow) -> dict[str, Any]:
         "gain_high99_documents": within.high99, "smallest_effect": gain.smallest,
         "gain_prompt_low": gain.low_prompt, "gain_prompt_high": gain.high_prompt,
         "prompts_turned": gain.turned if gain.n else None, "seed_sd": score.seed_sd,
-        "gain_seed_sd": gain.seed_sd, "numerics": row.numerics,
+        "gain_seed_sd": gain.seed_sd, "gain_next_run_low95": next_low,
+        "gain_next_run_high95": next_high, "numerics": row.numerics,
         "error_of": score.claim or NO_INTERVAL, "note": "; ".join(row.notes), "subject": s.id,
     }  # fmt: skip
 

@@ -268,7 +268,8 @@ class SpreadTrend:
     """Change of the spread over prompts with pre-training.
 
     Attributes:
-        tuning, method, tuning_step: Which models; None for untuned checkpoints.
+        subjects: The models, by step.
+        tuning, method, tuning_step: Which tuning; None for untuned checkpoints.
         task, way, prompts: Asked what and how.
         steps: Steps of the checkpoints.
         slope: Of the variance beyond noise, per doubling of the steps, jackknifed over the
@@ -276,6 +277,7 @@ class SpreadTrend:
         sds: Standard deviation beyond noise at each step.
     """
 
+    subjects: tuple[SubjectInfo, ...]
     tuning: str | None
     method: str | None
     tuning_step: int | None
@@ -341,8 +343,9 @@ def _trend(book: ScoreBook, line: list[PromptSpread], names: list[str]) -> Sprea
         return None
     s = first.subject
     return SpreadTrend(
-        tuning=s.tuning, method=s.method, tuning_step=s.tuning_step, task=first.task,
-        way=first.way, prompts=tuple(names), steps=tuple(steps),
+        subjects=tuple(row.subject for row in line), tuning=s.tuning, method=s.method,
+        tuning_step=s.tuning_step, task=first.task, way=first.way,
+        prompts=tuple(names), steps=tuple(steps),
         slope=Jackknifed(*found["slope"]), sds=tuple(_root(v) for v in found["variances"]),
     )  # fmt: skip
 
@@ -361,7 +364,7 @@ class RankStability:
     way: Way
     numerics: str
     prompts: tuple[str, ...]
-    models: int
+    models: tuple[SubjectInfo, ...]
     w: float
 
 
@@ -375,14 +378,15 @@ def rank_stability(book: ScoreBook) -> list[RankStability]:
                     name: float(np.mean([c.facts.mean for c in runs.values()]))
                     for name, runs in cells.items() if any(c.n for c in runs.values())
                 }  # fmt: skip
+    of_id = {subject.id: subject for subject in book.models}
     found = []
     for (task, (way, numerics)), by_model in scores.items():
         prompts = sorted({name for own in by_model.values() for name in own})
-        whole = [own for own in by_model.values() if len(own) == len(prompts)]
+        ranked = [id_ for id_, own in by_model.items() if len(own) == len(prompts)]
+        whole = [by_model[id_] for id_ in ranked]
         if len(prompts) > 1 and len(whole) > 1:
             matrix = np.array([[own[name] for own in whole] for name in prompts])
             w = kendalls_w(matrix)
-            found.append(
-                RankStability(book.tasks[task], way, numerics, tuple(prompts), len(whole), w)
-            )
+            models = tuple(of_id[id_] for id_ in ranked)
+            found.append(RankStability(book.tasks[task], way, numerics, tuple(prompts), models, w))
     return found

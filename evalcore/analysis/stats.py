@@ -15,6 +15,10 @@ Limits = Callable[[float], tuple[float, float]]
 """Two-sided interval of any level."""
 
 
+PREDICTED_FROM = 3
+"""Seeds from which a next run is predicted; of two the standard deviation says next to nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number as it is shown, with what it may be.
@@ -31,7 +35,8 @@ class Estimate:
         prompts, seeds: How many are behind it.
         low_prompt, high_prompt: Smallest and largest mean under a single prompt.
         turned: Prompts whose own mean has the other sign.
-        seed_sd: Standard deviation between the means of the seeds; NaN below two.
+        seed_sd: Standard deviation between the means of the seeds; NaN below two. Of a mean over
+            tasks the largest it can be: as if seeds moved all of them together.
         smallest: True difference from 0 that such data find four times in five at 95 %.
         p: Two-sided p of no difference; NaN where it was not found yet (``estimates.p_value``).
         limits: Interval of any level; None where there is none.
@@ -61,6 +66,22 @@ class Estimate:
     def over_documents(self) -> Estimate:
         """The estimate for these prompts and this run."""
         return self.documents or self
+
+    def next_run(self, level: float = 0.95) -> tuple[float, float]:
+        """Where the mean of a next run of as many seeds will lie: same prompts, same documents.
+
+        The prediction interval for the mean of m future normal values from the mean and standard
+        deviation of k (Hahn and Meeker 1991, "Statistical Intervals", section 4.6), m = k. Seeds
+        that hardly differ are taken to differ by one answer each, the finest that a mean can show.
+        NaN below :data:`PREDICTED_FROM` seeds.
+        """
+        k = self.seeds
+        if k < PREDICTED_FROM or self.seed_sd != self.seed_sd or not self.n:
+            return nan, nan
+        least = 1.0 / (self.n * max(self.prompts, 1))
+        sd = sqrt(self.seed_sd**2 + least**2)
+        half = t_quantile(0.5 + level / 2, k - 1) * sd * sqrt(2.0 / k)
+        return self.value - half, self.value + half
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in other units (a negative factor turns the interval round)."""

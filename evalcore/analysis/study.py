@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 
@@ -63,6 +65,7 @@ class Analysis:
         controls, spreads, best_of: In every stratum.
         groups: The groups of ``summary``; ``declared`` says whether a study named them.
         mixes: Tunings that are instruction mixes.
+        kept: What readers worked out of it and ask for again.
     """
 
     book: ScoreBook
@@ -80,6 +83,7 @@ class Analysis:
     summary: list[CheckpointSummary]
     mixes: frozenset[str]
     flags: list[Flag]
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def role(self, gain: Gain) -> Role:
         """What the task is to the gain's model."""
@@ -91,19 +95,40 @@ class Analysis:
         return stratum == (gain.way, gain.numerics)
 
     def primary_gains(self) -> list[Gain]:
-        return [g for g in self.gains if self.is_primary(g)]
+        return list(self._primary)
 
     def own_gains(self) -> list[Gain]:
         """Primary gains of models (controls left out) on the tasks of their own tuning."""
-        return [
-            g for g in self.primary_gains()
-            if self.role(g) == "own" and g.subject.control is None
-        ]  # fmt: skip
+        return list(self._own)
 
     def control_of(self, gain: Gain) -> list[ControlComparison]:
         """Control comparisons of the same model, task and stratum."""
-        key = _key(gain)
-        return [c for c in self.controls if _key(c.difference) == key]
+        return self._controls.get(_key(gain), [])
+
+    def forgetting_of(self, subject: SubjectInfo) -> ForgettingSummary | None:
+        """The summary of one model's forgetting."""
+        return self._forgetting.get(subject.id)
+
+    @cached_property
+    def _primary(self) -> tuple[Gain, ...]:
+        return tuple(g for g in self.gains if self.is_primary(g))
+
+    @cached_property
+    def _own(self) -> tuple[Gain, ...]:
+        return tuple(
+            g for g in self._primary if self.role(g) == "own" and g.subject.control is None
+        )
+
+    @cached_property
+    def _controls(self) -> dict[tuple[str, str, Way, str], list[ControlComparison]]:
+        found: dict[tuple[str, str, Way, str], list[ControlComparison]] = defaultdict(list)
+        for c in self.controls:
+            found[_key(c.difference)].append(c)
+        return dict(found)
+
+    @cached_property
+    def _forgetting(self) -> dict[str, ForgettingSummary]:
+        return {s.subject.id: s for s in self.forgetting_summaries}
 
 
 def _key(gain: Gain) -> tuple[str, str, Way, str]:

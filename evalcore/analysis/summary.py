@@ -26,6 +26,7 @@ class GroupMean:
         base: Mean score of the untuned checkpoint over ``tasks`` (over all that were scored, where
             there is no gain).
         gain: Mean gain over ``tasks``; of a task with several tunings their mean.
+        gains: Those that were averaged.
     """
 
     group: Group
@@ -33,6 +34,7 @@ class GroupMean:
     missing: tuple[str, ...]
     base: Estimate
     gain: Estimate
+    gains: tuple[Gain, ...]
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,14 @@ def summarize(
         s = gain.subject
         if s.base is not None and s.tuning is not None:
             by_row[(s.base, method_name(s))].append(gain)
+    by_base: dict[str, list[str]] = defaultdict(list)
+    for base, method in sorted(by_row):
+        by_base[base].append(method)
     rows = []
     for subject in book.models:
         if subject.base is not None:
             continue
-        methods = sorted(m for base, m in by_row if base == subject.id) or [""]
+        methods = by_base.get(subject.id) or [""]
         for method in methods:
             mine = by_row.get((subject.id, method), [])
             means = tuple(_mean(book, subject, g, mine, tuned, flags, method) for g in groups)
@@ -95,6 +100,7 @@ def _mean(
     tuned: set[str], flags: list[Flag], method: str,
 ) -> GroupMean:  # fmt: skip
     found: dict[str, Estimate] = {}
+    taken: list[Gain] = []
     for task, several in gains_of(group, gains, tuned).items():
         several = _chosen(book, several, group)
         kinds = [g.subject.tuned_on for g in several]
@@ -104,6 +110,7 @@ def _mean(
             flags.append(Flag("doubled", f"{base.checkpoint}, {task}", text, len(several)))
         elif several:
             found[task] = mean_of_estimates([g.pooled for g in several], shared=True)
+            taken += several
     scored = [t for t in group.tasks if book.variants(base.id, t)]
     of = [t for t in dict.fromkeys(group.tasks) if t in found] or list(dict.fromkeys(scored))
     scores = [_base_score(book, base, task, group) for task in of]
@@ -113,6 +120,7 @@ def _mean(
         missing=tuple(t for t in dict.fromkeys(group.tasks) if t not in found),
         base=mean_of_estimates([s for s in scores if s.n]) if any(s.n for s in scores) else EMPTY,
         gain=mean_of_estimates(list(found.values())) if found else EMPTY,
+        gains=tuple(taken),
     )
 
 

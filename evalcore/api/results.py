@@ -30,7 +30,8 @@ _GAIN_COLUMNS = (
     "model", "base", "tuned_on", "seed", "seeds", "control", "tuning_step", "task", "metric", "way",
     "prompts", "prompt", "gain_n", "base_score", "score", "gain", "gain_stderr", "gain_low95",
     "gain_high95", "gain_low99", "gain_high99", "gain_error_of", "gain_prompt_low",
-    "gain_prompt_high", "prompts_turned", "gain_seed_sd", "gain_stderr_documents",
+    "gain_prompt_high", "prompts_turned", "gain_seed_sd", "gain_next_run_low95",
+    "gain_next_run_high95", "gain_stderr_documents",
     "gain_low99_documents", "gain_high99_documents", "smallest_effect", "p", "p_holm", "p_bh",
     "note",
 )  # fmt: skip
@@ -44,6 +45,7 @@ _SHOWN_GAINS = (
     "gain",
     "gain_low99",
     "gain_high99",
+    "note",
 )
 _SHOWN_EXAMPLES = (
     "checkpoint", "adapter", "task", "variant", "doc_index", "gold", "prediction", "text",

@@ -221,7 +221,7 @@ def _sample_cell(path: Path, number: str, name: str, codes: DocumentCodes) -> Re
         cell=f"{number}:{task}", metric=_KNOWN.get(metric, metric), n=n, mean=float(scores.mean()),
         shots=0, held_shots=0.0, doubled=doubled, overflow=0, valueless=0, dropped=0, truncated=0,
         modal_share=float("nan"), one_class=False, empty=0, generated=0, unproven=0, unmade=0,
-        makers=(), scores=(),
+        makers=(), tokens=(), scores=(),
     )  # fmt: skip
     about = {
         "cell": facts.cell, "subject": number, "checkpoint": name, "task": task, "group": task,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +14,9 @@ import pyarrow as pa
 
 from evalcore.analysis import (
     Analysis,
-    CheckpointSummary,
-    Contrast,
+    BestOfPrompts,
     Estimate,
     Gain,
-    GroupMean,
     SpreadEstimate,
     SubjectInfo,
     TaskInfo,
@@ -26,10 +25,9 @@ from evalcore.analysis import (
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
 from evalcore.analysis.findings import FINDINGS
-from evalcore.analysis.scores import cell_notes
+from evalcore.analysis.notes import contrast_notes, gain_notes, notes_by_task, score_notes
 from evalcore.analysis.stats import EMPTY
-from evalcore.analysis.summary import method_name
-from evalcore.report.tables import StudyRow, gain_notes, study_rows
+from evalcore.report.tables import StudyRow, study_rows
 from evalcore.store import text_cell
 
 Row = dict[str, Any]
@@ -37,6 +35,9 @@ Row = dict[str, Any]
 
 def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Path]:
     """Writes every quantity as CSV into ``out_dir``; returns the paths."""
+    outside: dict[str, list[Gain]] = defaultdict(list)
+    for f in analysis.forgetting:
+        outside[f.gain.subject.id].append(f.gain)
     tables: dict[str, list[Row]] = {
         "study": [_study_row(r) for r in study_rows(analysis)],
         "summary": [
@@ -45,7 +46,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "group": m.group.name, "tasks": " ".join(m.tasks),
                 "missing": " ".join(m.missing), **_columns("base", m.base),
                 **_columns("gain", m.gain), **_prompts(m.gain),
-                "notes": "; ".join(_group_notes(analysis, s, m)),
+                "notes": "; ".join(notes_by_task(analysis.book, m.gains)),
             }
             for s in analysis.summary
             for m in s.groups
@@ -57,7 +58,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
                 "gain_earlier": c.earlier.pooled.value, "gain_later": c.later.pooled.value,
                 **_columns("difference", c.difference), **_prompts(c.difference),
-                **p, "notes": "; ".join(_contrast_notes(analysis, c)),
+                **p, "notes": "; ".join(contrast_notes(analysis.book, c)),
             }
             for c, p in zip(
                 analysis.contrasts, p_columns([c.difference for c in analysis.contrasts]),
@@ -79,6 +80,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
             {
                 **_subject(g.subject), "task": g.task.name, "way": g.way.label, "variant": name,
                 **_columns("gain", e),
+                "notes": "; ".join(gain_notes(analysis.book, g, [name])),
             }
             for g in analysis.gains
             for name, e in g.by_variant.items()
@@ -99,11 +101,14 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "base": f.gain.other.value, "baseline": f.gain.task.baseline,
                 "metric": f.gain.task.metric, "way": f.gain.way.label,
                 "floor_paired": f.floor_paired,
+                "above_floor": f.above_floor.value, "above_floor_stderr": f.above_floor.stderr,
+                "above_floor_low95": f.above_floor.low95,
+                "above_floor_high95": f.above_floor.high95,
                 "above_floor_low99": f.above_floor.low99,
                 **_columns("corrected_change", f.corrected or EMPTY),
                 **_columns("change", f.gain.pooled), "ratio": f.ratio,
                 "small_denominator": f.small_denominator,
-                "notes": "; ".join(gain_notes(analysis, f.gain)),
+                "notes": "; ".join(gain_notes(analysis.book, f.gain)),
             }
             for f in analysis.forgetting
         ],
@@ -114,6 +119,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 **{f"mean_{metric}": e.value for metric, e in s.by_metric.items()},
                 "median_ratio": s.median_ratio,
                 "small_denominators": " ".join(s.small_denominators),
+                "notes": "; ".join(notes_by_task(analysis.book, outside[s.subject.id])),
             }
             for s in analysis.forgetting_summaries
         ],
@@ -136,6 +142,7 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
                 "prompts": b.prompts,
                 "base": b.base.value, "tuned": b.own.value, **_columns("gain", b.gain),
                 "chosen_base": " ".join(b.chosen_base), "chosen_tuned": " ".join(b.chosen_own),
+                "notes": "; ".join(best_notes(analysis, b)),
             }
             for b in analysis.best_of
         ],
@@ -146,31 +153,20 @@ def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Pat
     return [write_csv(out_dir / f"{name}.csv", rows) for name, rows in tables.items()]
 
 
+def best_notes(analysis: Analysis, best: BestOfPrompts) -> list[str]:
+    """What is odd about the cells under the prompts that were chosen on either side."""
+    book, base = analysis.book, analysis.book.base_of(best.subject)
+    notes = score_notes(book, best.subject, best.task, best.way, best.chosen_own)
+    if base is not None:
+        theirs = score_notes(book, base, best.task, best.way, best.chosen_base)
+        notes += [f"base: {note}" for note in theirs]
+    return notes
+
+
 def _notes(
     analysis: Analysis, subject: SubjectInfo, task: TaskInfo, way: Way, prompts: Sequence[str]
 ) -> str:
-    """What is odd about the cells behind a score."""
-    notes: list[str] = []
-    for (of, _), cells in analysis.book.strata(subject, task.name).items():
-        if of == way:
-            notes += cell_notes(subject, task, {n: c for n, c in cells.items() if n in prompts})
-    return "; ".join(dict.fromkeys(notes))
-
-
-def _contrast_notes(analysis: Analysis, contrast: Contrast) -> list[str]:
-    sides = (("later: ", contrast.later), ("earlier: ", contrast.earlier))
-    return [when + note for when, gain in sides for note in gain_notes(analysis, gain)]
-
-
-def _group_notes(analysis: Analysis, row: CheckpointSummary, mean: GroupMean) -> list[str]:
-    """What is odd about the gains behind a mean over tasks, task by task."""
-    own = [
-        g for g in analysis.primary_gains()
-        if g.subject.checkpoint == row.checkpoint and g.subject.control is None
-        and g.task.name in mean.tasks and method_name(g.subject) == row.method
-        and (mean.group.tuned_by or g.task.tuned_by) in (None, g.subject.tuned_on)
-    ]  # fmt: skip
-    return [f"{g.task.name}: {note}" for g in own for note in gain_notes(analysis, g)]
+    return "; ".join(score_notes(analysis.book, subject, task, way, prompts))
 
 
 def _columns(name: str, estimate: Estimate) -> Row:
@@ -189,10 +185,12 @@ def _columns(name: str, estimate: Estimate) -> Row:
 
 
 def _prompts(estimate: Estimate) -> Row:
+    next_low, next_high = estimate.next_run()
     return {
         "prompts": estimate.prompts, "seeds": estimate.seeds,
         "prompt_low": estimate.low_prompt, "prompt_high": estimate.high_prompt,
         "prompts_turned": estimate.turned, "seed_sd": estimate.seed_sd,
+        "next_run_low95": next_low, "next_run_high95": next_high,
     }  # fmt: skip
 
 
@@ -231,7 +229,7 @@ def _gain_row(analysis: Analysis, gain: Gain, p: Row) -> Row:
         "degenerate": gain.pooled.degenerate,
         "continuous_metric": gain.task.continuous, **_columns("continuous_gain", gain.continuous),
         "missing_variants": " ".join(gain.missing_variants), "missing_rows": gain.missing_rows,
-        "notes": "; ".join(gain_notes(analysis, gain)),
+        "notes": "; ".join(gain_notes(analysis.book, gain)),
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.analysis import Analysis
+from evalcore.analysis import Analysis, CellValues
 from evalcore.analysis.reduction import DECIDE_COLUMNS, EXAMPLE_COLUMNS
 from evalcore.errors import EvalcoreError
 from evalcore.identity import tokenizer_fingerprint
@@ -33,6 +33,8 @@ BYTES = 1_500_000
 MOST_DOCUMENTS = 24
 MOST_CELLS = 4000
 MOST_CHARACTERS = 4000
+SAMPLE_VERSION = 1
+"""Raised whenever the sample of the same rows can change."""
 _RIGHT = ("acc", "acc_norm", "acc_bytes", "exact_match")
 _COLUMNS = (*EXAMPLE_COLUMNS, *DECIDE_COLUMNS, "doc_index", "subject", "task", "variant",
             "checkpoint_source", "requests", "template", "tokenizer")  # fmt: skip
@@ -52,11 +54,27 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
     """
     if source is None:
         return {}
-    kept = set(_shown_cells(analysis))
+    kept = {c.cell: c.key for c in _shown_cells(analysis)}
+    order = {task: _ranked(analysis, task) for task in analysis.book.tasks}
+    texts = Texts(source)
+    decides = [sorted(kept.values()), order, most_bytes, texts.at_hand(analysis)]
+
+    def read() -> dict[str, Any]:
+        return _sampled(analysis, source, texts, order, set(kept), most_bytes)
+
+    found: dict[str, Any] = analysis.book.memo.get(("documents", SAMPLE_VERSION, *decides), read)
+    return found
+
+
+def _sampled(
+    analysis: Analysis, source: Source, texts: Texts, ranked: dict[str, tuple[list[str], int]],
+    kept: set[str], most_bytes: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What :func:`sample` gives, read from the source."""
     out: dict[str, Any] = {}
     queues: dict[str, list[str]] = {}
     for task in analysis.book.tasks:
-        order, total = _ranked(analysis, task)
+        order, total = ranked[task]
         if order:
             cells = [c.cell for (_, name), by in analysis.book.cells.items() if name == task
                      for c in by.values()]  # fmt: skip
@@ -65,9 +83,12 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
                 "cells": sum(cell in kept for cell in cells),
             }  # fmt: skip
             queues[task] = order[:MOST_DOCUMENTS]
-    texts = Texts(source)
-    ready = {task: _task(_rows(source, task, order, kept), order, texts, task, out[visible(task)])
-             for task, order in queues.items()}  # fmt: skip
+    wanted = {doc for order in queues.values() for doc in order}
+    rows = source.of_documents(list(dict.fromkeys(_COLUMNS)), kept, wanted)
+    ready = {
+        task: _task(rows.filter(pc.field("task") == task), order, texts, task, out[visible(task)])
+        for task, order in queues.items()
+    }
     spent = 0
     for turn in range(MOST_DOCUMENTS):
         for task, entries in ready.items():
@@ -79,14 +100,7 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
     return out
 
 
-def _rows(source: Source, task: str, order: list[str], kept: set[str]) -> pa.Table:
-    """Rows of these documents of a task."""
-    columns = list(dict.fromkeys(_COLUMNS))
-    wanted = (pc.field("task") == task) & pc.field("doc_id").isin(order)
-    return pa.concat_tables(source.iterate(columns, wanted, cells=kept))
-
-
-def _shown_cells(analysis: Analysis) -> list[str]:
+def _shown_cells(analysis: Analysis) -> list[CellValues]:
     """Cells whose answers are shown: all, or those of checkpoints at even distances."""
     cells = analysis.book.cells
     total = sum(map(len, cells.values()))
@@ -97,7 +111,7 @@ def _shown_cells(analysis: Analysis) -> list[str]:
         keep = {bases[i] for i in np.linspace(0, len(bases) - 1, count).round().astype(int)}
     own = {s.id for s in analysis.book.subjects.values()
            if total <= MOST_CELLS or (s.base or s.id) in keep}  # fmt: skip
-    return [c.cell for (s, _), by in cells.items() if s in own for c in by.values()]
+    return [c for (s, _), by in cells.items() if s in own for c in by.values()]
 
 
 def _ranked(analysis: Analysis, task: str) -> tuple[list[str], int]:
@@ -157,6 +171,18 @@ class Texts:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._tokenizers: dict[tuple[str, str], Any] = {}
+
+    def at_hand(self, analysis: Analysis) -> list[list[Any]]:
+        """Files that decide which prompts can be shown: path, size and time of each tokenizer."""
+        folders = {str(c.about.get("checkpoint_source") or "") for c in analysis.book.read}
+        found = []
+        for folder in sorted(folders - {""}):
+            try:
+                about = (Path(folder) / "tokenizer.json").stat()
+            except OSError:
+                continue
+            found.append([folder, about.st_size, about.st_mtime_ns])
+        return found
 
     def documents(self, task: str) -> dict[str, dict[str, Any]]:
         return {row["doc_id"]: row for row in self.source.documents(task).to_pylist()}

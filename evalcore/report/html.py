@@ -133,7 +133,7 @@ def _drawn(
 ) -> tuple[dict[str, list[Row]], list[Figure], list[Table]]:  # fmt: skip
     """Rows of charts by data set, the charts, and the tables."""
     scores, trained = score_data(analysis, by_task, by_prompt), loss_rows(losses)
-    cost = cost_table(analysis.book, source)
+    cost = cost_table(analysis.book)
     tables = [*extra_tables(analysis), *([cost] if cost.rows else [])]
     datasets = {"scores": scores, "losses": trained, "cost": cost_rows(cost)}
     return datasets, all_figures(analysis, scores, trained), tables

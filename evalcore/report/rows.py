@@ -209,11 +209,16 @@ def _flips(book: ScoreBook, row: ScoreRow) -> tuple[int | None, int | None]:
     theirs = book.variants(row.subject.base, task).get(prompt)
     if mine is None or theirs is None:
         return None, None
-    _, here, there = np.intersect1d(mine.docs, theirs.docs, True, return_indices=True)
-    change = mine.values[here] - theirs.values[there]
-    if not higher_is_better(row.task.metric):
-        change = -change
-    return int((change > 1e-12).sum()), int((change < -1e-12).sum())
+    own, other, upward = mine, theirs, higher_is_better(row.task.metric)
+
+    def count() -> dict[str, int]:
+        _, here, there = np.intersect1d(own.docs, other.docs, True, return_indices=True)
+        change = own.values[here] - other.values[there]
+        change = change if upward else -change
+        return {"better": int((change > 1e-12).sum()), "worse": int((change < -1e-12).sum())}
+
+    found = book.memo.get(("flips", row.task.metric, own.key, other.key), count)
+    return found["better"], found["worse"]
 
 
 def _known(value: float | None) -> float | None:

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-import pyarrow as pa
-
-from evalcore.analysis import Analysis, Estimate, Gain, ScoreBook, SpreadEstimate, SubjectInfo
-from evalcore.analysis.subjects import names_apart
-from evalcore.report.csvs import p_columns
+from evalcore.analysis import (
+    Analysis,
+    Estimate,
+    Forgetting,
+    Gain,
+    ScoreBook,
+    SpreadEstimate,
+    SubjectInfo,
+)
+from evalcore.analysis.notes import contrast_notes, gain_notes, notes_by_task, score_notes
+from evalcore.analysis.reduction import TOKEN_COLUMNS
+from evalcore.report.csvs import best_notes, p_columns
 from evalcore.report.rows import seed_names, tuning_name
-from evalcore.report.sources import Source
-from evalcore.report.tables import gain_notes, labelled_rows
+from evalcore.report.tables import labelled_rows
 from evalcore.report.words import visible
 
 Cell = Any
@@ -86,6 +92,11 @@ def _range(estimate: Estimate) -> list[Any] | None:
     return [_number(estimate.low_prompt), _number(estimate.high_prompt)]
 
 
+def _next_run(estimate: Estimate) -> list[Any] | None:
+    low, high = estimate.next_run()
+    return None if low != low else [_number(low), _number(high)]
+
+
 def _sure(estimates: Sequence[Estimate]) -> list[bool]:
     return [p["p_holm"] < 0.01 for p in p_columns(estimates)]
 
@@ -107,7 +118,7 @@ def _seeds(subject: SubjectInfo) -> str:
 
 def _who(subject: SubjectInfo, analysis: Analysis) -> list[Cell]:
     about = "" if subject.tuning_step is None else f", step {subject.tuning_step:,}"
-    own = names_apart(analysis.book.models).get(subject.id)
+    own = analysis.book.apart.get(subject.id)
     about += "" if own is None else f", {visible(own)}"
     return [visible(subject.checkpoint), tuning_name(subject) + about, _seeds(subject)]
 
@@ -129,7 +140,7 @@ def _study(analysis: Analysis) -> Table:
             ", ".join(visible(t) for t in row.tasks), _number(row.base.value),
             _number(row.tuned.value), _estimate(row.gain, row.p_holm < 0.01), _range(row.gain),
             row.gain.turned or None, row.gain.claim, _estimate(row.gain.over_documents),
-            _number(row.gain.seed_sd), _number(row.gain.smallest),
+            _number(row.gain.seed_sd), _next_run(row.gain), _number(row.gain.smallest),
             _number(row.control_gain.value), _estimate(row.over_control, above),
             _estimate(row.forgetting, less), f"{row.measurable} of {row.outside}",
             row.gain.n, "; ".join(row.notes),
@@ -142,6 +153,7 @@ def _study(analysis: Analysis) -> Table:
         Column("gain [95 %]", "gain"), Column("gain by prompt", "range"),
         Column("prompts with the other sign", "count"), Column("interval about"),
         Column("these prompts, this run [95 %]", "gain"), Column("sd of seeds", "number"),
+        Column("next run of as many seeds [95 %]", "range"),
         Column("smallest effect to be found", "number"), Column("gain of the control", "change"),
         Column("gain over control [95 %]", "gain"), Column("change elsewhere [95 %]", "gain"),
         Column("measurable tasks"), Column("documents", "count"), Column("note"),
@@ -160,14 +172,14 @@ def _summary(analysis: Analysis) -> Table:
             rows.append([
                 visible(s.checkpoint), s.method, m.group.name, _number(m.base.value),
                 _estimate(m.gain), f"{len(m.tasks)} of {len(m.tasks) + len(m.missing)}",
-                m.gain.claim,
+                m.gain.claim, "; ".join(notes_by_task(analysis.book, m.gains)),
             ])  # fmt: skip
             facets.append([[visible(s.checkpoint)], None, None, [visible(t) for t in m.tasks],
                            None, None])  # fmt: skip
     columns = (
         Column("checkpoint"), Column("tuned by"), Column("tasks"),
         Column("mean untuned score", "number"), Column("mean gain [95 %]", "gain"),
-        Column("tasks averaged"), Column("interval about"),
+        Column("tasks averaged"), Column("interval about"), Column("note"),
     )  # fmt: skip
     caption = (
         "Mean over the tasks of a group, which are taken as fixed; tasks of different metrics are "
@@ -187,6 +199,7 @@ def _contrasts(analysis: Analysis) -> Table:
             visible(later.checkpoint), _number(c.earlier.pooled.value),
             _number(c.later.pooled.value), _estimate(c.difference, sure), _range(c.difference),
             _number(c.difference.smallest), c.difference.claim,
+            "; ".join(contrast_notes(analysis.book, c)),
         ])  # fmt: skip
         mine = _facets(later, [c.later.task.name], c.later.by_variant, c.later.way.label)
         mine[0] = [visible(earlier.checkpoint), visible(later.checkpoint)]
@@ -196,6 +209,7 @@ def _contrasts(analysis: Analysis) -> Table:
         Column("gain, earlier", "change"), Column("gain, later", "change"),
         Column("difference [95 %]", "gain"), Column("by prompt", "range"),
         Column("smallest effect to be found", "number"), Column("interval about"),
+        Column("note"),
     )  # fmt: skip
     caption = (
         "Gain at the later checkpoint minus gain at the earlier one, paired by document, prompt "
@@ -215,12 +229,15 @@ def _best(analysis: Analysis) -> Table:
             *_who(g.subject, analysis), visible(g.task.name), _estimate(g.pooled), _range(g.pooled),
             _estimate(found.gain) if found else None, _estimate(g.continuous),
             names.get(g.task.continuous, g.task.continuous),
+            "; ".join(dict.fromkeys([
+                *gain_notes(analysis.book, g), *(best_notes(analysis, found) if found else ()),
+            ])),
         ])  # fmt: skip
         facets.append(_facets(g.subject, [g.task.name], g.by_variant, g.way.label))
     columns = (
         *_WHO, Column("task"), Column("gain, mean over prompts [95 %]", "gain"),
         Column("under single prompts", "range"), Column("gain, best prompt each [95 %]", "gain"),
-        Column("continuous change [95 %]", "gain"), Column("measure"),
+        Column("continuous change [95 %]", "gain"), Column("measure"), Column("note"),
     )  # fmt: skip
     caption = (
         "Best prompt: each side uses the prompt that was best on the other half of the documents. "
@@ -242,13 +259,14 @@ def _spreads(analysis: Analysis) -> Table:
             *_who(s.subject, analysis), visible(s.task.name), s.way.label, s.spread.prompts,
             _number(s.spread.range), _number(s.spread.range_noise), beyond(s.spread),
             beyond(s.base), _number(s.above_floor),
+            "; ".join(score_notes(analysis.book, s.subject, s.task, s.way, s.variants)),
         ])  # fmt: skip
         facets.append(_facets(s.subject, [s.task.name], s.variants, s.way.label))
     columns = (
         *_WHO, Column("task"), Column("asked"), Column("prompts", "count"),
         Column("range", "number"), Column("range by chance", "number"),
         Column("beyond noise", "number"), Column("base, beyond noise", "number"),
-        Column("above trivial answer", "change"),
+        Column("above trivial answer", "change"), Column("note"),
     )  # fmt: skip
     caption = (
         "The range grows with the number of prompts and with chance, so it stands beside the range "
@@ -261,12 +279,16 @@ def _spreads(analysis: Analysis) -> Table:
 
 def _forgetting(analysis: Analysis) -> Table:
     rows, facets = [], []
+    outside: dict[str, list[Forgetting]] = {}
+    for f in analysis.forgetting:
+        outside.setdefault(f.gain.subject.id, []).append(f)
     for s in analysis.forgetting_summaries:
-        mine = [f for f in analysis.forgetting if f.gain.subject.id == s.subject.id]
+        mine = outside[s.subject.id]
         rows.append([
             *_who(s.subject, analysis), f"{s.measurable} of {s.measurable + s.unmeasurable}",
             _estimate(s.mean), s.mean.claim, _number(s.mean.smallest),
             ", ".join(f"{m} {e.value:+.3f}" for m, e in s.by_metric.items()), _number(s.median),
+            "; ".join(notes_by_task(analysis.book, [f.gain for f in mine if f.measurable])),
         ])  # fmt: skip
         facets.append(_facets(
             s.subject, [f.gain.task.name for f in mine if f.measurable],
@@ -275,7 +297,7 @@ def _forgetting(analysis: Analysis) -> Table:
     columns = (
         *_WHO, Column("measurable tasks"), Column("mean change [95 %]", "gain"),
         Column("interval about"), Column("smallest effect to be found", "number"),
-        Column("by metric"), Column("median", "change"),
+        Column("by metric"), Column("median", "change"), Column("note"),
     )  # fmt: skip
     caption = (
         "Change on tasks the model was not tuned on, as a part of the room above the trivial "
@@ -295,7 +317,7 @@ def _far(analysis: Analysis) -> Table:
             *_who(g.subject, analysis), visible(g.task.name),
             _number(g.other.value), _number(g.own.value),
             _estimate(g.pooled, sure), _range(g.pooled), g.pooled.claim,
-            _number(g.pooled.smallest), "; ".join(gain_notes(analysis, g)),
+            _number(g.pooled.smallest), "; ".join(gain_notes(analysis.book, g)),
         ])  # fmt: skip
         facets.append(_facets(g.subject, [g.task.name], g.by_variant, g.way.label))
     columns = (
@@ -308,21 +330,17 @@ def _far(analysis: Analysis) -> Table:
                  "out_of_domain.csv")  # fmt: skip
 
 
-def cost_table(book: ScoreBook, source: Source | None) -> Table:
-    """Tokens of each task under each prompt; without rows where they cannot be counted."""
-    names = ("prompt_tokens", "computed_tokens", "cached_tokens", "gen_tokens")
-    about = {c.facts.cell: (str(c.about["task"]), str(c.about["variant"])) for c in book.read}
+def cost_table(book: ScoreBook) -> Table:
+    """Tokens of each task under each prompt; without rows where nothing was counted."""
     sums: dict[tuple[str, str], list[int]] = {}
-    for part in source.iterate(["cell", *names]) if source is not None else ():
-        place = part.column_names.index("cell")
-        part = part.set_column(place, "cell", part.column("cell").cast(pa.string()))
-        known = [n for n in names if n in part.column_names]
-        found = part.group_by("cell").aggregate([*((n, "sum") for n in known), ([], "count_all")])
-        for row in found.to_pylist():
-            if row["cell"] in about:
-                total = sums.setdefault(about[row["cell"]], [0] * 5)
-                for i, key in enumerate(("count_all", *(f"{n}_sum" for n in names))):
-                    total[i] += row.get(key) or 0
+    for cell in book.read:
+        f = cell.facts
+        key = (str(cell.about["task"]), str(cell.about["variant"]))
+        total = sums.setdefault(key, [0] * (1 + len(TOKEN_COLUMNS)))
+        for i, count in enumerate((f.n + f.overflow + f.valueless, *f.tokens)):
+            total[i] += count
+    if not any(any(counts[1:]) for counts in sums.values()):
+        sums = {}
     rows, facets = [], []
     for (task, prompt), counts in sorted(sums.items()):
         rows.append([visible(task), visible(prompt), *counts])

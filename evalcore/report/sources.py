@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -16,14 +16,10 @@ from evalcore.store.schema import DOCUMENT_SCHEMA
 class Source(Protocol):
     """What a results folder knows of its rows (``store.ResultStore``)."""
 
-    def iterate(
-        self,
-        columns: Sequence[str] | None = None,
-        filter: pc.Expression | None = None,
-        *,
-        cells: Collection[str] | None = None,
-    ) -> Iterator[pa.Table]:
-        """Joined rows, a part at a time."""
+    def of_documents(
+        self, columns: Sequence[str], cells: Collection[str], doc_ids: Collection[str]
+    ) -> pa.Table:
+        """Joined rows of a few documents under some cells."""
 
     def documents(self, task: str | None = None) -> pa.Table:
         """Questions, choices and golds of a task."""
@@ -38,22 +34,14 @@ class TableSource:
     def __init__(self, table: pa.Table) -> None:
         self.table = table
 
-    def iterate(
-        self,
-        columns: Sequence[str] | None = None,
-        filter: pc.Expression | None = None,
-        *,
-        cells: Collection[str] | None = None,
-    ) -> Iterator[pa.Table]:
-        table = self.table if filter is None else self.table.filter(filter)
-        if cells is not None:
-            names = column(table, "cell").cast(pa.string())
-            table = table.filter(pc.is_in(names, value_set=pa.array(sorted(cells), pa.string())))
-        yield (
-            table
-            if columns is None
-            else table.select([name for name in columns if name in table.column_names])
-        )
+    def of_documents(
+        self, columns: Sequence[str], cells: Collection[str], doc_ids: Collection[str]
+    ) -> pa.Table:
+        table = self.table
+        for name, wanted in (("cell", cells), ("doc_id", doc_ids)):
+            names = column(table, name).cast(pa.string())
+            table = table.filter(pc.is_in(names, value_set=pa.array(sorted(wanted), pa.string())))
+        return table.select([name for name in columns if name in table.column_names])
 
     def documents(self, task: str | None = None) -> pa.Table:
         return DOCUMENT_SCHEMA.empty_table()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import numpy as np
 from evalcore.analysis import Analysis, Estimate, Gain, SubjectInfo
 from evalcore.analysis.estimates import mean_of_estimates, p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
-from evalcore.analysis.scores import cell_notes
+from evalcore.analysis.notes import gain_notes
 from evalcore.analysis.stats import EMPTY
 from evalcore.analysis.subjects import names_apart, subject_order
 from evalcore.report.words import (
@@ -61,6 +62,12 @@ class StudyRow:
 
 def study_rows(analysis: Analysis) -> list[StudyRow]:
     """One row per tuned model (controls are columns, not rows), by step and tuning."""
+    if "study rows" not in analysis.kept:
+        analysis.kept["study rows"] = _study_rows(analysis)
+    return list(analysis.kept["study rows"])
+
+
+def _study_rows(analysis: Analysis) -> list[StudyRow]:
     gains: dict[str, list[Gain]] = {}
     for gain in analysis.primary_gains():
         gains.setdefault(gain.subject.id, []).append(gain)
@@ -81,9 +88,9 @@ def _row(analysis: Analysis, subject: SubjectInfo, own: Sequence[Gain]) -> Study
     # With several controls of a task the first (by seed) stands here; all are in the CSV.
     first = {c.difference.task.name: c for c in reversed(controls)}
     control_gains = [c.control_gain.pooled for c in first.values() if c.control_gain]
-    summary = next((s for s in analysis.forgetting_summaries if s.subject.id == subject.id), None)
+    summary = analysis.forgetting_of(subject)
     gain = mean_of_estimates([g.pooled for g in own])
-    notes = [n for g in own for n in gain_notes(analysis, g)]
+    notes = [n for g in own for n in gain_notes(analysis.book, g)]
     notes += [n for c in first.values() for n in c.notes]
     return StudyRow(
         subject=subject,
@@ -101,18 +108,6 @@ def _row(analysis: Analysis, subject: SubjectInfo, own: Sequence[Gain]) -> Study
         p_bh=float("nan"),
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def gain_notes(analysis: Analysis, gain: Gain) -> list[str]:
-    """What is odd about either side of a gain."""
-    notes = list(gain.notes)
-    for who, model in (("", gain.subject), ("base: ", gain.reference)):
-        cells = analysis.book.strata(model, gain.task.name).get((gain.way, gain.numerics), {})
-        compared = {n: runs for n, runs in cells.items() if n in gain.by_variant}
-        notes += [who + note for note in cell_notes(model, gain.task, compared)]
-    if gain.missing_rows:
-        notes.append(f"{gain.missing_rows} answers on one side only")
-    return notes
 
 
 def labelled_rows(analysis: Analysis) -> list[StudyRow]:
@@ -139,13 +134,13 @@ def study_table(analysis: Analysis) -> str:
     named = short_names((row.subject.checkpoint for row in rows), widths[0])
     lines = [_aligned(head, widths)]
     lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-    last = ""
-    for row in rows:
+    last, texts = "", _tuning_texts(rows, widths[1])
+    for row, tuning in zip(rows, texts, strict=True):
         forgot = signed(row.forgetting.value, 2)
         share = f" ({row.measurable}/{row.outside})" if row.outside else ""
         values = (
             "" if row.subject.checkpoint == last else named[row.subject.checkpoint],
-            _tuning_text(rows, row, widths[1]), plain(row.base.value), plain(row.tuned.value),
+            tuning, plain(row.base.value), plain(row.tuned.value),
             both_errors(row.gain), by_prompt(row.gain, 2), signed(row.control_gain.value, 2),
             forgot + share, " ".join(mark(notes.index(n)) for n in row.notes[:1])
             + ("+" if len(row.notes) > 1 else ""),
@@ -183,28 +178,33 @@ def _foot(analysis: Analysis, rows: Sequence[StudyRow]) -> list[str]:
     return lines
 
 
-def _tuning_text(rows: Sequence[StudyRow], row: StudyRow, width: int) -> str:
-    tuning, s = row.subject.tuning or "?", row.subject
-    own = names_apart(r.subject for r in rows).get(s.id)
-    if own is not None:  # the tuning's name would say nothing
-        return fit(own, min(len(own), width), False)
-    about = [f"{len(s.runs)} seeds"] if s.runs else []
-    if not s.runs and _differ(rows, row, "seed") and s.seed is not None:
-        about.append(f"seed {s.seed}")
-    if _differ(rows, row, "tuning_step") and s.tuning_step is not None:
-        about.append(f"step {s.tuning_step}")
-    if not about:
-        return tuning
-    text = f" ({', '.join(about)})"
-    left = width - len(text)
-    named = short_names((r.subject.tuning or "?" for r in rows), left)  # cut, they still differ
-    return fit(named[tuning], min(len(named[tuning]), left), False) + text
-
-
-def _differ(rows: Sequence[StudyRow], row: StudyRow, name: str) -> bool:
-    """Whether rows of the same base and tuning have several seeds, or steps."""
-    mine = row.subject
-    same = [
-        r.subject for r in rows if (r.subject.base, r.subject.tuning) == (mine.base, mine.tuning)
-    ]
-    return len({getattr(s, name) for s in same}) > 1
+def _tuning_texts(rows: Sequence[StudyRow], width: int) -> list[str]:
+    """The tuning of each row, with the seed or step where rows of its base and tuning differ."""
+    apart = names_apart(r.subject for r in rows)
+    seeds: dict[tuple[str | None, str | None], set[int | None]] = defaultdict(set)
+    steps: dict[tuple[str | None, str | None], set[int | None]] = defaultdict(set)
+    for s in (row.subject for row in rows):
+        seeds[s.base, s.tuning].add(s.seed)
+        steps[s.base, s.tuning].add(s.tuning_step)
+    short: dict[int, dict[str, str]] = {}
+    texts = []
+    for s in (row.subject for row in rows):
+        tuning, own = s.tuning or "?", apart.get(s.id)
+        if own is not None:  # the tuning's name would say nothing
+            texts.append(fit(own, min(len(own), width), False))
+            continue
+        about = [f"{len(s.runs)} seeds"] if s.runs else []
+        if not s.runs and len(seeds[s.base, s.tuning]) > 1 and s.seed is not None:
+            about.append(f"seed {s.seed}")
+        if len(steps[s.base, s.tuning]) > 1 and s.tuning_step is not None:
+            about.append(f"step {s.tuning_step}")
+        if not about:
+            texts.append(tuning)
+            continue
+        text = f" ({', '.join(about)})"
+        left = width - len(text)
+        if left not in short:  # cut, they still differ
+            short[left] = short_names((r.subject.tuning or "?" for r in rows), left)
+        named = short[left]
+        texts.append(fit(named[tuning], min(len(named[tuning]), left), False) + text)
+    return texts

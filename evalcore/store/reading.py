@@ -89,7 +89,7 @@ def distinct_rows(
             # Of a damaged segment only what could be read counts as seen.
             seen.add(survey.stated(number) if sound else _coverage_of(part.table))
         if cells is not None:
-            table = _of_cells(table, cells)
+            table = of_cells(table, cells)
         if table.num_rows:
             yield info, table
 
@@ -171,7 +171,7 @@ def _filtered(table: pa.Table, filter: pc.Expression | None) -> pa.Table:
         raise InputError(f"filter {filter} does not fit the example columns: {error}") from error
 
 
-def _of_cells(table: pa.Table, wanted: Callable[[str], bool]) -> pa.Table:
+def of_cells(table: pa.Table, wanted: Callable[[str], bool]) -> pa.Table:
     names, codes = codes_of(table.column("cell"))
     chosen = np.array([wanted(name) for name in names], dtype=np.bool_)
     mask = chosen[codes] if len(codes) else np.zeros(0, dtype=np.bool_)

@@ -62,7 +62,7 @@ from evalcore.store.settings import open_settings
 from evalcore.store.survey import Index, Survey
 from evalcore.store.tidying import tidy_segments
 from evalcore.store.verify import VerifyReport, verify_folder
-from evalcore.store.whole import CellPlaces, find_cells, read_whole
+from evalcore.store.whole import CellPlaces, find_cells, read_documents, read_whole
 
 log = logging.getLogger("evalcore")
 
@@ -441,6 +441,22 @@ class ResultStore:
         except FileNotFoundError as error:
             raise self._compacted(error) from error
         return self.joined(rows, None, None, about)
+
+    def of_documents(
+        self, columns: Sequence[str], cells: Collection[str], doc_ids: Collection[str]
+    ) -> pa.Table:
+        """Rows of a few documents under some cells, joined; quicker than :meth:`read`.
+
+        Args:
+            columns: Columns of the joined table wanted.
+            cells: The cells, current or not.
+            doc_ids: The documents.
+        """
+        own = example_columns(columns, None) or []
+        rows = self._retried(
+            lambda: read_documents(self._survey(note=True), cells, doc_ids, own, self._on_damage)
+        )
+        return self.joined(rows, columns)
 
     def _compacted(self, error: FileNotFoundError) -> ResultsError:
         return ResultsError(

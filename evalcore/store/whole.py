@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from evalcore.store.reading import OnDamage, in_cells, read_examples
-from evalcore.store.segments import read_info
+from evalcore.store.reading import (
+    KEY_COLUMNS,
+    OnDamage,
+    first_rows,
+    in_cells,
+    of_cells,
+    read_examples,
+)
+from evalcore.store.schema import EXAMPLE_SCHEMA
+from evalcore.store.segments import read_info, read_rows
 from evalcore.store.survey import Survey
 
 ROWS_AT_ONCE = 1 << 19
@@ -75,3 +84,33 @@ def read_whole(
     folder = paths[0].parent if paths else Path()
     survey = Survey.of(folder, map(read_info, paths))
     return read_examples(survey, columns, None, in_cells(cells), on_damage)
+
+
+def read_documents(
+    survey: Survey,
+    cells: Collection[str],
+    doc_ids: Collection[str],
+    columns: Sequence[str],
+    on_damage: OnDamage | None = None,
+) -> pa.Table:
+    """Rows of a few documents under some cells, without doubles.
+
+    Doubles are settled among these few rows: what segments state of all their documents, which
+    grows with the rows, is not looked at.
+
+    Raises:
+        FileNotFoundError: A compaction took a segment away.
+    """
+    names = list(dict.fromkeys([*KEY_COLUMNS, *columns]))
+    schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in names])
+    wanted, docs = in_cells(cells), pa.array(sorted(doc_ids), schema.field("doc_id").type)
+    tables = [schema.empty_table()]
+    for number in survey.holding(wanted):
+        part = read_rows(segment := survey.segment(number), names)
+        if part.reason is not None and on_damage is not None:
+            on_damage(segment, part)
+        rows = part.table.filter(pc.is_in(part.table.column("doc_id"), value_set=docs))
+        tables.append(of_cells(rows, wanted))
+    found = pa.concat_tables(tables).unify_dictionaries()
+    found = found.filter(pa.array(first_rows(found.column("cell"), found.column("doc_id"))))
+    return found.select(list(columns))

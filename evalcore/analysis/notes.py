@@ -1,0 +1,53 @@
+"""What is odd about the cells behind a number, in words, for the place where the number stands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from evalcore.analysis.book import ScoreBook
+from evalcore.analysis.gains import Contrast, Gain
+from evalcore.analysis.scores import cell_notes
+from evalcore.analysis.subjects import SubjectInfo, TaskInfo
+from evalcore.analysis.ways import Way
+
+
+def score_notes(
+    book: ScoreBook, subject: SubjectInfo, task: TaskInfo, way: Way, prompts: Collection[str]
+) -> list[str]:
+    """Of a score of one model under some prompts."""
+    notes: list[str] = []
+    for (of, _), cells in book.strata(subject, task.name).items():
+        if of == way:
+            notes += cell_notes(subject, task, {n: c for n, c in cells.items() if n in prompts})
+    return list(dict.fromkeys(notes))
+
+
+def gain_notes(book: ScoreBook, gain: Gain, prompts: Collection[str] | None = None) -> list[str]:
+    """Of either side of a gain; ``prompts``: under these alone."""
+    notes = list(gain.notes)
+    wanted = gain.by_variant.keys() if prompts is None else prompts
+    for who, model in (("", gain.subject), ("base: ", gain.reference)):
+        cells = book.strata(model, gain.task.name).get((gain.way, gain.numerics), {})
+        compared = {n: runs for n, runs in cells.items() if n in wanted}
+        notes += [who + note for note in cell_notes(model, gain.task, compared)]
+    if gain.missing_rows and prompts is None:
+        notes.append(f"{gain.missing_rows} answers on one side only")
+    return notes
+
+
+def contrast_notes(book: ScoreBook, contrast: Contrast) -> list[str]:
+    """Of both gains of a contrast."""
+    sides = (("later: ", contrast.later), ("earlier: ", contrast.earlier))
+    return [when + note for when, gain in sides for note in gain_notes(book, gain)]
+
+
+def notes_by_task(book: ScoreBook, gains: Iterable[Gain]) -> list[str]:
+    """Of gains behind a mean over tasks, task by task."""
+    return [f"{g.task.name}: {note}" for g in gains for note in gain_notes(book, g)]
+
+
+def counted(notes: Sequence[Sequence[str]], of: str) -> list[str]:
+    """Notes of several things behind one number, each with how many have it."""
+    found = Counter(note for own in notes for note in dict.fromkeys(own))
+    return [f"{note} ({count} of {len(notes)} {of})" for note, count in found.items()]
