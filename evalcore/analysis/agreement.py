@@ -32,6 +32,13 @@ def fleiss_kappa(answers: IntArray) -> float:
     return float("nan") if chance >= 1.0 else (agree - chance) / (1.0 - chance)
 
 
+def mean_ranks(values: FloatArray) -> FloatArray:
+    """float64 [n]: ranks from 1 on; equal values have the mean of theirs."""
+    _, at, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    found: FloatArray = (np.cumsum(sizes) - (sizes - 1) / 2)[at]
+    return found
+
+
 def kendalls_w(scores: FloatArray) -> float:
     """Agreement of prompts on the order of models: 1 if all rank them alike, 0 if at random.
 
@@ -42,12 +49,10 @@ def kendalls_w(scores: FloatArray) -> float:
     Args:
         scores: float64 [prompts, models], no NaN.
     """
-    from scipy.stats import rankdata  # heavy, and only this needs it
-
     m, n = scores.shape
     if m < 2 or n < 2:
         return float("nan")
-    ranks = np.apply_along_axis(rankdata, 1, scores)
+    ranks = np.stack([mean_ranks(row) for row in scores])
     spread = float(((ranks.sum(axis=0) - m * (n + 1) / 2) ** 2).sum())
     ties = 0.0
     for row in ranks:

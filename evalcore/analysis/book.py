@@ -82,6 +82,7 @@ class ScoreBook:
         read: The reduced cells it was built from.
         clusters: Document codes -> codes of what they hang together in; None: each by itself.
         memo: What was computed of its values (see ``analysis.memo``).
+        noted: What is odd about cells, by which they are (see ``scores.notes_of``).
     """
 
     subjects: dict[str, SubjectInfo]
@@ -93,6 +94,7 @@ class ScoreBook:
     read: tuple[ReducedCell, ...] = ()
     clusters: Clusters | None = None
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+    noted: dict[Any, list[str]] = field(default_factory=dict, compare=False, repr=False)
     _strata: dict[tuple[str, str], dict[Stratum, Cells]] = field(
         default_factory=dict, compare=False, repr=False
     )

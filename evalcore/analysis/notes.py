@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.gains import Contrast, Gain
-from evalcore.analysis.scores import cell_notes
+from evalcore.analysis.scores import notes_of
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
 
@@ -17,9 +17,9 @@ def score_notes(
 ) -> list[str]:
     """Of a score of one model under some prompts."""
     notes: list[str] = []
-    for (of, _), cells in book.strata(subject, task.name).items():
-        if of == way:
-            notes += cell_notes(subject, task, {n: c for n, c in cells.items() if n in prompts})
+    for stratum in book.strata(subject, task.name):
+        if stratum[0] == way:
+            notes += notes_of(book, subject, task, stratum, prompts)
     return list(dict.fromkeys(notes))
 
 
@@ -28,9 +28,8 @@ def gain_notes(book: ScoreBook, gain: Gain, prompts: Collection[str] | None = No
     notes = list(gain.notes)
     wanted = gain.by_variant.keys() if prompts is None else prompts
     for who, model in (("", gain.subject), ("base: ", gain.reference)):
-        cells = book.strata(model, gain.task.name).get((gain.way, gain.numerics), {})
-        compared = {n: runs for n, runs in cells.items() if n in wanted}
-        notes += [who + note for note in cell_notes(model, gain.task, compared)]
+        stratum = (gain.way, gain.numerics)
+        notes += [who + note for note in notes_of(book, model, gain.task, stratum, wanted)]
     if gain.missing_rows and prompts is None:
         notes.append(f"{gain.missing_rows} answers on one side only")
     return notes

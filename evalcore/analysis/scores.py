@@ -8,7 +8,7 @@ in rows of their own. Each row says what its intervals are about (``error_of``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,7 +116,11 @@ def _row(
         base_score=gain.other if gain else EMPTY,
         gain=gain.pooled if gain else EMPTY,
         raw=_raw(task, cells),
-        notes=(*cell_notes(subject, task, cells), *_cluster_note(cells, score), *notes),
+        notes=(
+            *notes_of(book, subject, task, stratum, prompts),
+            *_cluster_note(cells, score),
+            *notes,
+        ),
     )
 
 
@@ -158,6 +162,19 @@ def _gain(
     if subject.control is not None and gain.pooled.over_documents.high99 < 0:
         notes.append("control below its own base")
     return gain, notes
+
+
+def notes_of(
+    book: ScoreBook, subject: SubjectInfo, task: TaskInfo, stratum: Stratum,
+    prompts: Collection[str],
+) -> list[str]:  # fmt: skip
+    """:func:`cell_notes` of a model's cells under some prompts; worked out once."""
+    every = book.strata(subject, task.name).get(stratum, {})
+    names = tuple(name for name in every if name in prompts)
+    key = (subject.id, task.name, stratum, names)
+    if key not in book.noted:
+        book.noted[key] = cell_notes(subject, task, {name: every[name] for name in names})
+    return book.noted[key]
 
 
 def cell_notes(subject: SubjectInfo, task: TaskInfo, cells: Cells) -> list[str]:

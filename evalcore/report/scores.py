@@ -56,12 +56,14 @@ def report_table(analysis: Analysis) -> str:
     """What a report prints: the study's table, and scores where a tuning is not known."""
     rows = labelled_rows(analysis)
     open_ = {s.id for s in analysis.book.subjects.values() if s.base and s.tuned_on is None}
-    scores = score_rows(analysis.book)
     if not any(row.tasks for row in rows):
+        scores = score_rows(analysis.book)
         return "\n".join(scores_text(scores, most=SHOWN_LINES, rest="see the report"))
     text = study_table(analysis)
+    if not open_:
+        return text
     bases = {analysis.book.subjects[id_].base for id_ in open_}
-    others = [r for r in scores if r.subject.id in open_ | bases]
+    others = [r for r in score_rows(analysis.book) if r.subject.id in open_ | bases]
     if not others:
         return text
     more = scores_text(others, most=SHOWN_LINES, rest="see the report")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.stats import t as student
 
 from evalcore.analysis import mean_estimate, normal_range, prompt_spread
 from evalcore.analysis.estimates import mean_of_estimates
@@ -133,3 +136,40 @@ def test_clipping_is_said() -> None:
     assert flat.clipped
     assert flat.prompt_std == 0
     assert flat.variance < 0
+
+
+def runs_of(values: npt.NDArray[np.float64]) -> Estimate:
+    """The mean of a run of seeds, of 1,000 documents under three prompts."""
+    estimate = mean_estimate(np.zeros(1000))
+    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return replace(estimate, value=float(values.mean()), seeds=len(values), seed_sd=sd, prompts=3)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_next_run_lies_where_it_is_said_to(seeds: int) -> None:
+    rng, held, plain = np.random.default_rng(seeds), 0, 0
+    quantile = float(student.ppf(0.975, seeds - 1))
+    for _ in range(4000):
+        one, other = rng.normal(0.3, 0.05, (2, seeds))
+        low, high = runs_of(one).next_run()
+        sd = math.hypot(one.std(ddof=1), 1 / 3000)  # one answer of 1,000 under three prompts
+        half = quantile * sd / math.sqrt(seeds)
+        assert high - low == pytest.approx(2 * math.sqrt(2) * half)
+        held += low <= other.mean() <= high
+        plain += abs(other.mean() - one.mean()) <= half
+    assert 0.94 <= held / 4000 <= 0.96
+    # The plain interval is about the true mean, not about the next run's.
+    expected = 2 * float(student.cdf(student.ppf(0.975, seeds - 1) / math.sqrt(2), seeds - 1)) - 1
+    assert plain / 4000 == pytest.approx(expected, abs=0.015)
+    assert 0.83 < expected < 0.91
+
+
+def test_a_next_run_of_few_or_equal_seeds() -> None:
+    for few in (np.array([0.3]), np.array([0.3, 0.4])):
+        assert all(math.isnan(v) for v in runs_of(few).next_run())
+    low, high = runs_of(np.array([0.5, 0.5, 0.5])).next_run()
+    assert high - low == pytest.approx(2 * 4.30265 * math.sqrt(2 / 3) / 3000, rel=1e-4)
+    mean = mean_of_estimates(
+        [runs_of(np.array([0.1, 0.3, 0.5])), runs_of(np.array([0.5, 0.3, 0.1]))]
+    )
+    assert mean.seed_sd == pytest.approx(0.2), "as if seeds moved both alike: the cautious end"

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pytest
 
 from evalcore.analysis import ScoreBook, analyse, score_rows, scores_table
+from evalcore.analysis.reduction import arrays_of
 from evalcore.analysis.scores import metric_table
-from evalcore.app import open_results
+from evalcore.app import open_results, report
 from evalcore.app.inputs import clusters_of
 from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.errors import EvalcoreError
@@ -233,3 +234,48 @@ primary: acc
     (tmp_path / "wrong.yaml").write_text(text + "cluster: passage\n")
     with pytest.raises(EvalcoreError, match="cluster: 'passage' is none of the fields premise"):
         read_task(tmp_path / "wrong.yaml")
+
+
+def test_a_later_report_reads_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens, documents and flips come from what the first one kept, and are the same."""
+    store = fill(tmp_path / "results", ragged())
+    first = report(store.path, tmp_path / "first", title="t")
+    monkeypatch.setattr("evalcore.store.segments._parse", no_reading)
+    monkeypatch.setattr("evalcore.analysis.reduction.arrays_of", once := Counter())
+    later = report(store.path, tmp_path / "later", title="t")
+    cells = len(store.reductions.cells())
+    assert once["read"] < cells / 2, "only those that choose the documents"
+    same = [path.read_text().replace("first", "later") for path in (first.page, later.page)]
+    assert same[0] == same[1]
+
+
+class Counter(dict[str, int]):
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__(read=0)
+
+    def __call__(self, *given: Any) -> Any:
+        self["read"] += 1
+        return arrays_of(*given)
+
+
+def test_rows_of_a_few_documents_are_those_of_all_rows(tmp_path: Path) -> None:
+    store = fill(tmp_path / "results", ragged())
+    table = store.read(["cell", "doc_id", "task", "gold"])
+    cells = sorted(set(table["cell"].to_pylist()))[::2]
+    docs = sorted(set(table["doc_id"].to_pylist()))[::3]
+    some = pc.and_(
+        pc.is_in(table["cell"].cast("string"), pa.array(cells)),
+        pc.is_in(table["doc_id"].cast("string"), pa.array(docs)),
+    )
+    found = store.of_documents(["cell", "doc_id", "task", "gold"], cells, docs)
+    assert sorted(map(repr, found.to_pylist())) == sorted(map(repr, table.filter(some).to_pylist()))
+    assert found.num_rows > 50
+    path = sorted((store.path / "segments").glob("*.arrow"))[0]
+    path.write_bytes(path.read_bytes()[:200] + b"?" + path.read_bytes()[201:])
+    left = ResultStore(store.path, read_only=True)
+    found = left.of_documents(["cell", "doc_id", "task", "gold"], cells, docs)
+    assert left.damage
+    again = left.read(["cell", "doc_id", "task", "gold"])
+    assert set(map(repr, found.to_pylist())) <= set(map(repr, again.to_pylist()))

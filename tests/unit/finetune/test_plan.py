@@ -250,3 +250,10 @@ def test_a_share_of_the_rows(tmp_path: Path, make_checkpoint: Callable[..., Path
     for wrong in ("share: 0.05, examples: 5,", "share: 1.5,", "share: 0,"):
         with pytest.raises(StudyError, match="share"):
             parse_study(text.replace("share: 0.05,", wrong), tmp_path / "s.yaml")
+
+
+def test_each_seed_may_draw_its_own_rows(out: Path) -> None:
+    tuning = NLI.replace("}", ", data_seed: per_seed, seeds: [3, 8]}")
+    assert [(j.seed, j.data_seed) for j in plan(out, tuning).jobs] == [(3, 3), (8, 8)]
+    same = plan(out, tuning.replace("per_seed", "5")).jobs
+    assert [(j.seed, j.data_seed) for j in same] == [(3, 5), (8, 5)]
