@@ -37,8 +37,11 @@ def gain_notes(book: ScoreBook, gain: Gain, prompts: Collection[str] | None = No
 
 def contrast_notes(book: ScoreBook, contrast: Contrast) -> list[str]:
     """Of both gains of a contrast."""
+    runs = max(len(g.subject.run_ids) for g in (contrast.later, contrast.earlier))
+    both = contrast.difference.seeds
+    seeds = [f"seeds that both checkpoints have: {both} of {runs}"] if both < runs else []
     sides = (("later: ", contrast.later), ("earlier: ", contrast.earlier))
-    return [when + note for when, gain in sides for note in gain_notes(book, gain)]
+    return seeds + [when + note for when, gain in sides for note in gain_notes(book, gain)]
 
 
 def notes_by_task(book: ScoreBook, gains: Iterable[Gain]) -> list[str]:

@@ -11,10 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
+from statistics import median
 
 import numpy as np
 
 from evalcore.analysis.agreement import PromptChoice, kendalls_w
+from evalcore.analysis.forgetting import SMALL_DENOMINATOR
 from evalcore.analysis.intervals import normal_quantile
 from evalcore.analysis.stats import Estimate, Limits, normal_range
 from evalcore.analysis.subjects import Flag
@@ -30,6 +32,7 @@ SUSPECT = 0.995
 """Accuracy of untuned models from which on every answer may be of the one class there is."""
 OTHER_SIZE = 0.1
 """Share by which a number of documents from a score's error must differ from another to be told."""
+_BOUNDED = ("rouge", "f1", "token_f1", "gold_prob")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ class TableScore:
     def is_share(self) -> bool:
         """Whether the score is a share of right answers."""
         return self.metric.partition("_")[0] in ("acc", "accuracy", "exact", "em")
+
+    @property
+    def in_range(self) -> bool:
+        """Whether a metric that lies between 0 and 1 does."""
+        return not self.is_bounded or 0.0 <= self.score <= 1.0
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the metric is one of those between 0 and 1."""
+        return self.is_share or self.metric.lower().startswith(_BOUNDED)
+
+    @property
+    def error(self) -> float:
+        """The standard error where one can be used; NaN for one of 0, which no sample has."""
+        return self.stderr if self.stderr > 0 else nan
 
     @property
     def implied_n(self) -> float:
@@ -130,7 +148,8 @@ class ScoreTable:
     def flags(self) -> list[Flag]:
         """What a reader of these scores must know."""
         return [
-            *self._doubled_flags(), *self._class_flags(), *self._size_flags(), *self._edge_flags()
+            *self._doubled_flags(), *self._scale_flags(), *self._class_flags(),
+            *self._size_flags(), *self._edge_flags(),
         ]  # fmt: skip
 
     def _doubled_flags(self) -> list[Flag]:
@@ -139,6 +158,32 @@ class ScoreTable:
             values = ", ".join(f"{r.score:.3f} ({r.where})" for r in rows)
             text = f"{len(rows)} values for one key: {values}; none is used"
             flags.append(Flag("doubled", _place(rows[0]), text, len(rows)))
+        return flags
+
+    def _scale_flags(self) -> list[Flag]:
+        """Scores of metrics between 0 and 1 that are not; and two scales in one column."""
+        flags = []
+        of_metric: dict[str, list[TableScore]] = defaultdict(list)
+        for row in self.rows:
+            if row.is_bounded:
+                of_metric[row.metric].append(row)
+        for metric, rows in of_metric.items():
+            out = [r for r in rows if not r.in_range]
+            if not out:
+                continue
+            worst = max(out, key=lambda r: abs(r.score))
+            text = f"{len(out)} of {len(rows)} scores are not between 0 and 1, as {worst.score:g} "
+            text += f"({worst.where})"
+            if all(0 <= r.score <= 100 for r in rows):
+                text += "; percent? divide by 100"
+            text += "; no error is made of n, and MaxP, Sat and CPS are not given"
+            if len(out) < len(rows):
+                text += "; gains between the two scales are left out"
+            flags.append(Flag("scale", metric, text, len(out)))
+        wide = [r for r in self.rows if r.is_share and r.in_range and r.stderr > 0.5]
+        if wide:
+            text = f"stderr of {wide[0].stderr:g} ({wide[0].where}) is more than a share can have"
+            flags.append(Flag("scale", wide[0].metric, text, len(wide)))
         return flags
 
     def _class_flags(self) -> list[Flag]:
@@ -200,7 +245,7 @@ class ScoreTable:
         for row in self.by_key.values():
             if row.tuned_on:
                 base = self.by_key.get((row.model, "", *row.asked, row.prompt))
-                if base is not None:
+                if base is not None and base.in_range == row.in_range:
                     found.append(TableGain(row, base))
         return found
 
@@ -208,7 +253,7 @@ class ScoreTable:
         """Spread over prompts of every model asked in one way under two prompts or more."""
         lines: dict[tuple[object, ...], list[TableScore]] = defaultdict(list)
         for row in self.by_key.values():
-            lines[(row.model, row.tuned_on, *row.asked)].append(row)
+            lines[(row.model, row.tuned_on, *row.asked, row.in_range)].append(row)
         return [TableSpread.of(rows) for rows in lines.values() if len(rows) > 1]
 
     def stability(self) -> list[tuple[tuple[str, str, str, int], int, int, float]]:
@@ -242,7 +287,7 @@ class TableGain:
 
     @property
     def gain(self) -> Estimate:
-        error = sqrt(self.own.stderr**2 + self.base.stderr**2)
+        error = sqrt(self.own.error**2 + self.base.error**2)
         return normal_estimate(self.own.score - self.base.score, error, self.own.n or 1)
 
 
@@ -256,14 +301,14 @@ class TableSpread:
         range_noise: Expected range of as many prompts without any effect, their errors being
             independent (too large where they saw the same documents); NaN without errors.
         std: Standard deviation beyond noise; 0 where the noise explains all of it.
-        choice: MaxP, AvgP, Sat and CPS.
+        choice: MaxP, AvgP, Sat and CPS; None where scores do not lie between 0 and 1.
     """
 
     rows: tuple[TableScore, ...]
     range: float
     range_noise: float
     std: float
-    choice: PromptChoice
+    choice: PromptChoice | None
 
     @classmethod
     def of(cls, rows: Iterable[TableScore]) -> TableSpread:
@@ -273,7 +318,8 @@ class TableSpread:
         between = float(scores.var(ddof=1)) - noise
         return cls(
             rows, float(np.ptp(scores)), normal_range(len(rows)) * sqrt(noise),
-            sqrt(max(between, 0.0)) if between == between else nan, PromptChoice.of(scores),
+            sqrt(max(between, 0.0)) if between == between else nan,
+            PromptChoice.of(scores) if scores.min() >= 0 and scores.max() <= 1 else None,
         )  # fmt: skip
 
 
@@ -330,6 +376,8 @@ class TableMean:
         unknown: Tasks without an error, for which there is no interval of the mean.
         base: Mean score before tuning.
         gain: Mean gain.
+        mean_ratio, median_ratio: Of the gains over their base scores (MRC and its median).
+        small: Tasks whose base score is too near 0 for a ratio (they are in both).
     """
 
     model: str
@@ -339,6 +387,9 @@ class TableMean:
     unknown: tuple[str, ...]
     base: float
     gain: Estimate
+    mean_ratio: float
+    median_ratio: float
+    small: tuple[str, ...]
 
 
 def group_means(
@@ -366,7 +417,7 @@ def _mean(
     model: str, group: TableGroup, gains: Sequence[TableGain]
 ) -> tuple[TableMean, list[Flag]]:
     found: list[tuple[float, float, float]] = []
-    missing, unknown, flags = [], [], []
+    missing, unknown, small, flags = [], [], [], []
     for member in group.members:
         own = [
             g for g in gains
@@ -384,6 +435,8 @@ def _mean(
                 flags.append(Flag("group", f"{group.name}: {member.task}", text, len(kinds)))
             continue
         values = [g.gain for g in own]
+        if abs(float(np.mean([g.base.score for g in own]))) < SMALL_DENOMINATOR:
+            small.append(member.task)
         if any(v.stderr != v.stderr for v in values):
             unknown.append(member.task)
         # The prompts of a task may share documents: their errors are averaged, the cautious end.
@@ -393,10 +446,15 @@ def _mean(
             float(np.mean([g.base.score for g in own])),
         ))  # fmt: skip
     k = len(found)
+    ratios = [f[0] / f[2] for f in found if f[2]]
     value = sum(f[0] for f in found) / k if k else nan
     # A task that counts twice is the same sample twice.
     error = sqrt(sum(f[1] ** 2 * found.count(f) for f in found)) / k if k else nan
     base = sum(f[2] for f in found) / k if k else nan
     estimate = normal_estimate(value, error, max(k, 1))
     absent = tuple(missing), tuple(dict.fromkeys(unknown))
-    return TableMean(model, group, k, *absent, base, estimate), flags
+    return TableMean(
+        model, group, k, *absent, base, estimate,
+        sum(ratios) / len(ratios) if ratios else nan, median(ratios) if ratios else nan,
+        tuple(small),
+    ), flags  # fmt: skip

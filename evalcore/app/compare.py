@@ -49,6 +49,7 @@ class Compared:
         gains: Per task and way of asking, ``name`` minus ``reference``.
         mean: Mean over tasks of those of the primary ways; by metric where there are several.
         missing: Tasks without a document, prompt or metric in common, with the reason.
+        notes: What is odd about the cells of each of ``gains``.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Compared:
     gains: Sequence[Gain]
     mean: Mapping[str, Estimate]
     missing: Mapping[str, str]
+    notes: Sequence[Sequence[str]] = ()
 
 
 def compare(
@@ -103,6 +105,7 @@ def compare(
 def _against(book: Any, side: Side, reference: Side, allow_mixed: bool) -> Compared:
     from evalcore.analysis.estimates import mean_of_estimates
     from evalcore.analysis.gains import paired_gains
+    from evalcore.analysis.notes import gain_notes
 
     mine, theirs = book.subjects.get(side.id), book.subjects.get(reference.id)
     gains: list[Gain] = []
@@ -124,7 +127,8 @@ def _against(book: Any, side: Side, reference: Side, allow_mixed: bool) -> Compa
         head = next((g for g in found if (g.way, g.numerics) == primary), found[0])
         by_metric.setdefault(head.task.metric, []).append(head.pooled)
     means = {metric: mean_of_estimates(several) for metric, several in by_metric.items()}
-    return Compared(side.name, reference.name, gains, means, missing)
+    notes = [gain_notes(book, gain) for gain in gains]
+    return Compared(side.name, reference.name, gains, means, missing, notes)
 
 
 def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) -> Side:

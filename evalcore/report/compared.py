@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evalcore.analysis import Estimate, Gain
 from evalcore.analysis.estimates import p_value
 from evalcore.report.csvs import p_columns
-from evalcore.report.words import by_prompt, interval, plain
+from evalcore.report.words import by_prompt, interval, plain, visible
 
 if TYPE_CHECKING:
     from evalcore.app.compare import Compared
@@ -20,13 +20,13 @@ def compared_lines(found: Sequence[Compared]) -> list[str]:
     for c in found:
         lines.append(f"{c.name} minus {c.reference}")
         adjusted = p_columns([g.pooled for g in c.gains])
-        for gain, p in zip(c.gains, adjusted, strict=True):
+        for gain, odd, p in zip(c.gains, c.notes, adjusted, strict=True):
             few = f", under single prompts {text}" if (text := by_prompt(gain.pooled)) else ""
             lines.append(
                 f"  {gain.task.name}, {gain.task.metric}, {gain.way.label}: "
                 f"{plain(gain.other.value)} to {plain(gain.own.value)}, {interval(gain.pooled)}, "
                 f"{_p(p['p'])}, by Holm {_p(p['p_holm'], False)}; {_about(gain.pooled)}{few}"
-                + "".join(f"; {note}" for note in _notes(gain))
+                + "".join(f"; {note}" for note in _notes(gain, odd))
             )
         for metric, mean in c.mean.items():
             several = f" of {metric}" if len(c.mean) > 1 else ""
@@ -34,7 +34,7 @@ def compared_lines(found: Sequence[Compared]) -> list[str]:
         lines += [f"  ! {task}: {why}; left out" for task, why in c.missing.items()]
     claims = {g.pooled.claim for c in found for g in c.gains if g.pooled.claim}
     lines.append(f"95 % intervals are about: {'; '.join(sorted(claims)) or 'nothing'}")
-    return lines
+    return [visible(line) for line in lines]
 
 
 def _about(estimate: Estimate) -> str:
@@ -42,10 +42,8 @@ def _about(estimate: Estimate) -> str:
     return f"{estimate.n:,} documents{prompts}"
 
 
-def _notes(gain: Gain) -> list[str]:
-    notes = list(gain.notes)
-    if gain.missing_rows:
-        notes.append(f"{gain.missing_rows:,} answers on one side only")
+def _notes(gain: Gain, odd: Sequence[str]) -> list[str]:
+    notes = list(odd)
     if gain.missing_variants:
         notes.append(f"prompts not on both sides: {', '.join(gain.missing_variants)}")
     return notes
@@ -62,13 +60,14 @@ def compared_rows(found: Sequence[Compared]) -> list[dict[str, Any]]:
     """The same with every number, a row per task and way of asking, and the means."""
     rows: list[dict[str, Any]] = []
     for c in found:
-        for gain, p in zip(c.gains, p_columns([g.pooled for g in c.gains]), strict=True):
+        adjusted = p_columns([g.pooled for g in c.gains])
+        for gain, odd, p in zip(c.gains, c.notes, adjusted, strict=True):
             rows.append(
                 {
                     "model": c.name, "reference": c.reference, "task": gain.task.name,
                     "metric": gain.task.metric, "way": gain.way.label,
                     "score": gain.own.value, "reference_score": gain.other.value,
-                    **_numbers(gain.pooled), **p, "notes": "; ".join(_notes(gain)),
+                    **_numbers(gain.pooled), **p, "notes": "; ".join(_notes(gain, odd)),
                 }
             )  # fmt: skip
         rows += [

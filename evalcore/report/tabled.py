@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.analysis import Flag
+from evalcore.analysis.agreement import PromptChoice
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.tabled import (
     LIMITS,
@@ -19,7 +20,7 @@ from evalcore.analysis.tabled import (
     TableSpread,
 )
 from evalcore.report.csvs import p_columns, write_csv
-from evalcore.report.words import fit, interval, plain
+from evalcore.report.words import fit, interval, plain, signed, visible
 
 _SHOWN_FLAGS = 40
 
@@ -48,7 +49,7 @@ def table_lines(table: ScoreTable, means: Sequence[TableMean], flags: Sequence[F
             f"{_asked(asked)}: {w:.3f} ({prompts} prompts, {count} models)"
             for asked, prompts, count, w in stable
         ]
-    return lines
+    return [visible(line) for line in lines]
 
 
 def _asked(asked: tuple[str, str, str, int]) -> str:
@@ -66,9 +67,16 @@ def _mean_lines(means: Sequence[TableMean]) -> list[str]:
         gain = interval(m.gain)
         lines.append(
             f"{fit(m.model, 12, False)} {m.group.name}{twice}: base {plain(m.base)}, gain {gain} "
-            f"({m.tasks} tasks{lost})"
+            f"({m.tasks} tasks{lost}){_ratio(m)}"
         )
     return lines
+
+
+def _ratio(m: TableMean) -> str:
+    if m.mean_ratio != m.mean_ratio:
+        return ""
+    near = f", base near 0: {', '.join(m.small)}" if m.small else ""
+    return f"; over the base {signed(m.mean_ratio)} (median {signed(m.median_ratio)}{near})"
 
 
 def _gain_lines(gains: Sequence[TableGain]) -> list[str]:
@@ -123,14 +131,15 @@ def write_table_csvs(
              "counted_twice": " ".join(m.group.doubled),
              "missing": " ".join(m.missing), "without_error": " ".join(m.unknown),
              "base": m.base, "gain": m.gain.value, "gain_stderr": m.gain.stderr,
-             "gain_low95": m.gain.low95, "gain_high95": m.gain.high95, "p": p_value(m.gain)}
+             "gain_low95": m.gain.low95, "gain_high95": m.gain.high95, "p": p_value(m.gain),
+             "mean_ratio": m.mean_ratio, "median_ratio": m.median_ratio,
+             "small_denominators": " ".join(m.small)}
             for m in means
         ],
         "sensitivity": [
             {**_score(s.rows[0]), "prompt": " ".join(r.prompt for r in s.rows),
              "prompts": len(s.rows), "range": s.range, "range_noise": s.range_noise,
-             "sd_beyond_noise": s.std, "max_p": s.choice.best, "avg_p": s.choice.mean,
-             "sat": s.choice.saturation, "cps": s.choice.combined, "min_p": s.choice.worst}
+             "sd_beyond_noise": s.std, **_choice(s.choice)}
             for s in table.sensitivity()
         ],
         "rank_stability": [
@@ -142,6 +151,15 @@ def write_table_csvs(
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     return [write_csv(out / f"{name}.csv", rows) for name, rows in files.items()]
+
+
+def _choice(choice: PromptChoice | None) -> dict[str, Any]:
+    if choice is None:
+        return dict.fromkeys(("max_p", "avg_p", "sat", "cps", "min_p"))
+    return {
+        "max_p": choice.best, "avg_p": choice.mean, "sat": choice.saturation,
+        "cps": choice.combined, "min_p": choice.worst,
+    }  # fmt: skip
 
 
 def _score(row: TableScore) -> dict[str, Any]:

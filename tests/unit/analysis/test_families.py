@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evalcore.analysis.agreement import PromptChoice, fleiss_kappa, kendalls_w
+from evalcore.analysis.agreement import PromptChoice, fleiss_kappa, kendalls_w, mean_ranks
 from evalcore.analysis.families import benjamini_hochberg, holm, smallest_effect
 from evalcore.analysis.intervals import CLAIMS
 from evalcore.analysis.variation import variation_of_table
@@ -55,6 +55,11 @@ def test_fleiss_kappa_by_counting_pairs() -> None:
     assert fleiss_kappa(answers) == pytest.approx((agree - chance) / (1 - chance))
     assert fleiss_kappa(np.repeat(np.array([[0], [1]]), 3, axis=1)) == 1.0
     assert np.isnan(fleiss_kappa(np.zeros((5, 3), dtype=np.int64)))
+
+
+def test_ranks_are_scipys() -> None:
+    values = np.random.default_rng(4).integers(0, 5, 23).astype(float)
+    assert mean_ranks(values).tolist() == stats.rankdata(values).tolist()
 
 
 def test_kendalls_w_is_that_of_friedmans_test() -> None:

@@ -118,7 +118,7 @@ def test_every_number_of_a_row_on_a_study_that_is_known() -> None:
     assert tuned.slope.value == pytest.approx(stats.linregress(range(4), variances).slope)
     assert tuned.slope.p < 0.01 < untuned.slope.p
     (ranks,) = rank_stability(analysis.book)
-    assert (ranks.models, len(ranks.prompts)) == (8, 3)
+    assert (len(ranks.models), len(ranks.prompts)) == (8, 3)
     matrix = np.array([[right[k][v].mean() for k in right] for v in "abc"])
     assert ranks.w == pytest.approx(kendalls_w(matrix))
 
@@ -142,6 +142,29 @@ def test_held_out_halves_take_off_the_regression_to_the_mean() -> None:
         held.append(line.slope.value)
     assert np.mean(same) < -0.7
     assert abs(np.mean(held)) < 0.35
+
+
+def test_the_slope_over_halves_is_that_of_a_regression() -> None:
+    """Least squares and the jackknife over tasks, against scipy and leaving tasks out by hand."""
+    rng, rows = np.random.default_rng(5), []
+    for number in range(5):
+        task = task_columns(f"t{number}", tuned_by="nli", domain="in")
+        for tuning, chance in ((None, 0.2 + 0.12 * number), ("nli", 0.9 - 0.05 * number)):
+            right = (rng.random(60) < chance).astype(int)
+            rows += cell_rows(subject_columns(100, tuning), task, "a", right)
+    analysis = analyse(to_table(rows))
+    halves = halved_gains(analysis.book, analysis.own_gains())
+    (line,) = gain_by_base(halves)
+
+    def slope(of: list[Any]) -> float:
+        points = [point for h in of for point in h.held_out]
+        return float(stats.linregress(*zip(*points, strict=True)).slope)
+
+    assert line.slope.value == pytest.approx(slope(halves))
+    left = np.array([slope([h for h in halves if h is not out]) for out in halves])
+    error = math.sqrt(4 / 5 * ((left - left.mean()) ** 2).sum())
+    low, high = line.slope.limits()
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * error)
 
 
 def test_few_tasks_have_no_interval_of_the_slope() -> None:

@@ -94,6 +94,82 @@ def test_what_is_odd_about_the_published_scores_is_named(printed: str) -> None:
     assert "has no documents" in printed
 
 
+def test_what_else_the_study_says_of_these_scores(tmp_path: Path) -> None:
+    """Numbers that follow from the table and stand in the study's description, as printed there."""
+    forgotten = "forgotten=xsum@paws,mnli_matched@paws,socialiqa@paws"
+    text = run(str(PUBLISHED), "-g", forgotten, "--prompt", "default", "--shots", "4",
+               "-o", str(tmp_path))  # fmt: skip
+    assert "755 scores of 8 checkpoints" in text.splitlines()
+    rows = list(csv.DictReader((tmp_path / "gains.csv").open()))
+    assert (
+        sum("llmbar" in r["task"].lower() for r in csv.DictReader(published_rows(tmp_path))) == 46
+    )
+
+    def gain(step: str, tuned: str, task: str) -> dict[str, str]:
+        (row,) = [r for r in rows if (r["checkpoint"], r["tuned_on"], r["task"], r["prompt"],
+                  r["shots"]) == (step, tuned, task, "default", "4")]  # fmt: skip
+        return row
+
+    format_only = gain("1000", "socialiqa", "socialiqa")
+    before, after = (f"{float(format_only[k]):.3f}" for k in ("base_score", "own_score"))
+    assert (before, after) == ("0.018", "0.380")
+    paws = [f"{float(gain(s, 'paws', 'paws')['base_score']):.3f}" for s in STEPS]
+    assert paws.count("0.558") == 5, "the majority class at most checkpoints"
+    mnli = [float(gain(s, "mnli", "mnli_matched")["base_score"]) for s in STEPS]
+    assert all(0.325 <= score < 0.355 for score in mnli), ".33 to .35"
+    assert f"{float(gain('424000', 'paws', 'xsum')['base_score']):.3f}" == "0.019"
+    # One base near 0 makes a mean ratio of change worthless: it is named, and the median stands by.
+    (line,) = [x for x in text.splitlines() if x.startswith("424000") and "forgotten" in x]
+    assert "over the base +1.285 (median \N{MINUS SIGN}0.057, base near 0: xsum)" in line
+
+
+def published_rows(out: Path) -> list[str]:
+    return (out / "scores.csv").read_text().splitlines()
+
+
+def imported(tmp_path: Path, *rows: str, head: str = "score,n") -> str:
+    path = tmp_path / "scores.csv"
+    path.write_text("\n".join([f"model,tuned_on,task,metric,prompt,{head}", *rows]))
+    return run(str(path), "-o", str(tmp_path / "out"))
+
+
+def test_percent_and_two_scales_are_told_and_not_subtracted(tmp_path: Path) -> None:
+    text = imported(tmp_path, "A,,nli,acc,p,50,100", "A,t,nli,acc,p,65,100", "A,t,nli,acc,q,60,100")
+    assert "! acc: 3 of 3 scores are not between 0 and 1, as 65 (scores.csv, line 3)" in text
+    assert "percent? divide by 100" in text
+    assert "gain +15.000\n" in text, "no interval"
+    (spread,) = csv.DictReader((tmp_path / "out" / "sensitivity.csv").open())
+    assert (spread["range"], spread["sat"], spread["cps"]) == ("5.0", "", "")
+    text = imported(tmp_path, "A,,nli,acc,p,.5,100", "A,t,nli,acc,p,65,100")
+    assert "gains between the two scales are left out" in text
+    assert "64.5" not in text
+    text = imported(tmp_path, "A,,nli,acc,p,-.5,100", "A,t,nli,acc,p,.65,100")
+    assert "1 of 2 scores are not between 0 and 1, as -0.5" in text
+    assert "1.15" not in text
+    text = imported(tmp_path, "A,,w,perplexity,p,20,9", "A,t,w,perplexity,p,15,9")
+    assert "not between" not in text
+    assert "gain \N{MINUS SIGN}5.000" in text
+
+
+def test_an_error_of_nothing_makes_no_interval_of_a_difference(tmp_path: Path) -> None:
+    text = imported(tmp_path, "A,,nli,acc,p,0,0", "A,t,nli,acc,p,.5,.05", head="score,stderr")
+    assert "scores with an error of 0" in text
+    assert "gain +0.500\n" in text
+    text = imported(tmp_path, "A,,nli,acc,p,.5,3", "A,t,nli,acc,p,.6,3", head="score,stderr")
+    assert "stderr of 3 (scores.csv, line 2) is more than a share can have" in text
+    text = imported(tmp_path, "A,,nli,acc,p,0,1", "A,t,nli,acc,p,1,1")
+    assert "gain +1.000\n" in text, "one document has no interval"
+    text = imported(tmp_path, "A,,nli,acc,p,.5,.05,1000", "A,t,nli,acc,p,.6,.05,1000",
+                    head="score,stderr,n")  # fmt: skip
+    assert "stderr implies another n: about 98 documents, not 1,000" in text
+
+
+def test_names_that_turn_text_round_are_shown(tmp_path: Path) -> None:
+    text = imported(tmp_path, "Å\u202ex,,naïve,acc,p,.5,100", "Å\u202ex,t,naïve,acc,p,.6,100")
+    assert "\u202e" not in text
+    assert "Å⟨U+202E⟩x + t, naïve" in text
+
+
 def test_groups_and_spreads_against_plain_loops() -> None:
     rows = list(csv.DictReader(PUBLISHED.open()))
     score = {
@@ -117,6 +193,7 @@ def test_groups_and_spreads_against_plain_loops() -> None:
         values = [r.score for r in spread.rows]
         mean = sum(values) / len(values)
         sat = 1 - (max(values) - mean)
+        assert spread.choice is not None
         assert (spread.choice.saturation, spread.choice.combined) == pytest.approx(
             (sat, sat * max(values))
         )
