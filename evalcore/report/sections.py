@@ -16,10 +16,11 @@ from evalcore.analysis import (
     SpreadEstimate,
     SubjectInfo,
 )
+from evalcore.analysis.findings import FINDINGS
 from evalcore.analysis.notes import contrast_notes, gain_notes, notes_by_task, score_notes
 from evalcore.analysis.reduction import TOKEN_COLUMNS
 from evalcore.report.csvs import best_notes, p_columns
-from evalcore.report.rows import seed_names, tuning_name
+from evalcore.report.rows import UNTUNED, seed_names, tuning_name
 from evalcore.report.tables import labelled_rows
 from evalcore.report.words import visible
 
@@ -71,7 +72,7 @@ def extra_tables(analysis: Analysis) -> list[Table]:
     """Every table of what was analysed that has rows."""
     made = [
         _study(analysis), _summary(analysis), _contrasts(analysis), _best(analysis),
-        _spreads(analysis), _forgetting(analysis), _far(analysis),
+        _spreads(analysis), *findings_tables(analysis), _forgetting(analysis), _far(analysis),
     ]  # fmt: skip
     return [t for t in made if t.rows]
 
@@ -288,7 +289,7 @@ def _forgetting(analysis: Analysis) -> Table:
             *_who(s.subject, analysis), f"{s.measurable} of {s.measurable + s.unmeasurable}",
             _estimate(s.mean), s.mean.claim, _number(s.mean.smallest),
             ", ".join(f"{m} {e.value:+.3f}" for m, e in s.by_metric.items()), _number(s.median),
-            "; ".join(notes_by_task(analysis.book, [f.gain for f in mine if f.measurable])),
+            "; ".join(notes_by_task(analysis.book, [f.gain for f in mine])),
         ])  # fmt: skip
         facets.append(_facets(
             s.subject, [f.gain.task.name for f in mine if f.measurable],
@@ -328,6 +329,78 @@ def _far(analysis: Analysis) -> Table:
     caption = f"The same kind of task on other data, after tuning on its sibling. {SURE}"
     return Table("far", "transfer", "Out of domain", caption, columns, rows, facets,
                  "out_of_domain.csv")  # fmt: skip
+
+
+def findings_tables(analysis: Analysis) -> list[Table]:
+    """The study's findings that are about several models: trends, ranks, slopes, methods."""
+
+    def interval(row: dict[str, Any], name: str, sure: str) -> list[Any] | None:
+        value = _number(row[name])
+        low, high = (_number(row[f"{name}_{end}95"]) for end in ("low", "high"))
+        p = row.get(sure)
+        return None if value is None else [value, low, high, int(p is not None and p < 0.01)]
+
+    def every(tasks: Sequence[str]) -> list[list[str] | None]:
+        return [None, None, None, [visible(t) for t in tasks], None, None]
+
+    trends = FINDINGS["sensitivity_trends"](analysis)
+    ranks = FINDINGS["rank_stability"](analysis)
+    slopes = [r for r in FINDINGS["gain_by_base"](analysis) if r["kind"] == "slope"]
+    methods = FINDINGS["methods"](analysis)
+    own = sorted({g.task.name for g in analysis.own_gains()})
+    return [
+        Table(
+            "trends", "prompts", "Does pre-training make prompts matter less?",
+            "Change of the variance between prompts beyond noise for each doubling of the "
+            f"pre-training steps, on the documents all checkpoints have; for these prompts. {SURE}",
+            (Column("tuned on"), Column("task"), Column("asked"), Column("prompts", "count"),
+             Column("sd beyond noise, by step"), Column("slope [95 %]", "gain"), Column("note")),
+            [[visible(r["tuning"] or UNTUNED), visible(r["task"]), r["way"], r["prompts"],
+              r["sds"], interval(r, "slope", "slope_p_holm"), r["notes"]] for r in trends],
+            [[None, [visible(r["tuning"] or UNTUNED)], None, [visible(r["task"])], None, [r["way"]]]
+             for r in trends],
+            "sensitivity_trends.csv",
+        ),
+        Table(
+            "ranks", "prompts", "Do prompts put the models in the same order?",
+            "Kendall's W over all models but controls: 1 where every prompt ranks them alike, 0 "
+            "where the order is chance.",
+            (Column("task"), Column("asked"), Column("prompts", "count"),
+             Column("models", "count"), Column("Kendall's W", "number"), Column("note")),
+            [[visible(r["task"]), r["way"], r["prompts"], r["models"], _number(r["kendall_w"]),
+              r["notes"]] for r in ranks],
+            [every([r["task"]]) for r in ranks],
+            "rank_stability.csv",
+        ),
+        Table(
+            "by_base", "gains", "Does tuning give more where the base knows less?",
+            "Slope of the gain over the base's score, each taken from another half of the "
+            "documents: from the same ones they share the base's noise, and the slope is too "
+            "steep. Interval over tasks, from three on.",
+            (Column("metric"), Column("tuned by"), Column("gains", "count"),
+             Column("tasks", "count"), Column("slope [95 %]", "gain"),
+             Column("slope on the same documents", "change"), Column("note")),
+            [[r["metric"], r["method"], r["points"], r["tasks"], interval(r, "slope", "slope_p"),
+              _number(r["slope_same_documents"]),
+              "; ".join(n for n in (r["refused"], r["notes"]) if n)] for r in slopes],
+            [every(own) for _ in slopes],
+            "gain_by_base.csv",
+        ),
+        Table(
+            "methods", "gains", "LoRA against full tuning",
+            "Score of the LoRA minus that of the fully tuned model of the same checkpoint and "
+            f"data, paired by document. {SURE}",
+            (Column("checkpoint"), Column("tuned on"), Column("method"), Column("minus"),
+             Column("task"), Column("difference [95 %]", "gain"), Column("interval about"),
+             Column("note")),
+            [[visible(r["checkpoint"]), visible(r["tuned_on"]), r["method"], r["minus"],
+              visible(r["task"]), interval(r, "difference", "p_holm"), r["difference_error_of"],
+              r["notes"]] for r in methods],
+            [[[visible(r["checkpoint"])], None, None, [visible(r["task"])], None, [r["way"]]]
+             for r in methods],
+            "methods.csv",
+        ),
+    ]  # fmt: skip
 
 
 def cost_table(book: ScoreBook) -> Table:
