@@ -134,6 +134,8 @@ def prompt_scores(
         cells: Only models, tasks and ways of these cells; None: all.
     """
     sampled = store.sampled()
+    if not sampled:
+        return []
     about = store.cells(sampled=True).to_pylist()
     marked = [
         row for row in about

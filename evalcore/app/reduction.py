@@ -128,7 +128,7 @@ def read_cells(
         reduced.append(ReducedCell(key, about[cell], facts, load))
     lost = 0
     if cells is None:
-        recorded = set(store.cells(every=True).column("cell").to_pylist())
+        recorded = store.recorded()
         lost = sum(cell not in recorded for cell in places.of_cell)
         if missing:
             store.reductions.prune(set(keys.values()))

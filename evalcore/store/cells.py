@@ -104,6 +104,7 @@ class CellTables:
     def __init__(self, folder: Path, warn: Callable[[Path, str], None]) -> None:
         self.folder = folder
         self._warn = warn
+        self._kept: tuple[tuple[object, ...], dict[str, dict[str, Any]]] | None = None
 
     def files(self) -> list[Path]:
         return sorted(self.folder.glob("[!.]*.arrow"))
@@ -117,8 +118,16 @@ class CellTables:
         Raises:
             IncompatibleError: A file is of a newer schema.
         """
+        return CellRecords(dict(self._rows()), *self._marks())
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """Cell -> newest record, from memory while the folder holds the same files."""
+        files = self.files()
+        there = tuple((path.name, *_state_of(path)) for path in files)
+        if self._kept is not None and self._kept[0] == there:
+            return self._kept[1]
         tables = []
-        for path in self.files():
+        for path in files:
             try:
                 written, table = read_cells_file(path)
             except FileNotFoundError:
@@ -132,7 +141,8 @@ class CellTables:
             for row in table.to_pylist():
                 row["recorded"] = row["recorded"] or written
                 rows[row["cell"]] = row
-        return CellRecords(dict(sorted(rows.items())), *self._marks())
+        self._kept = (there, dict(sorted(rows.items())))
+        return self._kept[1]
 
     def write(self, rows: Sequence[dict[str, Any]]) -> Path | None:
         """Records what is not recorded like this already; see ``ResultStore.write_cells``."""
@@ -229,6 +239,15 @@ class CellTables:
                 if how is not None:
                     sampled[cell] = how
         return frozenset(dropped), sampled
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Size and time of a file; (-1, -1) where it is gone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return -1, -1
+    return about.st_size, about.st_mtime_ns
 
 
 def read_cells_file(path: Path) -> tuple[str, pa.Table]:

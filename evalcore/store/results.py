@@ -284,6 +284,10 @@ class ResultStore:
             states = {c: "current" if s == "sampled" else s for c, s in states.items()}
         return self._cells_table(records, states)
 
+    def recorded(self) -> frozenset[str]:
+        """Keys of all cells of which there is a record, whatever became of them."""
+        return frozenset(self._cells.read().rows)
+
     def undescribed(self) -> str | None:
         """A line about cells that have rows but no record of whose they are; None: there are none.
 
