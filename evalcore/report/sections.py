@@ -19,8 +19,9 @@ from evalcore.analysis import (
 from evalcore.analysis.findings import FINDINGS
 from evalcore.analysis.notes import contrast_notes, gain_notes, notes_by_task, score_notes
 from evalcore.analysis.reduction import TOKEN_COLUMNS
+from evalcore.report.charts import UNTUNED
 from evalcore.report.csvs import best_notes, p_columns
-from evalcore.report.rows import UNTUNED, seed_names, tuning_name
+from evalcore.report.rows import seed_names, tuning_name
 from evalcore.report.tables import labelled_rows
 from evalcore.report.words import visible
 
