@@ -195,7 +195,7 @@ def _follow(config: Any, moved: Mapping[str, tuple[str, AdapterName]]) -> None:
 
 def line(error: BaseException) -> str:
     """What an exception of another library says, on one line, in so far as it helps."""
-    if isinstance(error, KeyError):  # it says nothing but the key
+    if isinstance(error, KeyError) and " " not in str(error):  # it says nothing but the key
         return f"nothing there is called {error}"
     lines = [part.strip() for part in str(error).strip().splitlines() if part.strip()]
     if not lines:

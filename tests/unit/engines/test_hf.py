@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evalcore.engines import create_engine
+from evalcore.engines.hf_loading import line
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import IncompatibleError, InputError, SubjectError
 from evalcore.identity import checkpoint_fingerprint, open_checkpoint, weight_files
@@ -64,6 +65,13 @@ def test_a_checkpoint_is_loaded_whole_or_refused(
     with pytest.raises(IncompatibleError, match=message) as caught:
         scores(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_what_another_librarys_error_says_is_one_line() -> None:
+    assert line(KeyError("novel")) == "nothing there is called 'novel'"
+    assert "nothing there" not in line(KeyError("keys are missing in rope_parameters"))
+    assert line(ValueError("one\ntwo")) == "one"
+    assert line(ValueError()) == "ValueError"
 
 
 def test_computed_buffers_of_old_files_are_no_extra_tensors(
