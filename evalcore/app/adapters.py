@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evalcore.config.engine import AdapterWay, Device
@@ -13,7 +13,6 @@ from evalcore.engines.registry import merge_reason
 from evalcore.engines.rounding import MOST_LOST, lost_in
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.identity import adapter_config
-from evalcore.planning import PlannedCell
 from evalcore.store import ResultStore
 from evalcore.types import Subject
 
@@ -123,7 +122,10 @@ def stored_way(store: ResultStore, spec: EngineSpec) -> AdapterWay | None:
 
 
 def plan_adapters(
-    spec: EngineSpec, store: ResultStore, cells: Sequence[PlannedCell]
+    spec: EngineSpec,
+    store: ResultStore,
+    asked: Sequence[Subject],
+    tokens_of: Callable[[Collection[str]], int],
 ) -> AdapterPlan:
     """Settles how the adapters of a grid are applied.
 
@@ -134,9 +136,11 @@ def plan_adapters(
     Args:
         spec: With ``adapters`` as asked for, and with a device.
         store: The results folder.
-        cells: The whole grid, whatever is scored already: a run that goes on decides the same.
+        asked: Subjects of the whole grid, whatever is scored already: a run that goes on decides
+            the same.
+        tokens_of: Prompt tokens asked of some of them, by their ids.
     """
-    subjects = {cell.cell.subject.id: cell.cell.subject for cell in cells}
+    subjects = {subject.id: subject for subject in asked}
     tuned = [subject for subject in subjects.values() if subject.adapter is not None]
     device: Device = "cuda" if spec.device == "cuda" else "cpu"
     may = device == "cuda" and spec.kind == "vllm" and spec.strategy != "packed"
@@ -157,7 +161,7 @@ def plan_adapters(
     if way is None and lost is not None and lost[0] > MOST_LOST:
         way = "batched"
     if way is None:
-        tokens = sum(int(c.costs.sum()) for c in cells if c.cell.subject.id in beside)
+        tokens = tokens_of(beside)
         way = choose_way(device, len(beside) / max(len(homes), 1), tokens / max(len(beside), 1))
     if way == "merged":
         return AdapterPlan("merged", notes=_flagged(spec, lost))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
+import pyarrow as pa
 
 from evalcore import __version__
 from evalcore.errors import InputError
 from evalcore.identity import (
     CELL_KEY_VERSION,
+    KeyMaker,
     NumericsClass,
     cell_key,
     numeric_config,
@@ -27,7 +31,8 @@ from evalcore.prompting import (
     request_costs,
     shots_fingerprint,
 )
-from evalcore.store.schema import CellFacts, cell_row
+from evalcore.store.cell_rows import CellRows, Codes
+from evalcore.store.schema import CellFacts
 from evalcore.tasks import (
     Finding,
     check_requests,
@@ -73,6 +78,11 @@ class RequestFile:
     costs: np.ndarray
     shots: str | None = None
     findings: list[Finding] = field(default_factory=list)
+
+    @cached_property
+    def where(self) -> str:
+        """Its path as text."""
+        return str(self.path)
 
     @classmethod
     def of(
@@ -124,8 +134,8 @@ def _template_notes(task: Task, variant: Variant, checkpoint: Checkpoint) -> lis
 
 
 @dataclass(frozen=True, eq=False)
-class AskedCell:
-    """A cell but for the numbers it is computed in, which decide its key.
+class Question:
+    """A cell but for whose it is and for the numbers it is computed in, which decide its key too.
 
     Attributes:
         file: Its requests.
@@ -138,7 +148,6 @@ class AskedCell:
         built: What lm-eval made of one of its tasks.
     """
 
-    subject: Subject
     task: Task
     variant: Variant
     settings: EncodingSettings
@@ -151,21 +160,143 @@ class AskedCell:
     keeps_answers: bool = True
     built: Built | None = None
 
-    def key(self, numerics: NumericsClass, data: str = "") -> str:
-        """Its key; without data the key it has whatever its data are."""
+    def maker(self, data: str = "") -> KeyMaker:
+        """Of its cells' keys; without data of the keys they have whatever their data are."""
+        return KeyMaker(
+            self.task, self.variant, self.settings, data=data, shots=self.file.shots,
+            unconditional=needs_unconditional(self.task),
+        )  # fmt: skip
+
+    def key(self, subject: Subject, numerics: NumericsClass, data: str = "") -> str:
+        """The key of its cell of a subject, made by itself."""
         return cell_key(
-            self.subject, self.task, self.variant, self.settings, numerics, data=data,
+            subject, self.task, self.variant, self.settings, numerics, data=data,
             shots=self.file.shots, unconditional=needs_unconditional(self.task),
         )  # fmt: skip
 
-    def facts(self, cell: Cell, numerics: NumericsClass) -> CellFacts:
-        """What is recorded of the cell it has become."""
+    def facts(self, cell: Cell, numerics: NumericsClass, asked: str | None) -> CellFacts:
+        """What is recorded of one of its cells; ``asked``: its key whatever its data are."""
         found = self.findings
         return CellFacts(
-            cell, self.settings, numerics, self.baseline, self.documents, self.data,
-            self.key(numerics) if self.keeps_answers else None, self.versions, self.file.path.name,
-            CELL_KEY_VERSION, None if found is None else [finding.message for finding in found],
+            cell, self.settings, numerics, self.baseline, self.documents, self.data, asked,
+            self.versions, self.file.path.name, CELL_KEY_VERSION,
+            None if found is None else [finding.message for finding in found],
         )  # fmt: skip
+
+
+class Asked:
+    """Who is asked what: numbers of subjects and questions, one of each for a cell.
+
+    Attributes:
+        subjects: Each once.
+        questions: Each once.
+    """
+
+    def __init__(self) -> None:
+        self.subjects: list[Subject] = []
+        self.questions: list[Question] = []
+        self._subject, self._question = array("i"), array("i")
+        self._known: dict[int, int] = {}  # id of a subject that is kept -> its number
+        self._equal: dict[Subject, int] = {}
+        self._last: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._subject)
+
+    def ask(self, question: Question) -> int:
+        """Takes in a question; its number."""
+        self.questions.append(question)
+        return len(self.questions) - 1
+
+    def add(self, subject: Subject, question: int) -> None:
+        """A cell: a subject is asked a question."""
+        number = self._known.get(id(subject))
+        if number is None:
+            number = self._equal.setdefault(subject, len(self.subjects))
+            if number == len(self.subjects):
+                self.subjects.append(subject)  # kept, so that no other gets its id
+                self._known[id(subject)] = number
+        self._subject.append(number)
+        self._question.append(question)
+
+    def numbers(self) -> tuple[Codes, Codes]:
+        """(int64 [cells] numbers of their subjects, of their questions)."""
+        own = (self._subject, self._question)
+        subject, question = (np.array(each, dtype=np.int64) for each in own)
+        return subject, question
+
+
+@dataclass(frozen=True, eq=False)
+class GridCells(Sequence[PlannedCell]):
+    """Cells of a grid as numbers; each is made when it is looked at.
+
+    Attributes:
+        keys: Of the cells.
+        subject: int64 [cells], numbers of their subjects.
+        question: int64 [cells], numbers of their questions.
+        asked: What the numbers count in.
+        wanted: Key -> which rows are to be scored, where not all are.
+    """
+
+    keys: list[str]
+    subject: Codes
+    question: Codes
+    asked: Asked
+    wanted: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> PlannedCell: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PlannedCell]: ...
+    def __getitem__(self, index: int | slice) -> PlannedCell | list[PlannedCell]:
+        if isinstance(index, slice):
+            return [self._cell(i) for i in range(*index.indices(len(self)))]
+        return self._cell(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[PlannedCell]:
+        return map(self._cell, range(len(self)))
+
+    def _cell(self, i: int) -> PlannedCell:
+        question = self.asked.questions[self.question[i]]
+        subject, key = self.asked.subjects[self.subject[i]], self.keys[i]
+        file = question.file
+        return PlannedCell(
+            Cell(key, subject, question.task, question.variant), file.where, file.doc_ids,
+            file.costs, wanted=self.wanted.get(key),
+        )  # fmt: skip
+
+    def subjects(self) -> list[Subject]:
+        """Whose cells they are, each once, as they come."""
+        return [self.asked.subjects[i] for i in _firsts(self.subject)]
+
+    def questions(self) -> list[Question]:
+        """What they ask, each once, as they come."""
+        return [self.asked.questions[i] for i in _firsts(self.question)]
+
+    def tokens_of(self, subjects: Collection[str]) -> int:
+        """Prompt tokens asked of subjects, by their ids."""
+        told = np.array([each.id in subjects for each in self.asked.subjects], dtype=np.bool_)
+        each = np.array([int(q.file.costs.sum()) for q in self.asked.questions], dtype=np.int64)
+        return int(each[self.question[told[self.subject]]].sum()) if len(self) else 0
+
+    def chosen(self, subjects: Callable[[Subject], bool]) -> GridCells:
+        """Those of some subjects."""
+        told = np.array([subjects(each) for each in self.asked.subjects], dtype=np.bool_)
+        if told.all():
+            return self
+        at = np.flatnonzero(told[self.subject])
+        keys = [self.keys[i] for i in at.tolist()]
+        return replace(self, keys=keys, subject=self.subject[at], question=self.question[at])
+
+
+def _firsts(numbers: Codes) -> list[int]:
+    """Distinct numbers in the order in which they come."""
+    found, first = np.unique(numbers, return_index=True)
+    distinct: list[int] = found[np.argsort(first)].tolist()
+    return distinct
 
 
 @dataclass
@@ -175,18 +306,19 @@ class Grid:
     Attributes:
         asked: One per subject, task and variant; the same weights may be among them twice.
         cells: Those of them that are cells of their own, with their keys.
-        cell_rows: Rows of the store's cells table, aligned with ``cells``.
+        rows: Of the store's cells table: of all cells, also of those that were left out of
+            ``cells`` since.
         findings: What the checks of the data found.
         lm_eval: What is to be done for lm-eval's tasks after scoring, if there are any.
-        documents: By (task name, data as in ``cell_rows``).
+        documents: By (task name, data as in ``rows``).
         unasked: What cannot be asked: (kind of reason, subject) -> its cells left out.
         apart: Fingerprint of a checkpoint -> class of its scores, where it is another than the
             run's.
     """
 
-    asked: list[AskedCell] = field(default_factory=list)
-    cells: list[PlannedCell] = field(default_factory=list)
-    cell_rows: list[dict[str, Any]] = field(default_factory=list)
+    asked: Asked = field(default_factory=Asked)
+    cells: GridCells = field(init=False)
+    rows: CellRows = field(init=False)
     findings: list[Finding] = field(default_factory=list)
     lm_eval: LmEvalWork | None = None
     documents: dict[tuple[str, str], Sequence[Document]] = field(default_factory=dict)
@@ -213,21 +345,92 @@ class Grid:
 
     def give_keys(self, numerics: NumericsClass) -> None:
         """Makes the cells of what is asked, in a class of numbers; again where it changes."""
-        self.cells, self.cell_rows = [], []
+        subject, question = self.asked.numbers()
+        classes = [self._class(each, numerics) for each in self.asked.subjects]
+        keys, whatever = self._keys(subject, question, classes)
+        if len(set(keys)) < len(keys):
+            # The same weights, asked differently, but not here: the first of them is the cell.
+            first: dict[str, int] = {}
+            for i, key in enumerate(keys):
+                first.setdefault(key, i)
+            at = np.array(list(first.values()), dtype=np.int64)
+            keys, whatever = list(first), [whatever[i] for i in at.tolist()]
+            subject, question = subject[at], question[at]
+        self.cells = GridCells(keys, subject, question, self.asked)
+        checkpoints: dict[int, int] = {}
+        homes = [
+            checkpoints.setdefault(id(each.checkpoint), len(checkpoints))
+            for each in self.asked.subjects
+        ]
+        home = np.array(homes, dtype=np.int64)[subject]
+        self.rows = CellRows.of_cells(
+            {
+                "cell": pa.array(keys, pa.string()),
+                "asked": pa.array(whatever, pa.string()),
+            },
+            {
+                "subject": subject,
+                "question": question,
+                "pair": home * max(len(self.asked.questions), 1) + question,
+            },
+            lambda i: self._facts(i, classes, whatever),
+        )
         if self.lm_eval is not None:
             self.lm_eval.cells.clear()
-        known: set[str] = set()
-        for asked in self.asked:
-            own = self.apart.get(asked.subject.checkpoint.fingerprint, numerics)
-            key = asked.key(own, asked.data)
-            if key in known:  # the same weights, asked differently, but not here
-                continue
-            known.add(key)
-            cell, file = Cell(key, asked.subject, asked.task, asked.variant), asked.file
-            self.cells.append(PlannedCell(cell, str(file.path), file.doc_ids, file.costs))
-            self.cell_rows.append(cell_row(asked.facts(cell, own)))
-            if asked.built is not None and self.lm_eval is not None:
-                self.lm_eval.add(cell, asked.built)
+            theirs = [i for i, q in enumerate(self.asked.questions) if q.built is not None]
+            for i in np.flatnonzero(np.isin(question, theirs)).tolist():
+                built = self.asked.questions[question[i]].built
+                assert built is not None
+                self.lm_eval.add(self.cells[i].cell, built)
+
+    def _facts(
+        self, i: int, classes: Sequence[NumericsClass], whatever: Sequence[str | None]
+    ) -> CellFacts:
+        cells = self.cells
+        own = self.asked.questions[cells.question[i]]
+        return own.facts(cells[i].cell, classes[cells.subject[i]], whatever[i])
+
+    def _class(self, subject: Subject, numerics: NumericsClass) -> NumericsClass:
+        return self.apart.get(subject.checkpoint.fingerprint, numerics)
+
+    def _keys(
+        self, subject: Codes, question: Codes, classes: Sequence[NumericsClass]
+    ) -> tuple[list[str], list[str | None]]:
+        """Keys of all that is asked, and the keys whatever the data are."""
+        keys: list[str] = []
+        whatever: list[str | None] = []
+        adapters = [s.adapter and s.adapter.fingerprint for s in self.asked.subjects]
+        number = -1
+        for who, what in zip(subject.tolist(), question.tolist(), strict=True):
+            if what != number:
+                number, own = what, self.asked.questions[what]
+                maker, plain = own.maker(own.data), own.maker()
+                stems: dict[tuple[int, NumericsClass], tuple[str, str]] = {}
+            checkpoint = self.asked.subjects[who].checkpoint
+            at = (id(checkpoint), classes[who])
+            if at not in stems:
+                stems[at] = (
+                    maker.stem(checkpoint, classes[who]),
+                    plain.stem(checkpoint, classes[who]) if own.keeps_answers else "",
+                )
+            with_data, without = stems[at]
+            keys.append(maker.key(with_data, adapters[who]))
+            whatever.append(plain.key(without, adapters[who]) if without else None)
+        return keys, whatever
+
+
+class Lengths:
+    """:func:`encoding_settings` of checkpoints, each asked once."""
+
+    def __init__(self, max_length: int | None) -> None:
+        self._max_length = max_length
+        self._known: dict[str, EncodingSettings] = {}
+
+    def of(self, checkpoint: Checkpoint) -> EncodingSettings:
+        """The settings of a checkpoint."""
+        if checkpoint.path not in self._known:
+            self._known[checkpoint.path] = encoding_settings(checkpoint, self._max_length)
+        return self._known[checkpoint.path]
 
 
 def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> EncodingSettings:

@@ -10,10 +10,10 @@ from pathlib import Path
 from evalcore.app.asking import asked_of
 from evalcore.app.cells import (
     NO_TEMPLATE,
-    AskedCell,
     Grid,
+    Lengths,
+    Question,
     RequestFile,
-    encoding_settings,
     installed_versions,
 )
 from evalcore.app.learned import LearnedRows
@@ -107,8 +107,10 @@ def _ask(
     task, versions = work.task, json.dumps(installed_versions())
     grid.documents[task.name, work.data] = work.documents
     learned = LearnedRows(task, work.documents, work.pool)
+    lengths = Lengths(options.max_length)
     for variant in variants:
-        files = _Files(work, variant, options, cache)
+        files = _Files(work, variant, lengths, cache)
+        questions: dict[tuple[int, ...], int] = {}
         for subject in asked_of(
             subjects,
             chat=variant.chat,
@@ -119,12 +121,25 @@ def _ask(
                 grid.leave_out(NO_TEMPLATE, subject)
                 continue
             settings, file = files.of(subject.checkpoint)
-            own = (*work.findings, *file.findings, *learned.findings(subject))
-            asked = AskedCell(
-                subject, task, variant, settings, file, work.baseline, work.documents, work.data,
-                versions, own,
-            )  # fmt: skip
-            grid.asked.append(asked)
+            own = learned.findings(subject)
+            # Findings are only ever added to, so that their number tells which they are.
+            at = (id(file), len(work.findings), len(file.findings), *map(id, own))
+            if at not in questions:
+                found = (*work.findings, *file.findings, *own)
+                questions[at] = grid.asked.ask(
+                    Question(
+                        task,
+                        variant,
+                        settings,
+                        file,
+                        work.baseline,
+                        work.documents,
+                        work.data,
+                        versions,
+                        found,
+                    )
+                )  # fmt: skip
+            grid.asked.add(subject, questions[at])
         grid.findings += files.findings
     grid.findings += [*work.findings, *learned.all()]
 
@@ -219,7 +234,7 @@ class _Files:
 
     work: _TaskWork
     variant: Variant
-    options: GridConfig
+    lengths: Lengths
     cache: Path
     findings: list[Finding] = field(default_factory=list)
     known: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
@@ -230,7 +245,7 @@ class _Files:
 
     def of(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, RequestFile]:
         """Settings and requests for a checkpoint, encoded once for each tokenizer."""
-        settings = encoding_settings(checkpoint, self.options.max_length)
+        settings = self.lengths.of(checkpoint)
         template = checkpoint.template_fingerprint if self.variant.chat else ""
         at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)
         if at not in self.known:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalcore.prompting import read_requests
@@ -24,9 +23,9 @@ def keep_inputs(store: ResultStore, grid: Grid) -> None:
     """
     for (task, data), documents in grid.documents.items():
         store.write_documents(task, data, _rows(documents))
-    for path in sorted({cell.requests_path for cell in grid.cells}):
-        if not store.has_requests(Path(path).name):
-            store.write_requests(Path(path).name, read_requests(path))
+    for path in sorted({question.file.path for question in grid.cells.questions()}):
+        if not store.has_requests(path.name):
+            store.write_requests(path.name, read_requests(path))
 
 
 def keep_clusters(store: ResultStore, grid: Grid) -> None:
@@ -35,7 +34,7 @@ def keep_clusters(store: ResultStore, grid: Grid) -> None:
     Raises:
         ResultsError: The folder cannot be written.
     """
-    named = {cell.task.name: cell.task.spec.get("cluster") for cell in grid.asked}
+    named = {q.task.name: q.task.spec.get("cluster") for q in grid.asked.questions}
     for (task, _), documents in grid.documents.items():
         if field := named.get(task):
             store.write_clusters(task, clusters_of(field, documents))

@@ -64,9 +64,11 @@ def _earlier(store: ResultStore, grid: Grid) -> dict[str, list[str]]:
     for row in rows:
         if row["asked"] and states.get(row["cell"]) != "dropped":
             by_asked[row["asked"]].append((str(row["recorded"] or ""), row["cell"]))
+    if not by_asked:
+        return {}
     found = {}
-    for row in grid.cell_rows:
-        others = sorted(by_asked.get(row.get("asked") or "", ()), reverse=True)
+    for row in grid.rows.to_pylist(["cell", "asked"]):
+        others = sorted(by_asked.get(row["asked"] or "", ()), reverse=True)
         own = [cell for _, cell in others if cell != row["cell"]]
         if own:
             found[row["cell"]] = own

@@ -25,6 +25,7 @@ from evalcore.store.schema import FULLY_TUNED
 from evalcore.types import Subject
 
 if TYPE_CHECKING:
+    from evalcore.app.cells import Question
     from evalcore.config import SubjectsConfig
 
 LABEL_COLUMNS = tuple(f.name for f in fields(Labels))
@@ -107,9 +108,9 @@ def known_labels(store: ResultStore) -> dict[str, tuple[Labels, str]]:
     return found
 
 
-def untaught_notes(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def untaught_notes(subjects: Sequence[Subject], asked: Sequence[Question]) -> list[str]:
     """Notes on labels that name no task of the run: no gain will count as the tuning's own."""
-    names = {row["task"] for row in rows} | {row["tuned_by"] for row in rows}
+    names = {name for each in asked for name in (each.task.name, each.task.tuned_by)}
     odd: dict[str, int] = {}
     for subject in subjects:
         if subject.tuned_on and subject.made.labels_from != "record":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evalcore.app.asking import asked_of
-from evalcore.app.cells import NO_TEMPLATE, AskedCell, Grid, RequestFile, encoding_settings
+from evalcore.app.cells import NO_TEMPLATE, Grid, Lengths, Question, RequestFile
 from evalcore.config import GridConfig
 from evalcore.identity import data_fingerprint
 from evalcore.lm_eval import VERSION, Built, LoadedTask, load
@@ -38,8 +38,10 @@ def ask_lm_eval(
         data_root=options.data_root,
     )
     versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
+    lengths = Lengths(options.max_length)
     for task in loaded.tasks.values():
-        files = _Files(task, options, grid, cache)
+        files = _Files(task, options, grid, cache, lengths)
+        questions: dict[tuple[int, int], int] = {}
         for subject in asked_of(
             subjects,
             chat=options.chat,
@@ -50,14 +52,26 @@ def ask_lm_eval(
                 grid.leave_out(NO_TEMPLATE, subject)
                 continue
             settings, built, baseline, file = files.of(subject.checkpoint)
-            # lm-eval's definition is code: its words and the rows it made of them.
-            data = data_fingerprint(built.task)
-            grid.documents[built.task.name, data] = built.documents
-            asked = AskedCell(
-                subject, built.task, built.variant, settings, file, baseline, built.documents, data,
-                versions, keeps_answers=False, built=built,
-            )  # fmt: skip
-            grid.asked.append(asked)
+            at = (id(file), id(built))
+            if at not in questions:
+                # lm-eval's definition is code: its words and the rows it made of them.
+                data = data_fingerprint(built.task)
+                grid.documents[built.task.name, data] = built.documents
+                questions[at] = grid.asked.ask(
+                    Question(
+                        built.task,
+                        built.variant,
+                        settings,
+                        file,
+                        baseline,
+                        built.documents,
+                        data,
+                        versions,
+                        keeps_answers=False,
+                        built=built,
+                    )
+                )  # fmt: skip
+            grid.asked.add(subject, questions[at])
     return LmEvalWork(loaded)
 
 
@@ -69,6 +83,7 @@ class _Files:
     options: GridConfig
     grid: Grid
     cache: Path
+    lengths: Lengths
     texts: dict[str, tuple[Built, float]] = field(default_factory=dict)
     files: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
 
@@ -87,7 +102,7 @@ class _Files:
             self.texts[chat] = built, baseline
             self.grid.findings += found
         built, baseline = self.texts[chat]
-        length = encoding_settings(checkpoint, self.options.max_length).max_length
+        length = self.lengths.of(checkpoint).max_length
         settings = EncodingSettings(max_length=length, overflow="truncate_left")
         at = (checkpoint.tokenizer_fingerprint, chat, length)
         if at not in self.files:

@@ -107,11 +107,11 @@ class ScoreOutcome:
 
 def asked_names(grid: Grid) -> dict[str, tuple[str, ...]]:
     """Names of what the grid is made of, each once, in its order."""
-    cells = [planned.cell for planned in grid.cells]
+    questions = grid.cells.questions()
     names = {
-        "subjects": (cell.subject.label for cell in cells),
-        "tasks": (cell.task.name for cell in cells),
-        "prompts": (cell.variant.name for cell in cells),
+        "subjects": (subject.label for subject in grid.cells.subjects()),
+        "tasks": (question.task.name for question in questions),
+        "prompts": (question.variant.name for question in questions),
     }
     return {what: tuple(dict.fromkeys(of)) for what, of in names.items()}
 
@@ -146,7 +146,9 @@ def doubted(prepared: Prepared) -> frozenset[str]:
 def left_out(prepared: Prepared, disagreed: Mapping[str, str]) -> list[tuple[str, str]]:
     """Drops cells of refused weights that have rows from another worker or an earlier run."""
     store = prepared.store
-    cells = [planned.cell for planned in prepared.grid.cells]
+    if not disagreed:
+        return []
+    cells = (planned.cell for planned in prepared.grid.cells)
     wrong = {cell.key: cell.subject for cell in cells if cell.subject.weights in disagreed}
     there = wrong.keys() & set(store.coverage()) if wrong else set()
     if not there:
@@ -163,6 +165,8 @@ def left_out(prepared: Prepared, disagreed: Mapping[str, str]) -> list[tuple[str
 def name_failures(outcome: ScoreOutcome, grid: Grid) -> None:
     """Failed cells as one problem per subject and reason."""
     why: dict[tuple[str, str], int] = {}
+    if not outcome.summary.failed_cells:
+        return
     for planned in grid.cells:
         message = outcome.summary.failed_cells.get(planned.cell.key)
         if message:

@@ -72,7 +72,7 @@ def draw(grid: Grid, budget: float, seed: int) -> tuple[Marks, list[str]]:
             marks[planned.cell.key] = how
             pairs += int(wanted.sum())
             total += documents
-    grid.cells = [replace(planned, wanted=chosen.get(planned.cell.key)) for planned in grid.cells]
+    grid.cells = replace(grid.cells, wanted=chosen)
     lines = []
     if total:
         lines.append(
@@ -109,11 +109,17 @@ def settle_marks(store: ResultStore, grid: Grid, marks: Marks) -> None:
     store.mark_sampled(found)
 
 
+_WAY = (
+    "cell", "subject", "task", "variant", "shots", "shots_seed", "shots_order", "shots_balance",
+    "chat", "listing", "answer",
+)  # fmt: skip
+
+
 def _groups(grid: Grid) -> list[list[PlannedCell]]:
     """Cells of one model, task and way of asking, which all show the same documents."""
     from evalcore.analysis.ways import Way
 
-    rows = {row["cell"]: row for row in grid.cell_rows}
+    rows = {row["cell"]: row for row in grid.rows.to_pylist(_WAY)}
     lm_eval = set() if grid.lm_eval is None else {w.cell.key for w in grid.lm_eval.cells}
     found: dict[tuple[Any, ...], list[PlannedCell]] = defaultdict(list)
     for planned in grid.cells:

@@ -146,7 +146,7 @@ def _prepare(
         notes += drawn
     beside = adapters.beside
     notes += adapters.notes
-    named = {planned.cell.subject.id: planned.cell.subject for planned in grid.cells}
+    named = {subject.id: subject for subject in grid.asked.subjects}
     problems += [(named[own].label, reason) for own, reason in adapters.refused.items()]
     problems += grid.problems()
     notes += keys_changed(store, grid)
@@ -155,11 +155,11 @@ def _prepare(
             f"{len(beside):,} adapters are applied beside the weights, up to {spec.max_loras} of a "
             f"checkpoint at once"
         )
-    notes += untaught_notes(subjects, grid.cell_rows)
+    notes += untaught_notes(subjects, grid.asked.questions)
     if config.grid.strict:
         require_documents(grid.findings)
     if not config.run.dry_run:
-        store.write_cells(grid.cell_rows)
+        store.write_cells(grid.rows)
         settle_marks(store, grid, marks)
         notes += keep_answers(store, grid)
     plan = plan_units(
@@ -180,7 +180,7 @@ def _prepare(
         problems=problems,
         findings=[finding.message for finding in grid.findings],
         limits=limits,
-        cells=frozenset(planned.cell.key for planned in grid.cells),
+        cells=frozenset(grid.cells.keys),
         asked=asked_names(grid),
         engines=f"{spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
     )

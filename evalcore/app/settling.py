@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
 from evalcore.app.cells import Grid, encoding_settings
 from evalcore.app.engines import hf_spec
@@ -126,14 +128,14 @@ def settle_grid(
     numerics = numerics_class(spec)
     apart = dict.fromkeys(slow, numerics_class(hf_spec(spec)))
     grid = build_grid(subjects, config, numerics, cache, apart=apart)
-    fast = [c for c in grid.cells if c.cell.subject.checkpoint.fingerprint not in apart]
-    adapters = plan_adapters(spec, store, fast)
-    generates = any(generation_of(c.cell.task, c.cell.variant) for c in grid.cells)
+    fast = grid.cells.chosen(lambda subject: subject.checkpoint.fingerprint not in apart)
+    adapters = plan_adapters(spec, store, fast.subjects(), fast.tokens_of)
+    generates = any(generation_of(each.task, each.variant) for each in grid.cells.questions())
     spec = replace(adapters.fitted(spec), cuda_graphs=generates)  # scoring replays none
     if numerics_class(spec).label != numerics.label:
         # In 16-bit the way is part of every cell's key, and the rule needs the costs.
         grid.give_keys(numerics_class(spec))
-    grid.cells = [c for c in grid.cells if c.cell.subject.id not in adapters.refused]
+    grid.cells = grid.cells.chosen(lambda subject: subject.id not in adapters.refused)
     return spec, grid, adapters
 
 
@@ -150,13 +152,15 @@ def set_aside(store: ResultStore) -> list[str]:
 
 def keys_changed(store: ResultStore, grid: Grid) -> list[str]:
     """One line where cells of this grid were scored under keys of an earlier version."""
-    names = ("checkpoint_fingerprint", "adapter_fingerprint", "task", "variant")
-    asked = {tuple(row[name] for name in names) for row in grid.cell_rows}
+    names = ["checkpoint_fingerprint", "adapter_fingerprint", "task", "variant"]
     table = store.cells().select([*names, "key_version"])
-    old = sum(
-        (row["key_version"] or 0) < CELL_KEY_VERSION and tuple(row[n] for n in names) in asked
-        for row in table.to_pylist()
-    )
+    known = pc.fill_null(table["key_version"], 0)
+    table = table.filter(pc.less(known, CELL_KEY_VERSION))
+    old = 0
+    if table.num_rows:
+        columns = (grid.rows.column(name).to_pylist() for name in names)
+        asked = set(zip(*columns, strict=True))
+        old = sum(tuple(row[n] for n in names) in asked for row in table.to_pylist())
     if not old:
         return []
     return [

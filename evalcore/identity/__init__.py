@@ -12,6 +12,7 @@ from evalcore.identity.bases import check_base, quantisation
 from evalcore.identity.cache import cache_dir
 from evalcore.identity.cells import (
     CELL_KEY_VERSION,
+    KeyMaker,
     NumericsClass,
     cell_key,
     data_fingerprint,
@@ -68,6 +69,7 @@ __all__ = [
     "Applied",
     "HubError",
     "HubRepository",
+    "KeyMaker",
     "Layout",
     "LoraAdapter",
     "ModuleDelta",

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import hashlib
+import json
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from evalcore.identity.hashing import text_fingerprint
-from evalcore.types import TEMPLATE_DATE, EncodingSettings, Subject, Task, Variant, generation_of
+from evalcore.identity.hashing import DIGEST_BYTES, canonical_json, text_fingerprint
+from evalcore.types import (
+    TEMPLATE_DATE,
+    Checkpoint,
+    EncodingSettings,
+    Subject,
+    Task,
+    Variant,
+    generation_of,
+)
 
 CELL_KEY_VERSION = 3
 """Raised when the same question to the same model would get another key (docs/identity.md)."""
@@ -106,34 +116,92 @@ def cell_key(
         shots: Fingerprint of the worked examples in their order; None where there are none.
         unconditional: Whether choices are scored after an empty context too.
     """
-    checkpoint = subject.checkpoint
-    parts: dict[str, Any] = {
-        "cell": CELL_KEY_VERSION,
-        "checkpoint": checkpoint.fingerprint,
-        "tokenizer": checkpoint.tokenizer_fingerprint,
-        "task": [task.name, task.version, task.output_type],
-        "data": data,
-        "variant": variant.fingerprint,
-        "numerics": numerics.label,
-    }
-    if task.words and not variant.label_words and variant.listing != "letters":
-        parts["words"] = task.words
+    maker = KeyMaker(task, variant, encoding, data=data, shots=shots, unconditional=unconditional)
+    parts = maker.parts | maker.parts_of(subject.checkpoint, numerics)
     if subject.adapter is not None:
         parts["adapter"] = subject.adapter.fingerprint
-    if shots is not None:
-        parts["shots"] = shots
-    if unconditional:
-        parts["unconditional"] = True
-    if special := differences(encoding):
-        parts["encoding"] = special
-    if variant.chat:
-        parts["template"] = checkpoint.template_fingerprint
-        if checkpoint.template_dated and variant.chat_date != TEMPLATE_DATE:
-            parts["date"] = variant.chat_date
-    settings = generation_of(task, variant)
-    if settings is not None:
-        parts["generation"] = differences(settings)
-        parts["ends"] = sorted(checkpoint.end_tokens or ())
-        if settings.run_on:
-            parts["stop_rule"] = STOP_RULE
     return text_fingerprint(parts)
+
+
+class KeyMaker:
+    """Keys of many cells that ask the same: what they have in common is written once.
+
+    ``key(stem(checkpoint, numerics), adapter)`` is :func:`cell_key`, byte by byte.
+
+    Attributes:
+        parts: Of the key, whoever is asked.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        variant: Variant,
+        encoding: EncodingSettings,
+        *,
+        data: str = "",
+        shots: str | None = None,
+        unconditional: bool = False,
+    ) -> None:
+        settings = generation_of(task, variant)
+        self._chat, self._ends = variant.chat, settings is not None
+        self._date = variant.chat_date if variant.chat_date != TEMPLATE_DATE else None
+        self.parts: dict[str, Any] = {
+            "cell": CELL_KEY_VERSION,
+            "task": [task.name, task.version, task.output_type],
+            "data": data,
+            "variant": variant.fingerprint,
+        }
+        if task.words and not variant.label_words and variant.listing != "letters":
+            self.parts["words"] = task.words
+        if shots is not None:
+            self.parts["shots"] = shots
+        if unconditional:
+            self.parts["unconditional"] = True
+        if special := differences(encoding):
+            self.parts["encoding"] = special
+        if settings is not None:
+            self.parts["generation"] = differences(settings)
+            if settings.run_on:
+                self.parts["stop_rule"] = STOP_RULE
+        self._written: dict[str, str] | None = None
+
+    def parts_of(self, checkpoint: Checkpoint, numerics: NumericsClass) -> dict[str, Any]:
+        """Parts of the key that a model decides, its adapter apart."""
+        parts: dict[str, Any] = {
+            "checkpoint": checkpoint.fingerprint,
+            "tokenizer": checkpoint.tokenizer_fingerprint,
+            "numerics": numerics.label,
+        }
+        if self._chat:
+            parts["template"] = checkpoint.template_fingerprint
+            if checkpoint.template_dated and self._date is not None:
+                parts["date"] = self._date
+        if self._ends:
+            parts["ends"] = sorted(checkpoint.end_tokens or ())
+        return parts
+
+    def stem(self, checkpoint: Checkpoint, numerics: NumericsClass) -> str:
+        """What the keys of a checkpoint and of all its adapters have in common, as it is hashed."""
+        if self._written is None:
+            self._written = _written(self.parts)
+        written = self._written | _written(self.parts_of(checkpoint, numerics))
+        return ",".join([written[name] for name in sorted(written)])
+
+    @staticmethod
+    def key(stem: str, adapter: str | None) -> str:
+        """A cell's key; ``adapter``: its fingerprint."""
+        # "adapter" is the first of all names in canonical order.
+        text = f"{{{stem}}}" if adapter is None else f'{{"adapter":{_quoted(adapter)},{stem}}}'
+        data = text.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _written(parts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f'"{name}":{_text(value)}' for name, value in parts.items()}
+
+
+def _text(value: Any) -> str:
+    return _quoted(value) if isinstance(value, str) else canonical_json(value)
+
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode

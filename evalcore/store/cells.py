@@ -13,14 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 from evalcore.checked import (
@@ -32,50 +37,64 @@ from evalcore.checked import (
     read_json,
     read_table,
     require_regular,
+    write_batches,
     write_json,
-    write_table,
 )
 from evalcore.errors import ResultsError, UnknownNameError
 from evalcore.files import utc_stamp
+from evalcore.store.cell_rows import CellRows, Codes
 from evalcore.store.migration import OLDEST_VERSION, check_version, upgrade_cells
-from evalcore.store.schema import CELL_SCHEMA, SCHEMA_VERSION, conform
+from evalcore.store.schema import CELL_SCHEMA, SCHEMA_VERSION
 
 log = logging.getLogger("evalcore")
 
 CellState = Literal["current", "sampled", "superseded", "dropped"]
 GROUP = ("subject", "task", "variant", "numerics")
 """Cells that share these are definitions of one thing."""
+_ROWS_AT_ONCE = 65_536
 _WRITTEN_KEY = b"evalcore.written"
 _VERSION_KEY = b"evalcore.schema_version"
 
 
 @dataclass(frozen=True)
 class CellRecords:
-    """The newest record of every cell, by cell key.
+    """The newest record of every cell.
 
     Attributes:
+        table: One row per cell, ordered by cell, each with when it was recorded.
         sampled: Cell -> what was drawn (see ``ResultStore.mark_sampled``).
     """
 
-    rows: dict[str, dict[str, Any]]
+    table: pa.Table
     dropped: frozenset[str]
     sampled: Mapping[str, Mapping[str, Any]]
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """By cell; where few columns are wanted, take them of ``table``."""
+        return {row["cell"]: row for row in self.table.to_pylist()}
+
+    @cached_property
+    def recorded(self) -> dict[str, str]:
+        """Cell -> when it was recorded."""
+        columns = (self.table[name].to_pylist() for name in ("cell", "recorded"))
+        return dict(zip(*columns, strict=True))
 
     def groups(self) -> list[list[str]]:
         """Cells that are definitions of one thing, oldest first; those that stand alone too."""
         found: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-        for cell, row in self.rows.items():
-            found[_group(row)].append(cell)
+        for cell, group in zip(self.table["cell"].to_pylist(), _groups(self.table), strict=True):
+            found[group].append(cell)
         return [
-            sorted(cells, key=lambda cell: (self.rows[cell]["recorded"], cell))
+            sorted(cells, key=lambda cell: (self.recorded[cell], cell)) if len(cells) > 1 else cells
             for cells in found.values()
         ]
 
     def newest(self, cells: list[str]) -> list[str]:
         """Those that were asked for last; several only where one run asked for them (models of the
         same weights with other tokenizers)."""
-        last = max((self.rows[cell]["recorded"] for cell in cells), default="")
-        return [cell for cell in cells if self.rows[cell]["recorded"] == last]
+        last = max((self.recorded[cell] for cell in cells), default="")
+        return [cell for cell in cells if self.recorded[cell] == last]
 
     def states(self, with_rows: Callable[[], Set[str]]) -> dict[str, CellState]:
         """State of every cell.
@@ -104,7 +123,7 @@ class CellTables:
     def __init__(self, folder: Path, warn: Callable[[Path, str], None]) -> None:
         self.folder = folder
         self._warn = warn
-        self._kept: tuple[tuple[object, ...], dict[str, dict[str, Any]]] | None = None
+        self._kept: tuple[tuple[object, ...], pa.Table] | None = None
 
     def files(self) -> list[Path]:
         return sorted(self.folder.glob("[!.]*.arrow"))
@@ -118,10 +137,10 @@ class CellTables:
         Raises:
             IncompatibleError: A file is of a newer schema.
         """
-        return CellRecords(dict(self._rows()), *self._marks())
+        return CellRecords(self._table(), *self._marks())
 
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        """Cell -> newest record, from memory while the folder holds the same files."""
+    def _table(self) -> pa.Table:
+        """Newest record of every cell, from memory while the folder holds the same files."""
         files = self.files()
         there = tuple((path.name, *_state_of(path)) for path in files)
         if self._kept is not None and self._kept[0] == there:
@@ -136,50 +155,66 @@ class CellTables:
                 self._warn(path, str(error))
                 continue
             tables.append((written, path.name, table))
-        rows: dict[str, dict[str, Any]] = {}
-        for written, _, table in sorted(tables, key=lambda entry: entry[:2]):
-            for row in table.to_pylist():
-                row["recorded"] = row["recorded"] or written
-                rows[row["cell"]] = row
-        self._kept = (there, dict(sorted(rows.items())))
+        tables.sort(key=lambda entry: entry[:2])
+        dated = [_dated(each, written) for written, _, each in tables]
+        table = pa.concat_tables([CELL_SCHEMA.empty_table(), *dated])
+        if len(dated) > 1 or pc.count_distinct(table["cell"]).as_py() < table.num_rows:
+            table = _last_of_each(table)
+        self._kept = (there, table.sort_by("cell"))
         return self._kept[1]
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> Path | None:
+    def write(self, rows: CellRows) -> Path | None:
         """Records what is not recorded like this already; see ``ResultStore.write_cells``."""
-        table = conform(list(rows), CELL_SCHEMA, "rows for the cells table").sort_by("cell")
         known = self.read()
-        latest = {cell for cells in known.groups() for cell in known.newest(cells)}
-        wanted, asked = [], table.to_pylist()
-        for row in asked:
-            old = known.rows.get(row["cell"])
-            given = row["recorded"] is not None  # a correction keeps when it was asked for
-            same = old is not None and _text(old | {"recorded": row["recorded"]}) == _text(row)
-            if not same or (row["cell"] not in latest and not given):
-                wanted.append(row)
-        # What one run asks for together stays together: all of it is current.
-        fresh = {_group(row) for row in wanted if row["recorded"] is None}
-        keys = {row["cell"] for row in wanted}
-        wanted += [row for row in asked if row["cell"] not in keys and _group(row) in fresh]
-        again = known.dropped & {row["cell"] for row in rows}
+        keys = rows.column("cell")
+        order = pc.array_sort_indices(keys).to_numpy().astype(np.int64)
+        wanted = order if not known.table.num_rows else self._news(known, rows, order)
+        again = known.dropped & set(keys.to_pylist()) if known.dropped else ()
         if again:
             log.warning(
                 "%d of these cells were dropped and stay so: `evalcore cells %s restore`",
                 len(again), self.folder.parent,
             )  # fmt: skip
-        if not wanted:
+        if not len(wanted):
             return None
         # A clock that steps back must not make an old definition the newest.
-        stamp = _after(utc_stamp(), max((r["recorded"] for r in known.rows.values()), default=""))
-        for row in wanted:
-            row["recorded"] = row["recorded"] or stamp
-        digest = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=8)
-        path = self.folder / f"{stamp}-{digest.hexdigest()}{ARROW_SUFFIX}"
+        last = pc.max(known.table["recorded"]).as_py() if known.table.num_rows else None
+        stamp = _after(utc_stamp(), last or "")
+        path = self.folder / f"{stamp}-{secrets.token_hex(8)}{ARROW_SUFFIX}"
         metadata = {_WRITTEN_KEY: stamp.encode(), _VERSION_KEY: str(SCHEMA_VERSION).encode()}
+        batches = (
+            batch
+            for begin in range(0, len(wanted), _ROWS_AT_ONCE)
+            for batch in _dated(rows.take(wanted[begin : begin + _ROWS_AT_ONCE]), stamp)
+            .combine_chunks()
+            .to_batches()
+        )
         try:
-            write_table(path, pa.Table.from_pylist(wanted, CELL_SCHEMA), metadata=metadata)
+            write_batches(path, CELL_SCHEMA, batches, metadata=metadata)
         except OSError as error:
             raise not_writable(self.folder, error) from error
         return path
+
+    @staticmethod
+    def _news(known: CellRecords, rows: CellRows, order: Codes) -> Codes:
+        """Rows, in their order, that are new, described otherwise, or superseded."""
+        latest = {cell for cells in known.groups() for cell in known.newest(cells)}
+        begins = range(0, len(order), _ROWS_AT_ONCE)
+        asked = [rows.take(order[begin : begin + _ROWS_AT_ONCE]) for begin in begins]
+        news = np.concatenate([~_recorded_so(part, known.table) for part in asked])
+        keys = [cell for part in asked for cell in part["cell"].to_pylist()]
+        # A correction keeps when it was asked for.
+        given = np.concatenate([_flags(pc.is_valid(part["recorded"])) for part in asked])
+        news |= ~given & np.array([cell not in latest for cell in keys], dtype=np.bool_)
+        if not news.any():
+            return order[:0]
+        # What one run asks for together stays together: all of it is current.
+        groups = [group for part in asked for group in _groups(part)]
+        fresh = {groups[i] for i in np.flatnonzero(news & ~given).tolist()}
+        along = np.array([group in fresh for group in groups], dtype=np.bool_)
+        there = {keys[i] for i in np.flatnonzero(news).tolist()}
+        along &= np.array([cell not in there for cell in keys], dtype=np.bool_)
+        return np.concatenate([order[news], order[along]])
 
     def mark(self, cells: Iterable[str], dropped: bool) -> int:
         """Marks cells as dropped, or no longer; returns how many were not so before.
@@ -279,13 +314,55 @@ def read_cells_file(path: Path) -> tuple[str, pa.Table]:
     return metadata[_WRITTEN_KEY].decode(), upgrade_cells(table, version, str(path))
 
 
-def _group(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What its definitions share; without a subject nobody can tell, and a cell stands alone."""
-    return tuple(row[name] for name in GROUP) if row["subject"] else (row["cell"],)
+def _groups(table: pa.Table) -> list[tuple[Any, ...]]:
+    """What definitions of one thing share; without a subject nobody can tell, and a cell stands
+    alone."""
+    columns = (table[name].to_pylist() for name in GROUP)
+    rows = zip(table["cell"].to_pylist(), *columns, strict=True)
+    return [row[1:] if row[1] else row[:1] for row in rows]
 
 
-def _text(row: dict[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True)  # NaN is equal to NaN here
+def _dated(table: pa.Table, stamp: str) -> pa.Table:
+    """The rows, with a time for those that have none."""
+    at = table.schema.get_field_index("recorded")
+    column = pc.fill_null(table["recorded"], stamp)
+    return table.set_column(at, CELL_SCHEMA.field(at), column)
+
+
+def _last_of_each(table: pa.Table) -> pa.Table:
+    """Of each cell's rows the last."""
+    numbered = pa.table({"cell": table["cell"], "row": pa.array(np.arange(table.num_rows))})
+    return table.take(numbered.group_by("cell").aggregate([("row", "max")])["row_max"])
+
+
+def _recorded_so(table: pa.Table, known: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are recorded to the letter, whenever that was."""
+    place = pc.index_in(table["cell"], known["cell"].combine_chunks())
+    same = _flags(pc.is_valid(place))
+    old = known.take(pc.fill_null(place, 0))
+    for name in table.column_names:
+        if name == "recorded":
+            continue
+        one, other = _comparable(table[name]), _comparable(old[name])
+        equal = _flags(pc.equal(one, other)) | _flags(pc.and_(pc.is_null(one), pc.is_null(other)))
+        if pa.types.is_floating(one.type):  # NaN is equal to NaN here
+            equal |= _flags(pc.and_(pc.is_nan(one), pc.is_nan(other)))
+        same &= equal
+    return same
+
+
+def _flags(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """A column of truths; null is false."""
+    flags: npt.NDArray[np.bool_] = pc.fill_null(column, False).to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists as text, which can be compared."""
+    if not pa.types.is_list(column.type):
+        return column
+    texts = [None if each is None else json.dumps(each) for each in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _after(stamp: str, last: str) -> str:

@@ -37,6 +37,7 @@ import pyarrow.compute as pc
 from evalcore.checked import is_checked
 from evalcore.errors import InputError, ResultsError, UnknownNameError
 from evalcore.files import remove_stale_temporaries, try_folder
+from evalcore.store.cell_rows import CellRows
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
 from evalcore.store.coverage import Coverage
@@ -51,7 +52,7 @@ from evalcore.store.reading import (
 from evalcore.store.records import Clusters, Documents, Makers, Requests
 from evalcore.store.reductions import Reductions
 from evalcore.store.runs import RunLog
-from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN
+from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN, conform
 from evalcore.store.segments import (
     Segment,
     SegmentRows,
@@ -119,7 +120,7 @@ class ResultStore:
         """
         return SegmentWriter(self.segments_folder, worker_name, **limits)
 
-    def write_cells(self, rows: Sequence[dict[str, Any]]) -> Path | None:
+    def write_cells(self, rows: Sequence[dict[str, Any]] | CellRows) -> Path | None:
         """Records what describes cells: those that are new, described otherwise, or superseded.
 
         A row without ``recorded`` says that a run asks for the cell now, which makes it the current
@@ -133,7 +134,10 @@ class ResultStore:
             IncompatibleError: A row does not fit :data:`CELL_SCHEMA`.
             ResultsError: The folder cannot be written.
         """
-        return self._cells.write(rows) if rows else None
+        if not isinstance(rows, CellRows):
+            table = conform(list(rows), CELL_SCHEMA, "rows for the cells table")
+            rows = CellRows.of_table(table)
+        return self._cells.write(rows) if rows.num_rows else None
 
     def drop_cells(self, cells: Iterable[str], *, restore: bool = False) -> int:
         """Leaves cells out of every view from now on, or takes them in again; deletes nothing.
@@ -521,10 +525,10 @@ class ResultStore:
     def _cells_table(
         self, records: CellRecords, states: Mapping[str, CellState] | None
     ) -> pa.Table:
-        rows = [
-            row for cell, row in records.rows.items() if states is None or states[cell] == "current"
-        ]
-        return pa.Table.from_pylist(rows, schema=CELL_SCHEMA)
+        if states is None:
+            return records.table
+        cells = records.table["cell"].to_pylist()
+        return records.table.filter(pa.array([states[c] == "current" for c in cells], pa.bool_()))
 
     def _survey(self, note: bool = False) -> Survey:
         survey = self._index.survey(self.segments_folder, self._warn_damaged)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -165,94 +165,90 @@ def of(thing: object, name: str) -> Any:
     return None if thing is None else getattr(thing, name)
 
 
+Part = Literal["subject", "question", "pair", "cell"]
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column of the cells table: its name, its type, and where its value comes from."""
+    """A column of the cells table: its name, its type, and where its value comes from.
+
+    Attributes:
+        part: What the value hangs on: the subject (and the numerics, which its checkpoint decides),
+            the question (all but the subject), the pair of checkpoint and question, or (safe, and
+            slow in large grids) the cell. Equal parts have equal values.
+    """
 
     name: str
     type: pa.DataType
     value: Callable[[CellFacts], Any]
+    part: Part = "cell"
 
 
 CELL_COLUMNS: tuple[Column, ...] = (
     Column("cell", pa.string(), lambda c: c.cell.key),
-    Column("checkpoint", pa.string(), lambda c: c.checkpoint.name),
-    Column("step", pa.int64(), lambda c: c.checkpoint.step),
-    Column("checkpoint_fingerprint", pa.string(), lambda c: c.checkpoint.fingerprint),
-    Column("checkpoint_source", pa.string(), lambda c: c.checkpoint.source),
-    Column("revision", pa.string(), lambda c: c.checkpoint.revision),
-    Column("adapter", pa.string(), lambda c: adapter_name(c.subject)),
-    Column("adapter_fingerprint", pa.string(), lambda c: of(c.adapter, "fingerprint")),
-    Column("adapter_source", pa.string(), lambda c: of(c.adapter, "path")),
-    Column("tuning", pa.string(), lambda c: c.subject.tuning),
-    Column("tuned_on", pa.string(), lambda c: c.subject.tuned_on),
-    Column("method", pa.string(), lambda c: c.subject.method),
-    Column("control", pa.string(), lambda c: c.subject.control),
-    Column("seed", pa.int64(), lambda c: c.subject.seed),
-    Column("tuning_step", pa.int64(), lambda c: c.subject.made.tuning_step),
-    Column("labels_from", pa.string(), lambda c: c.subject.made.labels_from),
-    Column("subject", pa.string(), lambda c: c.subject.id),
-    Column("base", pa.string(), lambda c: c.subject.base_id),
-    Column("untrained", pa.bool_(), lambda c: bool(c.adapter and c.adapter.untrained)),
-    Column("task", pa.string(), lambda c: c.task.name),
-    Column("task_version", pa.int32(), lambda c: c.task.version),
-    Column("task_fingerprint", pa.string(), lambda c: c.task.fingerprint),
-    Column("group", pa.string(), lambda c: c.task.group),
-    Column("tuned_by", pa.string(), lambda c: c.task.tuned_by),
-    Column("domain", pa.string(), lambda c: c.task.domain),
-    Column("output_type", pa.string(), lambda c: c.task.output_type),
-    Column("primary_metric", pa.string(), lambda c: c.task.primary),
-    Column("metrics", pa.list_(pa.string()), lambda c: list(c.task.metrics)),
-    Column("baseline", pa.float64(), lambda c: c.baseline),
-    Column("num_choices", pa.int32(), lambda c: c.num_choices),
-    Column("variant", pa.string(), lambda c: c.variant.name),
-    Column("variant_fingerprint", pa.string(), lambda c: c.variant.fingerprint),
-    Column("shots", pa.int32(), lambda c: c.variant.shots),
-    Column("shots_seed", pa.int32(), lambda c: c.variant.shots_seed),
-    Column("shots_order", pa.int32(), lambda c: c.variant.shots_order),
-    Column("shots_balance", pa.bool_(), lambda c: c.variant.shots_balance),
-    Column("chat", pa.bool_(), lambda c: c.variant.chat),
-    Column("listing", pa.string(), lambda c: c.variant.listing),
-    Column("answer", pa.string(), lambda c: c.variant.answer),
+    Column("checkpoint", pa.string(), lambda c: c.checkpoint.name, "subject"),
+    Column("step", pa.int64(), lambda c: c.checkpoint.step, "subject"),
+    Column("checkpoint_fingerprint", pa.string(), lambda c: c.checkpoint.fingerprint, "subject"),
+    Column("checkpoint_source", pa.string(), lambda c: c.checkpoint.source, "subject"),
+    Column("revision", pa.string(), lambda c: c.checkpoint.revision, "subject"),
+    Column("adapter", pa.string(), lambda c: adapter_name(c.subject), "subject"),
+    Column("adapter_fingerprint", pa.string(), lambda c: of(c.adapter, "fingerprint"), "subject"),
+    Column("adapter_source", pa.string(), lambda c: of(c.adapter, "path"), "subject"),
+    Column("tuning", pa.string(), lambda c: c.subject.tuning, "subject"),
+    Column("tuned_on", pa.string(), lambda c: c.subject.tuned_on, "subject"),
+    Column("method", pa.string(), lambda c: c.subject.method, "subject"),
+    Column("control", pa.string(), lambda c: c.subject.control, "subject"),
+    Column("seed", pa.int64(), lambda c: c.subject.seed, "subject"),
+    Column("tuning_step", pa.int64(), lambda c: c.subject.made.tuning_step, "subject"),
+    Column("labels_from", pa.string(), lambda c: c.subject.made.labels_from, "subject"),
+    Column("subject", pa.string(), lambda c: c.subject.id, "subject"),
+    Column("base", pa.string(), lambda c: c.subject.base_id, "subject"),
+    Column("untrained", pa.bool_(), lambda c: bool(c.adapter and c.adapter.untrained), "subject"),
+    Column("task", pa.string(), lambda c: c.task.name, "question"),
+    Column("task_version", pa.int32(), lambda c: c.task.version, "question"),
+    Column("task_fingerprint", pa.string(), lambda c: c.task.fingerprint, "question"),
+    Column("group", pa.string(), lambda c: c.task.group, "question"),
+    Column("tuned_by", pa.string(), lambda c: c.task.tuned_by, "question"),
+    Column("domain", pa.string(), lambda c: c.task.domain, "question"),
+    Column("output_type", pa.string(), lambda c: c.task.output_type, "question"),
+    Column("primary_metric", pa.string(), lambda c: c.task.primary, "question"),
+    Column("metrics", pa.list_(pa.string()), lambda c: list(c.task.metrics), "question"),
+    Column("baseline", pa.float64(), lambda c: c.baseline, "question"),
+    Column("num_choices", pa.int32(), lambda c: c.num_choices, "question"),
+    Column("variant", pa.string(), lambda c: c.variant.name, "question"),
+    Column("variant_fingerprint", pa.string(), lambda c: c.variant.fingerprint, "question"),
+    Column("shots", pa.int32(), lambda c: c.variant.shots, "question"),
+    Column("shots_seed", pa.int32(), lambda c: c.variant.shots_seed, "question"),
+    Column("shots_order", pa.int32(), lambda c: c.variant.shots_order, "question"),
+    Column("shots_balance", pa.bool_(), lambda c: c.variant.shots_balance, "question"),
+    Column("chat", pa.bool_(), lambda c: c.variant.chat, "question"),
+    Column("listing", pa.string(), lambda c: c.variant.listing, "question"),
+    Column("answer", pa.string(), lambda c: c.variant.answer, "question"),
     Column(
-        "stops",
-        pa.list_(pa.string()),
-        lambda c: list(of(c.generation, "stops") or ()),
+        "stops", pa.list_(pa.string()), lambda c: list(of(c.generation, "stops") or ()), "question"
     ),
-    Column(
-        "max_tokens",
-        pa.int32(),
-        lambda c: of(c.generation, "max_tokens"),
-    ),
-    Column("max_length", pa.int32(), lambda c: c.settings.max_length),
-    Column("engine", pa.string(), lambda c: c.numerics.engine),
-    Column("dtype", pa.string(), lambda c: c.numerics.dtype),
-    Column("head_dtype", pa.string(), lambda c: c.numerics.head_dtype),
-    Column("device", pa.string(), lambda c: c.numerics.device),
-    Column("numerics", pa.string(), lambda c: c.numerics.label),
-    Column("findings", pa.list_(pa.string()), lambda c: c.findings),
-    Column("evalcore_version", pa.string(), lambda c: __version__),
-    Column("versions", pa.string(), lambda c: c.versions),
-    Column("data", pa.string(), lambda c: c.data),
+    Column("max_tokens", pa.int32(), lambda c: of(c.generation, "max_tokens"), "question"),
+    Column("max_length", pa.int32(), lambda c: c.settings.max_length, "question"),
+    Column("engine", pa.string(), lambda c: c.numerics.engine, "subject"),
+    Column("dtype", pa.string(), lambda c: c.numerics.dtype, "subject"),
+    Column("head_dtype", pa.string(), lambda c: c.numerics.head_dtype, "subject"),
+    Column("device", pa.string(), lambda c: c.numerics.device, "subject"),
+    Column("numerics", pa.string(), lambda c: c.numerics.label, "subject"),
+    Column("findings", pa.list_(pa.string()), lambda c: c.findings, "question"),
+    Column("evalcore_version", pa.string(), lambda c: __version__, "question"),
+    Column("versions", pa.string(), lambda c: c.versions, "question"),
+    Column("data", pa.string(), lambda c: c.data, "question"),
     Column("asked", pa.string(), lambda c: c.asked),
-    Column("template", pa.string(), lambda c: c.variant.template),
-    Column("target", pa.string(), lambda c: c.variant.target),
-    Column("requests", pa.string(), lambda c: c.requests),
-    Column("recorded", pa.string(), lambda c: None),
-    Column("key_version", pa.int32(), lambda c: c.key_version),
-    Column("tokenizer", pa.string(), lambda c: c.checkpoint.tokenizer_fingerprint),
-    Column(
-        "chat_template",
-        pa.string(),
-        lambda c: c.template,
-    ),
-    Column("chat_args", pa.string(), lambda c: c.variant.chat_args or None),
-    Column(
-        "template_date",
-        pa.string(),
-        lambda c: c.template_date,
-    ),
-    Column("end_tokens", pa.list_(pa.int32()), lambda c: c.ends),
+    Column("template", pa.string(), lambda c: c.variant.template, "question"),
+    Column("target", pa.string(), lambda c: c.variant.target, "question"),
+    Column("requests", pa.string(), lambda c: c.requests, "question"),
+    Column("recorded", pa.string(), lambda c: None, "question"),
+    Column("key_version", pa.int32(), lambda c: c.key_version, "question"),
+    Column("tokenizer", pa.string(), lambda c: c.checkpoint.tokenizer_fingerprint, "subject"),
+    Column("chat_template", pa.string(), lambda c: c.template, "pair"),
+    Column("chat_args", pa.string(), lambda c: c.variant.chat_args or None, "question"),
+    Column("template_date", pa.string(), lambda c: c.template_date, "pair"),
+    Column("end_tokens", pa.list_(pa.int32()), lambda c: c.ends, "pair"),
 )
 """Everything that is the same for all documents of a cell; ``recorded`` is the store's own."""
 

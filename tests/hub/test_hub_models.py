@@ -186,7 +186,7 @@ def test_a_study_is_planned_and_its_rows_encoded(
     numerics = NumericsClass("hf", "float32", "float32", "cpu")
     grid = build_grid(subjects, GridConfig((("rte", "default"),)), numerics, tmp_path / "cache")
     assert [len(cell.doc_ids) for cell in grid.cells] == [12]
-    assert grid.cell_rows[0]["revision"] == commits[0]
+    assert grid.rows.to_pylist()[0]["revision"] == commits[0]
 
 
 @pytest.mark.proof

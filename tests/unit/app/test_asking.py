@@ -24,6 +24,7 @@ from evalcore.identity import (
 )
 from evalcore.scoring import CellWork
 from evalcore.store import ResultStore
+from evalcore.store.schema import cell_row
 from evalcore.types import TEMPLATE_DATE
 
 Make = Callable[..., Path]
@@ -119,12 +120,12 @@ def test_another_template_asks_chats_alone_and_the_base_too(house: Path) -> None
     own = {(task, True, "step-1~", who) for task in ("pick", "tell") for who in ("-", "a1")}
     bare = {(task, True, "step-1", "-") for task in ("pick", "tell")}
     assert named(grid) == usual(False, "pick", "tell") | own | bare
-    for planned, row in zip(grid.cells, grid.cell_rows, strict=True):
+    for planned, row in zip(grid.cells, grid.rows.to_pylist(), strict=True):
         if planned.cell.subject.adapter is None:
             continue
         partner = [
             other
-            for other in grid.cell_rows
+            for other in grid.rows.to_pylist()
             if other["subject"] == row["base"]
             and (other["task"], other["variant"]) == (row["task"], row["variant"])
         ]
@@ -255,9 +256,9 @@ def test_a_tuned_checkpoint_asks_its_parent_as_itself(house: Path, make_checkpoi
         },
     )
     grid = grid_of(house, "default,default:chat=1")
-    rows = {(r["task"], r["variant"], r["subject"]): r for r in grid.cell_rows}
-    assert len(rows) == len(grid.cell_rows)
-    own = [row for row in grid.cell_rows if row["checkpoint"] == "full"]
+    rows = {(r["task"], r["variant"], r["subject"]): r for r in grid.rows.to_pylist()}
+    assert len(rows) == len(grid.rows.to_pylist())
+    own = [row for row in grid.rows.to_pylist() if row["checkpoint"] == "full"]
     assert len(own) == 4
     for row in own:
         partner = rows[row["task"], row["variant"], row["base"]]
@@ -271,7 +272,7 @@ def test_how_a_cell_was_asked_is_recorded(house: Path) -> None:
     dated = "{{ strftime_now('%Y') }} {{ messages[0].content }}"
     edit(house / "step-1" / "tokenizer_config.json", chat_template=dated)
     grid = grid_of(house, "default,default:chat=1", "base")
-    for row in grid.cell_rows:
+    for row in grid.rows.to_pylist():
         assert row["key_version"] == CELL_KEY_VERSION
         assert row["end_tokens"] == ([1, 7] if row["task"] == "tell" else None)
         assert row["template_date"] == (TEMPLATE_DATE if row["chat"] else None)
@@ -290,12 +291,43 @@ def test_keys_given_anew_are_those_of_a_grid_that_was_built_so(house: Path) -> N
         task_path=(house / "tasks",), prompt_path=(house / "prompts",),
     )  # fmt: skip
     built = build_grid(subjects, options, other, house / "cache")
-    assert grid.cell_rows == built.cell_rows
+    assert grid.rows.to_pylist() == built.rows.to_pylist()
     keys, old = ({c.cell.key for c in g.cells} for g in (grid, before))
     assert len(keys) == len(old) == len(grid.asked)
     assert not keys & old
     grid.give_keys(NUMERICS)
-    assert grid.cell_rows == before.cell_rows
+    assert grid.rows.to_pylist() == before.rows.to_pylist()
+
+
+def test_cells_made_in_bulk_are_those_made_one_by_one(
+    house: Path, make_adapter: Make, tiny_checkpoint: Path
+) -> None:
+    """Keys and rows of a grid with chats, other tokenizers and a class of numbers apart."""
+    other = Path(shutil.copytree(tiny_checkpoint, house / "step-2"))
+    edit(other / "config.json", rms_norm_eps=1e-5, eos_token_id=[1, 7])
+    make_adapter(house / "runs" / "b1", other, seed=3)
+    edit(house / "runs" / "a1" / "tokenizer_config.json", chat_template=OTHER)
+    grid = grid_of(house, "default,default:chat=1")
+    grid.apart = {checkpoint_fingerprint(other): replace(NUMERICS, engine="vllm")}
+    for numerics in (NUMERICS, replace(NUMERICS, dtype="bfloat16", adapters="batched")):
+        grid.give_keys(numerics)
+        rows = grid.rows.to_pylist()
+        assert len(rows) == len(grid.cells) >= 12
+        assert len({row["checkpoint"] for row in rows}) > 2
+        for i, planned in enumerate(grid.cells):
+            cell, question = planned.cell, grid.asked.questions[grid.cells.question[i]]
+            own = grid.apart.get(cell.subject.checkpoint.fingerprint, numerics)
+            assert cell.key == question.key(cell.subject, own, question.data)
+            facts = question.facts(cell, own, question.key(cell.subject, own))
+            assert rows[i] == cell_row(facts)
+            assert grid.cells[i].requests_path == str(question.file.path)
+        some = grid.cells.chosen(lambda subject: subject.adapter is None)
+        assert [c.cell for c in some] == [
+            c.cell for c in grid.cells if c.cell.subject.adapter is None
+        ]
+        assert grid.cells.subjects() == list(dict.fromkeys(c.cell.subject for c in grid.cells))
+        ids = {subject.id for subject in some.subjects()}
+        assert grid.cells.tokens_of(ids) == sum(int(c.costs.sum()) for c in some)
 
 
 def test_a_run_over_older_keys_says_so_in_one_line(house: Path) -> None:
@@ -305,7 +337,7 @@ def test_a_run_over_older_keys_says_so_in_one_line(house: Path) -> None:
         output=house / "results", dry_run=True,
     )  # fmt: skip
     assert not [note for note in score(options).notes if "earlier evalcore" in note]
-    rows = grid_of(house, "default").cell_rows
+    rows = grid_of(house, "default").rows.to_pylist()
     old = [
         {**row, "cell": f"old{i}", "key_version": None}
         for i, row in enumerate(rows)
@@ -333,7 +365,7 @@ def test_an_answer_of_a_chat_ends_with_its_turn(house: Path) -> None:
     closes = "{% for m in messages %}{{ m.content }}<unk>{% endfor %}"
     edit(house / "step-1" / "tokenizer_config.json", chat_template=closes)
     grid = grid_of(house, "default,default:chat=1", "base")
-    for planned, row in zip(grid.cells, grid.cell_rows, strict=True):
+    for planned, row in zip(grid.cells, grid.rows.to_pylist(), strict=True):
         how = CellWork.of(planned.cell).generation
         if how is not None:
             assert how.turn_end == (2 if row["chat"] else None)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from evalcore.app.cells import Grid
+from evalcore.app.cells import Grid, Question, RequestFile
 from evalcore.app.inputs import keep_inputs
 from evalcore.errors import InputError, NodeError
-from evalcore.planning import PlannedCell
+from evalcore.identity import NumericsClass
 from evalcore.prompting import cached_requests, load_tokenizer, read_requests
 from evalcore.store import ResultStore
-from evalcore.types import Cell, Checkpoint, Document, EncodingSettings, Subject, Task, Variant
+from evalcore.types import Checkpoint, Document, EncodingSettings, Subject, Task, Variant
 
 TASK = Task("toy", 1, "toy", "multiple_choice", ("acc",), "acc")
 VARIANT = Variant("default", "toy", "Question: {{ text }} Answer:", fingerprint="f")
@@ -30,9 +31,11 @@ def asked(cache: Path, tokenizer: Path) -> Path:
 def test_documents_and_prompts_are_kept_once(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
     store = ResultStore(tmp_path / "results")
     path = asked(store.cache_folder, tiny_tokenizer_dir)
-    cell = Cell("c", Subject(Checkpoint("c", "/c", "c", "t")), TASK, VARIANT)
-    planned = PlannedCell(cell, str(path), [d.id for d in DOCUMENTS], [1] * len(DOCUMENTS))
-    grid = Grid(cells=[planned], documents={("toy", "data"): DOCUMENTS})
+    grid = Grid(documents={("toy", "data"): DOCUMENTS})
+    file = RequestFile(path, [d.id for d in DOCUMENTS], np.ones(len(DOCUMENTS), np.int64))
+    question = Question(TASK, VARIANT, EncodingSettings(), file, 0.5, DOCUMENTS, "data", "{}")
+    grid.asked.add(Subject(Checkpoint("c", "/c", "c", "t")), grid.asked.ask(question))
+    grid.give_keys(NumericsClass("hf", "float32", "float32", "cpu"))
     store.write_cells([{"cell": "c", "requests": path.name}, {"cell": "gone", "requests": "x"}])
     keep_inputs(store, grid)
     before = sorted(file for file in store.path.rglob("*") if file.is_file())

@@ -45,7 +45,7 @@ def found(folder: Path, prompts: str, tmp_path: Path) -> tuple[list[tuple], list
         subjects, GridConfig((("pocket_nli", prompts),), limit=50), NUMERICS, tmp_path / "cache"
     )
     learned = [(f.code, f.count) for f in grid.findings if f.code.startswith("trained_")]
-    rows = {row["subject"]: row["findings"] for row in grid.cell_rows}
+    rows = {row["subject"]: row["findings"] for row in grid.rows.to_pylist()}
     return learned, [
         [m for m in rows[s.id] if "was trained on" in m] for s in subjects if s.adapter is not None
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
@@ -22,12 +23,12 @@ from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.engines.rounding import lost_in
 from evalcore.errors import InputError
 from evalcore.identity import numeric_config, resolve_subjects
-from evalcore.planning import PlanCounts, PlannedCell, plan_units
+from evalcore.planning import PlanCounts, plan_units
 from evalcore.scoring import CellWork, Effort, RunSummary, UnitReport, UnitSource
 from evalcore.scoring.reports import Costs
 from evalcore.scoring.rows import first_argmax
 from evalcore.store import ResultStore
-from evalcore.types import Cell, Subject, Task, Variant
+from evalcore.types import Subject
 from tests.toys.grids import make_grid, ranked
 
 GPU_SPEC = EngineSpec(dtype="bfloat16", device="cuda")
@@ -99,28 +100,26 @@ def subjects(
     return list(resolve_subjects([str(folder)], [str(tiny_checkpoint)]).subjects)
 
 
-def cells_of(subjects: list[Subject], tokens: int) -> list[PlannedCell]:
-    task = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
-    return [
-        PlannedCell(Cell(s.id, s, task, Variant("v", "g", "{{ x }}")), "f", ["d"],
-                    np.asarray([tokens]))
-        for s in subjects
-    ]  # fmt: skip
+def asked_of(
+    subjects: list[Subject], tokens: int
+) -> tuple[list[Subject], Callable[[Collection[str]], int]]:
+    """Subjects that are asked so many prompt tokens each."""
+    return subjects, lambda some: tokens * len(some)
 
 
 def test_auto_on_a_gpu_batches_little_work_and_fits_the_slots(
     subjects: list[Subject], tmp_path: Path
 ) -> None:
     store, spec = ResultStore(tmp_path), replace(GPU_SPEC, dtype="float32")
-    plan = plan_adapters(spec, store, cells_of(subjects, 1_000))
+    plan = plan_adapters(spec, store, *asked_of(subjects, 1_000))
     names = {s.adapter.name for s in subjects if s.adapter and s.id in plan.beside}
     assert plan.way == "batched"
     assert names == {"one", "two"}
     fitted = plan.fitted(spec)
     assert (fitted.adapters, fitted.max_loras, fitted.max_lora_rank) == ("batched", 2, 8)
-    assert plan_adapters(spec, store, cells_of(subjects, 10**7)) == AdapterPlan("merged")
+    assert plan_adapters(spec, store, *asked_of(subjects, 10**7)) == AdapterPlan("merged")
     cpu = EngineSpec(device="cpu")
-    assert plan_adapters(cpu, store, cells_of(subjects, 1)) == AdapterPlan("merged")
+    assert plan_adapters(cpu, store, *asked_of(subjects, 1)) == AdapterPlan("merged")
 
 
 def test_in_16_bit_all_adapters_go_one_way(
@@ -128,23 +127,23 @@ def test_in_16_bit_all_adapters_go_one_way(
 ) -> None:
     """What merging would round away decides for all; what cannot be batched is never among it."""
     store = ResultStore(tmp_path / "results")
-    plan = plan_adapters(GPU_SPEC, store, cells_of(subjects, 1_000))
+    plan = plan_adapters(GPU_SPEC, store, *asked_of(subjects, 1_000))
     assert plan.way == "batched"
     assert len(plan.beside) == 3
     assert plan.fitted(GPU_SPEC).max_lora_rank == 128
     small = make_adapter(tmp_path / "a/small", tiny_checkpoint, seed=4, lora_alpha=0.01)
     (tuned,) = resolve_subjects([small], include_bases=False).subjects
-    assert plan_adapters(GPU_SPEC, store, cells_of([tuned], 10**7)).way == "batched"
-    merged = plan_adapters(replace(GPU_SPEC, adapters="merged"), store, cells_of([tuned], 1))
+    assert plan_adapters(GPU_SPEC, store, *asked_of([tuned], 10**7)).way == "batched"
+    merged = plan_adapters(replace(GPU_SPEC, adapters="merged"), store, *asked_of([tuned], 1))
     assert "bfloat16, adapters lose up to" in merged.notes[0]
     renamed = make_adapter(tmp_path / "a/renamed", tiny_checkpoint, seed=5)
     file = renamed / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({name.replace("base_model.model.", ""): t for name, t in tensors.items()}, file)
     (odd,) = resolve_subjects([renamed], include_bases=False).subjects
-    both = cells_of([tuned, odd], 1_000)
-    assert plan_adapters(GPU_SPEC, store, both).way == "merged"
-    forced = plan_adapters(replace(GPU_SPEC, adapters="batched"), store, both)
+    both = asked_of([tuned, odd], 1_000)
+    assert plan_adapters(GPU_SPEC, store, *both).way == "merged"
+    forced = plan_adapters(replace(GPU_SPEC, adapters="batched"), store, *both)
     assert forced.beside == {tuned.id}
     assert "not named as vLLM expects" in forced.refused[odd.id]
 
