@@ -37,12 +37,12 @@ from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.identity import resolve_subjects
 from evalcore.planning import WorkQueue, plan_units
 from evalcore.prompting import load_tokenizer
-from evalcore.scoring import CellWork
+from evalcore.scoring import Watch
 from evalcore.store import ResultStore
 from evalcore.types import Adapter, Checkpoint, Subject
 
 PROMPTS, DOCUMENTS, CHECKPOINTS = 100, 4, 100
-STAGES = ("grid", "record", "plan", "limits", "works", "queue")
+STAGES = ("grid", "record", "plan", "limits", "watch", "queue")
 
 
 def write_grid(root: Path) -> None:
@@ -131,13 +131,13 @@ def child(root: Path, cells: int, alone: bool) -> dict[str, Any]:
             plan = plan_units(ranked(grid.cells), store.coverage())
         with clock.stage("limits"):
             token_limits(plan, 32)
-        with clock.stage("works"):
-            works = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
+        with clock.stage("watch"), Watch() as watch:
+            watch.begin(plan)
         with clock.stage("queue"):
             queue = WorkQueue(plan)
             queue.next(0)
     return {
-        "cells": len(works), "subjects": len(subjects), "units": len(plan.units),
+        "cells": len(grid.cells), "subjects": len(subjects), "units": len(plan.units),
         "before_mb": before, "s": clock.s, "wall_s": clock.wall_s, "peak_mb": clock.peak_mb,
     }  # fmt: skip
 

@@ -236,6 +236,8 @@ class GridCells(Sequence[PlannedCell]):
         question: int64 [cells], numbers of their questions.
         asked: What the numbers count in.
         wanted: Key -> which rows are to be scored, where not all are.
+        ranks: Id of a question (the object, which ``asked`` keeps) -> places of its rows among all
+            requests of a subject. (All subjects of a question have one tokenizer.)
     """
 
     keys: list[str]
@@ -243,6 +245,7 @@ class GridCells(Sequence[PlannedCell]):
     question: Codes
     asked: Asked
     wanted: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ranks: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -261,12 +264,20 @@ class GridCells(Sequence[PlannedCell]):
 
     def _cell(self, i: int) -> PlannedCell:
         question = self.asked.questions[self.question[i]]
-        subject, key = self.asked.subjects[self.subject[i]], self.keys[i]
-        file = question.file
+        subject, key, file = self.asked.subjects[self.subject[i]], self.keys[i], question.file
+        cell = Cell(key, subject, question.task, question.variant)
         return PlannedCell(
-            Cell(key, subject, question.task, question.variant), file.where, file.doc_ids,
-            file.costs, wanted=self.wanted.get(key),
+            cell, file.where, file.doc_ids, file.costs, self.ranks.get(id(question)),
+            self.wanted.get(key),
         )  # fmt: skip
+
+    def examples(self) -> list[tuple[Subject, Question]]:
+        """Every question, as they come, with the first subject it is put to."""
+        _, first = np.unique(self.question, return_index=True)
+        return [
+            (self.asked.subjects[self.subject[i]], self.asked.questions[self.question[i]])
+            for i in np.sort(first).tolist()
+        ]
 
     def subjects(self) -> list[Subject]:
         """Whose cells they are, each once, as they come."""
@@ -274,7 +285,7 @@ class GridCells(Sequence[PlannedCell]):
 
     def questions(self) -> list[Question]:
         """What they ask, each once, as they come."""
-        return [self.asked.questions[i] for i in _firsts(self.question)]
+        return [question for _, question in self.examples()]
 
     def tokens_of(self, subjects: Collection[str]) -> int:
         """Prompt tokens asked of subjects, by their ids."""

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from evalcore.app.flops import attended
-from evalcore.planning import Plan, Ragged, Sequences, in_parts
+from evalcore.planning import Plan, Ragged, Sequences, UnitSlice, in_parts
 from evalcore.prompting import read_requests
 from evalcore.scoring.batching import Lists, flat_lists, scorable
-from evalcore.types import GenerationSettings, generation_of
+from evalcore.types import Cell, GenerationSettings, generation_of
 
 _ASKED = ["contexts", "continuations", "unconditional_context", "unconditional", "prompt", "flags"]
 
@@ -40,24 +40,35 @@ def token_limits(plan: Plan, block_size: int) -> dict[str, int]:
         whole blocks only; ``attended``: positions attended to at the token limit;
         ``continuation_tokens``: tokens whose log-probability is asked for.
     """
-    asked: dict[str, dict[File, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    asked: dict[str, list[tuple[UnitSlice, Cell]]] = defaultdict(list)
     for unit in plan.units:
+        own = [member.id for member in unit.subjects]
         for part in unit.slices:
-            cell = plan.cells[part.cell_key]
-            file = File(part.requests_path, generation_of(cell.task, cell.variant))
-            asked[cell.subject.id][file].append(np.asarray(part.rows))
+            asked[own[part.member]].append((part, plan.cells[part.cell_key]))
     known: dict[tuple[Any, ...], Counter[str]] = {}
+    same: dict[tuple[Any, ...], Counter[str]] = {}  # by object, which plans share
     total = Counter(token_limit=0, block_limit=0, attended=0, continuation_tokens=0)
-    for files in asked.values():
-        rows = {
-            file: np.sort(np.concatenate(files[file]))
-            for file in sorted(files, key=lambda f: f.path)
-        }
-        key = tuple((file, r.tobytes()) for file, r in rows.items())
-        if key not in known:
-            known[key] = _limits(rows, block_size)
-        total.update(known[key])
+    for parts in asked.values():
+        alike = tuple(
+            [(part.requests_path, id(part.rows), id(c.task), id(c.variant)) for part, c in parts]
+        )
+        if alike not in same:
+            rows = _rows(parts)
+            key = tuple((file, r.tobytes()) for file, r in rows.items())
+            if key not in known:
+                known[key] = _limits(rows, block_size)
+            same[alike] = known[key]
+        total.update(same[alike])
     return dict(total)
+
+
+def _rows(parts: list[tuple[UnitSlice, Cell]]) -> dict[File, npt.NDArray[np.int32]]:
+    """Rows of each file that a subject asks for, ascending."""
+    found: dict[File, list[npt.NDArray[np.int32]]] = defaultdict(list)
+    for part, cell in parts:
+        file = File(part.requests_path, generation_of(cell.task, cell.variant))
+        found[file].append(np.asarray(part.rows))
+    return {f: np.sort(np.concatenate(found[f])) for f in sorted(found, key=lambda f: f.path)}
 
 
 def _limits(rows: dict[File, np.ndarray], block_size: int) -> Counter[str]:

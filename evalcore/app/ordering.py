@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from evalcore.planning import PlannedCell, prefix_ranks
+from evalcore.app.cells import GridCells, Question
+from evalcore.planning import prefix_ranks
 from evalcore.prompting import read_requests
 from evalcore.types import IntArray, OffsetArray
 
 
-def ranked(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+def ranked(cells: GridCells) -> GridCells:
     """The cells with the rank of each row; requests of different tokenizers are not compared."""
-    groups: dict[str, dict[str, None]] = {}
-    for planned in cells:
-        tokenizer = planned.cell.subject.checkpoint.tokenizer_fingerprint
-        groups.setdefault(tokenizer, {})[planned.requests_path] = None
+    groups: dict[str, dict[Path, list[Question]]] = {}
+    for subject, question in cells.examples():
+        tokenizer = subject.checkpoint.tokenizer_fingerprint
+        groups.setdefault(tokenizer, {}).setdefault(question.file.path, []).append(question)
     ranks = {}
-    for tokenizer, paths in groups.items():
-        files = (first_contexts(read_requests(path)) for path in paths)
-        for path, own in zip(paths, prefix_ranks(files), strict=True):
-            ranks[tokenizer, path] = own
-    return [
-        replace(
-            planned,
-            ranks=ranks[
-                planned.cell.subject.checkpoint.tokenizer_fingerprint, planned.requests_path
-            ],
-        )
-        for planned in cells
-    ]
+    for files in groups.values():
+        contexts = (first_contexts(read_requests(path)) for path in files)
+        for own, ranked in zip(files.values(), prefix_ranks(contexts), strict=True):
+            ranks.update(dict.fromkeys(map(id, own), ranked))
+    return replace(cells, ranks=ranks)
 
 
 def first_contexts(requests: pa.Table) -> tuple[IntArray, OffsetArray]:

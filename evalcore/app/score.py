@@ -49,7 +49,7 @@ from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import InputError, ResultsError
 from evalcore.files import utc_stamp
 from evalcore.planning import PlanCounts, plan_units
-from evalcore.scoring import CellWork, Progress, RunSummary, Watch, WorkerConfig, score_units
+from evalcore.scoring import CellWorks, Progress, RunSummary, Watch, WorkerConfig, score_units
 from evalcore.store import ResultStore
 
 
@@ -244,7 +244,7 @@ def _score_plan(
     apart = (replace(worker, spec=hf_spec(spec)), prepared.slow) if prepared.slow else None
     score_units(
         outcome.plan,
-        {planned.cell.key: CellWork.of(planned.cell) for planned in prepared.grid.cells},
+        CellWorks(outcome.plan.cells),
         worker,
         progress,
         signals,

@@ -13,7 +13,7 @@ from evalcore.types import Subject
 RowArray = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class UnitSlice:
     """Rows of one cell's request file.
 
@@ -84,8 +84,9 @@ def make_unit(
     subjects: tuple[Subject, ...], slices: tuple[UnitSlice, ...], examples: int, tokens: int
 ) -> Unit:
     """A unit, named by what it asks for."""
-    digest = hashlib.blake2b(subjects[0].id.encode(), digest_size=8)
+    asked = [subjects[0].id.encode()]
     for part in slices:
-        digest.update(f"\n{part.cell_key}\n{len(part.rows)}\n".encode())
-        digest.update(part.rows.astype("<i4").tobytes())
+        asked.append(f"\n{part.cell_key}\n{len(part.rows)}\n".encode())
+        asked.append(part.rows.astype("<i4", copy=False).tobytes())
+    digest = hashlib.blake2b(b"".join(asked), digest_size=8)
     return Unit(digest.hexdigest(), subjects[0], slices, examples, tokens, subjects[1:])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,15 @@ CostArray = npt.NDArray[np.int64]
 MAX_EXAMPLES_PER_UNIT = 4096
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class PlannedCell:
     """A cell of the grid and its requests.
 
     Attributes:
         cell: The cell.
         requests_path: Arrow file of encoded requests, one row per document.
-        doc_ids: Document id of each row. Cells of one task should share the list object.
+        doc_ids: Document id of each row. Cells of one task should share the list object, and those
+            of one request file the arrays: what subjects ask alike is then planned once.
         costs: int64 [n], prompt tokens of each row.
         ranks: int64 [n], place of each row among all requests of its subject; None: as given.
         wanted: bool [n], rows that are to be scored; None: all.
@@ -93,7 +95,7 @@ class Plan:
     cells: Mapping[str, Cell] = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Work:
     """Rows of one planned cell that are to be scored."""
 
@@ -133,10 +135,12 @@ def plan_units(
     together = _Together(frozenset(beside), most_together)
     grid = _ordered(_without_repeats(cells), together)
     if shard is not None:
-        whole = [unit for works in together.groups(grid) for unit in _cut(works, limits)]
+        cutter = _Cutter(limits)
+        whole = [unit for works in together.groups(grid) for unit in cutter.cut(works)]
         grid = _works_of(pick_shard(whole, *shard), {w.planned.cell.key: w for w in grid})
     todo = _uncovered(grid, covered)
-    units = tuple(unit for works in together.groups(todo) for unit in _cut(works, limits))
+    cutter = _Cutter(limits)
+    units = tuple(unit for works in together.groups(todo) for unit in cutter.cut(works))
     total = sum(len(work.rows) for work in grid)
     by_key = {work.planned.cell.key: work.planned.cell for work in grid}
     return Plan(units, _counts(units, by_key, total), by_key)
@@ -209,6 +213,7 @@ def _without_repeats(cells: Sequence[PlannedCell]) -> list[_Work]:
     """Each (cell, document) once; a cell given twice becomes one when its requests are the same."""
     works: list[_Work] = []
     seen: dict[str, PlannedCell] = {}
+    same = _Same()
     distinct: dict[int, RowArray] = {}  # by list object, which cells of one task share
     for planned in cells:
         doc_ids, key = planned.doc_ids, planned.cell.key
@@ -227,7 +232,9 @@ def _without_repeats(cells: Sequence[PlannedCell]) -> list[_Work]:
             first = {doc_id: row for row, doc_id in reversed(list(enumerate(doc_ids)))}
             distinct[id(doc_ids)] = np.sort(np.fromiter(first.values(), dtype=np.int32))
         rows = distinct[id(doc_ids)]
-        works.append(_Work(planned, rows if planned.wanted is None else rows[planned.wanted[rows]]))
+        if planned.wanted is not None:
+            rows = same.of(rows[planned.wanted[rows]])
+        works.append(_Work(planned, rows))
     return works
 
 
@@ -238,22 +245,27 @@ def _ordered(works: Sequence[_Work], together: _Together) -> list[_Work]:
     """
     checkpoints: dict[str, int] = {}
     subjects: dict[str, int] = {}
-    for work in works:
-        subject = work.planned.cell.subject
-        checkpoints.setdefault(subject.checkpoint.fingerprint, len(checkpoints))
-        subjects.setdefault(subject.id, len(subjects))
+    places: dict[int, tuple[int, bool, bool, int]] = {}  # by object, which cells share
 
     def place(work: _Work) -> tuple[int, bool, bool, int]:
         subject = work.planned.cell.subject
-        checkpoint = checkpoints[subject.checkpoint.fingerprint]
-        merged = subject.id not in together.beside
-        return checkpoint, subject.adapter is not None, merged, subjects[subject.id]
+        found = places.get(id(subject))
+        if found is None:
+            own = subject.id
+            found = places[id(subject)] = (
+                checkpoints.setdefault(subject.checkpoint.fingerprint, len(checkpoints)),
+                subject.adapter is not None,
+                own not in together.beside,
+                subjects.setdefault(own, len(subjects)),
+            )
+        return found
 
-    return sorted(works, key=place)
+    return sorted(works, key=place)  # asks in the order given: numbers are of first appearance
 
 
 def _uncovered(works: Sequence[_Work], covered: Mapping[str, Collection[str]]) -> list[_Work]:
     codes: dict[int, npt.NDArray[np.int64]] = {}
+    same = _Same()
     left = []
     for work in works:
         key, doc_ids = work.planned.cell.key, work.planned.doc_ids
@@ -266,25 +278,84 @@ def _uncovered(works: Sequence[_Work], covered: Mapping[str, Collection[str]]) -
             else:
                 have = frozenset(covered[key])
                 done = np.fromiter((doc_ids[row] in have for row in rows), bool, len(rows))
-            rows = rows[~done]
+            rows = same.of(rows[~done])
         if len(rows):
             left.append(_Work(work.planned, rows))
     return left
 
 
+class _Same:
+    """Equal rows as one array, by which :class:`_Cutter` knows that they are."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, RowArray] = {}
+
+    def of(self, rows: RowArray) -> RowArray:
+        return self._known.setdefault(rows.tobytes(), rows)
+
+
 def _by_subject(works: Sequence[_Work]) -> Iterable[list[_Work]]:
     group: list[_Work] = []
     for work in works:
-        if group and group[0].planned.cell.subject.id != work.planned.cell.subject.id:
-            yield group
-            group = []
+        if group:
+            one, other = group[0].planned.cell.subject, work.planned.cell.subject
+            if one is not other and one.id != other.id:
+                yield group
+                group = []
         group.append(work)
     if group:
         yield group
 
 
-def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
-    """Cuts the rows of one subject, or of one group of siblings, into units of neighbours."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Cut:
+    """A unit but for whose it is: (number of a work, its rows), examples, tokens."""
+
+    parts: tuple[tuple[int, RowArray], ...]
+    num_examples: int
+    prompt_tokens: int
+
+
+class _Cutter:
+    """Cuts rows into units; subjects that ask the same are cut alike, hence once.
+
+    They ask the same where their works share arrays, which is told by the objects.
+    """
+
+    def __init__(self, limits: _Limits) -> None:
+        self._limits = limits
+        self._known: dict[tuple[Any, ...], tuple[Sequence[_Work], list[_Cut]]] = {}
+
+    def cut(self, works: Sequence[_Work]) -> list[Unit]:
+        """Cuts the rows of one subject, or of one group of siblings, into units of neighbours."""
+        planned = [work.planned for work in works]
+        alike = tuple(
+            [
+                (id(work.rows), id(own.costs), id(own.ranks))
+                for work, own in zip(works, planned, strict=True)
+            ]
+        )
+        if alike not in self._known:
+            self._known[alike] = (works, _cut(works, self._limits))  # kept, or ids come again
+        subjects: dict[int, Subject] = {id(own.cell.subject): own.cell.subject for own in planned}
+        members: dict[str, int] = {}
+        numbers = {at: members.setdefault(s.id, len(members)) for at, s in subjects.items()}
+        together = tuple({s.id: s for s in subjects.values()}.values())
+        slices = [
+            (own.cell.key, own.requests_path, numbers[id(own.cell.subject)]) for own in planned
+        ]
+        units = []
+        for cut in self._known[alike][1]:
+            parts = []
+            for i, rows in cut.parts:
+                key, path, member = slices[i]
+                parts.append(UnitSlice(key, path, rows, member))
+            units.append(make_unit(together, tuple(parts), cut.num_examples, cut.prompt_tokens))
+        return units
+
+
+def _cut(works: Sequence[_Work], limits: _Limits) -> list[_Cut]:
+    """Cuts the rows of works into what is neighbours."""
     costs = np.concatenate([np.asarray(w.planned.costs, np.int64)[w.rows] for w in works])
     rows = np.concatenate([w.rows for w in works])
     owner = np.repeat(np.arange(len(works)), [len(w.rows) for w in works])
@@ -292,44 +363,28 @@ def _cut(works: Sequence[_Work], limits: _Limits) -> list[Unit]:
         ranks = [np.asarray(w.planned.ranks)[w.rows] for w in works]
         order = np.argsort(np.concatenate(ranks), kind="stable")
         costs, rows, owner = costs[order], rows[order], owner[order]
-    subjects = tuple({w.planned.cell.subject.id: w.planned.cell.subject for w in works}.values())
     until = np.concatenate([[0], np.cumsum(costs)])
     total = len(costs)
     # Evenly, so that the last unit is not a crumb that still costs a whole batch.
     size = -(-total // -(-total // limits.examples)) if total else 0
-    units = []
+    cuts = []
     begin = 0
     while begin < total:
         end = min(begin + size, total)
         if limits.tokens is not None:
             fits = int(np.searchsorted(until, until[begin] + limits.tokens, side="right")) - 1
             end = min(end, max(fits, begin + 1))
-        slices = _slices(works, subjects, owner[begin:end], rows[begin:end])
-        tokens = int(until[end] - until[begin])
-        units.append(make_unit(subjects, slices, end - begin, tokens))
+        parts = _parts(owner[begin:end], rows[begin:end])
+        cuts.append(_Cut(parts, end - begin, int(until[end] - until[begin])))
         begin = end
-    return units
+    return cuts
 
 
-def _slices(
-    works: Sequence[_Work],
-    subjects: Sequence[Subject],
-    owner: npt.NDArray[np.int64],
-    rows: RowArray,
-) -> tuple[UnitSlice, ...]:
-    """A unit's rows by cell, in planned order, ascending."""
-    member = {subject.id: i for i, subject in enumerate(subjects)}
+def _parts(owner: npt.NDArray[np.int64], rows: RowArray) -> tuple[tuple[int, RowArray], ...]:
+    """A unit's rows by work, in planned order, ascending."""
     order = np.lexsort((rows, owner))
     present, starts = np.unique(owner[order], return_index=True)
-    return tuple(
-        UnitSlice(
-            works[i].planned.cell.key,
-            works[i].planned.requests_path,
-            part,
-            member[works[i].planned.cell.subject.id],
-        )
-        for i, part in zip(present, np.split(rows[order], starts[1:]), strict=True)
-    )
+    return tuple(zip(present.tolist(), np.split(rows[order], starts[1:]), strict=True))
 
 
 def _works_of(units: Iterable[Unit], works: Mapping[str, _Work]) -> list[_Work]:
@@ -338,8 +393,9 @@ def _works_of(units: Iterable[Unit], works: Mapping[str, _Work]) -> list[_Work]:
     for unit in units:
         for part in unit.slices:
             rows.setdefault(part.cell_key, []).append(part.rows)
+    same = _Same()
     return [
-        _Work(works[key].planned, np.sort(np.concatenate(rows[key])))
+        _Work(works[key].planned, same.of(np.sort(np.concatenate(rows[key]))))
         for key in works
         if key in rows
     ]

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Any
 
 from evalcore.planning.sharding import unit_cost
 from evalcore.planning.unit import Unit
 from evalcore.planning.units import Plan
 
+_SLACK = 1024
+
+
+@dataclass(eq=False)
+class _Checkpoint:
+    """What waits at a checkpoint.
+
+    Attributes:
+        free: Heap of numbers of its subjects that may wait with nobody on them.
+        cost: Of its waiting units.
+        crowd: Workers that have one of its subjects.
+        changes: Counts what changes its share.
+    """
+
+    number: int
+    free: list[int] = field(default_factory=list)
+    cost: int = 0
+    crowd: int = 0
+    changes: int = 0
+
 
 @dataclass(eq=False)
 class _SubjectQueue:
-    checkpoint: str
+    """Waiting units of a subject, and how many workers have it."""
+
+    number: int
+    home: _Checkpoint
     units: deque[Unit] = field(default_factory=deque)
     cost: int = 0
+    workers: int = 0
+    changes: int = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether something waits and nobody is on it."""
+        return bool(self.units) and not self.workers
 
 
 class WorkQueue:
@@ -24,86 +57,159 @@ class WorkQueue:
     on of its checkpoint; one of a checkpoint nobody works on; a subject nobody works on where most
     is left per worker; a unit from the end of the subject where most is left per worker. The same
     calls give the same answers. Not for several threads.
+
+    What comes next of each kind stands on top of a heap; entries that no longer hold are dropped
+    when they come up, so that a call costs the logarithm of the number of subjects.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._subjects: dict[str, _SubjectQueue] = {}
-        self._workers: dict[int, str] = {}  # worker -> id of the subject it has loaded
+        self._subjects: list[_SubjectQueue] = []
+        self._numbers: dict[str, int] = {}
+        self._checkpoints: dict[str, _Checkpoint] = {}
+        self._homes: list[_Checkpoint] = []
+        self._workers: dict[int, int] = {}  # worker -> number of the subject it has loaded
         self._joined: set[int] = set()  # workers that help on a subject another one began
+        self._waiting = 0
+        # (first free subject, checkpoint) of checkpoints nobody is at;
+        self._alone: list[tuple[int, int]] = []
+        # (-cost left per worker, first free subject, checkpoint, its changes) of the others;
+        self._shares: list[tuple[float, int, int, int]] = []
+        # (-cost left per worker, subject, its changes) of subjects somebody is on.
+        self._begun: list[tuple[float, int, int]] = []
         for unit in plan.units:
             queue = self._queue(unit)
             queue.units.append(unit)
             queue.cost += unit_cost(unit)
+            queue.home.cost += unit_cost(unit)
+            self._waiting += 1
+        for queue in self._subjects:
+            self._freed(queue)
+        for checkpoint in self._homes:
+            self._changed(checkpoint)
 
     def __len__(self) -> int:
         """Units waiting."""
-        return sum(len(queue.units) for queue in self._subjects.values())
+        return self._waiting
 
     def next(self, worker_index: int) -> Unit | None:
         """The unit this worker should do now; None when nothing waits.
 
         None is not the end while other workers are busy: a unit may still come back.
         """
-        subject = self._choose(worker_index)
-        if subject is None:
+        number = self._choose(worker_index)
+        if number is None:
             self.release(worker_index)
             return None
-        if self._workers.get(worker_index) != subject:
+        queue = self._subjects[number]
+        if self._workers.get(worker_index) != number:
             self.release(worker_index)
-            if subject in self._workers.values():
+            if queue.workers:
                 self._joined.add(worker_index)
-            self._workers[worker_index] = subject
-        queue = self._subjects[subject]
+            self._workers[worker_index] = number
+            queue.workers += 1
+            queue.home.crowd += 1
         # A helper takes from the end: what is next for the one who began stays together.
         unit = queue.units.pop() if worker_index in self._joined else queue.units.popleft()
-        queue.cost -= unit_cost(unit)
+        self._add(queue, -unit_cost(unit), -1)
         return unit
 
     def requeue(self, unit: Unit) -> None:
         """Puts back a unit that was not finished; it is the next one of its subject."""
         queue = self._queue(unit)
         queue.units.appendleft(unit)
-        queue.cost += unit_cost(unit)
+        self._freed(queue)
+        self._add(queue, unit_cost(unit), 1)
 
     def release(self, worker_index: int) -> None:
         """Forgets what a worker has loaded (it died, or was started anew)."""
-        self._workers.pop(worker_index, None)
+        number = self._workers.pop(worker_index, None)
         self._joined.discard(worker_index)
+        if number is not None:
+            queue = self._subjects[number]
+            queue.workers -= 1
+            queue.home.crowd -= 1
+            self._freed(queue)
+            self._add(queue, 0, 0)
 
     def _queue(self, unit: Unit) -> _SubjectQueue:
-        checkpoint = unit.subject.checkpoint.fingerprint
-        return self._subjects.setdefault(unit.subject.id, _SubjectQueue(checkpoint))
+        number = self._numbers.setdefault(unit.subject.id, len(self._subjects))
+        if number == len(self._subjects):
+            home = self._checkpoints.setdefault(
+                unit.subject.checkpoint.fingerprint, _Checkpoint(len(self._homes))
+            )
+            if home.number == len(self._homes):
+                self._homes.append(home)
+            self._subjects.append(_SubjectQueue(number, home))
+        return self._subjects[number]
 
-    def _choose(self, worker: int) -> str | None:
+    def _add(self, queue: _SubjectQueue, cost: int, units: int) -> None:
+        """Notes what changed of a subject, and of its checkpoint with it."""
+        queue.cost += cost
+        queue.home.cost += cost
+        self._waiting += units
+        queue.changes += 1
+        if queue.units and queue.workers:
+            share = queue.cost / (queue.workers + 1)
+            _push(self._begun, (-share, queue.number, queue.changes), self._is_begun)
+        self._changed(queue.home)
+
+    def _freed(self, queue: _SubjectQueue) -> None:
+        if queue.free:
+            heappush(queue.home.free, queue.number)
+
+    def _changed(self, checkpoint: _Checkpoint) -> None:
+        checkpoint.changes += 1
+        first = self._first_free(checkpoint)
+        if first is None:
+            return
+        if checkpoint.crowd:
+            share = checkpoint.cost / (checkpoint.crowd + 1)
+            entry = (-share, first, checkpoint.number, checkpoint.changes)
+            _push(self._shares, entry, self._is_share)
+        else:
+            _push(self._alone, (first, checkpoint.number), self._is_alone)
+
+    def _first_free(self, checkpoint: _Checkpoint) -> int | None:
+        return _top(checkpoint.free, lambda number: self._subjects[number].free)
+
+    def _is_alone(self, entry: tuple[int, int]) -> bool:
+        home = self._homes[entry[1]]
+        return not home.crowd and self._first_free(home) == entry[0]
+
+    def _is_share(self, entry: tuple[float, int, int, int]) -> bool:
+        home = self._homes[entry[2]]
+        return home.changes == entry[3] and self._first_free(home) is not None
+
+    def _is_begun(self, entry: tuple[float, int, int]) -> bool:
+        return self._subjects[entry[1]].changes == entry[2]
+
+    def _choose(self, worker: int) -> int | None:
         own = self._workers.get(worker)
-        if own is not None and self._subjects[own].units:
-            return own
-        waiting = {s: queue for s, queue in self._subjects.items() if queue.units}
-        others = [subject for w, subject in self._workers.items() if w != worker]
-        free = [subject for subject in waiting if subject not in others]
         if own is not None:
-            home = self._subjects[own].checkpoint
-            near = [subject for subject in free if waiting[subject].checkpoint == home]
-            if near:
-                return near[0]
-        crowd: dict[str, int] = {}
-        for subject in others:
-            checkpoint = self._subjects[subject].checkpoint
-            crowd[checkpoint] = crowd.get(checkpoint, 0) + 1
-        alone = [s for s in free if waiting[s].checkpoint not in crowd]
-        if alone:
+            if self._subjects[own].units:
+                return own
+            # Nothing waits at its own subject: it counts nowhere below.
+            near = self._first_free(self._subjects[own].home)
+            if near is not None:
+                return near
+        if (alone := _top(self._alone, self._is_alone)) is not None:
             return alone[0]
-        if free:
-            left: dict[str, int] = {}
-            for queue in waiting.values():
-                left[queue.checkpoint] = left.get(queue.checkpoint, 0) + queue.cost
-            # max keeps the first of equals: plan order breaks ties.
-            return max(free, key=lambda s: _share(waiting[s].checkpoint, left, crowd))
-        if not waiting:
-            return None
-        return max(waiting, key=lambda s: waiting[s].cost / (others.count(s) + 1))
+        if (share := _top(self._shares, self._is_share)) is not None:
+            return share[1]
+        begun = _top(self._begun, self._is_begun)
+        return None if begun is None else begun[1]
 
 
-def _share(checkpoint: str, left: dict[str, int], crowd: dict[str, int]) -> float:
-    """What one more worker would find to do at a checkpoint."""
-    return left[checkpoint] / (crowd[checkpoint] + 1)
+def _top(heap: list[Any], holds: Callable[[Any], bool]) -> Any:
+    """The least entry that holds; those before it are dropped."""
+    while heap and not holds(heap[0]):
+        heappop(heap)
+    return heap[0] if heap else None
+
+
+def _push(heap: list[Any], entry: Any, holds: Callable[[Any], bool]) -> None:
+    """Adds an entry; one that grew by what no longer holds is swept now and then."""
+    heappush(heap, entry)
+    if len(heap) > _SLACK and len(heap) & (len(heap) - 1) == 0:  # at powers of two
+        heap[:] = [each for each in heap if holds(each)]
+        heapify(heap)

@@ -9,7 +9,7 @@ from evalcore.scoring.batching import (
 from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
 from evalcore.scoring.run import Progress, score_units
-from evalcore.scoring.shares import CellWork, UnitJob
+from evalcore.scoring.shares import CellWork, CellWorks, UnitJob
 from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
 from evalcore.scoring.witnessing import Witnessed
@@ -17,6 +17,7 @@ from evalcore.scoring.worker import ScoringWorker, WorkerConfig
 
 __all__ = [
     "CellWork",
+    "CellWorks",
     "Effort",
     "GenerateRequests",
     "Progress",

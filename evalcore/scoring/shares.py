@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -45,6 +45,22 @@ class CellWork:
             asked = cell.subject.checkpoint
             generation = replace(generation, think_end=asked.think_end, turn_end=asked.turn_end)
         return cls(cell.variant.answer if choice else None, generation)
+
+
+class CellWorks(Mapping[str, CellWork]):
+    """What scoring each cell takes, by key; worked out when it is asked for."""
+
+    def __init__(self, cells: Mapping[str, Cell]) -> None:
+        self._cells = cells
+
+    def __getitem__(self, key: str) -> CellWork:
+        return CellWork.of(self._cells[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
 
 
 @dataclass(frozen=True)

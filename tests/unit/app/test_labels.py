@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalcore.app.cells import AskedCell, RequestFile
+from evalcore.app.cells import Question, RequestFile
 from evalcore.app.labels import label, labelled_subjects, not_scored_lines
 from evalcore.config import SubjectsConfig
 from evalcore.errors import InputError, UnknownNameError
@@ -109,8 +109,8 @@ def test_a_later_run_keeps_what_was_mended(
         settings = EncodingSettings()
         cell = Cell(digest(subject.id), subject, TASK, Variant("a", "mine", "{{ x }}"))
         file = RequestFile(Path("r"), [], np.zeros(0, np.int64))
-        asked = AskedCell(subject, TASK, cell.variant, settings, file, 0.5, [], "d", "{}")
-        rows.append(cell_row(asked.facts(cell, NUMERICS)))
+        asked = Question(TASK, cell.variant, settings, file, 0.5, [], "d", "{}")
+        rows.append(cell_row(asked.facts(cell, NUMERICS, None)))
     store.write_cells(rows)
     label(store.path, tuned_on=["lora=mine,seed=5", "checkpoint-50=mine"],
           parent_map=["checkpoint-50=step-00100"])  # fmt: skip
