@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, TypeVar
 
 from evalcore.planning.sharding import unit_cost
 from evalcore.planning.unit import Unit
 from evalcore.planning.units import Plan
 
 _SLACK = 1024
+_Entry = TypeVar("_Entry", bound=Any)
 
 
 @dataclass(eq=False)
@@ -200,14 +201,14 @@ class WorkQueue:
         return None if begun is None else begun[1]
 
 
-def _top(heap: list[Any], holds: Callable[[Any], bool]) -> Any:
+def _top(heap: list[_Entry], holds: Callable[[_Entry], bool]) -> _Entry | None:
     """The least entry that holds; those before it are dropped."""
     while heap and not holds(heap[0]):
         heappop(heap)
     return heap[0] if heap else None
 
 
-def _push(heap: list[Any], entry: Any, holds: Callable[[Any], bool]) -> None:
+def _push(heap: list[_Entry], entry: _Entry, holds: Callable[[_Entry], bool]) -> None:
     """Adds an entry; one that grew by what no longer holds is swept now and then."""
     heappush(heap, entry)
     if len(heap) > _SLACK and len(heap) & (len(heap) - 1) == 0:  # at powers of two
