@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from evalcore import __version__
@@ -244,8 +245,8 @@ class GridCells(Sequence[PlannedCell]):
     subject: Codes
     question: Codes
     asked: Asked
-    wanted: Mapping[str, np.ndarray] = field(default_factory=dict)
-    ranks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    wanted: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    ranks: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -398,8 +399,8 @@ class Grid:
         self, i: int, classes: Sequence[NumericsClass], whatever: Sequence[str | None]
     ) -> CellFacts:
         cells = self.cells
-        own = self.asked.questions[cells.question[i]]
-        return own.facts(cells[i].cell, classes[cells.subject[i]], whatever[i])
+        own: Question = self.asked.questions[int(cells.question[i])]
+        return own.facts(cells[i].cell, classes[int(cells.subject[i])], whatever[i])
 
     def _class(self, subject: Subject, numerics: NumericsClass) -> NumericsClass:
         return self.apart.get(subject.checkpoint.fingerprint, numerics)

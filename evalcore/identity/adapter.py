@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter_schema import check_adapter_config, check_tensors
-from evalcore.identity.cache import cached_file_fact
+from evalcore.identity.cache import FileMemo, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.header import read_header
 from evalcore.identity.weights import nonfinite_tensor, tensor_bits, tensor_digests
@@ -42,13 +43,21 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If it is missing, broken or not of a LoRA adapter.
     """
-    file = Path(path) / ADAPTER_CONFIG
+    return _CONFIGS.of(Path(path) / ADAPTER_CONFIG)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
     config = read_json(file, "adapter")
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise InputError(f"adapter {path}: peft_type is {kind!r}, evalcore scores LORA adapters")
+        raise InputError(
+            f"adapter {file.parent}: peft_type is {kind!r}, evalcore scores LORA adapters"
+        )
     check_adapter_config(config, file)
     return config
+
+
+_CONFIGS = FileMemo(_read_config, deepcopy)
 
 
 def numeric_adapter_config(path: str | Path) -> dict[str, Any]:

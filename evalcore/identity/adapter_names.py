@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from evalcore.errors import IncompatibleError
 
@@ -50,6 +51,7 @@ class AdapterName:
         return core(self.module)
 
 
+@lru_cache(maxsize=65536)  # adapters of one base have the same names
 def parse_name(name: str) -> AdapterName:
     """Takes a tensor's name apart: wrappers, the adapter's name (``default``) and PEFT's layers.
 
@@ -79,6 +81,7 @@ def parse_name(name: str) -> AdapterName:
     return AdapterName(".".join(words[:-1]), "saved", words[-1])
 
 
+@lru_cache(maxsize=65536)
 def core(module: str) -> str:
     """A module's name from its layer list on: ``model.layers.0.x`` and ``layers.0.x`` are one."""
     words = module.split(".")

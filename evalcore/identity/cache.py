@@ -1,24 +1,33 @@
-"""Cache of facts: about files, keyed by (path, size, mtime_ns, inode), or about a state of things;
-safe for many processes."""
+"""Cache of facts: about files, keyed by (path, size, mtime_ns, inode), or about a state of things.
+
+Safe for many processes: of those that miss the same fact one computes it and the others wait for it
+(array jobs start at once over the same checkpoints). Where the folder cannot be locked, each
+computes for itself. Every entry carries a sum of what it says; one that was damaged is made again.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Generic, TypeVar
 
 from evalcore.errors import InputError
 
+T = TypeVar("T")
 logger = logging.getLogger("evalcore")
 
 # A file changed twice within one clock tick keeps its mtime; do not remember files this young.
 SETTLED_AFTER_S = 2.0
+WAIT_S = 1800.0
+"""Whoever waits longer than this for another one's fact computes it, too."""
 _BLOB_NAME = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -53,21 +62,25 @@ def cached_file_fact(path: Path, kind: str, compute: Callable[[Path], Any]) -> A
         state = [str(real), before.st_size, before.st_mtime_ns, before.st_ino]
         name = str(real)
     entry = _entry_path(kind, name)
-    known = _read_entry(entry)
-    if known is not None and known.get("state") == state:
-        return known["value"]
-    try:
-        value = compute(real)
-        after = os.stat(real)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InputError(
-            f"{path} changed while it was read; wait until it is written and run again"
-        )
-    if blob or time.time() - after.st_mtime > SETTLED_AFTER_S:
-        _write_entry(entry, {"state": state, "value": value})
-    return value
+    known = _read_entry(entry, state)
+    if known is not None:
+        return known[0]
+    with _locked(entry):
+        known = _read_entry(entry, state)
+        if known is not None:
+            return known[0]
+        try:
+            value = compute(real)
+            after = os.stat(real)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise InputError(
+                f"{path} changed while it was read; wait until it is written and run again"
+            )
+        if blob or time.time() - after.st_mtime > SETTLED_AFTER_S:
+            _write_entry(entry, state, value)
+        return value
 
 
 def cached_fact(kind: str, state: str, compute: Callable[[], Any]) -> Any:
@@ -79,18 +92,53 @@ def cached_fact(kind: str, state: str, compute: Callable[[], Any]) -> Any:
         compute: Gives a JSON-able value.
     """
     entry = _entry_path(kind, f"state:{state}")
-    known = _read_entry(entry)
-    if known is not None and known.get("state") == state:
-        return known["value"]
-    value = compute()
-    _write_entry(entry, {"state": state, "value": value})
-    return value
+    known = _read_entry(entry, state)
+    if known is not None:
+        return known[0]
+    with _locked(entry):
+        known = _read_entry(entry, state)
+        if known is not None:
+            return known[0]
+        value = compute()
+        _write_entry(entry, state, value)
+        return value
+
+
+class FileMemo(Generic[T]):
+    """What was read of the last few files, by (path, size, mtime_ns, inode), for this process.
+
+    Args:
+        read: Reads a file.
+        copy: Of a value, for whoever asks: values may be changed.
+        most: Files kept.
+    """
+
+    def __init__(self, read: Callable[[Path], T], copy: Callable[[T], T], most: int = 64) -> None:
+        self._read, self._copy, self._most = read, copy, most
+        self._known: dict[tuple[str, int, int, int], T] = {}
+
+    def of(self, path: Path) -> T:
+        """What is in a file now; files too young to be known by their time are read each time."""
+        try:
+            about = os.stat(path)
+        except (OSError, ValueError):
+            return self._read(path)  # which says what is wrong
+        if time.time() - about.st_mtime <= SETTLED_AFTER_S:
+            return self._read(path)
+        at = (str(path), about.st_size, about.st_mtime_ns, about.st_ino)
+        found = self._known.get(at)
+        if found is None:
+            found = self._read(path)
+            if len(self._known) >= self._most:
+                self._known.pop(next(iter(self._known)), None)
+            self._known[at] = found
+        return self._copy(found)
 
 
 def last_file_fact(path: Path, kind: str) -> Any:
     """What was last remembered of a path, even if another file lies there now; None if nothing."""
-    known = _read_entry(_entry_path(kind, str(path.resolve())))
-    return known["value"] if known is not None else None
+    known = _read_entry(_entry_path(kind, str(path.resolve())), None)
+    return known[0] if known is not None else None
 
 
 def _entry_path(kind: str, name: str) -> Path:
@@ -98,19 +146,64 @@ def _entry_path(kind: str, name: str) -> Path:
     return cache_dir() / "fingerprints" / f"{digest.hexdigest()}.json"
 
 
-def _read_entry(path: Path) -> dict[str, Any] | None:
+def _read_entry(path: Path, state: Any) -> tuple[Any] | None:
+    """(value,) of an entry that is whole and of a state (None: of any); None: there is none."""
     try:
         entry = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        own = (entry["state"], entry["value"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return entry if isinstance(entry, dict) and "value" in entry else None
+    # Entries of earlier versions have no sum.
+    if entry.get("sum", _sum(*own)) != _sum(*own):
+        return None
+    return own[1:] if state is None or own[0] == state else None
 
 
-def _write_entry(path: Path, entry: dict[str, Any]) -> None:
+def _write_entry(path: Path, state: Any, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        entry = {"state": state, "value": value}
+        entry = json.loads(json.dumps(entry))  # as it will be read: lists for tuples
+        entry["sum"] = _sum(entry["state"], entry["value"])
         temporary.write_text(json.dumps(entry), "utf-8")
         os.replace(temporary, path)
     except OSError as error:  # a read-only home costs time, not the run
         logger.debug("fingerprint cache not written: %s", error)
+
+
+def _sum(state: Any, value: Any) -> str:
+    text = json.dumps([state, value])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """While one process or thread is in here, others that want this fact wait."""
+    lock = entry.with_suffix(".lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "ab")  # noqa: SIM115
+    except OSError:  # a read-only home
+        yield
+        return
+    with file:
+        until = time.monotonic() + WAIT_S
+        while not _lock(file) and time.monotonic() < until:
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            # Whoever waits for the lock of this file looks at the entry again before computing.
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from evalcore.errors import InputError
+from evalcore.identity.cache import FileMemo
 from evalcore.reading import parse_json, regular_size
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -43,6 +44,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     Raises:
         InputError: If the file is not a complete safetensors file; names the file and the tensor.
     """
+    return _HEADERS.of(path)
+
+
+def _read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     size = regular_size(path, "weights")
     try:
         with open(path, "rb") as file:
@@ -67,6 +72,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     tensors = {name: _info(path, name, item) for name, item in header.items()}
     _check_layout(path, tensors, size - 8 - length)
     return tensors, 8 + length
+
+
+_HEADERS = FileMemo(_read_header, lambda found: (dict(found[0]), found[1]))
 
 
 def _check_names(data: bytes, path: Path) -> None:

@@ -529,13 +529,15 @@ def _named(
 def _unique(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     """Names made unique by the parent folder's name, then by a number."""
     result: dict[str, None] = {}
+    numbers: Counter[str] = Counter()  # of a name, the last number it was given
     count = Counter(names)
     for name, path in zip(names, paths, strict=True):
         if count[name] > 1:
             name = f"{Path(path).parent.name}/{name}"
         name = one_line(name)  # tables have a line for each
-        unique, number = name, 2
+        unique, number = name, numbers[name] or 2
         while unique in result:
             unique, number = f"{name}#{number}", number + 1
+        numbers[name] = number
         result[unique] = None
     return list(result)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises:
         InputError: If there is none, or it cannot be read.
     """
-    return _load(str(path), _state(Path(path)))[0]
+    return _load(_Place(str(path)), _state(Path(path)))[0]
 
 
 def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
@@ -155,8 +155,12 @@ def _state(directory: Path) -> str:
         for file in files
         if file.is_file()
     }
-    versions = [metadata.version(name) for name in ("transformers", "tokenizers")]
-    return text_fingerprint(["tokenizer-state", versions, parts])
+    return text_fingerprint(["tokenizer-state", _versions(), parts])
+
+
+@cache
+def _versions() -> list[str]:
+    return [metadata.version(name) for name in ("transformers", "tokenizers")]
 
 
 def _hash_bytes(path: Path) -> str:
@@ -165,9 +169,23 @@ def _hash_bytes(path: Path) -> str:
     ).hexdigest()
 
 
+class _Place:
+    """A directory; all are equal where a tokenizer is remembered by what its files hold."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Place)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 @lru_cache(maxsize=16)
-def _load(path: str, state: str) -> tuple[Any, str]:
-    """(tokenizer, note)."""
+def _load(place: _Place, state: str) -> tuple[Any, str]:
+    """(tokenizer, note) by state; copies of one tokenizer beside many adapters are read once."""
+    path = place.path
     try:
         tokenizer, note = _read(path)
         # transformers (5.19) asks for the id of the unknown token for the id of the unknown token.
@@ -362,7 +380,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _facts(directory: Path, state: str) -> TokenizerFacts:
-    tokenizer, note = _load(str(directory), state)
+    tokenizer, note = _load(_Place(str(directory)), state)
     template, specials = chat_template(tokenizer), special_tokens(tokenizer)
     return TokenizerFacts(
         fingerprint=_fingerprint(tokenizer),

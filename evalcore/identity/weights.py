@@ -21,6 +21,8 @@ from evalcore.reading import MAX_TABLE_BYTES, read_json
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DIGESTS = "tensor-digests-1"
+_SMALL_BYTES = 8 << 20
+"""Threads cost more than they save on smaller files (an adapter's)."""
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -132,6 +134,8 @@ def hash_tensors(path: Path) -> dict[str, str]:
                 return tensor_digest(name, info, part)
 
         names = sorted(tensors, key=lambda name: tensors[name].start)
+        if len(view) < _SMALL_BYTES:
+            return {name: digest(name) for name in names}
         with ThreadPoolExecutor(max_workers=4) as pool:
             return dict(zip(names, pool.map(digest, names), strict=True))
 
@@ -145,17 +149,17 @@ def tensor_bits(path: Path) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]
     masks = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF, "F64": 0x7FFFFFFFFFFFFFFF}
     words = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "F64": "<u8"}
     tensors, data_start = read_header(path)
-    for name, info in tensors.items():
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        for name, info in tensors.items():
             file.seek(data_start + info.start)
             raw = file.read(info.stop - info.start)
-        if info.dtype in words:
-            bits = np.frombuffer(raw, words[info.dtype])
-            yield name, info.shape, np.asarray((bits & masks[info.dtype]) != 0)
-        else:  # rare types: an element is nonzero if any of its bytes is
-            count = int(np.prod(info.shape, dtype=np.int64))
-            parts = np.frombuffer(raw, "u1").reshape(count, -1)
-            yield name, info.shape, np.asarray(parts.any(axis=1))
+            if info.dtype in words:
+                bits = np.frombuffer(raw, words[info.dtype])
+                yield name, info.shape, np.asarray((bits & masks[info.dtype]) != 0)
+            else:  # rare types: an element is nonzero if any of its bytes is
+                count = int(np.prod(info.shape, dtype=np.int64))
+                parts = np.frombuffer(raw, "u1").reshape(count, -1)
+                yield name, info.shape, np.asarray(parts.any(axis=1))
 
 
 def nonfinite_tensor(path: Path) -> tuple[str, str] | None:
@@ -166,16 +170,16 @@ def nonfinite_tensor(path: Path) -> tuple[str, str] | None:
     words = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
     signs = {"<u2": 0x7FFF, "<u4": 0x7FFFFFFF}
     tensors, data_start = read_header(path)
-    for name, info in tensors.items():
-        if info.dtype not in words:
-            continue
-        word, exponent = words[info.dtype]
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        for name, info in tensors.items():
+            if info.dtype not in words:
+                continue
+            word, exponent = words[info.dtype]
             file.seek(data_start + info.start)
             bits = np.frombuffer(file.read(info.stop - info.start), word)
-        odd = bits[(bits & exponent) == exponent]
-        if len(odd):
-            return name, "NaN" if bool(((odd & signs[word]) > exponent).any()) else "infinity"
+            odd = bits[(bits & exponent) == exponent]
+            if len(odd):
+                return name, "NaN" if bool(((odd & signs[word]) > exponent).any()) else "infinity"
     return None
 
 

@@ -246,8 +246,11 @@ def test_cache_is_used_and_survives_rubbish(
     before = checkpoint_fingerprint(folder)
     (entry,) = (tmp_path / "cache/fingerprints").glob("*.json")
     known = json.loads(entry.read_text())
-    known["value"] = {"x": "y"}  # shows that the entry is what is read
-    entry.write_text(json.dumps(known))
+    other = known | {"value": {"x": "y"}}
+    entry.write_text(json.dumps(other))  # its sum does not fit
+    assert checkpoint_fingerprint(folder) == before
+    del other["sum"]  # shows that the entry is what is read
+    entry.write_text(json.dumps(other))
     assert checkpoint_fingerprint(folder) != before
     entry.write_text("{not json")
     assert checkpoint_fingerprint(folder) == before
