@@ -26,7 +26,14 @@ from evalcore.identity.checkpoint import (
 )
 from evalcore.identity.hashing import canonical_json, document_id, text_fingerprint
 from evalcore.identity.header import read_header
-from evalcore.identity.hub import HubError, HubRepository, Snapshot, is_commit, is_offline
+from evalcore.identity.hub import (
+    HubError,
+    HubRepository,
+    Snapshot,
+    is_as_named,
+    is_commit,
+    is_offline,
+)
 from evalcore.identity.lora import (
     LoraAdapter,
     ModuleDelta,
@@ -98,6 +105,7 @@ __all__ = [
     "end_token_ids",
     "find_adapters",
     "find_tuned",
+    "is_as_named",
     "is_commit",
     "is_offline",
     "load_tokenizer",

@@ -8,12 +8,14 @@ short) is tried again, a bounded number of times.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,13 +28,19 @@ Kind = Literal["model", "dataset"]
 Got = TypeVar("Got")
 
 TRIES = 4
+ANSWER_S = 10.0
+"""For the hub's answer to one question about a repository."""
 WAIT_S = 1.0
 """Before the second try; doubled for each further one. The hub's own Retry-After goes before."""
 LONGEST_S = 90.0
 """All tries of one request together; the library tries a few times by itself in each."""
+SILENCE_S = 20.0
+"""No further try after so long without any answer: the library has tried five times by then."""
 _UNREACHABLE_FOR_S = 60.0
 _TRUE = ("1", "TRUE", "YES", "ON")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SILENCE = {"ReadTimeout", "ConnectTimeout", "PoolTimeout", "WriteTimeout"}
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 # endpoint -> when it was last found not to answer
@@ -92,6 +100,7 @@ class HubRepository:
         from huggingface_hub import snapshot_download  # heavy, and only hub users need it
 
         silent = is_offline() or not reachable()
+        began = time.time()
         path = Path(
             self._tried(
                 commit,
@@ -104,11 +113,14 @@ class HubRepository:
                     allow_patterns=list(patterns),
                     ignore_patterns=list(ignore) or None,
                     endpoint=endpoint(),
+                    etag_timeout=min(10.0, ANSWER_S),
                 ),
             )
         )
         if path.name != commit:
             raise HubError(f"was asked for at {commit} and came from {path.name}; clear its cache")
+        if not silent:
+            _check_fetched(path, began)
         return path
 
     def resolve(self, revision: str | None) -> tuple[str, str | None]:
@@ -133,7 +145,7 @@ class HubRepository:
             info = self._tried(
                 revision,
                 lambda: HfApi(endpoint=endpoint()).repo_info(
-                    self.name, repo_type=self.kind, revision=revision, timeout=30
+                    self.name, repo_type=self.kind, revision=revision, timeout=ANSWER_S
                 ),
             )
         except HubError as error:
@@ -182,6 +194,7 @@ class HubRepository:
         """Calls, again where the fault may pass by itself."""
         begin = time.monotonic()
         number = 0
+        _bound_answers()
         while True:
             try:
                 return call()
@@ -192,7 +205,8 @@ class HubRepository:
                 number += 1
                 wait = _wait(real, number)
                 seconds = time.monotonic() - begin
-                if wait is None or number == TRIES or seconds + wait > LONGEST_S:
+                longest = SILENCE_S if _is_silence(real) else LONGEST_S
+                if wait is None or number == TRIES or seconds + wait > longest:
                     raise self._fault(revision, real, number, seconds) from None
                 logger.info("%s: %s, once more in %.0f s", self.name, _shortly(real), wait)
                 time.sleep(wait)
@@ -230,6 +244,16 @@ class HubRepository:
             missing = re.search(r"\d+ file\(s\) are missing \([^)]*\)", str(error))
             what = missing[0].replace("(s)", "s") if missing else "files are missing"
             return HubError(f"is not complete in the local cache ({what}); {fetch}")
+        if "TooManyRedirects" in names:
+            return HubError(
+                f"could not be fetched: {endpoint()} redirects without end; check HF_ENDPOINT and "
+                f"the proxy"
+            )
+        if error is not None and _is_silence(error):
+            return _PassingError(
+                f"could not be fetched: no answer to {tries} tries in {seconds:.0f} s "
+                f"({_shortly(error)}); run again, complete files are kept"
+            )
         if error is None or names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
             why = (
                 "HF_HUB_OFFLINE is set"
@@ -269,6 +293,39 @@ class _PassingError(HubError):
 def is_commit(revision: str | None) -> bool:
     """Whether a revision is a commit, which can never mean other files."""
     return bool(revision and _COMMIT.match(revision))
+
+
+def is_as_named(blob: Path) -> bool:
+    """Whether a file of the cache holds what the hub named it for: sha256 (large files) or git's
+    own hash; True where the name is neither, and nothing can be said."""
+    if _SHA256.match(blob.name):
+        digest = hashlib.sha256()
+    elif is_commit(blob.name):
+        size = blob.stat().st_size
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    else:
+        return True
+    with blob.open("rb") as content:
+        while chunk := content.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest() == blob.name
+
+
+def _check_fetched(folder: Path, began: float) -> None:
+    """Whether files that came just now hold what the hub named them for; others are removed.
+
+    Raises:
+        HubError: If one does not.
+    """
+    for file in folder.rglob("*"):
+        blob = file.resolve()
+        if file.is_file() and blob.stat().st_mtime >= began - 2 and not is_as_named(blob):
+            for wrong in (file, blob):
+                wrong.unlink(missing_ok=True)
+            raise HubError(
+                f"came with other bytes than the hub names ({file.name}: its hash differs); run "
+                f"again, or ask another mirror (HF_ENDPOINT)"
+            )
 
 
 def is_offline() -> bool:
@@ -311,6 +368,39 @@ def reachable() -> bool:
     return True
 
 
+@lru_cache(maxsize=1)
+def _bound_answers() -> None:
+    """Questions that the library asks without a time limit get one, in all of this process.
+
+    It has none of its own (``timeout=None``, explicitly, for lists of files): a hub that takes
+    connections and never answers would hold up a command for ever.
+    """
+    try:
+        from huggingface_hub import set_client_factory
+        from huggingface_hub.utils._http import default_client_factory
+    except ImportError:  # a library before 1.0 has limits
+        return
+
+    def limited(request: Any) -> None:
+        limits = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {
+            kind: ANSWER_S if limits.get(kind) is None else limits[kind]
+            for kind in ("connect", "read", "write", "pool")
+        }
+
+    def client() -> Any:
+        made = default_client_factory()
+        hooks = made.event_hooks
+        made.event_hooks = {**hooks, "request": [*hooks.get("request", []), limited]}
+        return made
+
+    set_client_factory(client)
+
+
+def _is_silence(error: BaseException) -> bool:
+    return type(error).__name__ in _SILENCE
+
+
 def _real(error: BaseException) -> BaseException:
     """What went wrong, under the library's "not in the cache either"."""
     cause = error.__cause__
@@ -333,6 +423,8 @@ def _retry_after(error: BaseException | None) -> float | None:
 
 def _passes(error: BaseException) -> bool:
     """Whether a fault may pass: the connection, a body cut short."""
+    if type(error).__name__ == "TooManyRedirects":
+        return False
     if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
         return True
     return isinstance(error, OSError) and "Consistency check failed" in str(error)

@@ -6,7 +6,6 @@ serves any cached revision when the hub cannot be asked (datasets 4 and 5), what
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evalcore.identity import HubError, HubRepository, is_commit, is_offline
+from evalcore.identity import HubError, HubRepository, is_as_named, is_commit, is_offline
 from evalcore.tasks.faults import DataFault, TaskDataError
 from evalcore.types import Task
 
@@ -23,7 +22,6 @@ logger = logging.getLogger("evalcore")
 
 SUFFIXES = ("parquet", "jsonl", "jsonl.gz", "json", "csv", "arrow")
 _ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES)
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SHARD = re.compile(r"^(?P<name>.+)-(?P<number>\d+)-of-(?P<of>\d+)\.")
 _CARD = "README.md"
 _WAS_CHANGED = "changed since it was fetched (its hash is not its name in the cache)"
@@ -236,17 +234,8 @@ def _check_content(file: Path) -> None:
 
 @lru_cache(maxsize=256)
 def _is_intact(blob: Path, mtime_ns: int, size: int) -> bool:
-    """Files are named after sha256 (large ones) or git's own hash; others cannot be checked."""
-    if _SHA256.match(blob.name):
-        digest = hashlib.sha256()
-    elif is_commit(blob.name):
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    else:
-        return True
-    with blob.open("rb") as content:
-        while chunk := content.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest() == blob.name
+    """Once for each state of the file."""
+    return is_as_named(blob)
 
 
 def _wanted(hub: Mapping[str, Any], split: str, root: Path | None, error: Exception) -> str:

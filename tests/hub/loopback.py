@@ -26,10 +26,12 @@ class Fault:
 
     Attributes:
         path: Part of the path.
-        status: Answered instead (0: the body is cut short after half of it).
+        status: Answered instead (0: the body is cut short after half of it, or ``change``).
         times: How often; then all is well.
         headers: Sent with it.
         method: Only requests of this method.
+        silent_s: Seconds without an answer; then the connection is closed.
+        change: One byte of the body is another, whatever its length.
     """
 
     path: str
@@ -37,6 +39,8 @@ class Fault:
     times: int = 10**9
     headers: dict[str, str] = field(default_factory=dict)
     method: str | None = None
+    silent_s: float = 0.0
+    change: bool = False
 
 
 @dataclass
@@ -85,6 +89,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self._lock = threading.Lock()
+        self.stopping = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
@@ -102,6 +107,7 @@ class LoopbackHub:
 
     def stop(self) -> None:
         """Nobody answers any more."""
+        self.stopping.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -183,10 +189,15 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = hub.fault(self.command, self.path)
+            if fault is not None and fault.silent_s:
+                hub.stopping.wait(fault.silent_s)
+                self.close_connection = True
+                return None
+            self._changed = fault is not None and fault.change
             if fault is not None and fault.status:
                 return self._send(fault.status, b"a fault", fault.headers)
             try:
-                self._route(body, cut=fault is not None)
+                self._route(body, cut=fault is not None and not fault.change)
             except _Refused as refused:
                 self._send(refused.status, b"", {"X-Error-Code": refused.code})
 
@@ -300,6 +311,8 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if self.command == "HEAD":
                 return
+            if self._changed and body:
+                body = bytes([body[0] ^ 1]) + body[1:]
             self.wfile.write(body[: len(body) // 2] if cut else body)
             if cut:
                 self.wfile.flush()
