@@ -268,18 +268,25 @@ class Results:
     # Out -------------------------------------------------------------------------------------
 
     def report(
-        self, output: str | os.PathLike[str] | None = None, *, title: str = "Scores and gains"
+        self,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        title: str = "Scores and gains",
+        beside: Sequence[str | os.PathLike[str]] = (),
     ) -> MadeReport:
         """Writes one HTML page, its pictures (PNG, SVG) and every table as CSV.
 
         Args:
             output: Folder; None: ``report`` inside the results.
             title: Heading of the page.
+            beside: Further results folders to show in the same page, with the folder of each
+                number; a cell that stands in several is taken from the first and flagged.
 
         Returns:
             The main table as text, and the page's path.
         """
-        return report(self.path, Path(output or self.path / "report"), title=title)
+        paths = [self.path, *map(Path, beside)]
+        return report(paths, Path(output or self.path / "report"), title=title)
 
     def export(self, output: str | os.PathLike[str], format: str | None = None) -> int:
         """Writes results for other tools; gives the number of rows, or of files in a folder.

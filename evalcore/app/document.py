@@ -21,25 +21,27 @@ def document_lines(results: Path, cell: str, document: str) -> list[str]:
     Raises:
         InputError: No such cell or document, or several cells begin so.
     """
-    from evalcore.report.documents import Texts
+    from evalcore.prompting.sent import SentPrompts
+    from evalcore.report.documents import OR
     from evalcore.report.words import visible
 
     store = open_results(results)
     about = _cell(store, cell)
     row = _row(store, about["cell"], document)
-    texts = Texts(store)
-    known = texts.documents(about["task"]).get(row["doc_id"])
+    documents = {r["doc_id"]: r for r in store.documents(about["task"]).to_pylist()}
+    known, sent = documents.get(row["doc_id"]), SentPrompts(store)
     adapter, task = about["adapter"], about["task"]
     lines = [
         f"{about['checkpoint']}, {adapter}, {task}, {about['variant']}: cell {about['cell']}",
         f"document {row['doc_index']} ({row['doc_id']})",
     ]
-    prompt = texts.prompts(about, [row["doc_id"]]).get(row["doc_id"])
-    if prompt is None:
-        lines.append("--- the tokenizer of the prompt is not at hand; template and fields:")
+    contexts = sent.contexts(about, [row["doc_id"]]).get(row["doc_id"])
+    if contexts is None:
+        why = "; ".join(sorted(sent.lost)) or "it is not kept"
+        lines.append(f"--- no prompt as sent ({why}); template and fields:")
         lines += [about["template"] or "(not recorded)", (known or {}).get("fields") or "(unknown)"]
     else:
-        lines += ["--- prompt as sent", prompt]
+        lines += ["--- prompt as sent", OR.join(contexts)]
     lines += _answer(row, (known or {}).get("choices") or [])
     return [visible(line) for line in lines]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -42,13 +42,12 @@ class Part:
     tunings: tuple[str, ...] = ()
     numerics: tuple[str, ...] = ()
 
-    def cells(self, store: ResultStore) -> set[str] | None:
-        """Keys of the cells; None for all.
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> set[str] | None:
+        """Keys of the cells among rows of the cells table; None for all.
 
         Raises:
             UnknownNameError: A pattern that no cell fits.
         """
-        rows = store.cells().to_pylist()
         columns = {"task": self.tasks, "checkpoint": self.checkpoints, "tuning": self.tunings,
                    "numerics": self.numerics}  # fmt: skip
         if not any(columns.values()):
@@ -59,7 +58,7 @@ class Part:
                 if not globs.fits(pattern, known):
                     raise UnknownNameError(column, pattern, known)
 
-        def fits(row: dict[str, Any], column: str, patterns: tuple[str, ...]) -> bool:
+        def fits(row: Mapping[str, Any], column: str, patterns: tuple[str, ...]) -> bool:
             if not patterns or (column == "tuning" and row["base"] is None):
                 return True
             return any(globs.fits(pattern, [str(row[column])]) for pattern in patterns)
@@ -88,7 +87,7 @@ class MadeReport:
 
 
 def report(
-    results: Path,
+    results: Path | Sequence[Path],
     output: Path,
     *,
     title: str,
@@ -99,8 +98,9 @@ def report(
     primary: Way | None = None,
     part: Part | None = None,
 ) -> MadeReport:
-    """Analyses a results folder and writes report.html, pictures and CSVs into ``output``.
+    """Analyses results and writes report.html, pictures and CSVs into ``output``.
 
+    ``results``: a results folder, or several that are shown in one page (``app.folders``);
     ``losses``: training losses to show as well (``evalcore.report.losses.LOSS_COLUMNS``);
     ``groups`` and ``primary``: what a study declares (see ``evalcore.analysis.analyse``); ``part``:
     a report of these cells alone, which says so.
@@ -111,38 +111,51 @@ def report(
         IncompatibleError: Results of different engines or dtypes would be compared.
     """
     from evalcore.analysis import Flag, analyse
+    from evalcore.app.folders import Folders, folder_names
     from evalcore.app.pairs import prompt_scores
     from evalcore.report import prompt_score_table, report_table, write_report
 
-    store = open_results(results)
-    estimated = prompt_scores(store)
-    if estimated and not store.cells().num_rows:
+    paths = [results] if isinstance(results, Path) else list(results)
+    stores = [open_results(path) for path in paths]
+    folders = Folders(dict(zip(folder_names(paths), stores, strict=True)))
+    estimated = [row for store in stores for row in prompt_scores(store)]
+    rows = folders.cells()
+    if estimated and not rows:
         raise InputError(
-            f"{results}: only drawn (prompt, document) pairs are scored (--budget), and a report "
-            f"needs whole cells; `evalcore scores {results}` shows what the pairs say"
+            f"{paths[0]}: only drawn (prompt, document) pairs are scored (--budget), and a report "
+            f"needs whole cells; `evalcore scores {paths[0]}` shows what the pairs say"
         )
-    cells = None if part is None else part.cells(store)
-    book = read_book(store, cells=cells, preferred=(primary,) if primary else ())
+    cells = None if part is None else part.cells(rows)
+    preferred = (primary,) if primary else ()
+    if len(stores) == 1:
+        book = read_book(stores[0], cells=cells, preferred=preferred)
+    else:
+        book = folders.book(cells, preferred)
+        description = f"{description} Results of {', '.join(folders.stores)}.".strip()
     if part is not None and part.said:
         description = f"{description} A part of the results: {part.said}.".strip()
     analysis = analyse(book, allow_mixed=allow_mixed, groups=groups)
-    analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
-    analysis.flags.extend(_maker_flags(store, book))
+    for store in stores:
+        analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
+    analysis.flags.extend(_maker_flags(stores, book))
+    named = " ".join(shlex.quote(str(path)) for path in paths)
     page = write_report(
         None,
         output,
         title=title,
         description=description,
-        run_records=store.runs.list(),
+        run_records=[record for store in stores for record in store.runs.list()],
         analysis=analysis,
         losses=losses,
-        source=store,
-        command=f"evalcore report {results} -o {output}" + (part.options if part else ""),
+        source=folders if len(stores) > 1 else stores[0],
+        command=f"evalcore report {named} -o {shlex.quote(str(output))}"
+        + (part.options if part else ""),
     )
     if estimated:
         _write_csv(prompt_score_table(estimated), output / "prompt_scores.csv")
     made = MadeReport(report_table(analysis), page)
-    keep_estimates(store, book)
+    if len(stores) == 1:
+        keep_estimates(stores[0], book)
     return made
 
 
@@ -184,13 +197,14 @@ def declared_by(study: Study) -> Declared:
     }  # fmt: skip
 
 
-def _maker_flags(store: ResultStore, book: ScoreBook) -> list[Flag]:
+def _maker_flags(stores: Sequence[ResultStore], book: ScoreBook) -> list[Flag]:
     """Whether all rows were made alike: by the same versions, device, strategy ..."""
     from evalcore.analysis import Flag
 
     used = {maker for cell in book.read for maker in cell.facts.makers}
     unmade = sum(cell.facts.unmade for cell in book.read)
-    records = [record for id_, record in store.makers().items() if id_ in used]
+    makers = {id_: record for store in stores for id_, record in store.makers().items()}
+    records = [record for id_, record in makers.items() if id_ in used]
     keys = sorted({key for record in records for key in record} - MAY_DIFFER)
     texts = {key: sorted({str(record.get(key)) for record in records}) for key in keys}
     differ = [f"{key} ({' | '.join(values)})" for key, values in texts.items() if len(values) > 1]

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from evalcore.cli.output import echo
+from evalcore.errors import InputError
 from evalcore.exports import FORMATS
 
 
@@ -48,9 +49,12 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("results", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder (default: RESULTS/report)."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder (default: RESULTS/report; of several results it must be named).",
 )
 @click.option("--title", help="Title of the page (default: the study's name).")
 @click.option(
@@ -66,10 +70,14 @@ def scores(results: Path, by: Literal["task", "prompt"], output: Path | None) ->
 @click.option("--tunings", help="Only these tunings, and the untuned checkpoints.")
 @click.option("--numerics", help="Only this numerics class (see the page's last section).")
 def report(
-    results: Path, output: Path | None, title: str | None, allow_mixed: bool, study: Path | None,
-    **part: str | None,
+    results: tuple[Path, ...], output: Path | None, title: str | None, allow_mixed: bool,
+    study: Path | None, **part: str | None,
 ) -> int:  # fmt: skip
-    """Prints the study's table and writes report.html, pictures (PNG, SVG) and tables (CSV)."""
+    """Prints the study's table and writes report.html, pictures (PNG, SVG) and tables (CSV).
+
+    Several results folders give one page, each number with the folder it is of. A cell that stands
+    in several is taken from the first and named among the warnings; nothing is averaged over them.
+    """
     from evalcore.app import report as make
     from evalcore.app.report import Part, declared
     from evalcore.identity.globs import split_at
@@ -77,9 +85,15 @@ def report(
     given = {"title": "Scores and gains"} if study is None else declared(study)
     if title is not None:
         given["title"] = title
+    if output is None and len(results) > 1:
+        raise InputError("report of several results: say where with -o FOLDER")
     wanted = {name: tuple(split_at(text, ",")) for name, text in part.items() if text}
     made = make(
-        results, output or results / "report", allow_mixed=allow_mixed, part=Part(**wanted), **given
+        results,
+        output or results[0] / "report",
+        allow_mixed=allow_mixed,
+        part=Part(**wanted),
+        **given,
     )
     echo(made.table)
     echo(f"report: {made.page}")
@@ -106,7 +120,7 @@ def show(results: Path, cell: str, document: str) -> int:
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "kind", type=click.Choice(list(FORMATS)),
+    "--format", "--to", "kind", type=click.Choice(list(FORMATS)),
     help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items())
     + ". Without it: by the ending of the file, else parquet.",
 )  # fmt: skip
@@ -118,7 +132,7 @@ def show(results: Path, cell: str, document: str) -> int:
     help="File or folder.",
 )
 def export(results: Path, kind: str | None, output: Path) -> int:
-    """Writes results for other tools: tables, or the files of lm-evaluation-harness or the hub."""
+    """Writes results for other tools: tables, files of the harness or the hub, trackers' runs."""
     from evalcore.app import export as write
 
     echo(str(write(results, output, kind)))

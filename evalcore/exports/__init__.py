@@ -23,7 +23,7 @@ class Format:
     Attributes:
         writer: ``module:function`` of what writes a store to a file or folder and gives how many of
             ``unit`` it wrote; imported when it is used.
-        unit: What is counted: ``rows`` or ``files``.
+        unit: What is counted: ``rows``, ``files`` or ``runs``.
         suffixes: Endings of file names that mean it.
         help: What it is, for the command line.
     """
@@ -75,6 +75,13 @@ FORMATS: Mapping[str, Format] = {
     "hf-eval-results": Format(
         "evalcore.exports.hub:to_hub_results", "files", (),
         "a folder per model with the hub's evaluation metadata (model-index, .eval_results/)",
+    ),
+    "wandb": Format(
+        "evalcore.exports.trackers:to_wandb", "runs", (),
+        "offline runs of Weights & Biases, one per tuning, over the checkpoints",
+    ),
+    "mlflow": Format(
+        "evalcore.exports.trackers:to_mlflow", "runs", (), "the same as an MLflow database"
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What several exporters need: models with their cells, documents, prompts as texts."""
+"""What several exporters need: models with their cells, and documents."""
 
 from __future__ import annotations
 
@@ -113,49 +113,3 @@ class Documents:
             rows = self._store.documents(task).to_pylist()
             self._known[task] = {row["doc_id"]: row for row in rows}
         return self._known[task]
-
-
-class Prompts:
-    """Texts of prompts as they were sent, where the tokenizer that wrote them is at hand."""
-
-    def __init__(self, store: ResultStore) -> None:
-        self._store = store
-        self._tokenizers: dict[str, Any] = {}
-        self.lost: set[str] = set()
-
-    def of(self, cell: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-        """Document -> (context, continuation) of each request; empty where there is no text."""
-        tokenizer = self._tokenizer(str(cell["checkpoint_source"] or ""))
-        if tokenizer is None:
-            self.lost.add("the tokenizer is not at hand, so prompts are left out")
-            return {}
-        try:
-            table = self._store.requests(cell["cell"])
-        except InputError:
-            self.lost.add("prompts were not kept")
-            return {}
-        found = {}
-        for row in table.to_pylist():
-            contexts, continuations = row["contexts"] or [], row["continuations"] or []
-            if row["prompt"]:
-                contexts, continuations = [row["prompt"]], [[]]
-            if len(contexts) == 1:
-                contexts = contexts * len(continuations)
-            found[row["doc_id"]] = [
-                (tokenizer.decode(c), tokenizer.decode(k))
-                for c, k in zip(contexts, continuations, strict=False)
-            ]
-        return found
-
-    def _tokenizer(self, source: str) -> Any:
-        if source not in self._tokenizers:
-            self._tokenizers[source] = None
-            if source and Path(source).is_dir():
-                from evalcore.errors import EvalcoreError
-                from evalcore.prompting import load_tokenizer
-
-                try:
-                    self._tokenizers[source] = load_tokenizer(Path(source))
-                except EvalcoreError as error:
-                    log.warning("%s", error)
-        return self._tokenizers[source]

@@ -23,7 +23,6 @@ from evalcore.errors import InputError
 from evalcore.exports.cells import (
     Documents,
     Model,
-    Prompts,
     log,
     metrics_of,
     models,
@@ -35,6 +34,7 @@ from evalcore.exports.tables import finite
 from evalcore.files import write_atomically
 from evalcore.metrics import document_metric, example_values, higher_is_better
 from evalcore.metrics.registry import METRICS
+from evalcore.prompting.sent import SentPrompts
 from evalcore.store import ResultStore
 
 FILTER = "none"
@@ -49,7 +49,7 @@ def to_lm_eval(store: ResultStore, output: Path) -> int:
     Raises:
         InputError: There is nothing to write, or ``output`` cannot be written.
     """
-    documents, prompts = Documents(store), Prompts(store)
+    documents, prompts = Documents(store), SentPrompts(store)
     stamp = datetime.now(UTC).isoformat(timespec="microseconds").split("+")[0].replace(":", "-")
     files = 0
     try:
@@ -60,13 +60,13 @@ def to_lm_eval(store: ResultStore, output: Path) -> int:
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror or error}") from error
     for reason in sorted(prompts.lost):
-        log.warning("samples without arguments: %s", reason)
+        log.warning("samples without the prompt as sent: %s", reason)
     return files
 
 
 def _write_model(
     store: ResultStore, model: Model, folder: Path, stamp: str, documents: Documents,
-    prompts: Prompts,
+    prompts: SentPrompts,
 ) -> int:  # fmt: skip
     labels, table = task_labels(model), rows_of(store, model)
     scores = metrics_of(table)
@@ -76,7 +76,7 @@ def _write_model(
             continue  # recorded, but nothing of it was scored
         label = labels[cell["cell"]]
         rows = table.filter(pc.equal(table["cell"], cell["cell"])).sort_by("doc_index")
-        samples = _samples(cell, rows, documents.of(cell["task"]), prompts.of(cell))
+        samples = _samples(cell, rows, documents.of(cell["task"]), prompts.requests(cell))
         text = "".join(json.dumps(finite(s), ensure_ascii=False) + "\n" for s in samples)
         _write(folder / f"samples_{_file_name(label)}_{stamp}.jsonl", text)
         joined = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,24 +19,28 @@ import pyarrow.compute as pc
 
 from evalcore.analysis import Analysis, CellValues
 from evalcore.analysis.reduction import DECIDE_COLUMNS, EXAMPLE_COLUMNS
-from evalcore.errors import EvalcoreError
-from evalcore.identity import tokenizer_fingerprint
 from evalcore.metrics import document_metric, example_values
 from evalcore.metrics.arrays import column, strings
 from evalcore.metrics.choices import predictions
 from evalcore.report.sources import Source
 from evalcore.report.words import visible
 
+if TYPE_CHECKING:
+    from evalcore.prompting.sent import SentPrompts
+
 BYTES = 1_500_000
 """What texts and answers of the sample may take in the page."""
 MOST_DOCUMENTS = 24
 MOST_CELLS = 4000
 MOST_CHARACTERS = 4000
+MOST_CONTEXTS = 8
+OR = "\n⟨or⟩\n"
+"""Stands between the contexts of a document whose choices differ in them."""
 SAMPLE_VERSION = 1
 """Raised whenever the sample of the same rows can change."""
 _RIGHT = ("acc", "acc_norm", "acc_bytes", "exact_match")
 _COLUMNS = (*EXAMPLE_COLUMNS, *DECIDE_COLUMNS, "doc_index", "subject", "task", "variant",
-            "checkpoint_source", "requests", "template", "tokenizer")  # fmt: skip
+            "checkpoint_source", "template", "tokenizer")  # fmt: skip
 
 
 def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -> dict[str, Any]:
@@ -56,21 +59,23 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
         return {}
     kept = {c.cell: c.key for c in _shown_cells(analysis)}
     order = {task: _ranked(analysis, task) for task in analysis.book.tasks}
-    texts = Texts(source)
-    decides = [sorted(kept.values()), order, most_bytes, texts.at_hand(analysis)]
+    decides = [sorted(kept.values()), order, most_bytes, _at_hand(analysis)]
 
     def read() -> dict[str, Any]:
-        return _sampled(analysis, source, texts, order, set(kept), most_bytes)
+        return _sampled(analysis, source, order, set(kept), most_bytes)
 
     found: dict[str, Any] = analysis.book.memo.get(("documents", SAMPLE_VERSION, *decides), read)
     return found
 
 
 def _sampled(
-    analysis: Analysis, source: Source, texts: Texts, ranked: dict[str, tuple[list[str], int]],
-    kept: set[str], most_bytes: int,
+    analysis: Analysis, source: Source, ranked: dict[str, tuple[list[str], int]], kept: set[str],
+    most_bytes: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What :func:`sample` gives, read from the source."""
+    from evalcore.prompting.sent import SentPrompts  # and with it jinja2: only pages need it
+
+    sent = SentPrompts(source)
     out: dict[str, Any] = {}
     queues: dict[str, list[str]] = {}
     for task in analysis.book.tasks:
@@ -86,9 +91,10 @@ def _sampled(
     wanted = {doc for order in queues.values() for doc in order}
     rows = source.of_documents(list(dict.fromkeys(_COLUMNS)), kept, wanted)
     ready = {
-        task: _task(rows.filter(pc.field("task") == task), order, texts, task, out[visible(task)])
+        task: _task(rows.filter(pc.field("task") == task), order, source, sent, task,
+                    out[visible(task)])
         for task, order in queues.items()
-    }
+    }  # fmt: skip
     spent = 0
     for turn in range(MOST_DOCUMENTS):
         for task, entries in ready.items():
@@ -165,69 +171,25 @@ def _documents_of(analysis: Analysis, task: str) -> set[int]:
     return set()
 
 
-class Texts:
-    """Questions, and prompts as they were sent."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._tokenizers: dict[tuple[str, str], Any] = {}
-
-    def at_hand(self, analysis: Analysis) -> list[list[Any]]:
-        """Files that decide which prompts can be shown: path, size and time of each tokenizer."""
-        folders = {str(c.about.get("checkpoint_source") or "") for c in analysis.book.read}
-        found = []
-        for folder in sorted(folders - {""}):
-            try:
-                about = (Path(folder) / "tokenizer.json").stat()
-            except OSError:
-                continue
-            found.append([folder, about.st_size, about.st_mtime_ns])
-        return found
-
-    def documents(self, task: str) -> dict[str, dict[str, Any]]:
-        return {row["doc_id"]: row for row in self.source.documents(task).to_pylist()}
-
-    def prompts(self, about: dict[str, Any], ids: Sequence[str]) -> dict[str, str]:
-        """Document id -> text of its prompt, special tokens included; those that can be had."""
-        if not about.get("requests"):
-            return {}
-        tokenizer = self._tokenizer(about.get("checkpoint_source"), about.get("tokenizer"))
-        if tokenizer is None:
-            return {}
+def _at_hand(analysis: Analysis) -> list[list[Any]]:
+    """Files that decide which prompts can be shown: path, size and time of each tokenizer."""
+    folders = {str(c.about.get("checkpoint_source") or "") for c in analysis.book.read}
+    found: list[list[Any]] = []
+    for folder in sorted(folders - {""}):
         try:
-            table = self.source.requests(about["cell"])
-        except EvalcoreError:
-            return {}
-        table = table.filter(pc.is_in(table["doc_id"], value_set=pa.array(list(ids), pa.string())))
-        out = {}
-        for row in table.select(["doc_id", "contexts", "prompt"]).to_pylist():
-            contexts = [row["prompt"]] if row["prompt"] else row["contexts"] or []
-            parts = [tokenizer.decode(part, skip_special_tokens=False) for part in contexts[:8]]
-            out[row["doc_id"]] = "\n⟨or⟩\n".join(parts)
-        return out
-
-    def _tokenizer(self, folder: str | None, fingerprint: str | None) -> Any:
-        """The tokenizer the ids are of, if it is on this machine and still the same."""
-        key = (folder or "", fingerprint or "")
-        if key not in self._tokenizers:
-            self._tokenizers[key] = None
-            file = Path(key[0]) / "tokenizer.json"
-            if all(key) and file.is_file():
-                try:
-                    from tokenizers import Tokenizer  # of the extra `run`; reports do without
-
-                    if tokenizer_fingerprint(key[0]) == fingerprint:
-                        self._tokenizers[key] = Tokenizer.from_file(str(file))
-                except Exception as error:  # a page without prompts is better than none
-                    del error
-        return self._tokenizers[key]
+            about = (Path(folder) / "tokenizer.json").stat()
+        except OSError:
+            continue
+        found.append([folder, about.st_size, about.st_mtime_ns])
+    return found
 
 
 def _task(
-    own: pa.Table, order: list[str], texts: Texts, task: str, out: dict[str, Any]
-) -> list[dict[str, Any]]:
+    own: pa.Table, order: list[str], source: Source, sent: SentPrompts, task: str,
+    out: dict[str, Any],
+) -> list[dict[str, Any]]:  # fmt: skip
     """One entry per document of ``order``."""
-    about_docs = texts.documents(task)
+    about_docs = {row["doc_id"]: row for row in source.documents(task).to_pylist()}
     entries = {doc: _document(doc, about_docs.get(doc)) for doc in order}
     for rows in _parts(own):
         _add_answers(rows, entries, out)
@@ -235,7 +197,8 @@ def _task(
     for row in _first_of_each(own, "variant"):
         asked.setdefault(row["variant"], row)
     for name, row in asked.items():
-        for doc, text in texts.prompts(row, order).items():
+        for doc, contexts in sent.contexts(row, order).items():
+            text = OR.join(contexts[:MOST_CONTEXTS])
             entries[doc]["prompts"][visible(name)] = visible(text, MOST_CHARACTERS)
     out["templates"] = {
         visible(name): visible(row.get("template") or "", MOST_CHARACTERS)

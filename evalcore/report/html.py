@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from evalcore.report.csvs import write_tables
 from evalcore.report.documents import sample
 from evalcore.report.figures import Figure, all_figures, cost_rows
 from evalcore.report.losses import loss_rows
+from evalcore.report.packing import pack
 from evalcore.report.pictures import VEGA_LITE, write_pictures
 from evalcore.report.records import run_facts, versions
-from evalcore.report.rows import FACETS, Row, columnar, score_data, tuning_name
+from evalcore.report.rows import FACETS, Row, score_data, tuning_name
 from evalcore.report.scores import write_scores
 from evalcore.report.sections import Table, cost_table, extra_tables
 from evalcore.report.sources import Source, TableSource
@@ -32,6 +33,8 @@ from evalcore.report.tables import SERIOUS
 from evalcore.report.words import visible
 
 REPORT_NAME = "report.html"
+PARTS = ("data", "tables", "charts", "filters", "documents", "start")
+"""Files of ``page/`` in the order in which they are put together."""
 SHOWN_FLAGS = 6
 FLAG_TITLES = {
     "missing": "Missing: a comparison lacks a side",
@@ -114,7 +117,8 @@ def write_report(
         datasets, figures, tables = _drawn(analysis, source, losses, by_task, by_prompt)
         write_pictures(figures, datasets, out)
         data = _data(analysis, datasets, figures, tables, sample(analysis, source))
-        page = render(analysis, data, title, description, run_records or (), command,
+        packed = _packed(analysis, datasets)
+        page = render(analysis, data, packed, title, description, run_records or (), command,
                       [f.name for f in files])  # fmt: skip
         path = out / REPORT_NAME
         partial = path.with_suffix(".html.partial")
@@ -139,38 +143,71 @@ def _drawn(
     return datasets, all_figures(analysis, scores, trained), tables
 
 
-def _data(
-    analysis: Analysis, datasets: dict[str, list[Row]], figures: Sequence[Figure],
-    tables: Sequence[Table], documents: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Everything the page shows and filters."""
-    subjects = analysis.book.ordered_subjects()
-    place = {s.id: number for number, s in enumerate(subjects)}
+def _packed(analysis: Analysis, datasets: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Rows as the page's script takes them: without what it makes itself, subjects by place."""
+    place = {s.id: number for number, s in enumerate(analysis.book.ordered_subjects())}
     scores = [
         {**{k: v for k, v in row.items() if k not in _DERIVED}, "subject": place[row["subject"]]}
         for row in datasets["scores"]
     ]
+    return {**datasets, "scores": scores}
+
+
+def _data(
+    analysis: Analysis, datasets: dict[str, list[Row]], figures: Sequence[Figure],
+    tables: Sequence[Table], documents: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Everything else the page shows and filters."""
+    subjects = analysis.book.ordered_subjects()
+    place = {s.id: number for number, s in enumerate(subjects)}
     for task in documents.values():
         for entry in task["documents"]:
             entry["answers"] = [[place[a[0]], *a[1:]] for a in entry["answers"]]
     hero = lead.best_task(analysis)
     first = next((f.id for f in figures if hero and f.where.get("task") == [visible(hero)]), None)
+    facets, tables = _with_folders(datasets["scores"], tables)
+    known: list[dict[tuple[str, ...], int]] = [{} for _ in facets]
+    shown = [t.as_json(known) for t in tables]
     return {
-        "facets": FACETS,
+        "facets": facets, "lists": [list(lists) for lists in known],
         "subjects": [
             {"name": visible(s.label), "base": place.get(s.base or ""),
              "checkpoint": visible(s.checkpoint), "tuning": tuning_name(s)}
             for s in subjects
         ],
-        "scores": columnar(scores), "losses": columnar(datasets["losses"]),
-        "cost": columnar(datasets["cost"]), "figures": [f.as_json() for f in figures],
-        "tables": [t.as_json() for t in tables], "documents": documents, "first": first,
+        "figures": [f.as_json() for f in figures],
+        "tables": shown, "documents": documents, "first": first,
     }  # fmt: skip
 
 
+def _with_folders(
+    scores: Sequence[Row], tables: Sequence[Table]
+) -> tuple[tuple[str, ...], Sequence[Table]]:
+    """Facets, and tables whose rows know the folders they are of, if there are several."""
+    if not any("folders" in row for row in scores):
+        return FACETS, tables
+    lie: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for row in scores:
+        lie[row["checkpoint"], row["tuning"], row["task"]].update(row["folders"])
+
+    def folders(facets: Sequence[list[str] | None]) -> list[str]:
+        wanted = (facets[0], facets[1], facets[3])
+        fits = (
+            own for key, own in lie.items()
+            if all(names is None or name in names for names, name in zip(wanted, key, strict=True))
+        )  # fmt: skip
+        return sorted(set().union(*fits))
+
+    found = [
+        replace(table, facets=[[*facets, folders(facets)] for facets in table.facets])
+        for table in tables
+    ]
+    return (*FACETS, "folder"), found
+
+
 def render(
-    analysis: Analysis, data: dict[str, Any], title: str, description: str,
-    run_records: Sequence[Mapping[str, Any]], command: str, files: Sequence[str],
+    analysis: Analysis, data: dict[str, Any], datasets: dict[str, list[Row]], title: str,
+    description: str, run_records: Sequence[Mapping[str, Any]], command: str, files: Sequence[str],
 ) -> str:  # fmt: skip
     """The page as text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # only reports need it
@@ -182,7 +219,7 @@ def render(
     )  # fmt: skip
     here = Path(__file__).parent
     style = (here / "style.css").read_text(encoding="utf-8")
-    scripts = [vega_script(), (here / "page.js").read_text(encoding="utf-8")]
+    scripts = [vega_script(), page_script()]
     warned, others = lead.warnings(analysis.flags)
     return environment.get_template("template.html.j2").render(
         title=visible(title),
@@ -190,7 +227,7 @@ def render(
         policy=_policy(style, scripts),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
-        data=Markup(json_text(data)),
+        data=Markup(pack(data, datasets)),
         asked=lead.asked(analysis),
         lead=lead.sentences(analysis),
         warned=warned,
@@ -206,10 +243,11 @@ def render(
     )  # fmt: skip
 
 
-def json_text(value: Any) -> str:
-    """JSON that cannot end the element it stands in."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def page_script() -> str:
+    """The page's own script: its parts in the order in which they use one another."""
+    here = Path(__file__).parent / "page"
+    parts = [(here / f"{name}.js").read_text(encoding="utf-8") for name in PARTS]
+    return '(async () => {\n"use strict";\n' + "\n".join(parts) + "})();\n"
 
 
 @lru_cache(maxsize=1)

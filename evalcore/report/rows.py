@@ -26,7 +26,7 @@ Row = dict[str, Any]
 CELL_DIGITS = 10
 """Of a cell's key, as the page tells it."""
 FACETS = ("checkpoint", "tuning", "seed", "task", "prompt", "way")
-"""What the page's filters choose by."""
+"""What the page's filters choose by; ``folder`` too, where results are of several folders."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,26 @@ def score_data(
             mean = rows[own["parent"]]
             mean["better"] = (mean["better"] or 0) + own["better"]
             mean["worse"] = (mean["worse"] or 0) + own["worse"]
+    _say_folders(analysis.book, by_task, by_prompt, rows)
+    for own in seeds:
+        if "folders" in rows[own["parent"]]:
+            own["folders"] = rows[own["parent"]]["folders"]
     return rows + seeds
+
+
+def _say_folders(
+    book: ScoreBook, by_task: Sequence[ScoreRow], by_prompt: Sequence[ScoreRow], rows: list[Row]
+) -> None:
+    """Adds ``folders``, where the cells of a row lie, if the results are of several."""
+    owner = {
+        c.facts.cell: visible(str(c.about["folder"])) for c in book.read if "folder" in c.about
+    }
+    if not owner:
+        return
+    for found, row in zip([*by_task, *by_prompt], rows, strict=True):
+        cells = [book.variants(run, found.task.name) for run in found.subject.run_ids]
+        row["folders"] = sorted({owner[own[p].cell] for own in cells for p in found.prompts
+                                 if p in own})  # fmt: skip
 
 
 def _row(analysis: Analysis, names: Names, row: ScoreRow, level: str) -> Row:
@@ -223,20 +242,3 @@ def _flips(book: ScoreBook, row: ScoreRow) -> tuple[int | None, int | None]:
 
 def _known(value: float | None) -> float | None:
     return None if value is None or not isfinite(value) else round(float(value), 4)
-
-
-def columnar(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows as columns, texts and lists by their place in a dictionary: a third of the bytes."""
-    out: dict[str, Any] = {"size": len(rows), "columns": {}}
-    for name in dict.fromkeys(key for row in rows for key in row):
-        values = [row.get(name) for row in rows]
-        if any(isinstance(v, str | list | bool) for v in values):
-            keys = [tuple(v) if isinstance(v, list) else v for v in values]
-            known = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-            if len(known) < 0.8 * len(rows) or len(rows) < 50:
-                out["columns"][name] = {"of": list(known), "at": [known[k] for k in keys]}
-                continue
-        while values and values[-1] is None:
-            values.pop()  # the page reads what is missing at the end as null
-        out["columns"][name] = values
-    return out

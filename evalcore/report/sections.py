@@ -58,11 +58,17 @@ class Table:
     facets: Sequence[Sequence[list[str] | None]]
     file: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, known: Sequence[dict[tuple[str, ...], int]]) -> dict[str, Any]:
+        """For the page; lists of facets by their place in ``known``, which grows (-1: none)."""
+        facets = [
+            [-1 if names is None else lists.setdefault(tuple(names), len(lists))
+             for names, lists in zip(row, known, strict=True)]
+            for row in self.facets
+        ]  # fmt: skip
         return {
             "id": self.id, "section": self.section, "title": self.title, "caption": self.caption,
             "columns": [[c.title, c.kind] for c in self.columns], "rows": self.rows,
-            "facets": self.facets, "file": self.file,
+            "facets": facets, "file": self.file,
         }  # fmt: skip
 
 
@@ -79,7 +85,7 @@ def extra_tables(analysis: Analysis) -> list[Table]:
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or not isfinite(value) else round(float(value), 6)
+    return None if value is None or not isfinite(value) else round(float(value), 4)
 
 
 def _estimate(estimate: Estimate, sure: bool = False) -> list[Any] | None:

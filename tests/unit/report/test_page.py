@@ -221,7 +221,7 @@ def test_a_mark_says_its_value_when_pointed_at(reader: Reader) -> None:
 
 def test_three_clicks_from_a_number_to_a_document_that_flipped(reader: Reader) -> None:
     page = reader.open("#checkpoint=step-00400&task=nli&tuning=nli")
-    page.locator("#scores tbody button").first.click()
+    page.locator("#scores tbody button[title='documents behind it']").first.click()
     assert (
         page.locator("#documents select").nth(1).locator("option:checked").inner_text()
         == "step-00400"
@@ -279,7 +279,7 @@ def test_it_is_walked_by_keyboard(reader: Reader) -> None:
     assert len(set(reader.column("task"))) == 1
     page.keyboard.press("Escape")
     assert page.locator("#filters details[open]").count() == 0
-    page.locator("#scores tbody button").first.focus()
+    page.locator("#scores tbody button[title='documents behind it']").first.focus()
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.textContent") == "Documents"
 

@@ -28,6 +28,7 @@ from evalcore.report import study_rows, write_report
 from evalcore.report.charts import BASE_COLOUR, PALETTE
 from evalcore.report.csvs import write_tables
 from evalcore.report.documents import sample
+from evalcore.report.packing import unpack
 from evalcore.report.rows import short_step
 from evalcore.report.sections import extra_tables
 from evalcore.report.sources import TableSource
@@ -76,10 +77,11 @@ class Page(HTMLParser):
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What the page's script reads."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())
+    """What the page's script reads; data sets as rows."""
+    found = re.search(r'<script type="application/gzip" id="data">(.*?)</script>', page.read_text())
     assert found is not None
-    return json.loads(found[1])
+    head, rows = unpack(found[1])
+    return {**head, **rows}
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +129,12 @@ def test_every_figure_lies_beside_the_page_as_png_and_svg(page: Path) -> None:
 
 def test_rows_of_the_page_are_those_of_the_analysis(page: Path, analysis: Analysis) -> None:
     """Means, single prompts and gains, value for value; every single prompt knows its mean."""
-    columns = data_of(page)["scores"]["columns"]
+    packed = data_of(page)["scores"]
 
     def column(name: str) -> list[Any]:
-        found = columns[name]
-        if isinstance(found, dict):
-            return [found["of"][at] for at in found["at"]]
-        return found + [None] * (len(levels) - len(found))
+        return [row[name] for row in packed]
 
-    levels = [columns["level"]["of"][at] for at in columns["level"]["at"]]
+    levels = column("level")
     for level, by in (("mean", "task"), ("prompt", "prompt")):
         rows = score_rows(analysis.book, by)
         mine = [n for n, name in enumerate(levels) if name == level]
@@ -146,7 +145,7 @@ def test_rows_of_the_page_are_those_of_the_analysis(page: Path, analysis: Analys
         ):  # fmt: skip
             shown = [np.nan if column(name)[n] is None else column(name)[n] for n in mine]
             np.testing.assert_allclose(shown, values, atol=1e-4)
-    parents = column("parent")
+    parents = [int(n) for n in column("parent")]
     singles = [n for n, name in enumerate(levels) if name == "prompt"]
     for n in singles:
         assert levels[parents[n]] == "mean"
@@ -175,7 +174,8 @@ def test_page_says_title_run_and_warnings_in_words(page: Path) -> None:
     assert "13 tuned subjects have no format-only control" in text
     assert "+0.283 [" in text
     assert "it could be chance for other prompts; a gain for these prompts, this run, [" in text
-    assert "Does tuning give more at a later checkpoint?" in text
+    titles = [table["title"] for table in data_of(page)["tables"]]
+    assert "Does tuning give more at a later checkpoint?" in titles
     assert "learned in pre-training" in text
     assert "vllm/float32" in text
     assert "0.32.0" in text
@@ -273,8 +273,8 @@ def test_models_of_unknown_tuning_have_scores_and_gains_per_prompt(tmp_path: Pat
     shown = Page(page.read_text()).text
     assert "Scores and gains" in shown
     assert "evalcore label" in shown
-    levels = data_of(page)["scores"]["columns"]["level"]
-    assert [levels["of"][n] for n in levels["at"]] == ["mean"] * 2 + ["prompt"] * 4
+    levels = [row["level"] for row in data_of(page)["scores"]]
+    assert levels == ["mean"] * 2 + ["prompt"] * 4
     with (tmp_path / "scores_by_prompt.csv").open() as file:
         read = list(csv.DictReader(file))
     assert [(r["model"], r["prompt"], float(r["score"])) for r in read] == [
@@ -341,8 +341,8 @@ def test_report_from_a_results_folder(tmp_path: Path) -> None:
     }  # fmt: skip
     assert set(data["documents"]) == {"pocket_nli", "pocket_nli_far"}
     with pytest.raises(UnknownNameError, match="pocket_nlx"):
-        Part(tasks=("pocket_nlx",)).cells(store)
-    cell = data["scores"]["columns"]["cell"]["of"][-1]
+        Part(tasks=("pocket_nlx",)).cells(store.cells().to_pylist())
+    cell = data["scores"][-1]["cell"]
     lines = "\n".join(document_lines(tmp_path / "results", cell, "2"))
     row = next(r for r in table.to_pylist() if r["cell"].startswith(cell) and r["doc_index"] == 2)
     assert f"{row['choice_logprobs'][row['gold']]:.4f}" in lines

@@ -1,0 +1,134 @@
+"""The report's page at scale: its size, what making it costs, and how long a reader waits.
+
+    python -m bench.page write OUT --cells 10000      # a seeded results folder of so many cells
+    python -m bench.page make RESULTS                 # the report, in a process of its own
+    python -m bench.page read RESULTS/report/report.html   # in Chromium: first picture, filters
+
+A filter's answer is taken from the click to the first frame after tables and the first picture
+were drawn anew; the layout's shift is Chromium's cumulative one, over opening and scrolling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bench.rows import cell_record, choice_rows, digest, subjects
+from evalcore.store import ResultStore
+
+DOCUMENTS = 20
+SHAPES = {1_000: (5, 4, 10), 10_000: (25, 8, 10), 100_000: (50, 20, 20)}
+"""Cells -> checkpoints (each with four tunings), tasks, prompts."""
+
+
+def write(out: Path, cells: int) -> None:
+    """Writes a results folder of one of ``SHAPES``."""
+    checkpoints, tasks, prompts = SHAPES[cells]
+    names = ("nli", "paraphrase", "facts", "reading", *(f"task_{i:02d}" for i in range(4, tasks)))
+    docs = {
+        t: pa.array([digest("document", t, i) for i in range(DOCUMENTS)], pa.large_string())
+        for t in names
+    }
+    store = ResultStore(out)
+    writer = store.open_writer("bench")
+    records = []
+    for number, subject in zip(range(5 * checkpoints), subjects(), strict=False):
+        for place, task in enumerate(names[:tasks]):
+            parts = []
+            for order in range(prompts):
+                record = cell_record(subject, task, f"prompt-{order:02d}", False)
+                accuracy = 0.4 + 0.3 * (subject["tuning"] == task) + 0.01 * order
+                parts.append(choice_rows(record["cell"], docs[task], accuracy,
+                                         [number, place, order]))  # fmt: skip
+                records.append(record)
+            writer.add(pa.concat_tables(parts).unify_dictionaries())
+        writer.flush()
+    store.write_cells(records)
+
+
+def make(results: Path) -> dict[str, Any]:
+    """One report, timed in this process."""
+    from evalcore.app import report
+
+    start = time.perf_counter()
+    page = report(results, results / "report", title="a page at scale").page
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_s": round(used.ru_utime + used.ru_stime, 1),
+        "page_mb": round(page.stat().st_size / 1e6, 2),
+    }
+
+
+SHIFT = """() => { window.shifted = 0; new PerformanceObserver(list => {
+    for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifted += e.value;
+}).observe({type: 'layout-shift', buffered: true}); }"""
+FILTER = """async ([facet, place]) => {
+    const box = document.querySelectorAll(`#filters details[data-facet="${facet}"] input`)[place];
+    const start = performance.now();
+    box.click();
+    const script = performance.now() - start;
+    await window.evalcoreReport.settled();
+    await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+    return [script, performance.now() - start]; }"""
+
+
+def read(page: Path) -> dict[str, Any]:
+    """Opens the page from disk and filters it."""
+    from playwright.sync_api import sync_playwright
+
+    browser = os.environ.get("EVALCORE_BROWSER") or shutil.which("chromium")
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        opened = []
+        for _ in range(3):
+            tab = running.new_page(viewport={"width": 1280, "height": 900})
+            tab.add_init_script(f"({SHIFT})()")
+            start = time.perf_counter()
+            tab.goto(page.resolve().as_uri())
+            tab.wait_for_selector("#hero figure[data-drawn]:not([hidden])")
+            opened.append(round(time.perf_counter() - start, 2))
+        took: dict[str, list[int]] = {}
+        for facet in ("checkpoint", "tuning", "task", "prompt"):
+            boxes = tab.locator(f'#filters details[data-facet="{facet}"] input').count()
+            for place in {0, boxes - 1} if boxes else ():
+                for _ in range(2):  # on, and off again
+                    took.setdefault(facet, []).append(
+                        round(tab.evaluate(FILTER, [facet, place])[1])
+                    )
+        height = tab.evaluate("document.documentElement.scrollHeight")
+        for y in range(0, min(height, 30_000), 600):
+            tab.evaluate(f"scrollTo(0, {y})")
+            tab.wait_for_timeout(40)
+        shifted = tab.evaluate("window.shifted")
+        running.close()
+    every = [t for times in took.values() for t in times]
+    return {
+        "first_picture_s": opened, "filter_ms": took, "median_ms": statistics.median(every),
+        "largest_ms": max(every), "shift": round(shifted, 4),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["write", "make", "read"])
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--cells", type=int, default=10_000, choices=sorted(SHAPES))
+    given = parser.parse_args()
+    if given.what == "write":
+        write(given.path, given.cells)
+    else:
+        print(json.dumps((make if given.what == "make" else read)(given.path)))
+
+
+if __name__ == "__main__":
+    main()
