@@ -9,10 +9,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 Reading = Literal["", "plain", "unicode"]
@@ -44,12 +49,41 @@ def rouge_kind(metric: str) -> tuple[str, Reading] | None:
 @lru_cache(maxsize=8)
 def rouge_scorer(kinds: Sequence[str], reading: Reading = "") -> Any:
     """A scorer of rouge-score for some of ``ROUGE_TYPES``."""
-    from rouge_score import rouge_scorer as library  # brings nltk: only where it is asked for
-
+    library = _library()
     types = [ROUGE_TYPES[kind] for kind in kinds]
     if reading == "unicode":
         return library.RougeScorer(types, tokenizer=UnicodeWords())
     return library.RougeScorer(types, use_stemmer=reading == "")
+
+
+class _Unrun(ModuleType):
+    """A package whose ``__init__`` was not run: what is asked of it is asked of the whole one."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or sys.modules.get(self.__name__) is self:
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _library() -> Any:
+    """``rouge_score.rouge_scorer``, imported with nltk's Porter stemmer and without its rest.
+
+    rouge-score imports nltk, and that every reader of corpora and scipy: four seconds for the one
+    file that is used. Who imports nltk later gets all of it.
+    """
+    found = find_spec("nltk")
+    homes = list(found.submodule_search_locations or ()) if found else []
+    if not homes or "nltk" in sys.modules or "rouge_score.rouge_scorer" in sys.modules:
+        return importlib.import_module("rouge_score.rouge_scorer")
+    for name, below in (("nltk", ""), ("nltk.stem", "stem")):
+        package = _Unrun(name)
+        package.__path__ = [str(Path(home, below)) for home in homes]
+        sys.modules[name] = package
+    try:
+        return importlib.import_module("rouge_score.rouge_scorer")
+    finally:
+        for name in [n for n in sys.modules if n.split(".")[0] == "nltk"]:
+            del sys.modules[name]
 
 
 class UnicodeWords:

@@ -14,7 +14,7 @@ from evalcore.cli import cli
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.report.packing import unpack
 from evalcore.store import EXAMPLE_SCHEMA, ResultStore
-from tests.unit.test_analysis_tables import stored_study
+from tests.toys.tables import stored_study
 
 
 @pytest.fixture(scope="module")
