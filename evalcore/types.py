@@ -7,6 +7,7 @@ item ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -307,6 +308,12 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 """Keys of a selection of prompts that set a variant's field of that name, with the words it may be;
 where a key is not given, the field is as the prompt's file has it."""
+
+
+def option_of(variant: str, key: str) -> str:
+    """The value of an option in a variant's name; empty if it was not given."""
+    found = re.search(rf"[:,]{key}=(\w+)", variant)
+    return found[1] if found else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from evalcore.prompting import option_of
-from evalcore.types import AnswerWay, Variant
+from evalcore.types import AnswerWay, Variant, option_of
 from finetune.method import Strict
 
 

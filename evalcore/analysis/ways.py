@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evalcore.prompting.selection import option_of
-from evalcore.types import AXES
+from evalcore.types import AXES, option_of
 
 
 @dataclass(frozen=True, slots=True, order=True)

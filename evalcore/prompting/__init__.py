@@ -27,7 +27,7 @@ from evalcore.prompting.requests import (
     request_costs,
     same_requests,
 )
-from evalcore.prompting.selection import option_of, parse_selection
+from evalcore.prompting.selection import parse_selection
 from evalcore.prompting.shots import draw_shots, shots_fingerprint
 from evalcore.prompting.training import training_pair, training_turns, turns_field
 from evalcore.prompting.variants import (
@@ -74,7 +74,6 @@ __all__ = [
     "list_prompts",
     "load_tokenizer",
     "load_variants",
-    "option_of",
     "parse_selection",
     "prompts_root",
     "read_prompt",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.types import AXES
 
@@ -44,12 +42,6 @@ def parse_selection(selection: str) -> list[tuple[str, Options]]:
     if not result:
         raise InputError(f"no prompts given: {_EXPECTED}")
     return result
-
-
-def option_of(variant: str, key: str) -> str:
-    """The value of an option in a variant's name; empty if it was not given."""
-    found = re.search(rf"[:,]{key}=(\w+)", variant)
-    return found[1] if found else ""
 
 
 def _option(text: str, owner: str, selection: str) -> tuple[str, int | str]:
