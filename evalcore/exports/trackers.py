@@ -38,6 +38,7 @@ def to_wandb(store: ResultStore, output: Path) -> int:
         ) from error
     found = list(series_of(store))
     _folder(output)
+    others = wandb.run is not None
     quiet = wandb.Settings(
         silent=True, console="off", disable_git=True, save_code=False,
         x_disable_stats=True, x_disable_meta=True,
@@ -55,6 +56,8 @@ def to_wandb(store: ResultStore, output: Path) -> int:
             run.finish()
         except (wandb.Error, OSError) as error:
             raise InputError(f"export wandb to {output}: {_line(error)}") from error
+    if not others:
+        wandb.teardown()  # its writer is a process of its own; finish() does not wait for the disk
     return len(found)
 
 
