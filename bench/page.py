@@ -3,6 +3,10 @@
     python -m bench.page write OUT --cells 10000      # a seeded results folder of so many cells
     python -m bench.page make RESULTS                 # the report, in a process of its own
     python -m bench.page read RESULTS/report/report.html   # in Chromium: first picture, filters
+    python -m bench.page grow RESULTS/report/report.html --times 10,10   # a larger page, see below
+
+``grow`` repeats a page's checkpoints and tasks under other names with other numbers: the page of
+a grid that many times larger, not analysed (``report-CELLS.html`` beside it); documents stay.
 
 A filter's answer is taken from the click to the first frame after tables and the first picture
 were drawn anew; the layout's shift is Chromium's cumulative one, over opening and scrolling.
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import statistics
@@ -20,9 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from bench.rows import cell_record, choice_rows, digest, subjects
+from evalcore.report.packing import pack, unpack
 from evalcore.store import ResultStore
 
 DOCUMENTS = 20
@@ -69,6 +76,69 @@ def make(results: Path) -> dict[str, Any]:
     }
 
 
+def grow(page: Path, checkpoints: int, tasks: int) -> Path:
+    """Writes a page with so many times the checkpoints and tasks."""
+    text = page.read_text(encoding="utf-8")
+    found = re.search(r'id="data">(.*?)</script>', text)
+    assert found is not None
+    head, data = unpack(found[1])
+    rng = np.random.default_rng(0)
+    copies = [(c, t) for c in range(checkpoints) for t in range(tasks)]
+    steps, subjects = len({r["checkpoint"] for r in data["scores"]}), len(head["subjects"])
+    rows: list[dict[str, Any]] = []
+    for c, t in copies:
+        first = len(rows)
+        for row in data["scores"]:
+            own = {k: _other(v, rng) if k.startswith(("score", "gain")) else v
+                   for k, v in row.items()}  # fmt: skip
+            place = int(row["place"]) + c * steps
+            name = f"step-{(place + 1) * 1000:07d}"
+            if row["parent"] >= 0:
+                own["parent"] = int(row["parent"]) + first
+            if row["cell"] is not None:
+                own["cell"] = f"{int(rng.integers(16**10)):010x}"
+            rows.append({
+                **own, "place": place, "checkpoint": name, "at": f"{place + 1}k",
+                "task": _named(row["task"], t), "subject": int(row["subject"]) + c * subjects,
+            })  # fmt: skip
+    levels = ("mean", "prompt", "seed")  # as score_data orders them
+    order = sorted(range(len(rows)), key=lambda n: levels.index(rows[n]["level"]))
+    where = {old: new for new, old in enumerate(order)}
+    rows = [{**rows[n], "parent": where.get(rows[n]["parent"], -1)} for n in order]
+    head["subjects"] = [
+        {**s, "name": f"{s['name']} {c}", "base": None if s["base"] is None else
+         s["base"] + c * subjects} for c in range(checkpoints) for s in head["subjects"]
+    ]  # fmt: skip
+    figures = []
+    for figure in head["figures"]:
+        own = figure["where"].get("task")
+        for t in range(tasks if own else 1):
+            other = {"task": [_named(own[0], t)]} if own else {}
+            title = _named(figure["title"], t)
+            figures.append({**figure, "id": _named(figure["id"], t), "title": title,
+                            "where": {**figure["where"], **other}})  # fmt: skip
+    head["figures"] = figures
+    for table in head["tables"]:
+        table["rows"] = table["rows"] * len(copies)
+        table["facets"] = table["facets"] * len(copies)
+    cells = sum(row["level"] == "prompt" for row in rows)
+    out = page.with_name(f"report-{cells}.html")
+    packed = pack(head, {**data, "scores": rows})
+    out.write_text(text[: found.start(1)] + packed + text[found.end(1) :], encoding="utf-8")
+    plain = json.dumps([head, rows], separators=(",", ":"))
+    print(json.dumps({"cells": cells, "page_mb": round(out.stat().st_size / 1e6, 2),
+                      "as_json_mb": round(len(plain) / 1e6, 1)}))  # fmt: skip
+    return out
+
+
+def _named(name: str, copy: int) -> str:
+    return name if copy == 0 else f"{name}-{copy}"
+
+
+def _other(value: Any, rng: np.random.Generator) -> Any:
+    return None if value is None else round(float(value + rng.normal(0, 0.05)), 4)
+
+
 SHIFT = """() => { window.shifted = 0; new PerformanceObserver(list => {
     for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifted += e.value;
 }).observe({type: 'layout-shift', buffered: true}); }"""
@@ -84,6 +154,7 @@ FILTER = """async ([facet, place]) => {
 
 def read(page: Path) -> dict[str, Any]:
     """Opens the page from disk and filters it."""
+    import axe_playwright_python as axe
     from playwright.sync_api import sync_playwright
 
     browser = os.environ.get("EVALCORE_BROWSER") or shutil.which("chromium")
@@ -110,22 +181,30 @@ def read(page: Path) -> dict[str, Any]:
             tab.evaluate(f"scrollTo(0, {y})")
             tab.wait_for_timeout(40)
         shifted = tab.evaluate("window.shifted")
+        tab.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+        findings = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [v["id"] for v in findings if v["impact"] in ("serious", "critical")]
         running.close()
     every = [t for times in took.values() for t in times]
     return {
         "first_picture_s": opened, "filter_ms": took, "median_ms": statistics.median(every),
         "largest_ms": max(every), "shift": round(shifted, 4),
+        "axe_serious": serious,
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["write", "make", "read"])
+    parser.add_argument("what", choices=["write", "make", "read", "grow"])
     parser.add_argument("path", type=Path)
     parser.add_argument("--cells", type=int, default=10_000, choices=sorted(SHAPES))
+    parser.add_argument("--times", default="5,2", metavar="CHECKPOINTS,TASKS")
     given = parser.parse_args()
     if given.what == "write":
         write(given.path, given.cells)
+    elif given.what == "grow":
+        checkpoints, tasks = map(int, given.times.split(","))
+        grow(given.path, checkpoints, tasks)
     else:
         print(json.dumps((make if given.what == "make" else read)(given.path)))
 

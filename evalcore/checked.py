@@ -245,10 +245,11 @@ def read_end(path: Path) -> CheckedArrow:
         size = source.seek(0, 2)
         source.seek(max(0, size - _READ_AT_ONCE))
         end = source.read()
-        needed = _end_bytes(end)
-        if needed > len(end):
-            source.seek(max(0, size - needed))
-            end = source.read()
+        for _ in range(2):  # how long the footer is, is known first; then how long the sums are
+            needed = _end_bytes(end)
+            if needed > len(end):
+                source.seek(max(0, size - needed))
+                end = source.read()
     return _parse_end(end, size)
 
 

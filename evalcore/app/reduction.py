@@ -226,8 +226,10 @@ class _Arrays:
     def _read(self, key: str, cell: str) -> CellArrays:
         from evalcore.analysis.reduction import arrays_of, reduce_cells
 
-        place = self._kept[key]
+        place = self._kept.get(key)
         try:
+            if place is None:
+                raise DamagedFile("it was kept, and is gone")
             rows = self._store.reductions.read(place)
         except DamagedFile:
             table = _rows_of(self._store, self._places, [self._about[cell]])

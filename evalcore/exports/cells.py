@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from evalcore.store import ResultStore
 
 log = logging.getLogger("evalcore")
 
+MOST_BYTES = 150
+"""Of a file's name that something is called after; file systems allow 255."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -29,18 +33,44 @@ class Model:
     Attributes:
         name: ``checkpoint`` or ``checkpoint + adapter``, different for every model.
         cells: Rows of the cells table.
+        folder_name: Different for every model too, whatever a file system makes of capitals.
     """
 
     name: str
     cells: list[dict[str, Any]]
+    folder_name: str
 
     @property
     def about(self) -> dict[str, Any]:
         return self.cells[0]
 
     def folder(self, parent: Path) -> Path:
-        """A folder of its own below ``parent``: the name as lm-evaluation-harness cleans it."""
-        return parent / re.sub(r"[\"<>:/|\\?*\[\]\x00-\x1f]+", "__", self.name).strip(". ")
+        """A folder of its own below ``parent``."""
+        return parent / self.folder_name
+
+
+def folder_names(models: Mapping[str, str]) -> dict[str, str]:
+    """Subject id -> a folder's name for a model: as lm-evaluation-harness cleans it."""
+    return apart({
+        subject: re.sub(r"[\"<>:/|\\?*\[\]\x00-\x1f]+", "__", name).strip(". ")
+        for subject, name in models.items()
+    })  # fmt: skip
+
+
+def apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Names of files: the too long, the empty and those alike end in a digest of their key."""
+    count = Counter(name.casefold() for name in names.values())
+    return {
+        key: name
+        if name and len(name.encode()) <= MOST_BYTES and count[name.casefold()] == 1
+        else f"{cut(name, MOST_BYTES)}_{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
+        for key, name in names.items()
+    }
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """The beginning of a text, of whole characters."""
+    return text.encode()[:most_bytes].decode("utf-8", "ignore")
 
 
 def models(store: ResultStore) -> Iterator[Model]:
@@ -52,9 +82,10 @@ def models(store: ResultStore) -> Iterator[Model]:
     for row in rows:
         by_model.setdefault(row["subject"], []).append(row)
     names = model_names(subject_of(own[0]) for own in by_model.values())
+    folders = folder_names(names)
     for subject in sorted(by_model, key=lambda s: (names[s], s)):
         cells = sorted(by_model[subject], key=lambda r: (r["task"], r["variant"], r["numerics"]))
-        yield Model(names[subject], cells)
+        yield Model(names[subject], cells, folders[subject])
 
 
 def rows_of(store: ResultStore, model: Model) -> pa.Table:

@@ -23,6 +23,7 @@ from evalcore.errors import InputError
 from evalcore.exports.cells import (
     Documents,
     Model,
+    apart,
     log,
     metrics_of,
     models,
@@ -69,6 +70,10 @@ def _write_model(
     prompts: SentPrompts,
 ) -> int:  # fmt: skip
     labels, table = task_labels(model), rows_of(store, model)
+    files_of = apart({
+        label: "".join(c if c.isalnum() or c in "-.@" else "_" for c in label)
+        for label in labels.values()
+    })  # fmt: skip
     scores = metrics_of(table)
     hashes, files, counts = {}, 0, {}
     for cell in model.cells:
@@ -78,7 +83,7 @@ def _write_model(
         rows = table.filter(pc.equal(table["cell"], cell["cell"])).sort_by("doc_index")
         samples = _samples(cell, rows, documents.of(cell["task"]), prompts.requests(cell))
         text = "".join(json.dumps(finite(s), ensure_ascii=False) + "\n" for s in samples)
-        _write(folder / f"samples_{_file_name(label)}_{stamp}.jsonl", text)
+        _write(folder / f"samples_{files_of[label]}_{stamp}.jsonl", text)
         joined = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
         hashes[label], counts[label] = _hash(joined), len(samples)
         files += 1
@@ -270,10 +275,6 @@ def _answers(row: dict[str, Any]) -> list[Any]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _file_name(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-.@" else "_" for c in label)[:150]
 
 
 def _write(path: Path, text: str) -> None:

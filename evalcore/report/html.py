@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.analysis import Analysis, Flag, ScoreBook, ScoreRow, analyse, score_rows
-from evalcore.analysis.scores import metric_table
+from evalcore.analysis.scores import metric_table, model_names
 from evalcore.errors import InputError
 from evalcore.report import lead
 from evalcore.report.csvs import write_tables
@@ -165,13 +165,14 @@ def _data(
             entry["answers"] = [[place[a[0]], *a[1:]] for a in entry["answers"]]
     hero = lead.best_task(analysis)
     first = next((f.id for f in figures if hero and f.where.get("task") == [visible(hero)]), None)
+    names = model_names(subjects)
     facets, tables = _with_folders(datasets["scores"], tables)
     known: list[dict[tuple[str, ...], int]] = [{} for _ in facets]
     shown = [t.as_json(known) for t in tables]
     return {
         "facets": facets, "lists": [list(lists) for lists in known],
         "subjects": [
-            {"name": visible(s.label), "base": place.get(s.base or ""),
+            {"name": visible(names[s.id]), "base": place.get(s.base or ""),
              "checkpoint": visible(s.checkpoint), "tuning": tuning_name(s)}
             for s in subjects
         ],

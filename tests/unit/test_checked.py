@@ -14,7 +14,15 @@ import pytest
 
 from bench import bitflips
 from evalcore import checked, files
-from evalcore.checked import DamagedFile, read_end, read_json, read_table, write_json, write_table
+from evalcore.checked import (
+    DamagedFile,
+    read_end,
+    read_json,
+    read_table,
+    write_batches,
+    write_json,
+    write_table,
+)
 from evalcore.store import ResultStore
 from evalcore.store.segments import list_segments
 
@@ -37,6 +45,17 @@ def test_a_checked_file_is_an_arrow_file(tmp_path: Path) -> None:
     assert end.metadata == {b"key": b"value"}
     assert [part.rows for part in end.parts] == [30, 30, 30, 10, 0]
     assert read_table(path, ["value"]).column_names == ["value"]
+
+
+@pytest.mark.parametrize("batches", [1, 4_000, 4_200, 9_000])
+def test_the_end_of_a_file_of_many_parts(tmp_path: Path, batches: int) -> None:
+    """Checksums longer than what is read at once, behind a footer that is longer too."""
+    path, (batch,) = tmp_path / "t.checked.arrow", toy_table(2).to_batches()
+    note = b"x" * 100_000
+    write_batches(path, batch.schema, [batch] * batches, metadata={b"note": note})
+    end = read_end(path)
+    assert end.num_batches == batches
+    assert end.metadata == {b"note": note}
 
 
 def test_every_bit_counts(tmp_path: Path) -> None:

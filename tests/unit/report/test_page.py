@@ -305,6 +305,41 @@ def test_dark_phone_and_paper(browser: Any, report: Path, tmp_path: Path) -> Non
     dark.close()
 
 
+def test_a_mean_opens_its_prompts(reader: Reader) -> None:
+    page = reader.open("#task=nli&tuning=nli")
+    assert set(reader.column("prompt")) == {"mean over 2"}
+    page.locator("#scores .opener").last.click()
+    assert reader.column("prompt")[-2:] == ["other", "plain"], "the lowest gain first"
+    gains = [float(t.split()[0].replace("−", "-")) for t in reader.column("gain [95 %]")[-2:]]
+    assert gains == sorted(gains)
+    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    page.keyboard.press("Enter")
+    assert set(reader.column("prompt")) == {"mean over 2"}
+
+
+def test_the_layout_does_not_jump(browser: Any, report: Path) -> None:
+    """Chromium's cumulative layout shift over opening and reading to the end."""
+    shifts = []
+    for width in (1280, 390):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        tab = context.new_page()
+        tab.add_init_script(
+            "window.shifted = 0; new PerformanceObserver(list => { for (const e of "
+            "list.getEntries()) if (!e.hadRecentInput) window.shifted += e.value; })"
+            ".observe({type: 'layout-shift', buffered: true});"
+        )
+        page = Reader(tab, report).open()
+        height = page.evaluate("document.documentElement.scrollHeight")
+        for y in range(0, height, 500):
+            page.evaluate(f"scrollTo(0, {y})")
+            page.evaluate("window.evalcoreReport.settled()")
+            page.wait_for_timeout(30)
+        assert page.locator("figure[data-drawn]").count() > 5
+        shifts.append(page.evaluate("window.shifted"))
+        context.close()
+    assert max(shifts) <= 0.1, shifts
+
+
 def test_no_serious_finding_of_axe(reader: Reader) -> None:
     axe = pytest.importorskip("axe_playwright_python")
     page = reader.open("#task=nli")
