@@ -73,7 +73,7 @@ function addFigure(host, figure, hero) {
   };
   seen.observe(box);
   return { box, update: () => {
-    if (!hero) box.hidden = !anyRowOf(figure);
+    if (!hero) box.hidden = state.chosen.size > 0 && !anyRowOf(figure); // unfiltered, all have rows
     dirty.add(box);
     if (box.inView || hero) box.drawChart();
     fill();

@@ -198,7 +198,13 @@ function candidatesOf(figure) {
     const tests = Object.entries(figure.where).filter(([name]) => name !== "primary");
     const name = ["task", "tuning"].find((key) => figure.where[key] && figure.where[key].length === 1);
     const from = figure.dataset === "scores" && name ? rowsWith(name, figure.where[name][0]) : datasets[figure.dataset].rows;
-    candidates.set(figure.id, from.filter((row) => tests.every(([key, values]) => values.includes(row[key]))));
+    const checks = tests.map(([key, values]) => {
+      const { of, codes } = datasets[figure.dataset].columns[key] || {};
+      if (!of) return (row) => values.includes(row[key]);
+      const wanted = Uint8Array.from(of, (value) => (values.includes(value) ? 1 : 0));
+      return (row) => wanted[codes[row.i]];
+    });
+    candidates.set(figure.id, from.filter((row) => checks.every((check) => check(row))));
   }
   return candidates.get(figure.id);
 }
