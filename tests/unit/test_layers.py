@@ -147,6 +147,7 @@ WITHOUT_A_MODULE = {
     "prompting/test_encoding_lm_eval.py",
     "prompting/test_golden.py",  # tests/data/prompts
     "prompting/test_product.py",  # every task under every prompt
+    "report/test_odd.py",  # page and exports of odd results
     "scoring/test_commits.py",  # worker, pool and store together
     "scoring/test_failures.py",
     "test_layers.py",
