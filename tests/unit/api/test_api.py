@@ -26,7 +26,7 @@ FUNCTIONS = {
 METHODS = {
     "cells": "", "status": "", "scores": "by", "gains": "by", "metrics": "",
     "prompt_scores": "", "findings": "name", "documents": "task",
-    "report": "output title",
+    "report": "output title beside",
     "examples": "task model checkpoint adapter prompt columns", "flips": "a b task prompt model",
     "export": "output format", "label": "tuned_on labels name_pattern parent_map",
 }  # fmt: skip
