@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from evalcore.store import ResultStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     from evalcore.analysis import ScoreBook, Way
     from evalcore.analysis.book import ReducedCell
@@ -84,18 +83,15 @@ class Folders:
             book.flags.append(Flag("doubled", task, _both(first, second, pairs), len(pairs)))
         return book
 
-    def iterate(
-        self,
-        columns: Sequence[str] | None = None,
-        filter: pc.Expression | None = None,
-        *,
-        cells: Collection[str] | None = None,
-    ) -> Iterator[pa.Table]:
-        for name, store in self.stores.items():
-            own = {cell for cell, owner in self.owners.items() if owner == name}
-            yield from store.iterate(
-                columns, filter, cells=own if cells is None else own & set(cells)
-            )
+    def of_documents(
+        self, columns: Sequence[str], cells: Collection[str], doc_ids: Collection[str]
+    ) -> pa.Table:
+        import pyarrow as pa
+
+        own = {name: {c for c in cells if self.owners.get(c) == name} for name in self.stores}
+        return pa.concat_tables(
+            [store.of_documents(columns, own[name], doc_ids) for name, store in self.stores.items()]
+        )
 
     def documents(self, task: str | None = None) -> pa.Table:
         """Of all folders; a document that several have stands there several times."""

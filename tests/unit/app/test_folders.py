@@ -51,8 +51,9 @@ def test_each_cell_is_of_one_folder(folders: tuple[Path, Path, int]) -> None:
     assert "those of early/results are shown; their scores differ by 0.0000" in flags[0].text
     for cell in book.read:
         assert cell.about["folder"] == read.owners[cell.facts.cell]
-    parts = list(read.iterate(["cell"], cells=set(read.owners)))
-    assert sum(part.num_rows for part in parts) == book.num_rows
+    documents = {i for s in read.stores.values() for i in s.examples()["doc_id"].to_pylist()}
+    rows = read.of_documents(["cell", "doc_id"], set(read.owners), documents)
+    assert rows.num_rows == book.num_rows
     with pytest.raises(UnknownNameError):
         read.requests("nobody")
 
