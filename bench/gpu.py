@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -61,6 +60,7 @@ from evalcore.config.engine import Dtype
 from evalcore.engines import create_engine
 from evalcore.engines.protocol import EngineSpec
 from evalcore.identity import numeric_config
+from evalcore.machine import cores
 from evalcore.types import ScoreBatch
 
 _LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 127, 128, 129, 255, 256, 257)
@@ -435,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapters", help="numbers of adapters in step 4, by commas")
     parser.add_argument("--dtypes", help="of agreement, by commas")
     parser.add_argument("--weights", type=Path, help="folder for random models, to be kept")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--tiny", action="store_true", help="tiny models on whatever is here")
     asked = parser.parse_args(arguments)
     out: Path = asked.out.resolve()

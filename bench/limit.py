@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -42,6 +41,7 @@ from evalcore.engines.protocol import (
     resolve_device,
 )
 from evalcore.identity import NumericsClass, numeric_config
+from evalcore.machine import cores
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
 
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = {"contexts": 500, "context-tokens": 100, "choices": 4, "continuation-tokens": 5}
     for name, default in {**sizes, "shots": 0, "repeats": 7}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=cores())
     asked = parser.parse_args(argv)
     options = BenchOptions(
         out=asked.out, checkpoint=asked.checkpoint, config=asked.config, repeats=asked.repeats,

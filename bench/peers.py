@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from bench.peers_table import SYSTEMS, not_the_same, write_summary
 from evalcore.app.cells import installed_versions
 from evalcore.benchmark.models import BUILTIN_CONFIGS
 from evalcore.benchmark.worker import device_name
+from evalcore.machine import cores
 
 
 class Turn(NamedTuple):
@@ -141,7 +141,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--try-docs", type=int, default=10, help="documents to try batches with")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--max-minutes", type=float, default=600.0, help="begin no run after that")
     parser.add_argument(
         "--only-prepare",

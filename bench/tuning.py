@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from evalcore.identity import open_checkpoint
+from evalcore.machine import cores
 from evalcore.prompting import load_tokenizer
 from finetune.data import build_training_set
 from finetune.jobs import MixPart, TuneJob
@@ -208,7 +208,7 @@ def compare(setting: Setting) -> dict[str, Any]:
         "median": median,
         "low": low,
         "high": high,
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor()},
+        "machine": {"cpus": cores(), "processor": platform.processor()},
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
     }
 

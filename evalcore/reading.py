@@ -32,6 +32,17 @@ _UNSEEN = re.compile(
 )
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small text begins that ``git clone`` leaves in the place of a file kept in Git LFS."""
+
+
+def pointer(path: Path) -> InputError:
+    """The error of a file that is such a text."""
+    return InputError(
+        f"{path} is a pointer of Git LFS, not the file itself; git lfs pull fetches that"
+    )
+
+
 def printable(text: str) -> str:
     """Text as it may be shown: what a terminal would obey is written as an escape (``\\x1b``)."""
     return _UNSEEN.sub(lambda sign: ascii(sign[0])[1:-1], text)
@@ -56,6 +67,8 @@ def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
             if not stat.S_ISREG(about.st_mode):
                 raise _not_regular(path, what, about.st_mode)
             data = file.read(most + 1)
+        if data.startswith(POINTER):
+            raise pointer(path)
     except FileNotFoundError:
         raise InputError(f"{what}: {path} is missing") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -52,7 +52,7 @@ def _measure(path: str, checkpoint: Checkpoint, dtype: str) -> float:
     from safetensors import safe_open
 
     layout: Layout = weight_layout(checkpoint.path)
-    lora = read_lora(path, layout, tied=False)
+    lora = read_lora(path, layout, tied=False, base=checkpoint.path)
     targets = _sample(lora)
     files = weight_files(Path(checkpoint.path))
     homes = {name: file for file in files for name in read_header(file)[0]}
@@ -65,6 +65,8 @@ def _measure(path: str, checkpoint: Checkpoint, dtype: str) -> float:
                 rows = _rows(target, part.get_shape()[0])
                 weight = torch.stack([part[row] for row in rows]).float()
             a, b = (own.get_tensor(delta.parts[p]).float() for p in ("lora_A", "lora_B"))
+            if delta.expert is not None:
+                a, b = delta.expert.of(a, b)
             # [out, in]; Conv1D stores [in, out], and its rows are the delta's columns.
             wanted = (a.T[rows] @ b.T if delta.transposed else b[rows] @ a) * delta.scaling
             gap = _rounded(weight + wanted, dtype) - _rounded(weight, dtype) - wanted

@@ -48,7 +48,12 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     config = read_json(file, "adapter")
-    kind = config.get("peft_type", "LORA")
+    kind = config.get("peft_type")
+    if kind is None:
+        raise InputError(
+            f"adapter {file.parent}: {ADAPTER_CONFIG}, key peft_type is missing: PEFT does "
+            f"not load it; add LORA if that is what it is"
+        )
     if kind != "LORA":
         raise InputError(
             f"adapter {file.parent}: peft_type is {kind!r}, evalcore scores LORA adapters"
@@ -84,6 +89,8 @@ def adapter_file(path: str | Path) -> Path:
     file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
         hint = "; copy it there, or remove the folder"
+        if file.is_symlink():
+            raise InputError(f"adapter {path}: {ADAPTER_WEIGHTS} is a link to nothing{hint}")
         others = sorted(other.name for other in Path(path).glob("adapter_model*"))
         if "adapter_model.bin" in others:
             own = shlex.quote(str(path))

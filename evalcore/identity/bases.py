@@ -46,11 +46,22 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
                 f"checkpoint {path}: config.json, key {key}: {config['model_type']} has no such "
                 f"key, and engines differ in whether they believe it ({own}); remove it"
             )
+    if quantisation(config, layout) is None:
+        odd = next((n for n, (kind, _) in layout.items() if _is_whole(n, kind)), None)
+        if odd is not None:
+            raise InputError(
+                f"checkpoint {path}: {odd} holds whole numbers ({layout[odd][0]}), and config.json "
+                f"says nothing of quantisation; libraries would take them for the weights"
+            )
     if "text_config" in config or "encoder" in config:
         return  # the numbers below are those of a part
     _check_key_heads(path, config, layout, heads)
     _check_vocabulary(path, config, layout)
     _check_biases(path, config, layout)
+
+
+def _is_whole(name: str, kind: str) -> bool:
+    return name.endswith(".weight") and kind[0] in "IU"
 
 
 def check_tied(path: str | Path, config: Mapping[str, Any], layout: Layout) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from evalcore.errors import InputError
 from evalcore.identity.cache import FileMemo
-from evalcore.reading import parse_json, regular_size
+from evalcore.reading import POINTER, parse_json, pointer, regular_size
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_AXES = 64
@@ -51,7 +51,11 @@ def _read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     size = regular_size(path, "weights")
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            begin = file.read(len(POINTER))
+            if begin == POINTER:
+                raise pointer(path)
+            file.seek(8)
+            length = int.from_bytes(begin[:8], "little")
             if size < 8 or length > size - 8:
                 raise _broken(path, "its header is longer than the file")
             if length > _MAX_HEADER_BYTES:

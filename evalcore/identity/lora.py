@@ -24,8 +24,18 @@ from evalcore.identity.adapter_names import (
 )
 from evalcore.identity.adapter_schema import check_tensors
 from evalcore.identity.checkpoint import numeric_config
+from evalcore.identity.fused_experts import (
+    DOWN,
+    FAMILIES,
+    GATE_UP,
+    ExpertPart,
+    Experts,
+    experts_of,
+    module_of,
+)
 from evalcore.identity.header import read_header
 from evalcore.identity.lora_names import (
+    EXPERT,
     Layout,
     check_init,
     is_within,
@@ -52,9 +62,11 @@ _INNER = ("model", "transformer", "gpt_neox", "model.decoder")
 # What stands for a weight in GPTQ, AWQ and compressed-tensors.
 _QUANTISED = (".qweight", ".weight_packed")
 _ONLY_PEFT = (  # PEFT itself applies them, or says that it cannot
-    "layer_replication", "target_parameters", "use_qalora", "use_bdlora",
+    "layer_replication", "use_qalora", "use_bdlora",
     "alora_invocation_tokens", "arrow_config", "monteclora_config", "velora_config",
 )  # fmt: skip
+_PARAMETERS_NEED_PEFT = ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules")
+"""How these bear on parameters was not held to PEFT."""
 
 
 @dataclass
@@ -65,11 +77,13 @@ class ModuleDelta:
         scaling: Of the product.
         parts: ``lora_A`` ... -> tensor in the adapter's file.
         transposed: Whether the checkpoint stores this weight [in, out].
+        expert: What of the factors is this weight's, where they are those of all experts.
     """
 
     scaling: float
     parts: dict[str, str] = field(default_factory=dict)
     transposed: bool = False
+    expert: ExpertPart | None = None
 
 
 @dataclass
@@ -149,6 +163,8 @@ class _Reader:
         self._made = LoraAdapter(path)
         self._replaced: set[str] = set()  # tensors of the checkpoint that come whole
         self._adapted: dict[str, AdapterName] = {}  # tensor of the checkpoint -> where it has LoRA
+        self._experts: dict[str, Experts] = {}  # where experts are adapted as one parameter
+        self._fused: dict[str, dict[str, str]] = {}  # wrapped module -> part -> tensor
 
     def read(self) -> LoraAdapter:
         self._look_at_config()
@@ -162,7 +178,12 @@ class _Reader:
                 if parsed.part == "saved" and same_bytes(self._file, twin, name):
                     continue
                 raise self._no(f"{twin} and {name} are the same tensor twice")
+            if parsed.part in ("lora_A", "lora_B") and module_of(parsed.module) in self._experts:
+                self._fused.setdefault(parsed.module, {})[parsed.part] = name
+                continue
             self._place(name, parsed)
+        for module, parts in self._fused.items():
+            self._place_experts(module, parts)
         self._check_complete()
         for target in self._made.deltas:
             self._check_delta(target)
@@ -184,6 +205,47 @@ class _Reader:
         self._made.obstacles += [
             f"{key} cannot be merged" for key in _ONLY_PEFT if self._config.get(key)
         ]
+        if self._config.get("target_parameters"):
+            self._look_at_parameters()
+
+    def _look_at_parameters(self) -> None:
+        """Parameters that have LoRA: of experts as one, and matrices by their own name."""
+        config = self._config
+        family = None if self._base is None else numeric_config(self._base).get("model_type")
+        known = experts_of(self._layout)
+        if family in FAMILIES and known:
+            self._experts = known
+        odd = [key for key in _PARAMETERS_NEED_PEFT if config.get(key)]
+        for key in config["target_parameters"]:
+            module, _, leaf = key.rpartition(".")
+            fused = leaf in (GATE_UP, DOWN) and module.rpartition(".")[2] == "experts"
+            if odd or (not self._experts if fused else leaf != "weight"):
+                why = f" with {odd[0]}" if odd else ""
+                self._made.obstacles.append(f"target_parameters: {key} cannot be merged{why}")
+
+    def _place_experts(self, module: str, parts: dict[str, str]) -> None:
+        """Gives each expert's matrices their part of factors that are those of all experts."""
+        if set(parts) != {"lora_A", "lora_B"}:
+            raise self._no(f"{module} has only one of lora_A and lora_B")
+        experts = self._experts[module_of(module)]
+        shapes = [self._tensors[parts[part]].shape for part in ("lora_A", "lora_B")]
+        found = experts.parts(*shapes)
+        if found is None:
+            raise self._no(
+                f"lora_B {list(shapes[1])} x lora_A {list(shapes[0])} of {module} fit neither "
+                f"{GATE_UP} nor {DOWN} of {len(experts.gate)} experts of "
+                f"{experts.inner} x {experts.outer}"
+            )
+        rank = self._config.get("r", 8)
+        if shapes[0][0] != rank * len(experts.gate):
+            raise self._no(f"{parts['lora_A']} has {shapes[0][0]} rows, its rank should be {rank}")
+        for target, part in found.items():
+            if target in self._made.deltas:
+                raise self._no(f"{parts['lora_A']} and another are the LoRA of {target}")
+            parsed = parse_name(parts["lora_A"])
+            scaling = self._scaling(parsed, target)
+            self._made.deltas[target] = ModuleDelta(scaling, dict(parts), expert=part)
+            self._adapted[target] = parsed
 
     def _place(self, name: str, parsed: AdapterName) -> None:
         """Finds out which tensor of the checkpoint one of the adapter belongs to."""
@@ -335,6 +397,8 @@ class _Reader:
         if dtype not in _MERGED_TYPES:
             self._made.quantised = target
             return
+        if delta.expert is not None:
+            return  # its shapes were looked at
         if target in self._made.resized:
             own = (self._made.resized[target], *own[1:])
         turned = embedding or delta.transposed
@@ -351,9 +415,12 @@ class _Reader:
         """What the configuration names, the file has: PEFT would leave the rest as it began."""
         config = self._config
         depth = None if self._base is None else model_depth(numeric_config(self._base))
+        self._check_named()
         missing = next(unadapted(config, self._layout, self._adapted, depth), None)
         if missing is not None:
             raise self._lacks(f"LoRA of {missing}")
+        for key in config.get("target_parameters") or ():
+            self._check_parameter(key, depth)
         saved = config.get("modules_to_save")
         for own in saved if isinstance(saved, list) else ():
             lost = next(self._unsaved(own, depth), None)
@@ -382,6 +449,38 @@ class _Reader:
                 and not (depth is not None and layer is not None and layer >= depth)
             ):
                 yield name
+
+    def _check_named(self) -> None:
+        """What has LoRA, the configuration names: PEFT would leave the rest of the file out."""
+        wanted = self._config.get("target_modules")
+        if not isinstance(wanted, list):
+            return
+        named = {str(module).rpartition(".")[2] for module in wanted}
+        named |= {str(k).split(".")[-2] for k in self._config.get("target_parameters") or ()
+                  if str(k).count(".")}  # fmt: skip
+        for parsed in self._adapted.values():
+            module = parsed.module.removesuffix(".base_layer")
+            if module.rpartition(".")[2] not in named and not EXPERT.search(f"{module}."):
+                raise self._no(
+                    f"its file has LoRA of {module}, which target_modules does not name; PEFT "
+                    f"would leave it out"
+                )
+
+    def _check_parameter(self, key: str, depth: int | None) -> None:
+        leaf = key.rpartition(".")[2]
+        if leaf in (GATE_UP, DOWN):
+            found = [m for m, own in self._experts.items() if own.lacks(leaf, self._adapted)]
+        else:
+            found = [
+                own
+                for own, (_, shape) in self._layout.items()
+                if len(shape) == 2
+                and own not in self._adapted
+                and f".{own.replace('.block_sparse_moe.', '.mlp.')}".endswith(f".{key}")
+            ]
+        found = [own for own in found if depth is None or (layer_of(own) or 0) < depth]
+        if found:
+            raise self._lacks(f"LoRA of {key} in {found[0]}")
 
     def _lacks(self, what: str) -> InputError:
         return InputError(

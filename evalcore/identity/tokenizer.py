@@ -131,7 +131,10 @@ def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
         file = Path(path) / name
         if not file.is_file():
             continue
-        value = read_json(file, "checkpoint").get("eos_token_id")
+        config = read_json(file, "checkpoint")
+        value = config.get("eos_token_id")
+        if value is None and isinstance(config.get("text_config"), dict):
+            value = config["text_config"].get("eos_token_id")  # of a model of several parts
         for each in value if isinstance(value, list) else [value]:
             if each is None:
                 continue

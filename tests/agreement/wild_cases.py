@@ -165,7 +165,6 @@ CASES: dict[str, Case] = {
             "targets": ("q_proj",),
             "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
         },
-        vllm="target_parameters",
     ),
     "mixtral_experts": Case("mixtral", experts=("w1", "w2", "w3")),
     "mixtral_w2": Case("mixtral", experts=("w2",)),
@@ -178,6 +177,5 @@ CASES: dict[str, Case] = {
     "olmoe_router": Case(
         "olmoe",
         {"targets": ("q_proj",), "target_parameters": ["gate.weight"]},
-        vllm="target_parameters",
     ),
 } | FURTHER

@@ -6,7 +6,7 @@ import pytest
 
 from tests.toys.named_tests import missing_tests, named_tests, rows_without_tests
 
-PAGES = ["faults.md", "study.md"]
+PAGES = ["cases.md", "faults.md", "study.md"]
 """Pages whose tables end in the tests of each line."""
 
 

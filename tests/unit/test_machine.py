@@ -138,3 +138,14 @@ def test_memory_of_the_process_that_started_one_does_not_count(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 << 20 < int(done.stdout) < 200 << 20 < len(large) <= peak_bytes()
     assert peak_bytes(tmp_path) >= len(large), "without /proc: what the system says"
+
+
+def test_only_this_module_counts_the_cores_of_the_machine() -> None:
+    """An allocation may be smaller: a thread a core of the machine runs many times slower there."""
+    root = Path(__file__).resolve()
+    root = next(folder for folder in root.parents if (folder / "pyproject.toml").is_file())
+    files = (
+        file for part in ("evalcore", "finetune", "bench") for file in (root / part).rglob("*.py")
+    )
+    own = {str(f.relative_to(root)) for f in files if "cpu_count" in f.read_text("utf-8")}
+    assert own == {"evalcore/machine.py"}

@@ -102,6 +102,8 @@ def reason_to_merge(
         return "DoRA"
     if opened.transposed:
         return "weights stored [in, out]"
+    if any(delta.expert is not None for delta in opened.deltas.values()):
+        return "experts adapted as one parameter"
     odd = next(_own_names(opened), None)
     if odd is not None:
         return f"{odd} is not named as vLLM expects"

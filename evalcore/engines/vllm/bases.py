@@ -11,6 +11,7 @@ from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.contract import architectures
 from evalcore.identity import weight_files
+from evalcore.identity.bases import quantisation
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -48,6 +49,12 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
     believed = _believed(config)
     if believed is not None or device != "cpu":
         return believed
+    coded = _unknown_codes(config)
+    if coded is not None:
+        return (
+            f"vLLM's builds for CPUs have no kernels that were seen to score weights quantised as "
+            f"{coded}; --engine hf scores what transformers can load"
+        )
     kind = config.get("model_type")
     if kind in _STATE_SPACE:
         return f"vLLM has no state-space kernel for CPUs ({kind})"
@@ -82,6 +89,30 @@ def _believed(config: Mapping[str, Any]) -> str | None:
 
 def _at_least(value: Any, length: Any) -> bool:
     return isinstance(value, int) and isinstance(length, int) and value >= length
+
+
+def _unknown_codes(config: Mapping[str, Any]) -> str | None:
+    """How weights are quantised, where vLLM 0.32 was not seen to score that on CPUs.
+
+    Seen: AWQ and GPTQ of 4 bits; of compressed-tensors whole numbers, 4 bits packed or 8 bits with
+    inputs of 8 bits. It has no kernels there for fp8, nor for 8 bits that are not packed.
+    """
+    kind = quantisation(config, {})
+    own = config.get("quantization_config")
+    if kind is None or not isinstance(own, dict):
+        return kind
+    if kind in ("awq", "gptq"):
+        return None if own.get("bits", own.get("w_bit")) == 4 else f"{kind} of other than 4 bits"
+    groups = own.get("config_groups")
+    if kind != "compressed-tensors" or not isinstance(groups, dict):
+        return kind
+    for group in groups.values():
+        weights, inputs = (group.get(part) or {} for part in ("weights", "input_activations"))
+        form = (own.get("format"), weights.get("num_bits"), inputs.get("num_bits"))
+        whole = {part.get("type", "int") for part in (weights, inputs)} == {"int"}
+        if not whole or form not in (("pack-quantized", 4, None), ("int-quantized", 8, 8)):
+            return f"compressed-tensors, {form[0]} of {form[1]} bits"
+    return None
 
 
 def unknown(config: Mapping[str, Any]) -> str | None:

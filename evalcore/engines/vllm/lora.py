@@ -40,6 +40,7 @@ class Merger:
         self._adapter = adapter
         self._file: Any = safe_open(str(adapter_file(adapter.path)), framework="pt")
         self._left = adapter.touched
+        self._shared: tuple[dict[str, str], dict[str, Any]] | None = None
         self.changed_weights = 0
 
     def __call__(self, name: str, tensor: Any, dtype: Any) -> Any:
@@ -77,11 +78,21 @@ class Merger:
     def _read(self, name: str, device: Any) -> Any:
         return self._file.get_tensor(name).to(device).float()
 
-    def _merge(self, weight: Any, delta: ModuleDelta, device: Any) -> Any:
+    def _parts(self, delta: ModuleDelta, device: Any) -> dict[str, Any]:
+        """Its factors; those of all experts stay at hand for the next expert."""
+        if self._shared is not None and self._shared[0] == delta.parts:
+            return self._shared[1]
         parts = {part: self._read(name, device) for part, name in delta.parts.items()}
+        self._shared = (delta.parts, parts) if delta.expert is not None else None
+        return parts
+
+    def _merge(self, weight: Any, delta: ModuleDelta, device: Any) -> Any:
+        parts = self._parts(delta, device)
         embedding = "lora_embedding_A" in parts
         a = parts["lora_embedding_A" if embedding else "lora_A"]
         b = parts["lora_embedding_B" if embedding else "lora_B"]
+        if delta.expert is not None:
+            a, b = delta.expert.of(a, b)
         change = (b @ a) * delta.scaling
         if embedding or delta.transposed:
             change = change.T

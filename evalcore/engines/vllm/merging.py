@@ -38,6 +38,7 @@ class MergeCheck:
         self._adapter, self._touched = adapter, adapter.touched
         self._file: Any = safe_open(str(adapter_file(adapter.path)), framework="pt")
         self._wrong: dict[str, float] = {}
+        self._shared: tuple[dict[str, str], dict[str, Any]] | None = None
 
     def __call__(self, name: str, tensor: Any, total: Any, merged: Any) -> None:
         """Looks at one tensor.
@@ -78,10 +79,12 @@ class MergeCheck:
         return self._product_error(delta, weight, total)
 
     def _product_error(self, delta: ModuleDelta, weight: Any, total: Any) -> float:
-        parts = {part: self._read(own, weight) for part, own in delta.parts.items()}
+        parts = self._parts(delta, weight)
         embedding = "lora_embedding_A" in parts
         a = parts["lora_embedding_A" if embedding else "lora_A"]
         b = parts["lora_embedding_B" if embedding else "lora_B"]
+        if delta.expert is not None:
+            a, b = delta.expert.of(a, b)
         if embedding or delta.transposed:
             a, b = b.T, a.T
         x = probe(weight.shape[1], weight.dtype, weight.device)
@@ -102,6 +105,14 @@ class MergeCheck:
 
     def _read(self, name: str, like: Any) -> Any:
         return self._file.get_tensor(name).to(like.device).float()
+
+    def _parts(self, delta: ModuleDelta, like: Any) -> dict[str, Any]:
+        """Its factors; those of all experts stay at hand for the next expert."""
+        if self._shared is not None and self._shared[0] == delta.parts:
+            return self._shared[1]
+        parts = {part: self._read(name, like) for part, name in delta.parts.items()}
+        self._shared = (delta.parts, parts) if delta.expert is not None else None
+        return parts
 
     def finish(self, label: str) -> None:
         """Raises ProofError if a tensor was not as its parts say."""

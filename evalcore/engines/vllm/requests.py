@@ -207,4 +207,8 @@ def first_line(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, KeyError):  # a model's loader looks a tensor up by its name
         return f"the model its config.json describes has no place for {text}"
-    return text.splitlines()[0] if text else type(error).__name__
+    lines = text.splitlines() or [type(error).__name__]
+    reasons = [line.strip() for line in lines if line.strip().startswith("Value error, ")]
+    if " validation error" in lines[0] and reasons:  # pydantic's: the first reason, not a count
+        return reasons[0].removeprefix("Value error, ").partition(" [type=")[0]
+    return lines[0]

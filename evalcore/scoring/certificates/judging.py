@@ -3,15 +3,19 @@
 A sample is scored again cold, in another order, in small batches. What moves by more than an
 example of its kind should is *off*. Honest examples are off as well where noise has a heavy tail,
 but by chance: they are spread over subjects as the sample is. A fault of one subject (a cache that
-served it stale, a slot that was not its own) is not. So the certificate asks, for every subject and
-for every subject and task, whether more examples are off than chance would put there: given how
-many of a task are off in all, those of one subject are a draw, and its tail is known whatever the
-noise looks like. The thresholds hold over all questions together (Bonferroni), so that of a hundred
-honest runs one is suspected at most; ``bench/certificate.py`` measures that, and what is found.
+served it stale, a slot that was not its own) is not. So the examples off are ranked by how many
+times the usual they moved, and the certificate asks of every subject, and of every subject and
+task, whether so many of the furthest are its own by chance: which subject the next of a task
+belongs to is a draw, whatever the noise looks like. All ranks are asked, so that no threshold has
+to be right for the noise at hand: two examples of one subject that are the furthest of 200
+subjects' are one chance in 200. The thresholds hold over all questions together, so that of a
+hundred honest runs one is suspected at most; ``bench/certificate.py`` measures that, and what is
+found.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,20 +29,28 @@ from evalcore.types import FloatArray, OffsetArray, ScoreBatch, ScoreResult
 CONTEXTS_PER_BATCH = 7
 FALSE_ALARM = 0.01
 """Share of honest runs that may be suspected."""
-TIMES = (8.0, 25.0)
+TIMES = 6.0
 """An example is off if it moved so many times as far as is usual for its subject and task ..."""
+MANY_TIMES = 25.0
+"""... and far off if so many times."""
 LEAST_OFF = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """... and by as many nats: what rounding may do to the log-probability of a continuation."""
 MOST_MEDIAN = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.06}
 """Nats that half of a subject's examples of a task may move: above it something is wrong with all
 of them, and no example is off among its like."""
-MOST = {"float32": 0.1, "bfloat16": 8.0, "float16": 4.0}
+MOST = {"float32": 0.1, "bfloat16": 20.0, "float16": 10.0}
 """Nats that no single example moves by rounding."""
 ENOUGH = 20
 """Examples of a subject and task whose median says something."""
 MOST_OFF_SHARE = 0.01
-"""Of a run's examples, so many may be off (25 times) by noise; heavy tails (Student's t with 3
-degrees of freedom) give 0.0001."""
+"""Of a run's examples, so many may be far off by noise; heavy tails (Student's t with 3 degrees of
+freedom) give 0.0001."""
+SPENT = {"subject": (0.0051, 0.0022, 0.0006), "task": (0.0004, 0.0001), "share": (0.0001,)}
+"""Of :data:`FALSE_ALARM`: on the fewest examples of a subject that can tell, on the next number,
+and so on, each further one a third of the one before; on subjects and tasks; on their share."""
+APART = 1.5
+"""Two examples tell of a subject only if they moved so many times as far as any other: what is
+usual of a subject is estimated, and under heavy tails an error in that counts twice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,16 +257,15 @@ def judge(
     for i in np.unique(stratum[moved > MOST[dtype]]):
         far = moved[stratum == i].max()
         faults.append(f"{names[i]}: an example moved by {far:.2g} nats; rounding moves none so far")
-    limits = [np.maximum(LEAST_OFF[dtype], times * usual)[stratum] for times in TIMES]
-    off = [moved > limit for limit in limits]
-    alpha = FALSE_ALARM / (2 * len(TIMES))  # of each kind of question, at each threshold
-    for which in off:
-        faults += _crowded(which, subject, task, len(subjects), len(tasks), alpha, subjects)
-        faults += _crowded(which, stratum, task, len(names), len(tasks), alpha, names)
-    if len(moved) and _tail(int(off[-1].sum()), len(moved), MOST_OFF_SHARE) < FALSE_ALARM:
+    times = moved / np.maximum(usual[stratum], LEAST_OFF[dtype] / TIMES)
+    off, far = np.flatnonzero(times > TIMES), int((times > MANY_TIMES).sum())
+    furthest = off[np.argsort(-times[off], kind="stable")]
+    for group, which, spent in ((subject, subjects, "subject"), (stratum, names, "task")):
+        faults += _crowded(times, furthest, group, task, which, SPENT[spent])
+    if len(moved) and _tail(far, len(moved), MOST_OFF_SHARE) < SPENT["share"][0]:
         faults.append(
-            f"{int(off[-1].sum()):,} of {len(moved):,} examples moved more than {TIMES[-1]:g} "
-            f"times as far as others of their kind; the answers depend on order or batch size"
+            f"{far:,} of {len(moved):,} examples moved more than {MANY_TIMES:g} times as far as "
+            f"others of their kind; the answers depend on order or batch size"
         )
     return Certificate(
         examples=len(moved),
@@ -264,7 +275,7 @@ def judge(
         max_difference=float(moved.max()) if len(moved) else 0.0,
         p99_difference=float(np.quantile(finite, 0.99)) if len(finite) else 0.0,
         flips=int(sample.flipped.sum()),
-        off=int(off[0].sum()),
+        off=len(off),
         texts=sample.texts,
         changed_texts=sample.changed_texts,
         faults=tuple(dict.fromkeys(faults)),
@@ -299,42 +310,78 @@ def _usual(
 def _medians(groups: OffsetArray, values: FloatArray, count: int) -> FloatArray:
     """float64 [count]: median of each group (the lower of two); 0 of an empty one."""
     medians = np.zeros(count)
-    order = np.lexsort((values, groups))
+    order = np.argsort(values)
+    small = groups.astype(np.uint16) if count <= 1 << 16 else groups  # sorted by counting
+    order = order[np.argsort(small[order], kind="stable")]
     numbers, begins, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     medians[numbers] = values[order][begins + (sizes - 1) // 2]
     return medians
 
 
 def _crowded(
-    off: np.ndarray,
+    times: FloatArray,
+    furthest: OffsetArray,
     group: OffsetArray,
     task: OffsetArray,
-    groups: int,
-    tasks: int,
-    alpha: float,
     names: Sequence[str],
+    spent: Sequence[float],
 ) -> Iterator[str]:
-    """A line for each group in which more examples are off than chance puts there.
+    """A line for each group of which more of the furthest examples are than chance puts there.
 
-    Given how many of each task are off, those of one group are about a sum of draws, whose tail is
-    at most that of a binomial with the same mean and number (Hoeffding 1956, Annals of Mathematical
-    Statistics 27, theorem 4), for more than one above the mean.
+    Given which tasks the K furthest are of, those of one group are about a sum of draws, whose tail
+    is at most that of a binomial with the same mean and number (Hoeffding 1956, Annals of
+    Mathematical Statistics 27, theorem 4), for more than one above the mean. For each number of
+    examples (2, 3, 4, 5, 6, 8, ...) there is one question of each group: at which K it has so many.
+
+    Args:
+        times: float64 [N], how many times the usual each example moved.
+        furthest: Examples that are off, the furthest first.
+        group, task: int64 [N], of all examples.
+        names: Of the groups.
+        spent: What may be suspected by chance (:data:`SPENT`).
     """
-    if groups < 2:
+    tasks = int(task.max(initial=-1)) + 1
+    sizes = np.bincount(group * tasks + task, minlength=len(names) * tasks)
+    sizes = sizes.reshape(len(names), tasks)
+    shares = sizes / np.maximum(sizes.sum(0), 1)
+    asked = int((sizes.sum(1) > 0).sum())
+    if asked < 2 or not len(furthest):
         return
-    counts = np.bincount(group[off], minlength=groups)
-    off_of_task = np.bincount(task[off], minlength=tasks)
-    all_of_task = np.maximum(np.bincount(task, minlength=tasks), 1)
-    expected = np.bincount(group, (off_of_task / all_of_task)[task], minlength=groups)
-    asked = int((np.bincount(group, minlength=groups) > 0).sum())
-    total = int(off.sum())
-    for i in np.flatnonzero(counts > expected + 1):
-        chance = _tail(int(counts[i]), total, expected[i] / total)
-        if chance < alpha / asked:
-            yield (
-                f"{names[i]}: {counts[i]:,} of its examples are off, {expected[i]:.2g} would be by "
-                f"chance (probability {chance:.1g})"
-            )
+    told: dict[int, tuple[float, int, int, float]] = {}  # chance, how many, of how many, expected
+    count = 2
+    highest = np.minimum(shares.max(1), 1 - 1e-12)
+    while (highest**count).sum() > spent[0] and count < len(furthest):
+        count += 1  # even if the furthest were all its own, that could be by chance
+    seen = np.zeros((tasks, len(furthest) + 1))
+    seen[task[furthest], np.arange(1, len(furthest) + 1)] = 1
+    seen = seen.cumsum(1)
+    ranks = np.searchsorted(-times[furthest], -times[furthest], side="right")  # ties count
+    first = -np.sort(-np.append(times, [0.0, 0.0, 0.0]))
+    apart = bool(first[1] > APART * first[2])
+    own: dict[int, list[int]] = {}
+    for i, rank in zip(group[furthest].tolist(), ranks.tolist(), strict=True):
+        own.setdefault(i, []).append(rank)
+    most = max(map(len, own.values()))
+    for step in itertools.count():
+        if count > most:
+            break
+        alpha = spent[step] if step < len(spent) else spent[-1] / 3.0 ** (step + 1 - len(spent))
+        for i, places in own.items():
+            if len(places) < count:
+                continue
+            among = places[count - 1]
+            expected = float(shares[i] @ seen[:, among])
+            if count > expected + 1 and (count > 2 or (among == 2 and apart)):
+                chance = _tail(count, among, expected / among)
+                if chance < alpha / asked and (i not in told or chance < told[i][0]):
+                    told[i] = (chance, count, among, expected)
+        count += max(1, count // 4)
+    for i, (chance, many, among, expected) in told.items():
+        yield (
+            f"{names[i]}: {len(own[i]):,} of its examples are off; {many:,} of the {among:,} that "
+            f"moved furthest are its own, {expected:.2g} would be by chance (probability "
+            f"{chance:.1g})"
+        )
 
 
 def _tail(count: int, trials: int, share: float) -> float:

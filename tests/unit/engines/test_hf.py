@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from evalcore.engines import create_engine
 from evalcore.engines.hf_loading import line
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import IncompatibleError, InputError, SubjectError
-from evalcore.identity import checkpoint_fingerprint, open_checkpoint, weight_files
+from evalcore.identity import (
+    checkpoint_fingerprint,
+    numeric_config,
+    open_checkpoint,
+    weight_files,
+    weight_layout,
+)
+from evalcore.identity.applying import check_adapter
 from evalcore.types import (
     Checkpoint,
     GenerateBatch,
@@ -127,3 +135,61 @@ def test_nothing_of_generation_config_changes_greedy_texts(
         engine.load(Subject(Checkpoint("c", str(path), checkpoint_fingerprint(path), "tokenizer")))
         texts.append(engine.generate(batch).texts)
     assert texts[0] == texts[1]
+
+
+def test_the_reference_keeps_gemma_2s_soft_cap(tmp_path: Path) -> None:
+    """transformers' default attention leaves the cap out."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tests.agreement.families import save_family
+
+    folder = save_family(tmp_path / "gemma2", "gemma2", 3)
+    edit_json(folder / "config.json", attn_logit_softcapping=0.05)
+    batch = ScoreBatch.from_lists([([5, 9, 100, 7, 8, 60, 61], [[7, 8, 30]])])
+    engine = create_engine(EngineSpec(kind="hf", device="cpu"))
+    engine.load(Subject(Checkpoint("c", str(folder), checkpoint_fingerprint(folder), "tokenizer")))
+    found = engine.score(batch).token_logprobs
+
+    def plain(**options: Any) -> np.ndarray:
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
+        ids = torch.tensor([[5, 9, 100, 7, 8, 60, 61, 7, 8, 30]])
+        with torch.inference_mode():
+            rows = model.float().eval()(ids).logits[0, 6:9].double().log_softmax(-1)
+        return rows[range(3), [7, 8, 30]].numpy()
+
+    np.testing.assert_allclose(found, plain(), atol=1e-5)
+    assert np.abs(found - plain(attn_logit_softcapping=None)).max() > 1e-3, "the cap shows"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: edit_json(folder / "adapter_config.json", use_dora=True),
+            "has no lora_mag",
+        ),
+        (lambda folder: as_integers(folder / "adapter_model.safetensors"), "I32"),
+    ],
+)
+def test_what_peft_would_only_warn_of_is_refused(
+    tiny_checkpoint: Path, tiny_adapter: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    folder = copy_of(tiny_adapter, tmp_path / "a")
+    change(folder)
+    layout, config = weight_layout(tiny_checkpoint), numeric_config(tiny_checkpoint)
+    with pytest.raises(InputError, match=message) as caught:
+        check_adapter(folder, layout, config, "base", "unmerged")
+    assert "\n" not in str(caught.value)
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def as_integers(file: Path) -> None:
+    """The same bytes, said to be whole numbers."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b'"F32"', b'"I32"')
+    file.write_bytes(data[:8] + header + data[8 + size :])

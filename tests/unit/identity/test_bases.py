@@ -54,6 +54,40 @@ def test_contradictions_are_named(
     assert "\n" not in str(caught.value)
 
 
+def compressed(form: str, bits: int, inputs: int | None, kind: str = "int") -> dict[str, Any]:
+    group = {
+        "weights": {"num_bits": bits, "type": kind},
+        "input_activations": None if inputs is None else {"num_bits": inputs, "type": kind},
+    }
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"g": group}}
+
+
+@pytest.mark.parametrize(
+    ("own", "word"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [32, 32]}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "novel"}, "novel"),
+        ({"quant_method": "gptq", "bits": 8}, "gptq of other than 4 bits"),
+        ({"quant_method": "gptq", "bits": 4}, None),
+        ({"quant_method": "awq", "bits": 4}, None),
+        (compressed("pack-quantized", 4, None), None),
+        (compressed("int-quantized", 8, 8), None),
+        (compressed("int-quantized", 8, None), "int-quantized of 8 bits"),
+        (compressed("float-quantized", 8, 8, "float"), "float-quantized of 8 bits"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ],
+)
+def test_codes_that_vllm_was_not_seen_to_score_on_cpus(
+    tiny_checkpoint: Path, own: dict[str, Any], word: str | None
+) -> None:
+    config = {"model_type": "llama", "head_dim": 32, "quantization_config": own}
+    found = unsupported(str(tiny_checkpoint), config, "cpu")
+    assert found is None if word is None else word in str(found)
+    assert word is None or "--engine hf" in str(found)
+    assert unsupported(str(tiny_checkpoint), config, "cuda") is None
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [
@@ -191,3 +225,13 @@ def test_nothing_is_merged_into_quantised_weights(
         assert word in str(caught.value)
         check_adapter(tiny_adapter, own, config, "base", "unmerged")
         check_adapter(tiny_adapter, own, config, "base", "batched")
+
+
+def test_whole_numbers_for_weights_are_named(tiny_checkpoint: Path) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    layout = dict(weight_layout(tiny_checkpoint))
+    name = next(own for own in layout if "q_proj" in own)
+    layout[name] = ("I8", layout[name][1])
+    with pytest.raises(InputError, match="holds whole numbers"):
+        check_base("c", config, layout)
+    check_base("c", {**config, "quantization_config": {"quant_method": "x"}}, layout)

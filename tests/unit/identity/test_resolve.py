@@ -20,6 +20,7 @@ from evalcore.identity import (
     adapter_fingerprint,
     checkpoint_fingerprint,
     find_adapters,
+    open_checkpoint,
     read_provenance,
     resolve_subjects,
     step_of,
@@ -204,6 +205,51 @@ def test_weights_without_a_configuration_are_named(
     found = resolve_subjects([tmp_path])
     assert [p.path for p in found.problems] == [str(tmp_path / "b")]
     assert "adapter_model.safetensors has no adapter_config.json" in found.problems[0].message
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n"
+
+
+def test_files_that_a_clone_left_out_are_named(
+    tmp_path: Path, make_checkpoint: Make, make_adapter: Make
+) -> None:
+    base = make_checkpoint(tmp_path / "step-1")
+    make_adapter(tmp_path / "a", base)
+    (tmp_path / "a" / WEIGHTS).write_text(POINTER)
+    linked = make_adapter(tmp_path / "b", base)
+    (linked / WEIGHTS).unlink()
+    (linked / WEIGHTS).symlink_to("/nowhere/else")
+    found = {p.path: p.message for p in resolve_subjects([tmp_path]).problems}
+    assert "is a pointer of Git LFS, not the file itself" in found[str(tmp_path / "a")]
+    assert "is a link to nothing" in found[str(linked)]
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        held = (base / name).read_bytes()
+        (base / name).write_text(POINTER)
+        with pytest.raises(InputError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
+            open_checkpoint(str(base))
+        (base / name).write_bytes(held)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"target_modules": ["q_proj"]}, "v_proj, which target_modules does not name"),
+        ({"target_modules": []}, "which target_modules does not name"),
+        ({"peft_type": None}, "key peft_type"),
+        ({"target_modules": ["self_attn.q_proj", "v_proj"]}, None),
+        ({"target_modules": None}, None),
+    ],
+)
+def test_what_peft_would_leave_out_is_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make, config: dict[str, Any],
+    says: str | None,
+) -> None:  # fmt: skip
+    """PEFT loads what the configuration names and drops the rest; vLLM would merge all of it."""
+    make_adapter(tmp_path / "a", tiny_checkpoint, **config)
+    make_adapter(tmp_path / "good", tiny_checkpoint, seed=7)
+    messages = [p.message for p in resolve_subjects([tmp_path]).problems]
+    assert len(messages) == (says is not None)
+    assert all(str(says) in message for message in messages)
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path, make_adapter: Make) -> None:

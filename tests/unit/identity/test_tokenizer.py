@@ -204,6 +204,8 @@ def test_ends_are_of_both_configurations_and_the_tokenizer(folder: Path) -> None
     assert tokenizer_facts(folder).ends == tuple(sorted({3, 5, 9, 11, eos}))
     edit(folder / "config.json", eos_token_id=None)
     assert end_token_ids(folder, None) == (9, 11)
+    edit(folder / "config.json", text_config={"eos_token_id": 6})
+    assert end_token_ids(folder, None) == (6, 9, 11)
     edit(folder / "config.json", eos_token_id="</s>")
     with pytest.raises(InputError, match="eos_token_id should hold token ids"):
         tokenizer_facts(folder)

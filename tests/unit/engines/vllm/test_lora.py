@@ -10,6 +10,7 @@ import pytest
 
 from evalcore.engines.vllm.adapters import linear_modules, reason_to_merge, slot_rank
 from evalcore.engines.vllm.lora import Merger, open_adapter
+from evalcore.engines.vllm.merging import MergeCheck
 from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity import weight_layout
 from tests.agreement.engine_models import ALL_LINEAR, save_adapter, save_model, subject
@@ -60,6 +61,92 @@ def test_merge_equals_peft(bases: dict[str, Path], tmp_path: Path, case: str) ->
     assert set(merged) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(merged[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+BOTH = ("experts.gate_up_proj", "experts.down_proj")
+FUSED: dict[str, dict[str, Any]] = {
+    "both": {"target_parameters": BOTH},
+    "one": {"target_parameters": BOTH[1:]},
+    "router": {"target_parameters": ("gate.weight", *BOTH), "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen2-moe", "qwen3moe"])
+@pytest.mark.parametrize("case", FUSED)
+def test_experts_that_are_one_parameter_merge_as_peft_merges_them(
+    tmp_path: Path, kind: str, case: str
+) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from tests.agreement.families import save_family
+
+    base = tmp_path / "base"
+    if kind == "qwen2-moe":
+        save_family(base, kind, 1)
+    else:
+        save_model(base, f"{kind}-untied", 1, layers=2)
+    options = {**FUSED[case], "target_parameters": list(FUSED[case]["target_parameters"])}
+    adapter = save_adapter(tmp_path / "adapter", base, 3, targets=("q_proj",), r=3, **options)
+    opened = open_adapter(str(adapter), weight_layout(base), tied=False, base=base)
+    merger, check = Merger(opened), MergeCheck(opened)
+    merged = {}
+    for name, tensor in load_file(base / "model.safetensors").items():
+        total = merger.sum(name, tensor)
+        merged[name] = merger.cast(name, tensor, total, torch.float32)
+        check(name, tensor, total, merged[name])
+    merger.finish()
+    check.finish("honest")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    model.merge_and_unload().save_pretrained(tmp_path / "by-peft")
+    expected = load_file(tmp_path / "by-peft" / "model.safetensors")
+    assert set(merged) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(merged[name], value, rtol=1e-6, atol=1e-6, msg=name)
+    changed = [
+        n for n in merged if not torch.equal(merged[n], load_file(base / "model.safetensors")[n])
+    ]
+    assert any(".experts.3." in name for name in changed)
+    reason = reason_to_merge(
+        subject(base, adapter).adapter, weight_layout(base), 64, "cuda", base=str(base)
+    )
+    assert "experts" in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {k: v for k, v in t.items() if "1.mlp.experts.base_layer" not in k}, "lacks"),
+        (lambda t: {k: v for k, v in t.items() if "0.mlp.experts.lora_A" not in k}, "only one of"),
+        (lambda t: {k: v[:6] if "experts.lora_A" in k else v for k, v in t.items()}, "fit neither"),
+        (lambda t: {k: v[:4] if "experts.lora_A" in k else v[:, :4] if "experts.lora_B" in k else v
+                    for k, v in t.items()}, "its rank should be 3"),
+    ],
+)  # fmt: skip
+def test_fused_experts_that_do_not_fit_are_named(tmp_path: Path, change: Any, message: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = save_model(tmp_path / "base", "olmoe-untied", 1, layers=2)
+    adapter = save_adapter(
+        tmp_path / "adapter", base, 3, targets=("q_proj",), r=3, target_parameters=list(BOTH)
+    )
+    file = adapter / "adapter_model.safetensors"
+    save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, file)
+    with pytest.raises(InputError, match=message):
+        open_adapter(str(adapter), weight_layout(base), tied=False, base=base)
+
+
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
+def test_patterns_on_parameters_are_left_to_peft(tmp_path: Path, option: str) -> None:
+    base = save_model(tmp_path / "base", "olmoe-untied", 1, layers=2)
+    adapter = save_adapter(
+        tmp_path / "adapter", base, 3, targets=("q_proj",), r=3, target_parameters=list(BOTH)
+    )
+    with pytest.raises(IncompatibleError, match=f"cannot be merged with {option}"):
+        open_adapter(edit(adapter, **{option: {"q_proj": 3}}), weight_layout(base), tied=False,
+                     base=base)  # fmt: skip
 
 
 @pytest.mark.parametrize(

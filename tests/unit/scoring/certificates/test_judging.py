@@ -64,6 +64,23 @@ def test_few_wrong_examples_of_one_subject_are_found_and_named() -> None:
     assert judge(sampled(scattered), "bfloat16", STRATA).holds, "the same number, by chance"
 
 
+def test_two_examples_that_stand_alone_are_found() -> None:
+    """Of 200 subjects' 50 examples each: half a nat is twenty times what bfloat16's noise moves."""
+    strata = {f"{s}/{t}": (f"subject {s}", f"{t}") for s in range(200) for t in range(10)}
+    at = np.repeat(np.arange(2000), 5)
+
+    def judged(*places: int) -> list[str]:
+        moved = np.abs(0.025 * np.random.default_rng(1).normal(size=10_000))
+        moved[list(places)] = 0.5
+        sample = Rescored(tuple(strata), at, moved, np.zeros(10_000, dtype=bool))
+        return [fault.split(":")[0] for fault in judge(sample, "bfloat16", strata).faults]
+
+    assert judged() == []
+    assert judged(50 * 7, 50 * 7 + 49) == ["subject 7"]
+    assert judged(50 * 7, 50 * 8, 50 * 9) == [], "three of three subjects"
+    assert judged(50 * 7) == [], "one of one"
+
+
 def test_one_task_of_one_subject_is_found_and_named() -> None:
     moved = noise(0.02)
     moved[3, 2, :5] += 0.4
@@ -102,8 +119,8 @@ def test_nothing_to_certify() -> None:
 @pytest.mark.parametrize("name", ["float32, normal", "bfloat16, t(3)"])
 def test_a_short_simulation(name: str) -> None:
     """The whole table: ``python -m bench.certificate``."""
-    assert suspected(100_000, NOISES[name], 4, fault=False) == 0
-    assert suspected(100_000, NOISES[name], 4, fault=True) == 4
+    assert suspected(100_000, NOISES[name], 4, bad=0) == 0
+    assert suspected(100_000, NOISES[name], 4, bad=25) == 4
 
 
 def test_a_real_engine_scores_again_in_another_order(tmp_path: Path) -> None:
