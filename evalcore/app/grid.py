@@ -82,9 +82,9 @@ def build_grid(
     """
     grid = Grid(apart=apart or {})
     versions = json.dumps(installed_versions())
-    selected = _selected(options)
-    grid.findings += check_selection(task for task, _ in selected)
-    for task, variants in selected:
+    asked = selected(options)
+    grid.findings += check_selection(task for task, _ in asked)
+    for task, variants in asked:
         _ask(grid, _TaskWork.load(task, variants, options), variants, subjects, options, cache)
     theirs = [name for tasks, _ in options.blocks for name in split_selection(tasks)[1]]
     if theirs:
@@ -144,7 +144,7 @@ def _ask(
     grid.findings += [*work.findings, *learned.all()]
 
 
-def _selected(options: GridConfig) -> list[tuple[Task, list[Variant]]]:
+def selected(options: GridConfig) -> list[tuple[Task, list[Variant]]]:
     """Tasks with their variants, each (task, variant) once, over all blocks of the grid."""
     chosen: dict[str, tuple[Task, dict[str, Variant]]] = {}
     for selection, prompts in options.blocks:

@@ -44,10 +44,10 @@ def labelled_subjects(
     Raises:
         InputError: Nothing is found, a checkpoint given is missing, or labels are wrong.
     """
-    parents = ParentMap.parse(options.parent_map, options.adapters)
+    parents = ParentMap.parse(options.parent_map, options.adapters, options.leave_out)
     folders: Sequence[str] = options.adapters
     if parents.tuned:
-        there = search(folders)
+        there = search(folders, options.leave_out)
         folders = folders if there.adapters or there.tuned else ()
     resolved = resolve_subjects(
         folders,
@@ -57,6 +57,7 @@ def labelled_subjects(
         include_bases=options.include_bases,
         tokenizer=options.tokenizer,
         applied=applied,
+        leave_out=options.leave_out,
     )
     subjects = _with_known_parents(parents.applied(resolved.subjects, options.adapters), store)
     if not options.include_bases:

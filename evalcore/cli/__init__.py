@@ -18,6 +18,7 @@ from evalcore.reading import one_line
 _COMMANDS = {
     "demo": ("evalcore.cli.study", "The pocket study, end to end, from nothing to a report."),
     "score": ("evalcore.cli.score", "Score checkpoints and adapters on tasks and prompts."),
+    "watch": ("evalcore.cli.watch", "Score adapters and checkpoints as a training writes them."),
     "finetune": ("evalcore.cli.study", "Train the adapters of a study that are missing."),
     "run": ("evalcore.cli.study", "Run a whole study: finetune, score, report."),
     "status": ("evalcore.cli.status", "What runs on results do, or how they ended."),

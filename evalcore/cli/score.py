@@ -15,23 +15,26 @@ from evalcore.cli.options import (
 )
 from evalcore.config import GridConfig, SubjectsConfig, option_named
 
-
-@click.command(cls=SectionedCommand)
-@click.argument("adapters", nargs=-1, metavar="ADAPTERS...")
-@click.option(
+TASKS = click.option(
     "-t",
     "--tasks",
     required=True,
     help="Task names or groups, joined by commas, or all; lm-eval:NAME for a task, group, tag or "
     "YAML file of lm-evaluation-harness.",
 )
-@click.option(
+PROMPTS = click.option(
     "-p", "--prompts", multiple=True, default=("default",), show_default=True,
     metavar="[TASK=]NAMES",
     help="Prompt variants joined by commas, each NAME[:shots=K,seed=S,chat=1,...]; a name may be a "
     "pattern (p0*), paper, paraphrases, all, or grammar:n=40,seed=1 (see: evalcore prompts list). "
     "Repeatable; TASK=NAMES is for one task or group alone.",
 )  # fmt: skip
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("adapters", nargs=-1, metavar="ADAPTERS...")
+@TASKS
+@PROMPTS
 @with_options(
     *options_for(SubjectsConfig),
     *options_for(GridConfig),

@@ -24,6 +24,11 @@ class SubjectsConfig:
     include_bases: bool = option(
         True, "Do not score the adapters' bases by themselves.", "--no-bases", takes_away=True
     )
+    leave_out: tuple[str, ...] = option(
+        (), "Leave out adapters and checkpoints below ADAPTERS whose path or name fits "
+        "(repeatable).",
+        "--leave-out", metavar="GLOB",
+    )  # fmt: skip
     base_map: tuple[str, ...] = option(
         (), "Base of the adapters whose path or name matches (repeatable).",
         "--base-map", metavar="GLOB=PATH|REPO@REV",

@@ -27,7 +27,12 @@ class ParentMap:
     tuned: tuple[Path, ...] = ()
 
     @classmethod
-    def parse(cls, entries: Sequence[str], folders: Sequence[str | Path]) -> ParentMap:
+    def parse(
+        cls,
+        entries: Sequence[str],
+        folders: Sequence[str | Path],
+        leave_out: Sequence[str] = (),
+    ) -> ParentMap:
         """Raises:
         InputError: An entry is not of the form, or a folder is missing.
         """
@@ -41,7 +46,7 @@ class ParentMap:
             return cls()
         roots = [Path(folder).expanduser().resolve() for folder in folders]
         found = [
-            path for path in search(folders).checkpoints
+            path for path in search(folders, leave_out).checkpoints
             if _source_of(parsed, path_names(path.resolve(), roots))
         ]  # fmt: skip
         return cls(tuple(parsed), tuple(found))

@@ -64,6 +64,7 @@ def resolve_subjects(
     include_bases: bool = True,
     tokenizer: str = "adapter",
     applied: Applied = "unmerged",
+    leave_out: Sequence[str] = (),
 ) -> Resolved:
     """Finds adapters and the checkpoint each was trained on, and fully tuned checkpoints.
 
@@ -83,6 +84,7 @@ def resolve_subjects(
             for everything.
         applied: What the engine of the run does with adapters; those it cannot apply exactly
             become problems.
+        leave_out: Globs of paths and names of adapters that are not there.
 
     Raises:
         InputError: If nothing is found, or a checkpoint given by name is missing.
@@ -94,7 +96,7 @@ def resolve_subjects(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
     bases = _Bases(checkpoints, base_map, assume_base, tokenizer)
-    found = search(adapter_paths)
+    found = search(adapter_paths, leave_out)
     if adapter_paths and not (found.adapters or found.tuned):
         raise nothing_found(adapter_paths)
     problems = list(found.problems)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG
+from evalcore.identity.globs import fits
+from evalcore.identity.labels import path_names
 from evalcore.identity.provenance import PROVENANCE_FILE, UNFINISHED_FILE
 
 MAX_FOLDERS = 200_000
@@ -48,11 +50,15 @@ class Found:
     problems: tuple[Problem, ...]
 
 
-def search(paths: Sequence[str | Path]) -> Found:
+def search(paths: Sequence[str | Path], leave_out: Sequence[str] = ()) -> Found:
     """Looks through folders for adapters and fully tuned checkpoints, links to folders included.
 
     Each real folder is looked into once, whatever links lead to it; a link to a folder above the
     one it stands in is left alone. Fully tuned checkpoints are known by their provenance record.
+
+    Args:
+        paths: Folders.
+        leave_out: Globs; what their path or name fits is not there. What lies below it may be.
 
     Raises:
         InputError: If a folder is missing, or there are too many below it.
@@ -65,7 +71,10 @@ def search(paths: Sequence[str | Path]) -> Found:
         folder = Path(given).expanduser()
         if not folder.is_dir():
             raise InputError(f"adapter folder {given} does not exist")
+        root = folder.resolve()
         for path, names in _folders(folder, problems):
+            if leave_out and _left_out(path, root, leave_out):
+                continue
             if ADAPTER_CONFIG in names:
                 adapters.setdefault(os.path.realpath(path), path)
             elif weights := sorted(n for n in names if n.startswith("adapter_model.")):
@@ -87,6 +96,11 @@ def search(paths: Sequence[str | Path]) -> Found:
         tuple(sorted(others.values())),
         tuple(unique.values()),
     )
+
+
+def _left_out(path: Path, root: Path, globs: Sequence[str]) -> bool:
+    names = [str(path), path.name, *path_names(path.resolve(), [root])]
+    return any(fits(glob, names) for glob in globs)
 
 
 def _folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, frozenset[str]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +21,7 @@ from evalcore.reading import MAX_TABLE_BYTES, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.safetensors$")
 _DIGESTS = "tensor-digests-1"
 _SMALL_BYTES = 8 << 20
 """Threads cost more than they save on smaller files (an adapter's)."""
@@ -54,6 +56,7 @@ def weight_files(path: Path) -> list[Path]:
         files = sorted(
             file for file in path.glob("*.safetensors") if not file.name.startswith("adapter")
         )
+        _require_every_shard(path, files)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{path}: weight file {missing[0]} named by {_INDEX} is missing")
@@ -65,6 +68,19 @@ def weight_files(path: Path) -> list[Path]:
             )
         raise InputError(f"{path} holds no *.safetensors weights")
     return files
+
+
+def _require_every_shard(path: Path, files: Sequence[Path]) -> None:
+    """Without an index only names of shards (``...-00001-of-00003``) tell how many there are."""
+    numbered = [found for file in files if (found := _SHARD.search(file.name))]
+    counts = {int(found[2]) for found in numbered}
+    if counts and (
+        len(counts) > 1 or {int(f[1]) for f in numbered} != {*range(1, max(counts) + 1)}
+    ):
+        raise InputError(
+            f"{path}: {len(numbered)} of {max(counts)} shards are there "
+            f"({numbered[0].string} ...) and no {_INDEX}; copy the others"
+        )
 
 
 def _is_index(weight_map: object) -> TypeGuard[dict[str, str]]:

@@ -23,8 +23,14 @@ def rows(results: Path) -> dict[tuple[str, str], dict]:
     return {(row["cell"], row["doc_id"]): row for row in table.to_pylist()}
 
 
-def assert_same_scores(left: Path, right: Path, tolerance: float = 1e-5) -> None:
+def assert_same_scores(
+    left: Path, right: Path, tolerance: float = 1e-5, *, only: set[tuple[str, str]] | None = None
+) -> None:
+    """``only``: of (cell, document) pairs, where one side has more."""
     a, b = rows(left), rows(right)
+    if only is not None:
+        a, b = ({key: found[key] for key in only if key in found} for found in (a, b))
+        assert a
     assert a.keys() == b.keys()
     for key, row in a.items():
         other = b[key]

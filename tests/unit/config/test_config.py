@@ -32,7 +32,7 @@ from finetune.study import EvaluationSpec
 # An option that goes or changes its spelling breaks users: say so in CHANGELOG.md, then mend this.
 OPTIONS = """
     --adapters --allow-code --apply-chat-template --assume-base --base-map --budget --certify
-    --certify-share
+    --certify-share --leave-out
     --chat-template-args --checkpoint --cluster --commit-every --data-root --device --dry-run
     --dtype --engine --fewshot-as-multiturn --include-path --limit --log-json --max-length
     --name-pattern --no-bases --no-documents --num-fewshot --num-gpus --output --parent-map
