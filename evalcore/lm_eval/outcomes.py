@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from evalcore.checked import (
     ARROW_SUFFIX,
@@ -26,6 +25,7 @@ from evalcore.errors import EvalcoreError, InputError
 from evalcore.identity import text_fingerprint
 from evalcore.lm_eval import COLUMNS, VERSION, Built, Loaded, Outcome, aggregate_groups, evaluate
 from evalcore.store import ResultStore
+from evalcore.store.reading import split_by_cell
 from evalcore.store.schema import adapter_name
 from evalcore.types import Cell
 
@@ -77,14 +77,14 @@ def write_outcomes(store: ResultStore, work: LmEvalWork) -> tuple[list[str], lis
     """
     keys = [planned.cell.key for planned in work.cells]
     table = store.examples(["cell", *COLUMNS], cells=keys)
-    names = table["cell"].cast(pa.string())
+    by_cell = split_by_cell(table)
     lines: list[str] = []
     problems: list[tuple[str, str]] = []
     outcomes: dict[tuple[str, str], dict[str, Outcome]] = {}
     labels: dict[tuple[str, str], str] = {}
     for one in work.cells:
         cell = one.cell
-        rows = table.filter(pc.equal(names, cell.key)).to_pylist()
+        rows = by_cell.get(cell.key, table.slice(0, 0)).to_pylist()
         label = f"{cell.task.name}, {cell.subject.label}, {cell.variant.name}"
         try:
             outcome = evaluate(one.built, {row["doc_id"]: row for row in rows})

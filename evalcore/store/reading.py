@@ -108,6 +108,19 @@ def read_examples(
     return pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries()
 
 
+def split_by_cell(table: pa.Table) -> dict[str, pa.Table]:
+    """Rows of each cell there is, in their order: one sort, whatever the number of cells."""
+    names, codes = codes_of(table.column("cell"))
+    order = np.argsort(codes, kind="stable")
+    ordered = table.take(pa.array(order))
+    found, starts = np.unique(codes[order], return_index=True)
+    stops = [*starts[1:].tolist(), len(order)]
+    return {
+        names[code]: ordered.slice(start, stop - start)
+        for code, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=False)
+    }
+
+
 def first_rows(cells: pa.ChunkedArray, doc_ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     """Marks the first row of each (cell, document); bool [rows]."""
     _, cell_codes = codes_of(cells)
