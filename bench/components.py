@@ -29,7 +29,8 @@ import numpy as np
 import pyarrow as pa
 
 from bench.peers_grid import GROUP, GridSize, documents, task_name, write_models, write_tasks
-from evalcore.app.grid import build_grid, installed_versions
+from evalcore.app.cells import installed_versions
+from evalcore.app.grid import build_grid
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
 from evalcore.benchmark.tables import markdown, number
@@ -41,7 +42,7 @@ from evalcore.planning import plan_units
 from evalcore.prompting import load_tokenizer, read_requests
 from evalcore.report.charts import PALETTE
 from evalcore.report.pictures import write_png
-from evalcore.scoring import CellWork, WorkerConfig, batching, worker
+from evalcore.scoring import CellWork, UnitJob, WorkerConfig, batching, worker
 from evalcore.store import ResultStore
 from evalcore.types import GenerateBatch, GenerateResult, ScoreBatch, ScoreResult, Subject
 
@@ -141,11 +142,11 @@ def run_once(root: Path, subjects: Sequence[Subject], work: Path) -> dict[str, A
         token_limits(plan, BLOCK_SIZES["cpu"])
     works = {planned.cell.key: CellWork.of(planned.cell) for planned in grid.cells}
     # The worker asks for its engine by this name: here it gets one without a model.
-    worker.create_engine = lambda spec: engine  # type: ignore[assignment]
+    worker.create_engine = lambda spec: engine  # type: ignore[attr-defined,assignment]
     scoring = worker.ScoringWorker(WorkerConfig(str(work), _SPEC, commit_every_s=1e9))
     with clock.stage("rows"):  # batching and the stub are taken out below
         for unit in plan.units:
-            scoring.run(worker.UnitJob(unit, {s.cell_key: works[s.cell_key] for s in unit.slices}))
+            scoring.run(UnitJob(unit, {s.cell_key: works[s.cell_key] for s in unit.slices}))
     with clock.stage("commit"):
         scoring.flush()
     requests = 0

@@ -242,8 +242,8 @@ def _agreement(plan: Plan, model: str, dtype: Dtype) -> Iterator[Row]:
         cases = [("hf", "merged"), *cases]
     for strategy, way in cases:
         case = f"{model} in {dtype}, {strategy}, {way}, {len(adapters)} adapters"
-        own = replace(spec, kind="hf") if strategy == "hf" else replace(spec, strategy=strategy)
-        own = replace(own, adapters=way)
+        own = replace(spec, kind="hf") if strategy == "hf" else replace(spec, strategy=strategy)  # type: ignore[arg-type]
+        own = replace(own, adapters=way)  # type: ignore[arg-type]
         if way == "batched":
             own = replace(own, max_loras=len(adapters), max_lora_rank=max(8, plan.rank))
         try:
@@ -293,7 +293,7 @@ def throughput(plan: Plan) -> Iterator[Row]:
                 for tokens in (1, 5)
             ]
             points = [BenchPoint(i, strategy, "merged", 0, s) for i, s in enumerate(shapes)]
-            yield from _bench(plan, 3, model, points, replace(plan.spec, strategy=strategy))
+            yield from _bench(plan, 3, model, points, replace(plan.spec, strategy=strategy))  # type: ignore[arg-type]
 
 
 def adapters(plan: Plan) -> Iterator[Row]:
@@ -314,7 +314,7 @@ def settings(plan: Plan) -> Iterator[Row]:
         contexts = max(1, plan.contexts // 10) if strategy == "plain" else plan.contexts
         shape = RequestShape(contexts, plan.context_tokens, 4, 5, 0)
         point = [BenchPoint(0, strategy, "merged", 0, shape)]
-        spec = replace(plan.spec, strategy=strategy)
+        spec = replace(plan.spec, strategy=strategy)  # type: ignore[arg-type]
         for split in ("0", "1"):
             env = {"VLLM_ENABLE_V1_MULTIPROCESSING": split}
             yield from _bench(plan, 5, model, point, spec, env, f"engine core apart: {split}")
@@ -444,15 +444,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if spec.device != "cuda" and not asked.tiny:
         parser.error("no GPU here; --tiny runs every step on a CPU with tiny models")
     plan = Plan.tiny(out, spec) if asked.tiny else Plan(out, spec)
-    plan = replace(
-        plan,
+    given: dict[str, Any] = {
         **{
             name: tuple(map(type(getattr(plan, name)[0]), value.split(",")))
             for name in ("models", "strategies", "adapters", "dtypes")
             if (value := getattr(asked, name))
         },
         **{n: v for n in ("contexts", "repeats", "weights") if (v := getattr(asked, n))},
-    )
+    }
+    plan = replace(plan, **given)
     if asked.minutes:
         plan = replace(plan, until=time.monotonic() + 60 * asked.minutes)
     plan = replace(plan, peak_tflops=product_flops(spec.device, spec.dtype, spec.threads) / 1e12)

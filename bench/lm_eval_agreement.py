@@ -90,7 +90,7 @@ def compare(given: argparse.Namespace, folder: Path) -> int:
         for name in own_names:
             rename[write_own_task(made, name, given.limit, given.data_root)] = name
         jobs.append(job(models, list(rename), made, **options))
-        root = ("--data-root", given.data_root) if given.data_root else ()
+        root: tuple[Any, ...] = ("--data-root", given.data_root) if given.data_root else ()
         runs.append((",".join(own_names), root))
     for one in jobs:
         one.model_options.update(length)

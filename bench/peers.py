@@ -107,7 +107,7 @@ def take(setting: Setting, log: RunLog, docs: int, turn: Turn, variants: int) ->
     for own, part in ((start, one), ({}, setting.size)):
         mine = {**key, **own, "subject": None, "variants": part.variants}
         if not log.has(**mine):
-            limit = int(mine["documents"])
+            limit = int(mine["documents"])  # type: ignore[call-overload]
             log.add({**mine, **run_evalcore(setting, limit, setting.root / "results", part)})
 
 

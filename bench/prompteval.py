@@ -68,9 +68,10 @@ def of_results(results: Path, least: int = 10) -> Iterator[Case]:
                 outcomes = np.stack([c.values[np.isin(c.docs, shared)] for c in own])
                 golds = own[0].golds[np.isin(own[0].docs, shared)]
                 classes = golds if golds.min() >= 0 else None
-                pairs = draw_pairs(*outcomes.shape, outcomes.size)
+                prompts, documents = outcomes.shape
+                pairs = draw_pairs(prompts, documents, outcomes.size)
                 whole = estimate(
-                    pairs, outcomes[pairs[:, 0], pairs[:, 1]], *outcomes.shape, classes=classes
+                    pairs, outcomes[pairs[:, 0], pairs[:, 1]], prompts, documents, classes=classes
                 )
                 name = f"{model.label}, {task}, {way.label}"
                 yield Case(name, outcomes, tuple(sd**2 for sd in whole.spread), classes)
@@ -80,12 +81,13 @@ def errors(case: Case, share: float, seed: int) -> npt.NDArray[np.float64]:
     """float64 [3 ways, 3 quantiles]: estimate, naive, given the variances."""
     outcomes = case.outcomes
     truth = np.quantile(outcomes.mean(axis=1), SHARES)
-    pairs = draw_pairs(*outcomes.shape, ceil(share * outcomes.size), seed)
+    prompts, documents = outcomes.shape
+    pairs = draw_pairs(prompts, documents, ceil(share * outcomes.size), seed)
     seen = outcomes[pairs[:, 0], pairs[:, 1]]
     count = len(outcomes)
     own, told = (
         estimate(
-            pairs, seen, *outcomes.shape, seed=seed, quantiles=SHARES, classes=case.classes,
+            pairs, seen, prompts, documents, seed=seed, quantiles=SHARES, classes=case.classes,
             variances=variances,
         )
         for variances in (None, case.variances)

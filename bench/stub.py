@@ -180,7 +180,7 @@ def make(config: WorkerConfig, index: int) -> ScoringWorker:
     """The scoring worker on a stub engine; for the pool."""
     import evalcore.scoring.worker as worker
 
-    worker.create_engine = StubEngine
+    worker.create_engine = StubEngine  # type: ignore[attr-defined]
     made = ScoringWorker(config, index)
     _as_asked("worker")
     return made
@@ -219,7 +219,7 @@ def main() -> None:
     import evalcore.scoring.run as run
     from evalcore.cli import main as command
 
-    run.JobPool = StubPool  # type: ignore[misc]
+    run.JobPool = StubPool  # type: ignore[attr-defined,misc]
     _as_asked("driver")
     command()
 

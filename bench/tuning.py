@@ -103,7 +103,7 @@ def ours(setting: Setting, folder: Path) -> Side:
     from finetune.train import TuneWorker
 
     start, tokens = time.perf_counter(), 0
-    worker = TuneWorker(TuneConfig(threads=setting.threads, device=setting.device))
+    worker = TuneWorker(TuneConfig(threads=setting.threads, device=setting.device))  # type: ignore[arg-type]
     for seed in range(setting.adapters):
         tokens += worker.run(job_of(setting, folder / f"ours-{seed}", seed)).tokens
         if setting.reload:
@@ -187,6 +187,7 @@ def interval(ratios: list[float], seed: int = 0) -> tuple[float, float, float]:
 def compare(setting: Setting) -> dict[str, Any]:
     """Runs all pairs; prints each and gives everything that was measured."""
     pairs = []
+    ratios: list[float] = []
     for number in range(setting.pairs):
         sides: dict[str, Side] = {}
         with tempfile.TemporaryDirectory(prefix="evalcore-bench-") as folder:
@@ -194,13 +195,14 @@ def compare(setting: Setting) -> dict[str, Any]:
             for name, run in arms if number % 2 == 0 else arms[::-1]:
                 sides[name] = run(setting, Path(folder))
         ratio = sides["ours"].tokens_per_s / sides["plain"].tokens_per_s
+        ratios.append(ratio)
         pairs.append({**{name: asdict(side) for name, side in sides.items()}, "ratio": ratio})
         print(
             f"pair {number + 1}: evalcore {sides['ours'].tokens_per_s:,.0f} tokens/s, "
             f"plain {sides['plain'].tokens_per_s:,.0f} tokens/s, ratio {ratio:.3f}",
             flush=True,
         )
-    median, low, high = interval([pair["ratio"] for pair in pairs])
+    median, low, high = interval(ratios)
     print(f"median ratio {median:.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(pairs)} pairs")
     return {
         "setting": asdict(setting),

@@ -123,7 +123,7 @@ FAULTS: dict[str, Fault] = {
     "a rank that is silent": Fault("EngineError", m.answers(lambda all: all[:-1]), quick=True),
     "caches not emptied": Fault("", m.cache_kept),
 }
-_SLOT = {"target": "tuned 1"}
+_SLOT: dict[str, Any] = {"target": "tuned 1"}
 SLOT_FAULTS: dict[str, Fault] = {
     "slot stale": Fault("ProofError", m.slot(m.stale), **_SLOT),
     "slot's scaling twice": Fault(

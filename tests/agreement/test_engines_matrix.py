@@ -43,8 +43,8 @@ def make(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject],
     targets = {"targets": NEOX_LINEAR} if kind.startswith("neox") else {}
     subjects = {
         "base": subject(base),
-        "one": subject(base, save_adapter(root / "one", base, 2, **targets)),
-        "two": subject(base, save_adapter(root / "two", base, 3, r=16, use_rslora=True, **targets)),
+        "one": subject(base, save_adapter(root / "one", base, 2, **targets)),  # type: ignore[arg-type]
+        "two": subject(base, save_adapter(root / "two", base, 3, r=16, use_rslora=True, **targets)),  # type: ignore[arg-type]
     }
     answers = oracle([(who, batch, None) for who in subjects.values()])
     return subjects, dict(zip(subjects, answers, strict=True))

@@ -37,7 +37,7 @@ def make(root: Path, kind: str) -> list[Subject]:
 def visit_all(order: list[Subject], batch: ScoreBatch) -> list[tuple[str, bool, str, Any]]:
     """(kind of load, proven, canary, scores) of every visit, on one engine."""
     engine = create_engine(SPEC)
-    answers = []
+    answers: list[tuple[str, bool, str, Any]] = []
     for who in order:
         report = engine.load(who)
         details = dict(report.details)

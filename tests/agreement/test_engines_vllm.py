@@ -400,11 +400,11 @@ def test_the_trap_of_the_stale_head_in_olmo(scenario: GetScenario) -> None:
 
 def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tuple[str, Any, Any]:
     """Loads ``after`` with something wrong on the way: the error, and what comes afterwards."""
-    from evalcore.engines.vllm import derived, weights
+    from evalcore.engines.vllm import derived, lora
 
     engine = running(SPEC, fresh=True)  # canaries of an earlier visit would notice, too
     engine.load(before)
-    original, merge = derived.after_reload, weights.Merger.sum
+    original, merge = derived.after_reload, lora.Merger.sum
 
     def spoil(model: Any) -> None:
         original(model)
@@ -417,14 +417,14 @@ def sabotage(before: Subject, after: Subject, how: str, batch: ScoreBatch) -> tu
     message, report = "", None
     try:
         if how == "adapter dropped":
-            weights.Merger.sum = drop  # type: ignore[method-assign]
+            lora.Merger.sum = drop  # type: ignore[method-assign]
         elif how == "norm":
             derived.after_reload = spoil
         report = engine.load(after)
     except EvalcoreError as error:
         message = f"{type(error).__name__}: {error}"
     finally:
-        derived.after_reload, weights.Merger.sum = original, merge  # type: ignore[method-assign]
+        derived.after_reload, lora.Merger.sum = original, merge  # type: ignore[method-assign]
     report = report or engine.load(after)
     answer = message, dataclasses.replace(report, details=dict(report.details)), engine.score(batch)
     running(SPEC, fresh=True)  # the other one does not swap any more
@@ -472,7 +472,7 @@ def partly(before: Subject, after: Subject, batch: ScoreBatch) -> tuple[str, Any
         )
 
     message = ""
-    weights.Reading.tensors = without_a_shard  # type: ignore[method-assign]
+    weights.Reading.tensors = without_a_shard  # type: ignore[assignment,method-assign]
     try:
         engine._swap(after, {})
     except EvalcoreError as error:

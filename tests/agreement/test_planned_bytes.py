@@ -43,7 +43,7 @@ def planned_and_changed(root: Path) -> tuple[list[Subject], list[Subject]]:
 def load_all(kind: Any, subjects: list[Subject]) -> tuple[list[str], list[str]]:
     """What each load was or raised, and the engine's counters of starts."""
     engine = create_engine(EngineSpec(kind=kind, device="cpu", threads=2, max_length=128))
-    said = []
+    said: list[str] = []
     for who in subjects:
         try:
             said.append(engine.load(who).kind)

@@ -42,7 +42,7 @@ def with_magnitudes(tensors: Tensors) -> Tensors:
     rng = np.random.default_rng(0)
     return tensors | {
         name.replace(".lora_B.weight", ".lora_magnitude_vector"): (
-            1 + 0.1 * rng.random(value.shape[0], dtype=np.float32)
+            1 + np.float32(0.1) * rng.random((value.shape[0],), dtype=np.float32)
         )
         for name, value in tensors.items()
         if name.endswith(".lora_B.weight")

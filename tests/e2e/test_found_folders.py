@@ -123,7 +123,7 @@ def table(house: House, output: Path, said: str, questions: list[str]) -> dict[P
         assert any(str(folder) in line and str(of) in line and "copy" in line for line in lines)
         became[folder] = f"a copy of {of.name}, scored once"
     for folder in house.refused:
-        own = [line for line in lines if told(line, folder)]
-        assert own, f"nothing is said of {folder}"
-        became[folder] = own[-1]
+        told_of = [line for line in lines if told(line, folder)]
+        assert told_of, f"nothing is said of {folder}"
+        became[folder] = told_of[-1]
     return became

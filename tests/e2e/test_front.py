@@ -257,5 +257,5 @@ def test_scoring_in_a_thread_of_what_is_there(own: Own) -> None:
     thread.start()
     thread.join()
     (done,) = found
-    assert done.outcome.summary.planned == 0
+    assert done.outcome.summary.planned == 0  # type: ignore[union-attr]
     assert os.listdir(own.results)

@@ -148,7 +148,7 @@ def test_ray_and_shards_equal_one_worker(
     """What Ray and shards do is the same for both engines; vllm takes minutes to start so often."""
     alone = request.getfixturevalue("scored" if engine == "vllm" else "by_hf")
     command = ("score", mini / "adapters", "-t", TASKS, "-p", "default", "--limit", 8)
-    command += ("--engine", engine)
+    command += ("--engine", engine)  # type: ignore[assignment]
     for part in ("0/2", "1/2"):
         done = evalcore(*command, "-o", tmp_path / "shards", "--shard", part)
         assert done.status == 0, done.err

@@ -216,7 +216,7 @@ def _task(folder: Path, rng: random.Random) -> Callable[[], Any]:
     import evalcore.tasks
     from evalcore.tasks.registry import read_task
 
-    return _yaml(folder, rng, _files_under(Path(evalcore.tasks.__file__).parent), read_task)
+    return _yaml(folder, rng, _files_under(Path(evalcore.tasks.__file__).parent), read_task)  # type: ignore[attr-defined]
 
 
 def _prompt(folder: Path, rng: random.Random) -> Callable[[], Any]:

@@ -56,7 +56,7 @@ def test_a_worker_stopped_for_less_than_its_deadline_goes_on(
             stopped.extend(children(os.getpid()))
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
-            threading.Timer(2.0, lambda: [os.kill(pid, signal.SIGCONT) for pid in stopped]).start()
+            threading.Timer(2.0, lambda: [os.kill(pid, signal.SIGCONT) for pid in stopped]).start()  # type: ignore[func-returns-value]
         return False
 
     run = Run(tmp_path, patience=SHORT, env={"TOY_UNIT_S": "0.2"})

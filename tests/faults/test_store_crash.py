@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evalcore.planning import PlannedCell, plan_units
@@ -141,9 +142,9 @@ def test_planning_after_a_kill_plans_exactly_the_rest(tmp_path: Path) -> None:
     assert done
     subject = Subject(Checkpoint("c", "/c", "c", "t"))
     task = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
-    doc_ids = [str(doc) for doc in range(DOCS)]
+    doc_ids, costs = [str(doc) for doc in range(DOCS)], np.ones(DOCS, np.int64)
     grid = [
-        PlannedCell(Cell(str(c), subject, task, Variant("v", "g", "")), "r", doc_ids, [1] * DOCS)
+        PlannedCell(Cell(str(c), subject, task, Variant("v", "g", "")), "r", doc_ids, costs)
         for c in range(CELLS)
     ]
     plan = plan_units(grid, ResultStore(tmp_path).coverage())

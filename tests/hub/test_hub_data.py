@@ -196,7 +196,7 @@ def test_parquet_of_the_hubs_own_conversion(hub: LoopbackHub) -> None:
     repository = hub.repository("dataset", "org/set")
     repository.commit({"README.md": "---\nlicense: mit\n---\n", "set.py": "raise SystemExit"})
     converted = {f"default/test/000{i}.parquet": parquet(f"c{i}") for i in range(2)}
-    repository.commit(converted, ref="refs/convert/parquet")
+    repository.commit(converted, ref="refs/convert/parquet")  # type: ignore[arg-type]
     asked = task("refs/convert/parquet", config=None, files="default/{split}/*.parquet")
     assert texts(asked) == ["c0", "c1"]
     # a script and nothing else: says which key names the files

@@ -89,9 +89,9 @@ def test_an_adapters_base_comes_from_the_hub_at_its_revision(
     assert [s.checkpoint.revision for s in found if s.adapter] == commits
     hub.repository("model", "org/base").gated = True
     make_adapter(tmp_path / "three", "org/base", revision="step30", seed=3)
-    found = resolve_subjects([tmp_path / "one", tmp_path / "three"])
-    assert "org/base@step30 has no such revision" in found.problems[0].message
-    assert len(found.subjects) == 2  # the other goes on, from the cache
+    both = resolve_subjects([tmp_path / "one", tmp_path / "three"])
+    assert "org/base@step30 has no such revision" in both.problems[0].message
+    assert len(both.subjects) == 2  # the other goes on, from the cache
 
 
 def test_a_branch_that_moved_between_two_runs_is_said(

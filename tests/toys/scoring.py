@@ -111,7 +111,7 @@ class StubEngine(OneByOne):
 
 
 def make(config: WorkerConfig, index: int) -> ScoringWorker:
-    evalcore.scoring.worker.create_engine = lambda spec: StubEngine()  # type: ignore[assignment,misc,return-value]
+    evalcore.scoring.worker.create_engine = lambda spec: StubEngine()  # type: ignore[attr-defined,assignment,misc,return-value]
     return ScoringWorker(config, index)
 
 
@@ -238,6 +238,6 @@ class WitnessedEngine(StubEngine):
 
 
 def make_witnessed(config: WorkerConfig, index: int) -> ScoringWorker:
-    evalcore.scoring.worker.create_engine = lambda spec: WitnessedEngine()  # type: ignore[assignment,misc,return-value]
-    evalcore.scoring.witnessing.WitnessProcess = FakeWitness  # type: ignore[assignment,misc]
+    evalcore.scoring.worker.create_engine = lambda spec: WitnessedEngine()  # type: ignore[attr-defined,assignment,misc,return-value]
+    evalcore.scoring.witnessing.WitnessProcess = FakeWitness  # type: ignore[attr-defined,assignment,misc]
     return ScoringWorker(config, index)

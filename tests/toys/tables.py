@@ -194,7 +194,7 @@ def study_table(documents: int = 80, seed: int = 0) -> pa.Table:
                     skill += 0.6 * number * (0.6 if task["domain"] == "out" else 1.0)
                 elif tuning is not None:
                     skill += 0.1 if control and tuning == task["tuned_by"] else -0.25
-                variants = STUDY_VARIANTS
+                variants: tuple[str, ...] = STUDY_VARIANTS
                 if task["task"] in ("pocket_nli", "pocket_facts"):
                     variants = (*variants, "default:shots=4")
                 for variant in variants:

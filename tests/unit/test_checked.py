@@ -111,9 +111,9 @@ def test_a_file_system_without_fsync_of_folders_is_enough(
             raise OSError(number, os.strerror(number))
         real(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     for text in (b"one", b"two"):
-        files.write_atomically(tmp_path / "x", lambda sink, text=text: sink.write(text))
+        files.write_atomically(tmp_path / "x", lambda sink, text=text: sink.write(text))  # type: ignore[misc]
         assert (tmp_path / "x").read_bytes() == text
     with pytest.raises(OSError, match="Input/output"):
         files.write_atomically(tmp_path / "x", lambda sink: sink.write(b"there"))

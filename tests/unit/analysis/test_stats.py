@@ -124,7 +124,7 @@ def test_prompt_variance_is_unbiased_with_shared_documents(effect: float) -> Non
         got.append(spread.variance)
         ranges.append((spread.range, spread.range_noise))
     error = np.std(got) / math.sqrt(len(got))
-    assert np.mean(got) == pytest.approx(effect**2, abs=4 * error)
+    assert np.mean(got) == pytest.approx(effect**2, abs=4 * float(error))
     if effect == 0:
         assert any(v < 0 for v in got)
         seen, expected = np.mean(ranges, axis=0)

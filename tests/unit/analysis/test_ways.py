@@ -403,6 +403,6 @@ def test_a_mean_over_tasks_claims_what_holds_for_all(claims: tuple[str, str]) ->
     assert mean.claim == "other prompts"
     assert mean.stderr == pytest.approx(math.hypot(*docs, sum(rest)) / 2)
     assert mean.low95 < within.low95
-    p = p_value(mean)
+    chance = p_value(mean)
     assert mean.limits is not None
-    assert min(map(abs, mean.limits(1 - p))) < 1e-6
+    assert min(map(abs, mean.limits(1 - chance))) < 1e-6

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from evalcore.app import score
-from evalcore.app.grid import Grid, build_grid
+from evalcore.app.cells import Grid
+from evalcore.app.grid import build_grid
 from evalcore.config import GridConfig, ScoreConfig
 from evalcore.errors import InputError
 from evalcore.identity import (

@@ -36,7 +36,7 @@ def test_a_task_may_have_its_own() -> None:
 def test_files_are_asked_for_as_they_were_given(tmp_path: Path) -> None:
     import evalcore.tasks
 
-    (source,) = Path(evalcore.tasks.__file__).parent.rglob("pocket_nli.yaml")
+    (source,) = Path(evalcore.tasks.__file__).parent.rglob("pocket_nli.yaml")  # type: ignore[attr-defined]
     own = tmp_path / "own.yaml"
     own.write_text(source.read_text().replace("name: pocket_nli", "name: mine"))
     assert prompt_blocks(f"{own},pocket_facts", ["mine=io"]) == (

@@ -26,7 +26,7 @@ from evalcore.types import Subject
 Make = Callable[..., Path]
 AUTO = ScoreConfig(engine=EngineConfig(kind="auto"))
 
-needs_vllm = pytest.mark.skipif(not engines.read_installed(), reason="vllm is not installed")
+needs_vllm = pytest.mark.skipif(not engines.read_installed(), reason="vllm is not installed")  # type: ignore[attr-defined]
 
 
 @pytest.fixture

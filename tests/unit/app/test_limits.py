@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalcore.app.limits import File, _limits
-from evalcore.app.score import ScoreOutcome
+from evalcore.app.outcome import ScoreOutcome
 from evalcore.app.words import summary_lines
 from evalcore.planning import Plan, PlanCounts, chunks, prefix_profile
 from evalcore.prompting import REQUEST_SCHEMA

@@ -191,8 +191,8 @@ def test_groups_and_spreads_against_plain_loops() -> None:
         assert mean.gain.value == pytest.approx(sum(gaps) / 7)
     for spread in made.table.sensitivity():
         values = [r.score for r in spread.rows]
-        mean = sum(values) / len(values)
-        sat = 1 - (max(values) - mean)
+        middle = sum(values) / len(values)
+        sat = 1 - (max(values) - middle)
         assert spread.choice is not None
         assert (spread.choice.saturation, spread.choice.combined) == pytest.approx(
             (sat, sat * max(values))

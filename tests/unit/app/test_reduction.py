@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def test_new_rows_a_deleted_and_a_damaged_file_are_all_noticed(tmp_path: Path) -
         data[len(data) // 2] ^= 4
         path.write_bytes(bytes(data))
 
-    for number, change in enumerate((Path.unlink, spoil)):
+    changes: list[Callable[[Path], None]] = [Path.unlink, spoil]
+    for number, change in enumerate(changes):
         for path in sorted(folder.iterdir()):
             change(path)
             store = open_results(tmp_path / "results")

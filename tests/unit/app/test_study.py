@@ -135,7 +135,7 @@ def test_a_part_needs_all_models(file: Path) -> None:
 def own(file: Path) -> Path:
     """A study that brings its own task, prompts and a task of lm-eval, beside its file."""
     folder = file.parent
-    definitions, prompts = (Path(p) for p in (evalcore.tasks.registry.DEFINITIONS, prompts_root()))
+    definitions, prompts = (Path(p) for p in (evalcore.tasks.registry.DEFINITIONS, prompts_root()))  # type: ignore[attr-defined]
     (folder / "tasks").mkdir()
     text = (definitions / "pocket_nli.yaml").read_text()
     (folder / "tasks" / "my_nli.yaml").write_text(

@@ -7,12 +7,13 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.feather as feather
 import pytest
 import yaml
 
-from bench import components, gpu, limit, peers, peers_table
+from bench import components, gpu, limit, peers, peers_runs, peers_table
 from bench.peer_runner import fingerprint
 from bench.peers_grid import (
     GridSize,
@@ -234,7 +235,7 @@ def test_turns_alternate_and_evalcore_is_first_and_last() -> None:
 
 def test_the_first_variants_of_every_task(grid: tuple[Path, dict]) -> None:
     root, names = grid
-    setting = peers.Setting(root, SIZE, [], names, Path("python"), 1, {}, 512)
+    setting = peers_runs.Setting(root, SIZE, [], names, Path("python"), 1, {}, 512)
     some = setting.peer_tasks(2)
     assert len(some) == 4
     assert {names[name][0] for name in some} == {task_name(0), task_name(1)}
@@ -246,7 +247,7 @@ def test_the_best_batch_that_was_tried_is_used(tmp_path: Path) -> None:
     some = ["-o", str(tmp_path), "--python", sys.executable, "--hf-batch", "8,32"]
     (tmp_path / "batches.json").write_text('{"hf": {"8": 3.5, "32": 2.5}, "vllm": {"1024": 1.0}}')
     given = {"hf": "8", "vllm": "2048"}
-    setting = peers.Setting(tmp_path, SIZE, [], {}, Path("python"), 1, given, 512)
+    setting = peers_runs.Setting(tmp_path, SIZE, [], {}, Path("python"), 1, given, 512)
     asked = peers.parse([*some, "--vllm-batch", "2048"])
     best = peers.with_best_batches(asked, setting).batches
     assert best == {"hf": "32", "vllm": "2048"}, "one that was given alone is not tried"
@@ -277,7 +278,7 @@ def test_the_trees_of_packed_scoring_are_measured_as_the_engine_grows_them() -> 
 
 
 def test_ratios_of_the_limit() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"strategy": "raw, one per choice", "median_s": 8.0},
         {"strategy": "packed", "median_s": 2.0},
         {"strategy": "plain", "median_s": None},

@@ -7,13 +7,14 @@ happens next is hypothesis's choice, and time passes when it says so.
 from __future__ import annotations
 
 import pickle
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evalcore.cluster import Job, Patience, Stop, loop
+from evalcore.cluster import Job, Patience, Stop
 from evalcore.cluster.crew import PoolEvents, RunLimits
 from evalcore.cluster.loop import PoolRun
 from evalcore.cluster.protocol import Answer, Command, Lost
@@ -143,7 +144,7 @@ def test_every_unit_is_accounted_for(
     events = PoolEvents(on_committed=on_committed, on_failure=on_failure)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
-        patch.setattr(loop.time, "monotonic", lambda: clock[0])
+        patch.setattr(time, "monotonic", lambda: clock[0])
         run = PoolRun(workers, start_blob, theatre, Units(jobs), events, limits)
         outcome = run.loop(should_stop)
 
@@ -207,7 +208,7 @@ def test_a_worker_that_answers_garbage_is_replaced(
     theatre = Babel(said, at)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
-        patch.setattr(loop.time, "monotonic", lambda: theatre.clock[0])
+        patch.setattr(time, "monotonic", lambda: theatre.clock[0])
         run = PoolRun(
             1, lambda index: pickle.dumps(Command("start", body=body)), theatre, Units(jobs),
             PoolEvents(on_committed=lambda job: committed.append(job.id)), limits,

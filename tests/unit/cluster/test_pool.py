@@ -247,7 +247,7 @@ def test_jobs_made_from_results(tmp_path: Path) -> None:
         if len(committed) < 4:
             chain.ready.append(job(f"next{len(committed)}"))
 
-    assert pool(tmp_path, workers=2).run(chain, on_committed=on_committed) == "done"
+    assert pool(tmp_path, workers=2).run(chain, on_committed=on_committed) == "done"  # type: ignore[arg-type]
     assert committed == ["first", "next1", "next2", "next3"]
 
 

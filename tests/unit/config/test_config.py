@@ -62,7 +62,7 @@ def test_the_keys_of_the_evaluation_block() -> None:
         assert spec.default is None  # not given
         assert str(about.help) in properties[key]["description"]
         bounds = {type(b): b for b in spec.metadata if isinstance(b, Ge | Le | Gt)}
-        assert bounds.get(Ge, Ge(0)).ge == (about.low or 0)
+        assert bounds.get(Ge, Ge(0)).ge == (about.low or 0)  # type: ignore[union-attr]
         for word in about.choices:
             assert word in str(properties[key])
 

@@ -43,7 +43,7 @@ def process(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     def popen(command: list[str], **more: Any) -> Any:
         return real([sys.executable, "-c", SILENT, request.param, *command[-2:]], **more)
 
-    monkeypatch.setattr(witness.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     made = WitnessProcess(EngineSpec(kind="vllm", device="cpu"))
     yield made
     made.close()

@@ -99,7 +99,7 @@ def test_what_is_evaluated_on_which_rows(study: Study) -> None:
     assert sorted(study.evaluation.tasks) == sorted(task.name for _, _, task in evaluated())
     named = {full.task: name for name, (full, _) in tunings(study).items()}
     for tuned_on, domain, task in evaluated():
-        (group,) = {load_task(t).tuned_by for t, n in named.items() if n == tuned_on}
+        (group,) = {load_task(t).tuned_by for t, n in named.items() if n == tuned_on}  # type: ignore[arg-type]
         assert (task.tuned_by, task.domain) == (group, domain), task.name
         generated = task.output_type == "generate_until"
         assert generated == (task.group in GENERATION)

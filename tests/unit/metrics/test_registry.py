@@ -146,7 +146,7 @@ def test_label_mass_is_reported_for_first_tokens() -> None:
 def test_brier_by_hand() -> None:
     row = {"gold": 1, "choice_logprobs": [math.log(0.6), math.log(0.3), math.log(0.1)]}
     # Any common factor of the probabilities cancels in the softmax.
-    scaled = {"gold": 1, "choice_logprobs": [v - 40 for v in row["choice_logprobs"]]}
+    scaled = {"gold": 1, "choice_logprobs": [v - 40 for v in row["choice_logprobs"]]}  # type: ignore[attr-defined]
     expected = 0.6**2 + 0.7**2 + 0.1**2
     found = example_values(table_of([row, scaled, {**row, "gold": -1}]), "brier")
     assert found[:2].tolist() == pytest.approx([expected, expected])

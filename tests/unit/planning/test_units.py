@@ -77,7 +77,7 @@ def test_units_are_exactly_what_is_not_covered(
 ) -> None:
     grid, covered = case
     limits = {"max_examples_per_unit": max_examples, "max_prompt_tokens_per_unit": max_tokens}
-    plan = plan_units(grid, covered, **limits)
+    plan = plan_units(grid, covered, **limits)  # type: ignore[arg-type]
     left = {pair for pair in everything(grid) if pair[1] not in covered.get(pair[0], ())}
     assert pairs(plan.units, grid) == Counter(left)
 
@@ -103,7 +103,7 @@ def test_units_are_exactly_what_is_not_covered(
     assert counts.cells_planned == len({cell for cell, _ in left})
     assert counts.model_loads == counts.subjects == len({u.subject.id for u in plan.units})
 
-    fast = plan_units(grid, as_coverage(covered), **limits)
+    fast = plan_units(grid, as_coverage(covered), **limits)  # type: ignore[arg-type]
     assert [unit.id for unit in fast.units] == [unit.id for unit in plan.units]
 
 
@@ -280,11 +280,11 @@ def test_a_helper_takes_the_end_of_the_last_subject() -> None:
     plan = plan_units(make_grid(1, 0, 1, 12), {}, max_examples_per_unit=2)
     queue = WorkQueue(plan)
     ids = [unit.id for unit in plan.units]
-    order = [queue.next(worker).id for worker in (0, 1, 1, 0, 1, 0)]
+    order = [queue.next(worker).id for worker in (0, 1, 1, 0, 1, 0)]  # type: ignore[union-attr]
     assert order == [ids[0], ids[5], ids[4], ids[1], ids[3], ids[2]]
     assert queue.next(0) is None
     queue.requeue(plan.units[3])
-    assert queue.next(1).id == ids[3]
+    assert queue.next(1).id == ids[3]  # type: ignore[union-attr]
 
 
 def test_estimate() -> None:

@@ -16,6 +16,7 @@ from evalcore.prompting import draw_shots, list_groups, list_prompts, load_varia
 from evalcore.prompting.rendering import gold_target
 from evalcore.prompting.training import training_turns, turns_field
 from evalcore.tasks import is_scorable, list_tasks, load_documents
+from evalcore.tasks.documents import Role
 from evalcore.types import Task, Variant
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def page(group: str) -> str:
 
 
 def shown(task: Task, variant: Variant) -> Iterator[str]:
-    role = "score" if is_scorable(task) else "train"
+    role: Role = "score" if is_scorable(task) else "train"
     rows = load_documents(task, role, data_root=DATA)
     document = rows[0]
     yield f"=== {task.name}, {variant.name} ==="

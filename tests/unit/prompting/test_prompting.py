@@ -178,14 +178,15 @@ def test_prompt_files(tmp_path: Path) -> None:
     write(label_words={"yes": "right"})
     (variant,) = load_variants("g", "mine", search=[tmp_path])
     assert variant.delimiter == " "
-    for keys, expected in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"colour": 1}, "key colour: is not a known key"),
         ({"group": "h"}, "its folder is 'g'"),
         ({"label_words": {"a": " "}}, "may not be empty"),
         ({"name": "paper"}, "may not be called"),
         ({"label_words": {True: "x"}}, "quote yes/no words"),
         ({"template": 3}, "key template"),
-    ]:
+    ]
+    for keys, expected in wrong:
         write(**keys)
         with pytest.raises(DefinitionError, match=expected) as caught:
             list_prompts("g", [tmp_path])

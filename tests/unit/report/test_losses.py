@@ -55,5 +55,5 @@ def test_long_trainings_are_thinned_and_keep_their_ends() -> None:
 
 
 def test_moving_mean_keeps_length_and_ends() -> None:
-    values = np.arange(7.0)
+    values = np.arange(7, dtype=np.float64)
     assert moving_mean(values).tolist() == [1.0, 1.5, 2.0, 3.0, 4.0, 4.5, 5.0]

@@ -136,7 +136,7 @@ def test_rows_of_the_page_are_those_of_the_analysis(page: Path, analysis: Analys
 
     levels = column("level")
     for level, by in (("mean", "task"), ("prompt", "prompt")):
-        rows = score_rows(analysis.book, by)
+        rows = score_rows(analysis.book, by)  # type: ignore[arg-type]
         mine = [n for n, name in enumerate(levels) if name == level]
         assert [column("task")[n] for n in mine] == [r.task.name for r in rows]
         for name, values in (

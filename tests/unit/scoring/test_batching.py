@@ -326,7 +326,7 @@ def test_running_on_keeps_both_texts() -> None:
         GenerateBatch(*contexts, GenerationSettings(8, ("\n",), run_on=True)),
         GenerateBatch(*contexts, GenerationSettings(8, ("\n",))),
     ]
-    _, (cut, plain) = score_and_generate(engine, ScoreBatch.from_lists([]), batches)
+    _, (cut, plain) = score_and_generate(engine, ScoreBatch.from_lists([]), batches)  # type: ignore[arg-type]
     assert engine.asked == [batch.settings for batch in batches]  # engines know what runs on
     assert cut.texts == ["one", "three"]
     assert cut.raw_texts == ["one\ntwo", "three"]
@@ -342,7 +342,7 @@ def test_thinking_is_no_answer() -> None:
     )
     how = GenerationSettings(8, ("\n",), think_end="</think>")
     batch = GenerateBatch(*flatten([[1], [2], [3], [4]]), how)
-    _, (cut,) = score_and_generate(engine, ScoreBatch.from_lists([]), [batch])
+    _, (cut,) = score_and_generate(engine, ScoreBatch.from_lists([]), [batch])  # type: ignore[arg-type]
     assert cut.texts == ["yes", "maybe", "", ""]
     assert cut.raw_texts == engine.texts
     assert cut.finish_reasons == ["run_on", "run_on", "empty", "empty"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_ids_reported_are_ids_on_disk_after_every_call(
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evalcore.scoring.worker.create_engine", lambda spec: StubEngine())
-        patch.setattr(segments.time, "monotonic", clock)
+        patch.setattr(time, "monotonic", clock)
         patch.setattr(segments.SegmentWriter.__init__, "__kwdefaults__",
                       {"flush_bytes": flush_bytes, "flush_age_s": 60.0})  # fmt: skip
         ResultStore(results)

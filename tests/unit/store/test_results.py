@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -487,10 +488,10 @@ def test_a_reader_survives_a_compaction_beside_it(
             writer.add([make_row("c", str(i))])
     from evalcore.store import results
 
-    real = results.read_examples
-    calls = []
+    real = results.read_examples  # type: ignore[attr-defined]
+    calls: list[Any] = []
 
-    def slow(*args: object) -> pa.Table:
+    def slow(*args: Any) -> pa.Table:
         if not calls:
             calls.append(ResultStore(store.path).compact())
         return real(*args)

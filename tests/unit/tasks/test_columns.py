@@ -64,8 +64,8 @@ def test_golds_of_another_kind() -> None:
     pair = {"premise": "p", "hypothesis": "h"}
     for value in (True, 0.5, [0]):
         assert "3 choices" in refused(DataFault.GOLD_KIND, "mnli_matched", {**pair, "label": value})
-    for value in (-1, 3, "Entailment", "true", "-1"):
-        assert made("mnli_matched", {**pair, "label": value})[0].gold == -1
+    for none in (-1, 3, "Entailment", "true", "-1"):
+        assert made("mnli_matched", {**pair, "label": none})[0].gold == -1
     assert made("mnli_matched", {**pair, "label": "contradiction"})[0].gold == 2
     asked = {"question": "q", "answerKey": "B"}
     for texts, labels, gold in (

@@ -25,6 +25,7 @@ from evalcore.tasks import (
     select_tasks,
     trivial_baseline,
 )
+from evalcore.tasks.documents import Role
 from evalcore.tasks.model import split_range
 from evalcore.types import Task
 
@@ -240,7 +241,7 @@ def test_other_kinds_of_files_give_the_same_documents(
         rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         write(rows, file)  # type: ignore[operator]
         file.unlink()
-    role = "score" if is_scorable(task) else "train"
+    role: Role = "score" if is_scorable(task) else "train"
     assert load_documents(task, role, data_root=tmp_path) == load_documents(
         task, role, data_root=ROOT
     )

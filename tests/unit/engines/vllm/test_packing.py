@@ -144,9 +144,15 @@ def test_any_tree_under_any_limits(
     limits = Limits(block_size, tokens=tokens, seqs=seqs, blocks=blocks, length=14)
     plan = make_plan(batch, limits)
     assert replay(batch, plan, limits) == wanted(batch, set(plan.leftover))
-    rest = [i for i in range(batch.num_continuations) if i not in plan.leftover]
     kept = ScoreBatch.from_lists(
-        [(batch.context(int(batch.continuation_context[i])), [batch.continuation(i)]) for i in rest]
+        [
+            (
+                batch.context(int(batch.continuation_context[i])).tolist(),
+                [batch.continuation(i).tolist()],
+            )
+            for i in range(batch.num_continuations)
+            if i not in plan.leftover
+        ]
     )
     assert plan.computed_tokens.sum() == token_limit([kept]) == len(paths(kept))
     if blocks == 40:  # room for everything but what is too long

@@ -62,11 +62,12 @@ class Ranks:
 
 
 def test_every_rank_is_heard() -> None:
-    assert call_all(Ranks((None, 1), (None, 2)), "x") == [1, 2]
+    ranks: Any = Ranks
+    assert call_all(ranks((None, 1), (None, 2)), "x") == [1, 2]
     with pytest.raises(EngineError, match=r"half way \(rank 1\)"):
-        call(Ranks((None, 1), (EngineError("half way"), None)), "x")
+        call(ranks((None, 1), (EngineError("half way"), None)), "x")
     with pytest.raises(EngineError, match="1 of 2 ranks"):
-        call(Ranks((None, 1), size=2), "x")
+        call(ranks((None, 1), size=2), "x")
 
 
 def test_verdicts_hold_for_all_ranks() -> None:

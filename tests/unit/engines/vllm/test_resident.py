@@ -24,7 +24,7 @@ class Refusing:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_what_vllm_refuses_when_it_is_attached(tmp_path: Path, dtype: str) -> None:
+def test_what_vllm_refuses_when_it_is_attached(tmp_path: Path, dtype: Any) -> None:
     base = save_model(tmp_path / "base", "llama-tied", 1, layers=1)
     plain = subject(base, save_adapter(tmp_path / "plain", base, 2))
     dora = subject(base, save_adapter(tmp_path / "dora", base, 3, use_dora=True))
