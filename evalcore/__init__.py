@@ -14,7 +14,10 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as type checkers know it; typing takes longer to import than all the rest
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.2.0"
 

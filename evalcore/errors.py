@@ -6,7 +6,6 @@ only with ``--debug``. Library users catch :class:`EvalcoreError`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 EXIT_CELLS_FAILED = 1
@@ -33,6 +32,8 @@ class UnknownNameError(InputError):
     """A name that is not defined; the message lists the nearest ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        import difflib  # only where something is wrong: `evalcore --help` does without
+
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:6]
         choice = f"nearest: {', '.join(near)}" if near else "none are defined"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,6 @@ MAX_DEPTH = 100
 MAX_VALUES = 12_000_000
 """Values of one JSON text, which bounds the memory they take."""
 
-# Controls (tab and line end apart), marks that turn the direction of writing, other line ends,
-# halves of pairs: a terminal or a reader would do something else than show them.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
-)
-
-
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small text begins that ``git clone`` leaves in the place of a file kept in Git LFS."""
 
@@ -41,11 +33,6 @@ def pointer(path: Path) -> InputError:
     return InputError(
         f"{path} is a pointer of Git LFS, not the file itself; git lfs pull fetches that"
     )
-
-
-def printable(text: str) -> str:
-    """Text as it may be shown: what a terminal would obey is written as an escape (``\\x1b``)."""
-    return _UNSEEN.sub(lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
@@ -77,11 +64,6 @@ def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     if len(data) > most:
         raise InputError(f"{what}: {path} is too large: expected at most {most:,} bytes")
     return data
-
-
-def one_line(text: str) -> str:
-    """Text on one line, as it may be shown: names may hold line ends."""
-    return printable(text).replace("\n", "\\n")
 
 
 def regular_size(path: Path, what: str) -> int:

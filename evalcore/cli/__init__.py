@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 
 import click
 
 from evalcore import __version__
 from evalcore.cli.command import dashes
-from evalcore.cli.output import ShownFormatter, echo
+from evalcore.cli.output import echo
 from evalcore.errors import EvalcoreError, missing_extra
 from evalcore.reading import one_line
 
@@ -81,12 +80,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
     Start with `evalcore demo`, then `evalcore score ADAPTERS -t TASKS -p PROMPTS -o RESULTS`.
     """
+    from evalcore.cli.logs import show_logs  # `evalcore --help` does without
+
     ctx.ensure_object(dict)["debug"] = debug
-    level = logging.DEBUG if debug else logging.WARNING
-    handler = logging.StreamHandler()
-    handler.setFormatter(ShownFormatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("evalcore").setLevel(level)
+    show_logs(debug)
 
 
 def main() -> None:

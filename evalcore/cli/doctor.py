@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from evalcore.reading import printable
+from evalcore.shown import printable
 
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "bad": ("BAD ", "red")}
 

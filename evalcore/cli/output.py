@@ -6,12 +6,11 @@ escape sequence in one of them could clear the screen, hide a line or set a wind
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import click
 
-from evalcore.reading import one_line, printable
+from evalcore.shown import one_line, printable
 
 
 def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
@@ -23,10 +22,3 @@ def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
 def echo_line(text: object, *, err: bool = False) -> None:
     """Prints text that should be one line: line ends in it are shown too."""
     echo(one_line(str(text)), err=err)
-
-
-class ShownFormatter(logging.Formatter):
-    """Log lines for a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))

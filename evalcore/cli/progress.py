@@ -22,8 +22,8 @@ from rich.progress import (
 from rich.text import Text
 
 from evalcore.cli.output import echo
-from evalcore.reading import printable
 from evalcore.scoring import RunSummary
+from evalcore.shown import printable
 
 if TYPE_CHECKING:
     from evalcore.planning import PlanCounts

@@ -17,7 +17,7 @@ from evalcore.identity.labels import (
     read_labels,
     trainer_labels,
 )
-from evalcore.reading import one_line
+from evalcore.shown import one_line
 from evalcore.types import Adapter, Checkpoint, Subject
 
 

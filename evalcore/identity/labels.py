@@ -20,7 +20,8 @@ import yaml
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.sources import step_of
-from evalcore.reading import one_line, read_json, read_text
+from evalcore.reading import read_json, read_text
+from evalcore.shown import one_line
 
 LABEL_FILES = ("labels.yaml", "labels.yml", "labels.csv")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")

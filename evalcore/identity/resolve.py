@@ -31,7 +31,7 @@ from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import name_of, open_checkpoint
 from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.weights import weight_layout
-from evalcore.reading import one_line, printable
+from evalcore.shown import one_line, printable
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")

@@ -24,7 +24,8 @@ from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
-from evalcore.reading import MAX_TABLE_BYTES, one_line, read_bytes, read_json, read_text
+from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json, read_text
+from evalcore.shown import one_line
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3

@@ -14,12 +14,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity", "tasks",
-    "prompting", "config", "store", "lm_eval", "planning", "cluster", "engines", "scoring",
+    "errors", "shown", "types", "machine", "deadline", "reading", "files", "checked", "identity",
+    "tasks", "prompting", "config", "store", "lm_eval", "planning", "cluster", "engines", "scoring",
     "metrics", "analysis", "exports", "report", "app", "benchmark", "cli", "api",
 ]  # fmt: skip
 FINETUNE_MAY_IMPORT = {
     "files",
+    "shown",
     "errors",
     "types",
     "deadline",

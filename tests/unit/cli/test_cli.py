@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from evalcore.cli import cli
 from evalcore.cli.command import sections
+from evalcore.cli.logs import ShownFormatter
 from evalcore.cli.options import parse_shard
-from evalcore.cli.output import ShownFormatter, echo, echo_line
+from evalcore.cli.output import echo, echo_line
 from evalcore.errors import EvalcoreError
 
 ROOT = Path(__file__).resolve().parents[3]
