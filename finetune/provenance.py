@@ -115,12 +115,12 @@ def commit(
             _finish_config(building / "adapter_config.json", job)
         _write_losses(building / LOSS_FILE, report)
         for file in building.iterdir():
-            _sync(file)
+            sync(file)
         moved = tuner.moved(model, building)
         record = provenance_record(job, rows, report, building, moved)
         write_provenance(building, record)
         (building / UNFINISHED_FILE).unlink()
-        _sync(building)
+        sync(building)
         _publish(building, final, record["settings"]["fingerprint"])
     except OSError as error:
         raise InputError(f"{final}: cannot be written ({error.strerror or error})") from None
@@ -282,10 +282,11 @@ def _publish(building: Path, final: Path, settings: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(building, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

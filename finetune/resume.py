@@ -18,6 +18,7 @@ from typing import Any
 
 from evalcore.errors import InputError
 from evalcore.identity import text_fingerprint
+from finetune.provenance import sync
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
@@ -100,10 +101,10 @@ class Keeper:
             }
             (building / STATE_FILE).write_text(json.dumps(about), "utf-8")
             for name in (TENSORS_FILE, STATE_FILE, ""):
-                _sync(building / name)
+                sync(building / name)
             shutil.rmtree(final, ignore_errors=True)
             os.rename(building, final)
-            _sync(self._folder)
+            sync(self._folder)
         except OSError as error:
             raise InputError(
                 f"{self._folder}: a training checkpoint cannot be written "
@@ -179,11 +180,3 @@ def restore_optimizer(model: Any, optimizer: Any, tensors: dict[str, Any]) -> No
 
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,13 +9,23 @@ import pytest
 from tests.agreement.engine_processes import Child, import_peft, import_vllm, stop_engines
 
 
-@pytest.fixture(scope="session")
-def two_processes() -> Iterator[tuple[Child, Child]]:
-    """The oracle's process and the engine's: importing takes longer than most tests."""
+def _pair() -> Iterator[tuple[Child, Child]]:
     pair = Child(import_peft), Child(import_vllm)
     yield pair
     for child in pair:
         child.close()
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[tuple[Child, Child]]:
+    """The oracle's process and the engine's: importing takes longer than most tests."""
+    yield from _pair()
+
+
+@pytest.fixture(scope="module")
+def own_pair() -> Iterator[tuple[Child, Child]]:
+    """The same, of a module's own: what it does to them nobody else should meet."""
+    yield from _pair()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ A few run in ``make test``; ``make proofs-mutations`` runs all and prints what b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from evalcore.engines.protocol import EngineSpec
 from evalcore.types import ScoreBatch, Subject
 from tests.agreement.engine_models import random_batch, save_adapter, save_model, subject
-from tests.agreement.engine_processes import Child, import_peft, import_vllm, oracle
+from tests.agreement.engine_processes import Child, oracle
 from tests.agreement.families import save_family
 from tests.agreement.mutation_cases import FAULTS, SLOT_FAULTS, attempt
 from tests.agreement.mutations import Fault
@@ -25,15 +24,6 @@ MERGED = EngineSpec(device="cpu", threads=2, max_length=256)
 BATCHED = EngineSpec(
     device="cpu", threads=2, max_length=256, adapters="batched", max_loras=2, max_lora_rank=8
 )
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[tuple[Child, Child]]:
-    """The oracle's process and the engine's."""
-    pair = Child(import_peft), Child(import_vllm)
-    yield pair
-    for child in pair:
-        child.close()
 
 
 def make(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject], dict[str, Any]]:
@@ -52,7 +42,7 @@ def make(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject],
 
 
 def check(
-    children: tuple[Child, Child], folder: Path, spec: EngineSpec, faults: dict[str, Fault]
+    own_pair: tuple[Child, Child], folder: Path, spec: EngineSpec, faults: dict[str, Fault]
 ) -> None:
     """Prints what becomes of each fault; raises if one was neither refused nor harmless.
 
@@ -61,10 +51,10 @@ def check(
     batch, wrong = random_batch(3, 8, max_context=60), []
     for kind in dict.fromkeys(fault.model for fault in faults.values()):
         place = str(folder / kind)
-        subjects, expected = children[0].call(make, place, kind, batch)
+        subjects, expected = own_pair[0].call(make, place, kind, batch)
         for what in [name for name, fault in faults.items() if fault.model == kind]:
             fault = faults[what]
-            error, message, scores, after = children[1].call(attempt, spec, what, subjects, batch)
+            error, message, scores, after = own_pair[1].call(attempt, spec, what, subjects, batch)
             wanted = expected[fault.target][0].token_logprobs
             gap = np.inf if scores is None else float(np.abs(scores - wanted).max())
             line = f"{what:45} {error or f'harmless, {gap:.1e}':22} {message[-90:]}"
@@ -77,13 +67,13 @@ def check(
 
 
 @pytest.mark.slow
-def test_faults_of_each_sort_are_refused(children: tuple[Child, Child], tmp_path: Path) -> None:
+def test_faults_of_each_sort_are_refused(own_pair: tuple[Child, Child], tmp_path: Path) -> None:
     quick = {name: fault for name, fault in FAULTS.items() if fault.quick}
     assert len(quick) >= 6
-    check(children, tmp_path, MERGED, quick)
+    check(own_pair, tmp_path, MERGED, quick)
 
 
 @pytest.mark.proof
-def test_every_fault_is_refused_or_harmless(children: tuple[Child, Child], tmp_path: Path) -> None:
-    check(children, tmp_path / "merged", MERGED, FAULTS)
-    check(children, tmp_path / "batched", BATCHED, SLOT_FAULTS)
+def test_every_fault_is_refused_or_harmless(own_pair: tuple[Child, Child], tmp_path: Path) -> None:
+    check(own_pair, tmp_path / "merged", MERGED, FAULTS)
+    check(own_pair, tmp_path / "batched", BATCHED, SLOT_FAULTS)

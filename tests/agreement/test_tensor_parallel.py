@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from tests.agreement.engine_models import (
 from tests.agreement.engine_processes import (
     Child,
     assert_agrees,
-    import_peft,
-    import_vllm,
     oracle,
     running,
 )
@@ -33,15 +30,6 @@ from tests.agreement.engine_processes import (
 pytestmark = pytest.mark.proof
 SPEC = EngineSpec(device="cpu", threads=1, max_length=256, tensor_parallel=2)
 ORDER = ("base 2", "base 1", "tuned 1")
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[tuple[Child, Child]]:
-    """The oracle's process and the engine's."""
-    pair = Child(import_peft), Child(import_vllm)
-    yield pair
-    for child in pair:
-        child.close()
 
 
 def make(folder: str, batch: ScoreBatch) -> tuple[dict[str, Subject], dict[str, Any], np.ndarray]:
@@ -92,10 +80,10 @@ def with_fault(subjects: dict[str, Subject], mode: str) -> tuple[str, str, Any]:
         call_all(engine._llm, "evalcore_fault", "")
 
 
-def test_two_ranks(children: tuple[Child, Child], tmp_path: Path) -> None:
+def test_two_ranks(own_pair: tuple[Child, Child], tmp_path: Path) -> None:
     batch = random_batch(3, 12, max_context=60)
-    subjects, expected, canary = children[0].call(make, str(tmp_path), batch)
-    reports = children[1].call(visits, subjects, batch)
+    subjects, expected, canary = own_pair[0].call(make, str(tmp_path), batch)
+    reports = own_pair[1].call(visits, subjects, batch)
     for name, (report, scores) in zip(ORDER, reports, strict=True):
         gap = np.abs(scores.token_logprobs - expected[name][0].token_logprobs).max()
         print(f"{name}: {report.kind}, {report.strategy}, proven {report.proven_share}, {gap:.1e}")
@@ -108,10 +96,10 @@ def test_two_ranks(children: tuple[Child, Child], tmp_path: Path) -> None:
         ("error", "EngineError", "reload stopped half way (rank 1)"),
         ("silent", "EngineError", "1 of 2 ranks of the engine answered"),
     ):
-        error, message, _ = children[1].call(with_fault, subjects, mode)
+        error, message, _ = own_pair[1].call(with_fault, subjects, mode)
         assert (error, said in message) == (kind, True), (mode, error, message)
     # A rank that lies about itself is believed by every proof; the witness sees it.
-    error, message, values = children[1].call(with_fault, subjects, "kept")
+    error, message, values = own_pair[1].call(with_fault, subjects, "kept")
     assert error == "", message
     found = compare(values, canary, None, "float32", "cpu")
     print(f"rank 1 kept its weights: {found.gap:.2g} nats")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.strikes import alive
 from evalcore.cluster import JobPool, ListSource, Patience
 from tests.toys.cluster import Recorder, job
 
@@ -37,15 +38,6 @@ def start_driver(out: Path, op: str, workers: int = 2, **config: Any) -> subproc
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has reaped yet does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
