@@ -279,7 +279,7 @@ def test_empty_targets_are_refused() -> None:
 def test_every_fault_has_a_test() -> None:
     """Each code is named in this file, or in the file that tests chats."""
     here = Path(__file__)
-    text = here.read_text() + (here.parent / "test_prompts_chat.py").read_text()
+    text = here.read_text() + (here.parent / "test_chat.py").read_text()
     assert [f.name for f in PromptFault if f"PromptFault.{f.name}" not in text] == []
 
 
