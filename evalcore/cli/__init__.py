@@ -11,7 +11,7 @@ from evalcore import __version__
 from evalcore.cli.command import dashes
 from evalcore.cli.output import echo
 from evalcore.errors import EvalcoreError, missing_extra
-from evalcore.reading import one_line
+from evalcore.shown import one_line
 
 # command name -> module that defines it; imported only when asked for, so that --help is quick
 _COMMANDS = {

@@ -195,7 +195,7 @@ def test_answers_that_melt_into_their_prompt_are_not_learned(
     def encoded(*_: Any, **__: Any) -> Any:
         raise MergedBorderError("a token in common")
 
-    whole = finetune.fitting.encode_turns
+    whole = finetune.fitting.encode_turns  # type: ignore[attr-defined]
     asked = iter(range(100))
     monkeypatch.setattr(
         finetune.fitting, "encode_turns",
