@@ -17,8 +17,8 @@ from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError, Stopped
 from evalcore.identity.completeness import FileState, file_state, why_incomplete
 from evalcore.identity.parents import ParentMap
 from evalcore.identity.search import search
-from evalcore.reading import one_line
 from evalcore.scoring import Progress
+from evalcore.shown import one_line
 
 Tell = Callable[[str], None]
 

@@ -69,7 +69,7 @@ def test_the_page_says_the_folder(folders: tuple[Path, Path, int], tmp_path: Pat
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Results of early/results, late/results." in page
     assert "cells stand in early/results and in late/results" in page
-    head, data = unpack(re.search(r'id="data">(.*?)</script>', page)[1])
+    head, data = unpack(re.search(r'id="data">(.*?)</script>', page)[1])  # type: ignore[index]
     assert head["facets"][-1] == "folder"
     seen = {row["checkpoint"]: row["folders"] for row in data["scores"]}
     assert seen["step-00100"] == ["early/results"]

@@ -74,7 +74,7 @@ def test_an_entry_of_an_earlier_version_counts(folder: Path) -> None:
 
 def test_a_file_is_another_once_it_changed(folder: Path, tmp_path: Path) -> None:
     file = settled(tmp_path / "f", "one")
-    read = FileMemo(lambda path: [path.read_text()], list)
+    read: FileMemo[list[str]] = FileMemo(lambda path: [path.read_text()], list)
     for _ in range(2):
         assert read.of(file) == ["one"]
         assert cached_file_fact(file, "text", lambda path: path.read_text()) == "one"

@@ -172,7 +172,7 @@ def test_exports_have_every_row(name: str, tmp_path: Path) -> None:
     read = [json.loads(line) for line in lines]
     assert {r["checkpoint"] for r in read} == {r["checkpoint"] for r in rows}
     with duckdb.connect(str(tmp_path / "x.duckdb"), read_only=True) as database:
-        (found,) = database.execute("SELECT count(DISTINCT task) FROM examples").fetchone()
+        (found,) = database.execute("SELECT count(DISTINCT task) FROM examples").fetchone()  # type: ignore[misc]
     assert found == len({r["task"] for r in rows})
     out = tmp_path / "lm-eval"
     export(store, out, "lm-eval")
