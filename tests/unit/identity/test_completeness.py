@@ -69,7 +69,7 @@ def test_a_checkpoint_is_complete_with_its_last_shard(
 
 def test_files_must_have_been_at_rest(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(following.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(following.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
     folders = Folders([str(adapter.parent)], (), rest_s=30)
     assert folders.look().waiting == {adapter: "its files changed a moment ago"}
     now[0] += 29

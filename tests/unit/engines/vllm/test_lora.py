@@ -110,7 +110,11 @@ def test_experts_that_are_one_parameter_merge_as_peft_merges_them(
     ]
     assert any(".experts.3." in name for name in changed)
     reason = reason_to_merge(
-        subject(base, adapter).adapter, weight_layout(base), 64, "cuda", base=str(base)
+        subject(base, adapter).adapter,  # type: ignore[arg-type]
+        weight_layout(base),
+        64,
+        "cuda",
+        base=str(base),
     )
     assert "experts" in str(reason)
 
