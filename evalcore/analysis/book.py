@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evalcore.analysis.cells import Cells, CellValues, Load, Stratum, cell_values, task_of
+from evalcore.analysis.making import UNRECORDED, Making, making_of, record_of, unlike
 from evalcore.analysis.memo import Memo
 from evalcore.analysis.reduction import CellFacts, arrays_of, reduce_cells
 from evalcore.analysis.subjects import (
@@ -31,6 +32,7 @@ from evalcore.analysis.subjects import (
 from evalcore.analysis.ways import Way, ranked
 from evalcore.errors import IncompatibleError, InputError, UnknownNameError
 from evalcore.metrics.arrays import column
+from evalcore.store.schema import MAKER_COLUMN
 
 CELL_COLUMNS = (
     "cell", "checkpoint", "step", "subject", "base", "adapter", "tuning", "tuned_on", "method",
@@ -60,12 +62,14 @@ class ReducedCell:
         about: Its columns of the cells table.
         facts: See ``reduction.CellFacts``.
         load: Gives its arrays, with document codes of the book it goes into.
+        made: In which ways its rows were made; see :func:`makings_of`.
     """
 
     key: str
     about: Mapping[str, Any]
     facts: CellFacts
     load: Load
+    made: tuple[Making, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,14 @@ class ScoreBook:
         names = [n for n in (*CELL_COLUMNS, *OPTIONAL_COLUMNS) if n in table.column_names]
         about = table.select(names).take(first).to_pylist()
         documents = reduced[0][1].column("doc").dictionary.to_pylist() if reduced else []
+        made = _made_by_line(table)
         cells = [
-            ReducedCell(facts.cell, row, facts, _loaded(arrays))
+            ReducedCell(
+                facts.cell, row, facts, _loaded(arrays),
+                makings_of(facts, row["numerics"], made.get(facts.cell, {})),
+            )
             for row, (facts, arrays) in zip(about, reduced, strict=True)
-        ]
+        ]  # fmt: skip
         return cls.of(
             cells, documents, numerics=numerics, tasks=tasks, preferred=preferred, lost=lost
         )
@@ -198,7 +206,7 @@ class ScoreBook:
             task = infos.setdefault(about["task"], task_of(about, flags))
             versions[task.name].add(about["task_fingerprint"])
             data_findings.update((task.name, text) for text in about["findings"] or ())
-            values = cell_values(cell.key, about, cell.facts, task, cell.load, flags)
+            values = cell_values(cell.key, about, cell.facts, task, cell.load, flags, cell.made)
             if values is not None:
                 key = (about["subject"], about["task"], about["variant"])
                 found[key].append((about, values))
@@ -216,6 +224,7 @@ class ScoreBook:
             for name, v in versions.items()
             if len(v) > 1
         ]
+        flags += _made_flags(reduced)
         return cls(
             subjects, infos, cells, documents, flags, tuple(preferred), tuple(reduced),
             clusters, Memo() if memo is None else memo,
@@ -336,6 +345,49 @@ def _keep(
         if value not in known:
             raise UnknownNameError(name, value, known)
     return [cell for cell in cells if cell.about[name] in names]
+
+
+def makings_of(
+    facts: CellFacts, numerics: str, records: Mapping[str, Mapping[str, Any]]
+) -> tuple[Making, ...]:
+    """In which ways a cell's rows were made.
+
+    Args:
+        facts: The cell's.
+        numerics: Label of its class.
+        records: Id of a maker -> its record; one that is not there counts as not recorded.
+    """
+    found = {
+        making_of(records[maker], numerics) if maker in records else UNRECORDED
+        for maker in facts.makers
+    }
+    return tuple(sorted(found | ({UNRECORDED} if facts.unmade else set())))
+
+
+def _made_by_line(table: pa.Table) -> dict[str, dict[str, dict[str, Any]]]:
+    """Cell -> id of a maker -> its record, from a joined table's column of lines."""
+    names = ["cell", "made_by", MAKER_COLUMN]
+    if not set(names) <= set(table.column_names):
+        return {}
+    columns = [column(table, name).cast(pa.string()) for name in names]
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in pa.table(columns, names).group_by(names).aggregate([]).to_pylist():
+        if row["made_by"] and row[MAKER_COLUMN] not in (None, row["made_by"]):
+            found[row["cell"]][row["made_by"]] = record_of(row[MAKER_COLUMN])
+    return found
+
+
+def _made_flags(cells: Sequence[ReducedCell]) -> list[Flag]:
+    """Whether all numbers of a class were made alike."""
+    made: dict[str, set[Making]] = defaultdict(set)
+    for cell in cells:
+        made[cell.about["numerics"]].update(cell.made)
+    texts = {numerics: unlike(ways) for numerics, ways in made.items()}
+    return [
+        Flag("made by", "results", f"{numerics}: rows were made by {text}", len(made[numerics]))
+        for numerics, text in sorted(texts.items())
+        if text
+    ]
 
 
 def _loaded(arrays: pa.RecordBatch) -> Load:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.analysis.making import Making
 from evalcore.analysis.reduction import CellArrays, CellFacts, continuous_metric
 from evalcore.analysis.subjects import Flag, TaskInfo, subject_of
 from evalcore.analysis.ways import Way
@@ -29,6 +30,7 @@ class CellValues:
             (variant fingerprint, maximum length ...).
         facts: What its rows say beside the values.
         load: Gives the arrays.
+        made: In which ways its rows were made (``analysis.making``); empty: nobody knows of any.
     """
 
     key: str
@@ -37,6 +39,7 @@ class CellValues:
     setting: tuple[Any, ...]
     facts: CellFacts
     load: Load
+    made: tuple[Making, ...] = ()
 
     @property
     def cell(self) -> str:
@@ -100,7 +103,13 @@ def task_of(about: dict[str, Any], flags: list[Flag]) -> TaskInfo:
 
 
 def cell_values(
-    key: str, about: dict[str, Any], facts: CellFacts, task: TaskInfo, load: Load, flags: list[Flag]
+    key: str,
+    about: dict[str, Any],
+    facts: CellFacts,
+    task: TaskInfo,
+    load: Load,
+    flags: list[Flag],
+    made: tuple[Making, ...] = (),
 ) -> CellValues | None:
     """A cell, with flags for what is odd about it; None if its metric is not the task's."""
     where = f"{subject_of(about).label}, {task.name}, {about['variant']}"
@@ -128,5 +137,5 @@ def cell_values(
             about["variant_fingerprint"], about["max_length"], about["chat_template"],
             tuple(about["end_tokens"] or ()),
         ),
-        facts=facts, load=load,
+        facts=facts, load=load, made=made,
     )  # fmt: skip

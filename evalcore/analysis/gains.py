@@ -6,7 +6,7 @@ seeds are pooled, each (prompt, seed) counting alike.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from evalcore.analysis.book import ScoreBook, require_same_numerics
 from evalcore.analysis.cells import Cells, CellValues, Stratum
 from evalcore.analysis.estimates import with_p
+from evalcore.analysis.making import Making
+from evalcore.analysis.making import apart as made_apart
 from evalcore.analysis.pooling import Bounds, Part, difference_bounds, paired_values, pool
 from evalcore.analysis.stats import Estimate
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
@@ -44,6 +46,7 @@ class Gain:
         missing_rows: Rows (variant, seed, document) only one side has.
         missing_documents: Some of their ids, for a message.
         notes: What a reader must know of the number.
+        made: In which ways the rows of both sides were made.
     """
 
     subject: SubjectInfo
@@ -61,6 +64,7 @@ class Gain:
     missing_rows: int = 0
     missing_documents: str = ""
     notes: tuple[str, ...] = ()
+    made: tuple[Making, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ def paired_gain(
     found = _compared(book, pairs, info, several=len(seeds) > 1)
     if not found["shared"]:
         return None
+    made, made_other = ways_made(p.own for p in pairs), ways_made(p.other for p in pairs)
+    if how := made_apart(made, made_other):
+        notes.append(f"the two sides were made by {how}")
     return Gain(
         subject=subject,
         reference=reference,
@@ -128,7 +135,13 @@ def paired_gain(
         missing_rows=found["missing_rows"],
         missing_documents=found["missing_documents"],
         notes=tuple(notes),
+        made=tuple(dict.fromkeys([*made, *made_other])),
     )
+
+
+def ways_made(cells: Iterable[CellValues]) -> list[Making]:
+    """In which ways the rows of cells were made."""
+    return list(dict.fromkeys(making for cell in cells for making in cell.made))
 
 
 def _compared(

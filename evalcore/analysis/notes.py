@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.gains import Contrast, Gain
+from evalcore.analysis.making import apart
 from evalcore.analysis.scores import notes_of
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
@@ -41,7 +42,9 @@ def contrast_notes(book: ScoreBook, contrast: Contrast) -> list[str]:
     both = contrast.difference.seeds
     seeds = [f"seeds that both checkpoints have: {both} of {runs}"] if both < runs else []
     sides = (("later: ", contrast.later), ("earlier: ", contrast.earlier))
-    return seeds + [when + note for when, gain in sides for note in gain_notes(book, gain)]
+    how = apart(contrast.later.made, contrast.earlier.made)
+    made = [f"the two gains were made by {how}"] if how else []
+    return seeds + made + [when + note for when, gain in sides for note in gain_notes(book, gain)]
 
 
 def notes_by_task(book: ScoreBook, gains: Iterable[Gain]) -> list[str]:

@@ -20,6 +20,7 @@ from evalcore.analysis.cells import Cells, CellValues, Stratum
 from evalcore.analysis.estimates import p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
 from evalcore.analysis.gains import Gain, paired_gain
+from evalcore.analysis.making import unlike
 from evalcore.analysis.pooling import pooled_score
 from evalcore.analysis.stats import EMPTY, Estimate
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
@@ -210,6 +211,8 @@ def cell_notes(subject: SubjectInfo, task: TaskInfo, cells: Cells) -> list[str]:
     unproven = sum(c.facts.unproven for c in every)
     if unproven:
         notes.append(f"model not proven in all its weights for {unproven} answers")
+    if how := unlike(making for c in every for making in c.made):
+        notes.append(f"made by {how}")
     return notes
 
 

@@ -102,7 +102,7 @@ def read_cells(
         cells: Only these cells; None: all.
         sampled: Cells too of which only drawn documents are scored.
     """
-    from evalcore.analysis.book import ReducedCell
+    from evalcore.analysis.book import ReducedCell, makings_of
     from evalcore.analysis.reduction import CellFacts, reduction_key
 
     places = store.places()
@@ -117,6 +117,7 @@ def read_cells(
     if missing:
         kept = store.reductions.cells()
     arrays = _Arrays(store, places, kept, about, codes)
+    makers = store.makers()
     reduced = []
     for cell in wanted:
         key = keys[cell]
@@ -125,7 +126,8 @@ def read_cells(
             continue  # every row of it is damaged
         facts = CellFacts.of(kept[key].facts) if fresh is None else fresh.facts
         load = partial(arrays.load, key, cell, None if fresh is None else fresh.rows)
-        reduced.append(ReducedCell(key, about[cell], facts, load))
+        made = makings_of(facts, about[cell]["numerics"], makers)
+        reduced.append(ReducedCell(key, about[cell], facts, load, made))
     lost = 0
     if cells is None:
         recorded = store.recorded()

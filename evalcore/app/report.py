@@ -17,15 +17,12 @@ from evalcore.store import ResultStore, text_columns
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from evalcore.analysis import Flag, Group, ScoreBook, Way
+    from evalcore.analysis import Group, Way
     from evalcore.analysis.scores import By, ScoreRow
     from evalcore.exports import Exported
     from finetune import Study
 
 log = logging.getLogger("evalcore")
-
-# Of what made a row: these belong to its subject, not to the machine.
-MAY_DIFFER = {"adapter", "proven_share", "canaries", "compared"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,6 @@ def report(
     analysis = analyse(book, allow_mixed=allow_mixed, groups=groups)
     for store in stores:
         analysis.flags.extend(Flag("left out", "results", line) for line in store.left_out())
-    analysis.flags.extend(_maker_flags(stores, book))
     named = " ".join(shlex.quote(str(path)) for path in paths)
     page = write_report(
         None,
@@ -195,27 +191,6 @@ def declared_by(study: Study) -> Declared:
         "title": study.name, "description": study.description, "groups": groups,
         "primary": primary,
     }  # fmt: skip
-
-
-def _maker_flags(stores: Sequence[ResultStore], book: ScoreBook) -> list[Flag]:
-    """Whether all rows were made alike: by the same versions, device, strategy ..."""
-    from evalcore.analysis import Flag
-
-    used = {maker for cell in book.read for maker in cell.facts.makers}
-    unmade = sum(cell.facts.unmade for cell in book.read)
-    makers = {id_: record for store in stores for id_, record in store.makers().items()}
-    records = [record for id_, record in makers.items() if id_ in used]
-    keys = sorted({key for record in records for key in record} - MAY_DIFFER)
-    texts = {key: sorted({str(record.get(key)) for record in records}) for key in keys}
-    differ = [f"{key} ({' | '.join(values)})" for key, values in texts.items() if len(values) > 1]
-    flags = []
-    if differ:
-        text = f"rows were made by different {'; '.join(differ)}; see column maker"
-        flags.append(Flag("made by", "results", text, len(records)))
-    if unmade and used:
-        text = "what made some of the rows was not recorded"
-        flags.append(Flag("made by", "results", text, unmade))
-    return flags
 
 
 def scores(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -187,7 +189,8 @@ class Engine(Protocol):
         ``head_dtype``, ``strategy``, ``tensor_parallel``, ``adapter`` (as in LoadReport),
         ``block_size``, ``attention`` (backend; ``""`` where not known), ``proven_share``,
         ``canaries``, ``capabilities`` (what of vLLM's inside was found as it is known: name ->
-        ``there``, or what is missing).
+        ``there``, or what is missing), ``variables`` (of the environment, see
+        :func:`numeric_variables`).
         """
         ...
 
@@ -243,6 +246,25 @@ def made_by(spec: EngineSpec, device: Device, report: LoadReport | None) -> dict
         "attention": "",
         "proven_share": report.proven_share,
         "canaries": report.canaries,
+        "variables": numeric_variables(),
+    }
+
+
+_SET_FOR_NUMBERS = re.compile(r"VLLM_|NVIDIA_TF32|TORCH_ALLOW_TF32|CUBLAS_|CUDNN_")
+# Secrets, and what says where things lie, who waits how long, and what is logged.
+_BESIDE_NUMBERS = re.compile(
+    r"API_KEY|SECRET|_LOG(GING|_)|USAGE|DO_NOT_TRACK|(CACHE|CONFIG)_ROOT|DEBUG|TRACE|TIMEOUT|"
+    r"_(HOST|PORT|IP|PATH|URL|DIR)$|_DP_|_RAY_|RPC|WORKER_|V1_MULTIPROCESSING|ALLOW_LONG|"
+    r"CPU_(KVCACHE_SPACE|OMP|NUM_OF)|(MEDIA|IMAGE|AUDIO|VIDEO)_|PROCESS_NAME|KEEP_ALIVE|BUILD_"
+)
+
+
+def numeric_variables() -> dict[str, str]:
+    """Variables of the environment that may choose other kernels, as they are set here."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if _SET_FOR_NUMBERS.match(name) and not _BESIDE_NUMBERS.search(name)
     }
 
 
