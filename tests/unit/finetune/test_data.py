@@ -180,7 +180,7 @@ def test_rows_are_drawn_first_seeded_and_nested(toy: Path) -> None:
 def test_the_draw_is_that_of_all_rows_in_memory(toy: Path) -> None:
     """The obvious way: all documents, those that may be learned, in the order of the seed."""
     rows_of(toy, "train", [pair(f"r{i}", label=None if i % 3 == 0 else i % 2) for i in range(60)])
-    task = finetune.jobs.known_task("toy")
+    task = finetune.rows.known_task("toy")  # type: ignore[attr-defined]
     usable = {d.index: d for d in documents_from_rows(task, load_rows(task.spec["source"], "train",
               toy), "rows") if d.index > 4}  # fmt: skip
     order = np.random.default_rng([7, 1]).permutation(60)

@@ -107,7 +107,7 @@ def test_a_tied_head_is_counted_once(out: Path, jobs: list[TuneJob]) -> None:
 
 
 def test_an_adapters_disk_is_known_from_the_bases_config_alone(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, jobs: list[TuneJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before: ``disk unknown`` until the base's weights were there."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -127,8 +127,7 @@ def test_an_adapters_disk_is_known_from_the_bases_config_alone(
     snapshot.mkdir(parents=True)
     shutil.copy(out / "step-00007/config.json", snapshot)
     found, said = planned()
-    local = plan_jobs(parse_study(STUDY, out / "s.yaml"), out).jobs
-    here = [cost.disk for cost in estimate(study, local, {}, Assumption())]
+    here = [cost.disk for cost in estimate(study, jobs, {}, Assumption())]
     assert found == here * 2
     assert "unknown: neither" not in said
 

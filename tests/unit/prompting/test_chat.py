@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_templates_that_refuse(
 def test_a_chat_needs_a_template(make: Any) -> None:
     with pytest.raises(InputError, match="chat=1 needs a tokenizer with a chat template"):
         render(TASK, chat(), DOCUMENTS[0])
-    tokenizer = make(LIKE_CHATML)
+    tokenizer = copy.deepcopy(make(LIKE_CHATML))  # equal ones are shared
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="chat=1 needs a tokenizer with a chat template"):
         render(TASK, chat(), DOCUMENTS[0], [], tokenizer)
