@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ VLLM = "different vllm (0.31.0 | 0.32.0)"
 
 
 def write(
-    folder: Path, numerics: str, *cells: tuple[dict[str, Any], list[dict[str, Any] | None]]
+    folder: Path, numerics: str, *cells: tuple[dict[str, Any], Sequence[dict[str, Any] | None]]
 ) -> ResultStore:
     """Cells of subjects whose rows are shared out among makers, in equal parts."""
     store = ResultStore(folder)
