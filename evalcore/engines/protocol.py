@@ -132,14 +132,25 @@ class LoadReport:
     vocab_size: int = 0
 
 
+class Settle(Protocol):
+    """Keeps engines whose numbers are compared at one way of scoring."""
+
+    def __call__(self, kind: str, chosen: str = "") -> str:
+        """What is settled for a kind (``""``: nothing); if nothing is, ``chosen`` from now on."""
+        ...
+
+
 class Engine(Protocol):
     """Holds one subject at a time and answers batches about it.
 
     Attributes:
         needs_witness: Whether its scores are to be compared with transformers'.
+        settle: Asked and told of the way of scoring, where several give other numbers; None: each
+            engine chooses for itself.
     """
 
     needs_witness: bool
+    settle: Settle | None
 
     @property
     def numerics(self) -> NumericsClass:
@@ -207,6 +218,7 @@ class OneByOne:
     """The calls that do several things at once, for engines that do one at a time."""
 
     needs_witness = False
+    settle: Settle | None = None
 
     def made_by(self) -> dict[str, Any]:
         """Nothing; an engine whose numbers are kept says what it is."""
@@ -255,12 +267,16 @@ _SET_FOR_NUMBERS = re.compile(r"VLLM_|NVIDIA_TF32|TORCH_ALLOW_TF32|CUBLAS_|CUDNN
 _BESIDE_NUMBERS = re.compile(
     r"API_KEY|SECRET|_LOG(GING|_)|USAGE|DO_NOT_TRACK|(CACHE|CONFIG)_ROOT|DEBUG|TRACE|TIMEOUT|"
     r"_(HOST|PORT|IP|PATH|URL|DIR)$|_DP_|_RAY_|RPC|WORKER_|V1_MULTIPROCESSING|ALLOW_LONG|"
-    r"CPU_(KVCACHE_SPACE|OMP|NUM_OF)|(MEDIA|IMAGE|AUDIO|VIDEO)_|PROCESS_NAME|KEEP_ALIVE|BUILD_"
+    r"CPU_(KVCACHE_SPACE|OMP|NUM_OF)|(MEDIA|IMAGE|AUDIO|VIDEO)_|PROCESS_NAME|KEEP_ALIVE|BUILD_|DIST_IDENT|BUFFER_NAME"
 )
 
 
+@functools.cache
 def numeric_variables() -> dict[str, str]:
-    """Variables of the environment that may choose other kernels, as they are set here."""
+    """Variables that may choose other kernels, as the first engine of this process found them.
+
+    vLLM sets some itself, a few to random names: what it does of itself its version says.
+    """
     return {
         name: value
         for name, value in sorted(os.environ.items())

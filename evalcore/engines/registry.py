@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 
 from evalcore.config.engine import Device
-from evalcore.engines.protocol import Engine, EngineSpec
+from evalcore.engines.protocol import Engine, EngineSpec, numeric_variables
 from evalcore.errors import EngineError, InputError
 from evalcore.types import Subject
 
@@ -45,6 +45,7 @@ def create_engine(spec: EngineSpec) -> Engine:
     """
     if spec.kind not in ENGINES:
         raise InputError(f"unknown engine {spec.kind!r}; expected {' or '.join(ENGINES)}")
+    numeric_variables()  # before a library sets its own
     return ENGINES[spec.kind](spec)
 
 

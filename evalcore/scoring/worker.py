@@ -222,6 +222,7 @@ class ScoringWorker:
         try:
             if self._engine is None:
                 self._engine = create_engine(self._config.spec)
+                self._engine.settle = self._store.settle
                 # Only now: an engine looks at how busy the machine is when it is made.
                 if self._engine.needs_witness:
                     self._witness.begin()

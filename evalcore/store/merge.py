@@ -13,7 +13,8 @@ from evalcore.store.cells import not_writable
 from evalcore.store.results import ResultStore
 
 _FOLDERS = (
-    "cells", "segments", "makers", "documents", "clusters", "requests", "runs", "outside",
+    "cells", "segments", "makers", "settled", "documents", "clusters", "requests", "runs",
+    "outside",
 )  # fmt: skip
 
 
@@ -59,7 +60,10 @@ def merge(parts: Sequence[Path], output: Path) -> MergeReport:
     copied = 0
     for store in opened:
         for path in _files(store.path):
-            copied += _copy(path, merged.path / path.relative_to(store.path))
+            target = merged.path / path.relative_to(store.path)
+            if target.parent.name == "settled" and target.exists():
+                continue  # what was settled first stays
+            copied += _copy(path, target)
     rows = merged.coverage().num_examples
     total = before + sum(store.coverage().num_examples for store in opened)
     return MergeReport(copied, rows, total - rows)

@@ -6,6 +6,7 @@ Layout::
     RESULTS/cells/*.arrow        records of cells; of several the newest counts; marks (JSON)
     RESULTS/segments/*.arrow     examples; each footer states its coverage
     RESULTS/makers/*.json        environments that made rows, by the id in ``made_by``
+    RESULTS/settled/*.json       the way of scoring that the first engine of a kind chose
     RESULTS/documents/*/*.arrow  questions, choices and golds, once per (task, data)
     RESULTS/clusters/*.arrow     which documents hang together, of tasks that say in what
     RESULTS/requests/*.arrow     prompts as token ids, once per (task, variant, tokenizer)
@@ -60,6 +61,7 @@ from evalcore.store.segments import (
     list_segments,
 )
 from evalcore.store.settings import open_settings
+from evalcore.store.settled import Settled
 from evalcore.store.survey import Index, Survey
 from evalcore.store.tidying import tidy_segments
 from evalcore.store.verify import VerifyReport, verify_folder
@@ -95,6 +97,8 @@ class ResultStore:
         """What of the files read so far is damaged and was left out: file -> one line."""
         self._warned: set[str] = set()
         self._cells = CellTables(self.cells_folder, self._warn_damaged)
+        self.settle = Settled(self.path / "settled")
+        """The way of scoring of a kind: what is settled; if nothing is, what the caller chose."""
         self._makers = Makers(self.path / "makers", self._warn_damaged)
         self._documents = Documents(self.path / "documents", self._warn_damaged)
         self._clusters = Clusters(self.path / "clusters", self._warn_damaged)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evalcore.config.engine import Strategy
 from evalcore.engines.canary import CanaryBook, canary_batch
 from evalcore.engines.protocol import (
     EngineSpec,
     LoadKind,
     LoadReport,
+    Settle,
     numerics_class,
     resolve_adapters,
 )
@@ -28,13 +30,19 @@ from evalcore.engines.vllm.names import CAPABILITIES, Capability
 from evalcore.engines.vllm.objects import LLM
 from evalcore.engines.vllm.proof import Verdict
 from evalcore.engines.vllm.requests import Work, first_line, reset_cache
-from evalcore.engines.vllm.strategies import PlainScorer, Scorer, choose_scorer
+from evalcore.engines.vllm.strategies import (
+    PlainScorer,
+    Scorer,
+    choose_scorer,
+    settled_scorer,
+)
 from evalcore.engines.vllm.worker import call, call_all
 from evalcore.errors import EngineError, EvalcoreError, ProofError, SubjectError
 from evalcore.identity import (
     NumericsClass,
     numeric_config,
     shares_embeddings,
+    text_fingerprint,
     tokenizer_fingerprint,
     weight_files,
     weight_layout,
@@ -73,6 +81,7 @@ class Resident:
     """A vLLM engine and the subject that is in place in it."""
 
     needs_witness = True
+    settle: Settle | None = None
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -387,20 +396,35 @@ class Resident:
         """Takes the cheapest way to score that agrees with the plain one on this machine."""
         if not self._chosen:
             begin = time.perf_counter()
-            self._scorer = choose_scorer(
-                self._running,
-                self._facts,
-                self._spec.strategy,
-                self._score_canary,
-                batched=resolve_adapters(self._spec) == "batched",
-                tolerance=_STRATEGY_TOLERANCE_TF32
-                if self._device == "cuda" and self._spec.dtype == "float32"
-                else _STRATEGY_TOLERANCE[self._spec.dtype],
+            self._scorer = settled_scorer(
+                self._choose, self._spec.strategy, self._settle, self.numerics.label
             )
             self._chosen = True
             self._stats["proof_s"] += time.perf_counter() - begin
         details["strategy"] = self._scorer.name
         details["without"] = "; ".join(filter(None, map(self._lacking, CAPABILITIES)))
+
+    def _choose(self, asked: Strategy) -> Scorer:
+        """The strategy asked for, or the cheapest one that can be used."""
+        return choose_scorer(
+            self._running,
+            self._facts,
+            asked,
+            self._score_canary,
+            batched=resolve_adapters(self._spec) == "batched",
+            tolerance=_STRATEGY_TOLERANCE_TF32
+            if self._device == "cuda" and self._spec.dtype == "float32"
+            else _STRATEGY_TOLERANCE[self._spec.dtype],
+        )
+
+    def _settle(self, chosen: str = "") -> str:
+        """What is settled for engines like this one, on models of this configuration."""
+        alike = self._device == "cpu" and self._spec.dtype == "float32"  # whatever the strategy
+        if self.settle is None or alike:
+            return chosen
+        assert self._shape is not None
+        kind = text_fingerprint([self.numerics.label, dict(self._shape.config)])
+        return self.settle(kind, chosen)
 
     # -- swap ----------------------------------------------------------------------------------
 

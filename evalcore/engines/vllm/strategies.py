@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -287,6 +287,50 @@ def choose_scorer(
             raise EngineError(f"strategy {scorer.name} is not possible here: {obstacle}")
         _log.warning("not scoring by strategy %s: %s", scorer.name, obstacle)
     raise AssertionError("plain has no obstacle")
+
+
+def settled_scorer(
+    choose: Callable[[Strategy], Scorer],
+    asked: Strategy,
+    settle: Callable[[str], str],
+    numerics: str,
+) -> Scorer:
+    """The strategy that all engines of a comparison score by: the first one's.
+
+    Where the user names another, it is taken, and the rows say by what they were made.
+
+    Args:
+        choose: :func:`choose_scorer` of this engine.
+        asked: What the user wants.
+        settle: Gives what is settled (``""``: nothing); if nothing is, the argument from now on.
+        numerics: Label of the class of the numbers, for messages.
+
+    Raises:
+        EngineError: This engine cannot score as was settled.
+    """
+    settled = settle("")
+    if asked == "auto" and not settled:
+        scorer = choose("auto")
+        settled = settle(scorer.name)  # another's, if that was faster
+        if settled == scorer.name:
+            return scorer
+    elif asked != "auto":
+        scorer = choose(asked)
+        settled = settle(scorer.name)
+        if settled != scorer.name:
+            _log.warning(
+                "scoring by strategy %s as asked, where others of these results were scored by "
+                "%s: differences say so (%s)", scorer.name, settled, numerics,
+            )  # fmt: skip
+        return scorer
+    try:
+        return choose(cast(Strategy, settled))
+    except EngineError as error:
+        raise EngineError(
+            f"{error}; these results are scored by {settled} in {numerics}, and another strategy "
+            "gives other numbers: --strategy names one (differences then say so), or take another "
+            "results folder"
+        ) from error
 
 
 def _disagreement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from evalcore.engines import create_engine
 from evalcore.engines.canary import CanaryBook, canary_batch
-from evalcore.engines.protocol import EngineSpec, numerics_class
+from evalcore.engines.protocol import EngineSpec, numeric_variables, numerics_class
 from evalcore.engines.text import finish
 from evalcore.engines.vllm.environment import engine_arguments, openmp_settings
 from evalcore.errors import InputError, ProofError, SubjectError
@@ -171,3 +172,21 @@ def test_float32_products_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert errors[0] < 3.3e-7
     if errors[1] < 3.3e-7:
         pytest.skip("oneDNN's own sums are as good here: linear.py can go if everywhere")
+
+
+def test_variables_that_may_move_numbers_are_recorded_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [n for n in os.environ if n.startswith(("VLLM_", "CUBLAS_"))]:
+        monkeypatch.delenv(name)
+    kept = {"CUBLAS_WORKSPACE_CONFIG": ":8", "VLLM_KV_CACHE_LAYOUT": "HND"}
+    left = (
+        "VLLM_API_KEY", "VLLM_HOST_IP", "VLLM_CACHE_ROOT", "VLLM_LOGGING_LEVEL", "VLLM_DP_RANK",
+        "VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_CPU_KVCACHE_SPACE",
+    )  # fmt: skip
+    for name, value in {**kept, **dict.fromkeys(left, "x")}.items():
+        monkeypatch.setenv(name, value)
+    assert numeric_variables.__wrapped__() == kept
+    before = numeric_variables()
+    monkeypatch.setenv("VLLM_SSM_CONV_STATE_LAYOUT", "set by vllm")
+    assert numeric_variables() == before
