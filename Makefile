@@ -49,7 +49,7 @@ coverage: $(STAMP)  ## branches the quick tests take; fails below the floor
 proofs: $(STAMP)  ## the long proofs: agreement on the whole demo, chaos, scale
 	$(BIN)/python -m pytest -q -m proof
 
-proofs-matrix: $(STAMP)  ## architectures, strategies, adapters against transformers + PEFT (45 minutes)
+proofs-matrix: $(STAMP)  ## architectures, strategies, adapters against transformers + PEFT (resumable)
 	$(BIN)/python -m bench.matrix -o matrix
 
 proofs-mutations: $(STAMP)  ## some fifty faults seeded into loads: refused, or harmless
