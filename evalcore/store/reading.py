@@ -6,7 +6,7 @@ memory, and most segments need no look at their rows at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,20 @@ def read_examples(
     wanted = EXAMPLE_SCHEMA.names if columns is None else list(columns)
     schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in wanted])
     return pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries()
+
+
+def together(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in the same order, small tables put together up to some ``rows`` rows."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        if waiting and count + table.num_rows > rows:
+            yield pa.concat_tables(waiting).unify_dictionaries()
+            waiting, count = [], 0
+        waiting.append(table)
+        count += table.num_rows
+    if waiting:
+        yield pa.concat_tables(waiting).unify_dictionaries()
 
 
 def split_by_cell(table: pa.Table) -> dict[str, pa.Table]:

@@ -49,6 +49,7 @@ from evalcore.store.reading import (
     join_cells,
     maker_column,
     read_examples,
+    together,
 )
 from evalcore.store.records import Clusters, Documents, Makers, Requests
 from evalcore.store.reductions import Reductions
@@ -70,6 +71,8 @@ from evalcore.store.whole import CellPlaces, find_cells, read_documents, read_wh
 log = logging.getLogger("evalcore")
 
 _ATTEMPTS = 5
+ROWS_TOGETHER = 1 << 16
+"""Rows of small segments that are joined with their cells at once."""
 _T = TypeVar("_T")
 
 
@@ -411,7 +414,7 @@ class ResultStore:
         *,
         cells: Collection[str] | None = None,
     ) -> Iterator[pa.Table]:
-        """Like :meth:`read`, one segment at a time: memory for the largest segment is enough."""
+        """Like :meth:`read`, some segments at a time: memory for the largest one is enough."""
         own, wanted = example_columns(columns, filter), self._wanted(cells)
         records = self._cells.read()
         about = self._cells_table(records, None)
@@ -419,7 +422,8 @@ class ResultStore:
         # given already would come twice.
         survey = self._retried(lambda: self._survey(note=True))
         try:
-            for part in iterate_examples(survey, own, None, wanted, self._on_damage):
+            parts = iterate_examples(survey, own, None, wanted, self._on_damage)
+            for part in together(parts, ROWS_TOGETHER):
                 yield self.joined(part, columns, filter, about)
         except FileNotFoundError as error:
             raise self._compacted(error) from error
