@@ -58,6 +58,7 @@ def labelled_subjects(
         tokenizer=options.tokenizer,
         applied=applied,
         leave_out=options.leave_out,
+        may_be_away=True,
     )
     subjects = _with_known_parents(parents.applied(resolved.subjects, options.adapters), store)
     if not options.include_bases:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -48,9 +48,11 @@ from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec
 from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import InputError, ResultsError
 from evalcore.files import utc_stamp
-from evalcore.planning import PlanCounts, plan_units
+from evalcore.identity import away_at, bring
+from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWorks, Progress, RunSummary, Watch, WorkerConfig, score_units
 from evalcore.store import ResultStore
+from evalcore.types import Subject
 
 
 class Silent:
@@ -187,10 +189,28 @@ def _prepare(
     if config.run.dry_run:
         outcome.examples_per_s = store.runs.examples_per_s()
         return outcome, None
+    outcome.notes += bring_weights(plan, subjects)
     keep_clusters(store, grid)
     if config.run.documents:
         keep_inputs(store, grid)
     return outcome, Prepared(store, place, spec, grid, subjects, slow)
+
+
+def bring_weights(plan: Plan, subjects: Sequence[Subject]) -> list[str]:
+    """Fetches the weights that units need and that are still on the hub; a line on the others.
+
+    Raises:
+        InputError: They are not to be had.
+    """
+    for path in dict.fromkeys(unit.subject.checkpoint.path for unit in plan.units):
+        bring(path)
+    away = {path for s in subjects if away_at(path := s.checkpoint.path) is not None}
+    if not away:
+        return []
+    return [
+        f"weights that stayed on the hub: of {len(away):,} checkpoints, known by their hashes, of "
+        f"which nothing is left to score"
+    ]
 
 
 def _run(

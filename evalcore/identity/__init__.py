@@ -8,6 +8,7 @@ from evalcore.identity.adapter import (
     numeric_adapter_config,
 )
 from evalcore.identity.applying import Applied, check_adapter
+from evalcore.identity.away import away_at, bring
 from evalcore.identity.bases import check_base, quantisation
 from evalcore.identity.cache import cache_dir
 from evalcore.identity.cells import (
@@ -29,7 +30,6 @@ from evalcore.identity.header import read_header
 from evalcore.identity.hub import (
     HubError,
     HubRepository,
-    Snapshot,
     is_as_named,
     is_commit,
     is_offline,
@@ -67,7 +67,12 @@ from evalcore.identity.tokenizer import (
     tokenizer_facts,
     tokenizer_fingerprint,
 )
-from evalcore.identity.weights import weight_files, weight_layout
+from evalcore.identity.weights import (
+    safetensors_names,
+    weight_files,
+    weight_layout,
+    weight_names,
+)
 
 __all__ = [
     "CELL_KEY_VERSION",
@@ -84,13 +89,14 @@ __all__ = [
     "Problem",
     "Provenance",
     "Resolved",
-    "Snapshot",
     "TokenizerFacts",
     "adapter_config",
     "adapter_fingerprint",
     "adapter_is_zero",
     "adapter_rank",
     "asked_as",
+    "away_at",
+    "bring",
     "cache_dir",
     "canonical_json",
     "cell_key",
@@ -121,6 +127,7 @@ __all__ = [
     "reading_of",
     "resolve_subjects",
     "rows_fingerprint",
+    "safetensors_names",
     "search",
     "shares_embeddings",
     "special_tokens",
@@ -133,5 +140,6 @@ __all__ = [
     "weight_digests",
     "weight_files",
     "weight_layout",
+    "weight_names",
     "write_provenance",
 ]

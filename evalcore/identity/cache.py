@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -37,7 +37,12 @@ def cache_dir() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "evalcore"
 
 
-def cached_file_fact(path: Path, kind: str, compute: Callable[[Path], Any]) -> Any:
+def cached_file_fact(
+    path: Path,
+    kind: str,
+    compute: Callable[[Path], Any],
+    beside: Callable[[], Mapping[str, Any]] | None = None,
+) -> Any:
     """Returns ``compute(path)``, from the cache if the file is the one seen before.
 
     Args:
@@ -45,6 +50,7 @@ def cached_file_fact(path: Path, kind: str, compute: Callable[[Path], Any]) -> A
             sha256 that is its name, so that it is read once however often it is downloaded.
         kind: Name and version of the fact; a changed ``compute`` needs a new kind.
         compute: Gives a JSON-able value.
+        beside: Asked after ``compute``: other facts of the same reading, by their kind.
 
     Raises:
         InputError: If the file cannot be read or changes while it is read.
@@ -54,13 +60,8 @@ def cached_file_fact(path: Path, kind: str, compute: Callable[[Path], Any]) -> A
         before = os.stat(real)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    blob = real.parent.name == "blobs" and bool(_BLOB_NAME.match(real.name))
-    if blob:
-        state: list[Any] = [real.name, before.st_size]
-        name = f"blob:{real.name}"
-    else:
-        state = [str(real), before.st_size, before.st_mtime_ns, before.st_ino]
-        name = str(real)
+    blob = hub_name(real) is not None
+    name, state = _file_state(real, before)
     entry = _entry_path(kind, name)
     known = _read_entry(entry, state)
     if known is not None:
@@ -80,7 +81,43 @@ def cached_file_fact(path: Path, kind: str, compute: Callable[[Path], Any]) -> A
             )
         if blob or time.time() - after.st_mtime > SETTLED_AFTER_S:
             _write_entry(entry, state, value)
+            for other, also in (beside() if beside is not None else {}).items():
+                _write_entry(_entry_path(other, name), state, also)
         return value
+
+
+def hub_name(real: Path) -> str | None:
+    """The sha256 that names a blob of the hub's cache; None for any other file."""
+    return real.name if real.parent.name == "blobs" and _BLOB_NAME.match(real.name) else None
+
+
+def known_file_fact(path: Path, kind: str) -> Any:
+    """What is remembered of a file as it is now; None if nothing."""
+    try:
+        real = path.resolve(strict=True)
+        name, state = _file_state(real, os.stat(real))
+    except OSError:
+        return None
+    known = _read_entry(_entry_path(kind, name), state)
+    return known[0] if known is not None else None
+
+
+def _file_state(real: Path, about: os.stat_result) -> tuple[str, list[Any]]:
+    """(name by which a file is remembered, what has to be as it was)."""
+    if hub_name(real) is not None:
+        return f"blob:{real.name}", [real.name, about.st_size]
+    return str(real), [str(real), about.st_size, about.st_mtime_ns, about.st_ino]
+
+
+def known_fact(kind: str, state: str) -> Any:
+    """What was noted for a state; None if nothing."""
+    known = _read_entry(_entry_path(kind, f"state:{state}"), state)
+    return known[0] if known is not None else None
+
+
+def note_fact(kind: str, state: str, value: Any) -> None:
+    """Notes a fact for a state, as :func:`cached_fact` keeps what it computes."""
+    _write_entry(_entry_path(kind, f"state:{state}"), state, value)
 
 
 def cached_fact(kind: str, state: str, compute: Callable[[], Any]) -> Any:

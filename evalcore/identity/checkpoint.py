@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.identity.away import away_at
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.model_schema import check_model_config
 from evalcore.identity.weights import tensor_digests, weight_files
@@ -64,9 +65,12 @@ def weight_digests(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: If weights are missing or broken, or two files differ in a tensor.
     """
+    away = away_at(path)
+    if away is not None:
+        return dict(away.held.digests)
     digests: dict[str, str] = {}
     for file in weight_files(Path(path)):
-        for name, digest in tensor_digests(file).items():
+        for name, digest in tensor_digests(file, whole=True).items():
             if digests.setdefault(name, digest) != digest:
                 raise InputError(
                     f"checkpoint {path}: {file.name} and another of its files hold different "

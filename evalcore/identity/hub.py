@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from evalcore.errors import InputError
 from evalcore.files import write_atomically
+from evalcore.identity.cache import known_fact, note_fact
 
 logger = logging.getLogger("evalcore")
 
@@ -37,6 +38,7 @@ LONGEST_S = 90.0
 SILENCE_S = 20.0
 """No further try after so long without any answer: the library has tried five times by then."""
 _UNREACHABLE_FOR_S = 60.0
+_LISTING = "hub-listing-1"
 _TRUE = ("1", "TRUE", "YES", "ON")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -52,44 +54,11 @@ class HubError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Files of a repository at one commit.
-
-    Attributes:
-        path: Folder that holds them; other files may be missing.
-        commit: What they were read at.
-        note: What a person should know (a branch that moved, a hub that could not be asked).
-    """
-
-    path: Path
-    commit: str
-    note: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class HubRepository:
     """A model or data set on the hub."""
 
     kind: Kind
     name: str
-
-    def snapshot(
-        self, revision: str | None, patterns: Sequence[str], ignore: Sequence[str] = ()
-    ) -> Snapshot:
-        """The files of a revision that match, fetched unless they are in the cache.
-
-        Args:
-            revision: A commit, branch or tag; None: the main branch.
-            patterns: Which files, as huggingface_hub's ``allow_patterns``.
-            ignore: Which of them not.
-
-        Raises:
-            HubError: They are not to be had; one line.
-        """
-        commit, note = self.resolve(revision)
-        path = self.fetch(commit, patterns, ignore)
-        self.remember(revision, commit)
-        return Snapshot(path, commit, note)
 
     def fetch(self, commit: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
         """Folder with the files of a commit that match; others may be missing there.
@@ -156,6 +125,37 @@ class HubRepository:
         if before not in (None, commit):
             return commit, f"{name} moved: it was {before}, it is {commit}"
         return commit, None
+
+    def listing(self, commit: str) -> dict[str, str | None]:
+        """Names of a commit's files -> sha256, None for those that git itself holds.
+
+        What a commit holds never changes: it is asked once and remembered. Empty where it is not
+        remembered and no hub can be asked.
+
+        Raises:
+            HubError: The hub does not say.
+        """
+        state = f"{self.kind} {self.name}@{commit}"
+        found: dict[str, str | None] | None = known_fact(_LISTING, state)
+        if found is None:
+            if is_offline() or not reachable():
+                return {}
+            found = self._tried(commit, lambda: self._listed(commit))
+            note_fact(_LISTING, state, found)
+        return found
+
+    def _listed(self, commit: str) -> dict[str, str | None]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        tree = HfApi(endpoint=endpoint()).list_repo_tree(
+            self.name, repo_type=self.kind, revision=commit, recursive=True
+        )
+        return {
+            item.path: item.lfs.sha256 if item.lfs is not None else None
+            for item in tree
+            if isinstance(item, RepoFile)
+        }
 
     @property
     def folder(self) -> Path:

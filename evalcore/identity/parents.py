@@ -79,7 +79,7 @@ class ParentMap:
         source = _source_of(self.entries, names)
         if subject.adapter is not None or source is None:
             return subject
-        parent = open_checkpoint(source, what="--parent-map")
+        parent = open_checkpoint(source, what="--parent-map", may_be_away=True)
         if parent.fingerprint == checkpoint.fingerprint:
             if checkpoint.path == parent.path:
                 return subject  # a glob such as * fits the parent too

@@ -65,6 +65,7 @@ def resolve_subjects(
     tokenizer: str = "adapter",
     applied: Applied = "unmerged",
     leave_out: Sequence[str] = (),
+    may_be_away: bool = False,
 ) -> Resolved:
     """Finds adapters and the checkpoint each was trained on, and fully tuned checkpoints.
 
@@ -85,6 +86,8 @@ def resolve_subjects(
         applied: What the engine of the run does with adapters; those it cannot apply exactly
             become problems.
         leave_out: Globs of paths and names of adapters that are not there.
+        may_be_away: Whether weights on the hub that are known by their hashes may stay there until
+            they are read; whoever hands a folder on calls ``bring`` first.
 
     Raises:
         InputError: If nothing is found, or a checkpoint given by name is missing.
@@ -95,7 +98,7 @@ def resolve_subjects(
         raise InputError(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
-    bases = _Bases(checkpoints, base_map, assume_base, tokenizer)
+    bases = _Bases(checkpoints, base_map, assume_base, tokenizer, may_be_away)
     found = search(adapter_paths, leave_out)
     if adapter_paths and not (found.adapters or found.tuned):
         raise nothing_found(adapter_paths)
@@ -206,8 +209,10 @@ class _Bases:
         base_map: Sequence[str],
         assume_base: str | None,
         tokenizer: str,
+        may_be_away: bool,
     ) -> None:
         self._tokenizer = tokenizer
+        self._may_be_away = may_be_away
         if self._given_tokenizer is not None:
             _check_tokenizer(self._given_tokenizer)
         self.readings: dict[str, Checkpoint] = {}  # adapter's path -> its base as it is asked
@@ -231,7 +236,12 @@ class _Bases:
     def _open(self, source: str, what: str) -> Checkpoint:
         if source not in self._by_source:
             checkpoint = self._apart(
-                open_checkpoint(source, what=what, tokenizer=self._given_tokenizer)
+                open_checkpoint(
+                    source,
+                    what=what,
+                    tokenizer=self._given_tokenizer,
+                    may_be_away=self._may_be_away,
+                )
             )
             twin = self._twin(checkpoint)
             if twin is not None:

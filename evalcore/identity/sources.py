@@ -8,14 +8,23 @@ from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG
+from evalcore.identity.away import (
+    Away,
+    Held,
+    away_at,
+    is_here,
+    known_weights,
+    note_weights,
+    set_away,
+)
 from evalcore.identity.bases import check_base, check_tied
-from evalcore.identity.checkpoint import checkpoint_fingerprint, numeric_config
+from evalcore.identity.checkpoint import checkpoint_fingerprint, numeric_config, weight_digests
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
 from evalcore.identity.model_schema import check_sizes
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.identity.readings import read_through, with_tokenizer
 from evalcore.identity.tokenizer import tokenizer_facts
-from evalcore.identity.weights import weight_layout
+from evalcore.identity.weights import file_sha256, weight_files, weight_layout, weight_names
 from evalcore.reading import read_json
 from evalcore.types import Checkpoint
 
@@ -25,7 +34,8 @@ _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _STEP = re.compile(
     r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?!\d)", re.I
 )
-_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = "*.safetensors"
+_SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 # the same weights in another layout, beside those that are read
 _NOT_FILES = ["original/*", "*/*.safetensors", "consolidated*.safetensors"]
 
@@ -57,7 +67,11 @@ def name_of(path: Path) -> str:
 
 
 def open_checkpoint(
-    source: str, *, what: str = "checkpoint", tokenizer: str | None = None
+    source: str,
+    *,
+    what: str = "checkpoint",
+    tokenizer: str | None = None,
+    may_be_away: bool = False,
 ) -> Checkpoint:
     """Resolves a path or ``REPO@REV`` and fingerprints it.
 
@@ -66,6 +80,8 @@ def open_checkpoint(
             hub's local cache is used alone.
         what: Names the source in messages (``--checkpoint``, ``--base-map``).
         tokenizer: Directory of another tokenizer than its own.
+        may_be_away: Whether weights on the hub that are known by their hashes may stay there until
+            they are read (:mod:`evalcore.identity.away`).
 
     Raises:
         InputError: If it is missing, has no safetensors weights or no tokenizer.
@@ -79,25 +95,67 @@ def open_checkpoint(
                 hint = f" (a model on the hub needs a revision: {source}@REVISION)"
             raise InputError(f"{what}: base missing on disk: {source}{hint}")
         return describe_checkpoint(path, source=source, tokenizer=tokenizer)
-    path, commit = fetch_snapshot(repo, revision, what=what)
+    path, commit = fetch_snapshot(repo, revision, what=what, may_be_away=may_be_away)
     name = f"{repo.split('/')[-1]}@{revision[:12] if is_commit(revision) else revision}"
     return describe_checkpoint(path, source=source, name=name, revision=commit, tokenizer=tokenizer)
 
 
-def fetch_snapshot(repo: str, revision: str, *, what: str) -> tuple[Path, str]:
+def fetch_snapshot(
+    repo: str, revision: str, *, what: str, may_be_away: bool = False
+) -> tuple[Path, str]:
     """Local snapshot of a hub repository and its resolved commit.
+
+    Args:
+        repo: Its name.
+        revision: A commit, branch or tag.
+        what: Names the source in messages.
+        may_be_away: As for :func:`open_checkpoint`.
 
     Raises:
         InputError: If it is neither in the cache nor (online) on the hub.
     """
+    repository = HubRepository("model", repo)
     try:
-        found = HubRepository("model", repo).snapshot(revision, _FILES, _NOT_FILES)
+        commit, note = repository.resolve(revision)
+        path = _without_weights(repository, commit) if may_be_away else None
+        if path is None:
+            path = repository.fetch(commit, [_WEIGHTS, *_SMALL], _NOT_FILES)
+            is_here(path)
+        repository.remember(revision, commit)
     except HubError as error:
         raise InputError(f"{what}: {repo}@{revision} {error}, or give a local path") from None
-    if found.note is not None:
+    if note is not None:
         level = logging.INFO if is_offline() else logging.WARNING  # offline by choice is no news
-        logger.log(level, "%s: %s: %s", what, repo, found.note)
-    return found.path, found.commit
+        logger.log(level, "%s: %s: %s", what, repo, note)
+    return path, commit
+
+
+def _without_weights(repository: HubRepository, commit: str) -> Path | None:
+    """Folder with the small files of a commit whose weights are known; None if they are not,
+    or if they are here.
+
+    Raises:
+        HubError: The small files are not to be had.
+    """
+    from huggingface_hub.utils import filter_repo_objects
+
+    hashes = repository.listing(commit)
+    names = set(filter_repo_objects(hashes, allow_patterns=[_WEIGHTS], ignore_patterns=_NOT_FILES))
+    folder = repository.folder / "snapshots" / commit
+    if not names or all((folder / name).is_file() for name in names):
+        return None
+    folder = repository.fetch(commit, _SMALL, _NOT_FILES)
+    try:
+        wanted = [hashes[name] for name in weight_names(folder, names)]
+        every = [sha256 for sha256 in wanted if sha256 is not None]
+        held = known_weights(numeric_config(folder), every)
+    except InputError:
+        return None  # what is wrong with it is said by whoever reads all of it
+    if held is None or len(every) != len(wanted):
+        return None
+    patterns, ignore = (_WEIGHTS, *_SMALL), tuple(_NOT_FILES)
+    set_away(folder, Away(repository, commit, frozenset(names), patterns, ignore, held))
+    return folder
 
 
 def describe_checkpoint(
@@ -135,8 +193,12 @@ def describe_checkpoint(
     config, layout = numeric_config(path), weight_layout(path)
     check_sizes(config, layout, path / "config.json")
     check_base(str(path), config, layout)
-    check_tied(path, config, layout)
+    if away_at(path) is None:  # else it was done when they were read
+        check_tied(path, config, layout)
     fingerprint = checkpoint_fingerprint(path)
+    if away_at(path) is None:
+        hashes = [file_sha256(file) for file in weight_files(path)]
+        note_weights(config, hashes, lambda: Held(layout, weight_digests(path)))
     if tuned is not None and tuned.checkpoint_fingerprint not in (None, fingerprint):
         raise InputError(
             f"checkpoint {path} is not the one its {PROVENANCE_FILE} records: fingerprint "

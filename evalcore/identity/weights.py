@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +14,13 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from evalcore.errors import InputError
-from evalcore.identity.cache import cached_file_fact, last_file_fact
+from evalcore.identity.away import away_at, bring
+from evalcore.identity.cache import (
+    cached_file_fact,
+    hub_name,
+    known_file_fact,
+    last_file_fact,
+)
 from evalcore.identity.hashing import DIGEST_BYTES
 from evalcore.identity.header import TensorInfo, read_header
 from evalcore.reading import MAX_TABLE_BYTES, read_json
@@ -23,6 +29,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.safetensors$")
 _DIGESTS = "tensor-digests-1"
+_SHA256 = "sha256-1"
 _SMALL_BYTES = 8 << 20
 """Threads cost more than they save on smaller files (an adapter's)."""
 
@@ -33,8 +40,34 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         InputError: If the directory, its weights or a shard is missing.
     """
+    if path.is_dir():
+        bring(path)
+    return [path / name for name in weight_names(path)]
+
+
+def safetensors_names(path: Path) -> set[str]:
+    """Names of the safetensors files in a directory, those that are away among them."""
+    away = away_at(path)
+    return {file.name for file in path.glob("*.safetensors")} | (away.names if away else set())
+
+
+def weight_names(path: Path, there: Collection[str] | None = None) -> list[str]:
+    """Names of the files that :func:`weight_files` gives; none of them is fetched.
+
+    Args:
+        path: Checkpoint directory.
+        there: Names of its safetensors files; None: those in it, and those that are away.
+
+    Raises:
+        InputError: If the directory, its weights or a shard is missing.
+    """
     if not path.is_dir():
         raise InputError(f"base missing on disk: {path} is not a directory")
+    coming = there if there is not None else away.names if (away := away_at(path)) else ()
+
+    def is_there(name: str) -> bool:
+        return name in coming or (path / name).is_file()
+
     index = path / _INDEX
     if index.is_file():
         weight_map = read_json(index, "checkpoint", MAX_TABLE_BYTES).get("weight_map")
@@ -43,36 +76,34 @@ def weight_files(path: Path) -> list[Path]:
             raise InputError(
                 f"{index} is broken: key weight_map should map tensor names to files beside it"
             )
-        files = [path / name for name in names]
-        if (path / _SINGLE).is_file() and path / _SINGLE not in files:
+        if is_there(_SINGLE) and _SINGLE not in names:
             # transformers reads the first, vLLM the second.
             raise InputError(
-                f"{path} holds two sets of weights, {_SINGLE} and the {len(files)} files of "
+                f"{path} holds two sets of weights, {_SINGLE} and the {len(names)} files of "
                 f"{_INDEX}; remove one of them"
             )
-    elif (path / _SINGLE).is_file():
-        files = [path / _SINGLE]
+    elif is_there(_SINGLE):
+        names = [_SINGLE]
     else:
-        files = sorted(
-            file for file in path.glob("*.safetensors") if not file.name.startswith("adapter")
-        )
-        _require_every_shard(path, files)
-    missing = [file.name for file in files if not file.is_file()]
+        every = safetensors_names(path) if there is None else there
+        names = sorted(name for name in every if not name.startswith("adapter"))
+        _require_every_shard(path, names)
+    missing = [name for name in names if not is_there(name)]
     if missing:
         raise InputError(f"{path}: weight file {missing[0]} named by {_INDEX} is missing")
-    if not files:
+    if not names:
         if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
             raise InputError(
                 f"{path} holds .bin weights only; evalcore reads safetensors: "
                 f"evalcore convert {path} -o FOLDER"
             )
         raise InputError(f"{path} holds no *.safetensors weights")
-    return files
+    return names
 
 
-def _require_every_shard(path: Path, files: Sequence[Path]) -> None:
+def _require_every_shard(path: Path, names: Sequence[str]) -> None:
     """Without an index only names of shards (``...-00001-of-00003``) tell how many there are."""
-    numbered = [found for file in files if (found := _SHARD.search(file.name))]
+    numbered = [found for name in names if (found := _SHARD.search(name))]
     counts = {int(found[2]) for found in numbered}
     if counts and (
         len(counts) > 1 or {int(f[1]) for f in numbered} != {*range(1, max(counts) + 1)}
@@ -101,6 +132,9 @@ def weight_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         InputError: If weights are missing or broken.
     """
     path = Path(path)
+    away = away_at(path)
+    if away is not None:
+        return dict(away.held.layout)
     files = [path] if path.is_file() else weight_files(path)
     return {
         name: (info.dtype, info.shape)
@@ -109,10 +143,28 @@ def weight_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
-def tensor_digests(path: Path) -> dict[str, str]:
-    """Tensor names of one file -> digest over name, dtype, shape and bytes (cached)."""
-    digests: dict[str, str] = cached_file_fact(path, _DIGESTS, hash_tensors)
+def tensor_digests(path: Path, *, whole: bool = False) -> dict[str, str]:
+    """Tensor names of one file -> digest over name, dtype, shape and bytes (cached).
+
+    Args:
+        path: A safetensors file.
+        whole: Whether a file that has to be read is hashed as a whole too (:func:`file_sha256`).
+    """
+    sums: list[str] = []
+
+    def compute(real: Path) -> dict[str, str]:
+        return hash_tensors(real, sums if whole and hub_name(real) is None else None)
+
+    digests: dict[str, str] = cached_file_fact(
+        path, _DIGESTS, compute, lambda: {_SHA256: sums[0]} if sums else {}
+    )
     return digests
+
+
+def file_sha256(path: Path) -> str | None:
+    """sha256 of a file, if it was taken when it was read or is its name in the hub's cache."""
+    name = hub_name(path.resolve())
+    return name if name is not None else known_file_fact(path, _SHA256)
 
 
 def remembered_digests(path: Path) -> dict[str, str]:
@@ -129,8 +181,12 @@ def tensor_digest(name: str, info: TensorInfo, data: Any) -> str:
     return hasher.hexdigest()
 
 
-def hash_tensors(path: Path) -> dict[str, str]:
+def hash_tensors(path: Path, sums: list[str] | None = None) -> dict[str, str]:
     """As :func:`tensor_digests`, from the bytes that are there now.
+
+    Args:
+        path: A safetensors file.
+        sums: Given the sha256 of all of the same bytes, where it is a list.
 
     Raises:
         InputError: If the file is not a complete safetensors file.
@@ -151,9 +207,16 @@ def hash_tensors(path: Path) -> dict[str, str]:
 
         names = sorted(tensors, key=lambda name: tensors[name].start)
         if len(view) < _SMALL_BYTES:
-            return {name: digest(name) for name in names}
+            found = {name: digest(name) for name in names}
+            if sums is not None:
+                sums.append(hashlib.sha256(view).hexdigest())
+            return found
         with ThreadPoolExecutor(max_workers=4) as pool:
-            return dict(zip(names, pool.map(digest, names), strict=True))
+            file_sum = pool.submit(hashlib.sha256, view) if sums is not None else None
+            found = dict(zip(names, pool.map(digest, names), strict=True))
+            if sums is not None and file_sum is not None:
+                sums.append(file_sum.result().hexdigest())
+            return found
 
 
 def tensor_bits(path: Path) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:

@@ -10,7 +10,7 @@ from typing import Any
 from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.contract import architectures
-from evalcore.identity import weight_files
+from evalcore.identity import safetensors_names, weight_names
 from evalcore.identity.bases import quantisation
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
@@ -36,10 +36,8 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
         config: Its config.json.
         device: Where it would run.
     """
-    wanted = {file.name for file in weight_files(Path(path))}
-    stray = sorted(
-        file.name for file in Path(path).glob("*.safetensors") if file.name not in wanted
-    )
+    wanted = set(weight_names(Path(path)))
+    stray = sorted(safetensors_names(Path(path)) - wanted)
     if stray and not (Path(path) / "model.safetensors.index.json").is_file():
         # With an index vLLM reads the files it names, without one every file.
         return (
