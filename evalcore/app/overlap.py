@@ -21,6 +21,7 @@ from evalcore.app.tuning import Every, plan_tuning, tune, tuned_models
 from evalcore.cluster import Stop, StopSignals
 from evalcore.cluster.ray_session import shared
 from evalcore.config import ScoreConfig
+from evalcore.errors import InputError
 from evalcore.machine import cores, visible_gpus
 
 if TYPE_CHECKING:
@@ -38,14 +39,22 @@ def wants_overlap(options: StudyOptions) -> bool:
     return options.scoring.cluster.device != "cpu" and len(visible_gpus()) >= 2
 
 
-def split_gpus(names: list[str], most_devices: int) -> tuple[list[str], list[str]]:
-    """(for tuning, for scoring): halves, but as many for tuning as its largest job takes.
+def split_gpus(names: list[str], job: int, engine: int) -> tuple[list[str], list[str]]:
+    """(for tuning, for scoring), never one for both: halves, but what each needs.
 
-    Without a GPU for either, both lists are the same: the stages then share what there is.
+    An engine takes nearly all memory of its GPUs: beside a training, one of the two would die.
+
+    Args:
+        names: The GPUs there are.
+        job: GPUs of the largest training.
+        engine: GPUs of one engine.
+
+    Returns:
+        All for tuning and none for scoring where there are too few for both.
     """
-    if len(names) < 2 or most_devices >= len(names):
-        return names, names
-    tuning = max(most_devices, (len(names) + 1) // 2)
+    if job + engine > len(names):
+        return names, []
+    tuning = min(max(job, (len(names) + 1) // 2), len(names) - engine)
     return names[:tuning], names[tuning:]
 
 
@@ -66,30 +75,35 @@ def tune_and_score(
         signals: What may stop tuning, entered already.
 
     Raises:
+        InputError: Both at once were asked for, and there are too few GPUs.
         EvalcoreError: As either stage alone.
     """
     plan = plan_tuning(spec, options, progress)
     most = max((job.method.devices for job in plan.jobs), default=1)
-    names = visible_gpus()[: options.scoring.cluster.num_gpus]
-    for_tuning, for_scoring = split_gpus(names, most)
-    held, each = len(for_scoring), options.scoring.cluster.tensor_parallel
-    apart = for_scoring != for_tuning and held >= each
+    on_cpu = options.scoring.cluster.device == "cpu"
+    names = [] if on_cpu else visible_gpus()[: options.scoring.cluster.num_gpus]
+    each = options.scoring.cluster.tensor_parallel
+    for_tuning, for_scoring = split_gpus(names, most, each)
+    held = len(for_scoring)
+    if names and not held and options.overlap:
+        raise InputError(
+            f"--overlap: a training takes {most} GPUs, an engine {each}, and there are "
+            f"{len(names)}; leave --overlap out: scoring then begins when tuning has ended"
+        )
 
     def beside() -> ScoreConfig:
         """Configuration of a round that has the GPUs tuning leaves."""
         given = scoring()
         workers = given.cluster.workers and min(given.cluster.workers, held // each)
-        return given.changed(num_gpus=None, workers=workers) if apart else given
+        return given.changed(num_gpus=None, workers=workers) if held else given
 
     outcome, rounds = None, 0
     with _shared_ray(options):
         tuning = _TuningThread(plan, options, for_tuning, signals, progress)
         tuning.start()
         try:
-            # An engine takes nearly all memory of its GPUs: none is started on those of tuning,
-            # unless that was asked for.
-            if apart or not names or options.overlap:
-                with _visible(for_scoring if apart else None):
+            if held or not names:  # CPUs are shared
+                with _visible(for_scoring or None):
                     outcome, rounds = _rounds(options, tuning, progress, beside)
             else:
                 tuning.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from evalcore.app.tuning import plan_tuning
 from evalcore.cli import cli
 from evalcore.cli.progress import StudyProgress
 from evalcore.cli.study import _study_options, run
+from evalcore.cluster import StopSignals
 from evalcore.config import ScoreConfig
 from evalcore.errors import InputError
 from evalcore.prompting import load_tokenizer
@@ -198,3 +200,57 @@ def test_tuning_that_was_stopped_does_not_say_that_nothing_is_missing() -> None:
     stopped, done = (TuneSummary((), (), stopped, 1.0, 0) for stopped in (True, False))
     assert tuned_lines(stopped) == ["stopped: run the same command again to go on"]
     assert tuned_lines(done) == ["no adapter is missing"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "refused"),
+    [
+        (1, ("--overlap",), "takes 1 GPUs, an engine 1, and there are 1"),
+        (2, ("--overlap", "--tensor-parallel", "2"), "an engine 2, and there are 2"),
+        (2, ("--overlap",), None),
+        (0, ("--overlap",), None),
+        (1, ("--overlap", "--device", "cpu"), None),
+    ],
+)
+def test_no_gpu_trains_and_scores_at_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, words: tuple[str, ...],
+    refused: str | None,
+) -> None:  # fmt: skip
+    import evalcore.app.overlap as module
+
+    begun: dict[str, Any] = {}
+
+    class Begun(Exception):
+        pass
+
+    class Thread:
+        def __init__(self, plan: Any, options: Any, gpus: list[str], *_: Any) -> None:
+            begun["tuning"] = gpus
+
+        def start(self) -> None:
+            raise Begun
+
+    found: list[StudyOptions] = []
+
+    def kept(study_file: Path, output: Path | None, **options: Any) -> None:
+        found.append(_study_options(study_file, output or study_file.parent, options))
+
+    text = file.read_text().replace("  device: cpu\n", "")
+    file.write_text(text)
+    command = click.Command("run", params=run.params, callback=kept)
+    command.main([str(file), *words], standalone_mode=False)
+    monkeypatch.setattr(module, "visible_gpus", lambda: [str(i) for i in range(gpus)])
+    monkeypatch.setattr(module, "_TuningThread", Thread)
+    progress: Any = StudyProgress()
+    begin = partial(
+        module.tune_and_score, load_study(file), found[0], progress,
+        lambda: pytest.fail("nothing is scored"), StopSignals(),
+    )  # fmt: skip
+    if refused:
+        with pytest.raises(InputError, match=refused):
+            begin()
+        assert not begun
+    else:
+        with pytest.raises(Begun):
+            begin()
+        assert begun["tuning"] == (["0"] if gpus == 2 else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,8 +173,16 @@ def test_where_workers_run() -> None:
 
 
 def test_gpus_are_split_between_the_stages() -> None:
-    assert split_gpus([], 1) == ([], [])
-    assert split_gpus(["0"], 1) == (["0"], ["0"])
-    assert split_gpus(["0", "1", "2"], 1) == (["0", "1"], ["2"])
-    assert split_gpus(["0", "1", "2", "3"], 3) == (["0", "1", "2"], ["3"])
-    assert split_gpus(["0", "1"], 2) == (["0", "1"], ["0", "1"])
+    assert split_gpus([], 1, 1) == ([], [])
+    assert split_gpus(["0"], 1, 1) == (["0"], [])
+    assert split_gpus(["0", "1", "2"], 1, 1) == (["0", "1"], ["2"])
+    assert split_gpus(["0", "1", "2", "3"], 3, 1) == (["0", "1", "2"], ["3"])
+    assert split_gpus(["0", "1", "2", "3"], 1, 3) == (["0"], ["1", "2", "3"])
+    assert split_gpus(["0", "1"], 2, 1) == (["0", "1"], [])
+    for count, job, engine in itertools.product(range(9), range(1, 9), range(1, 9)):
+        names = [str(i) for i in range(count)]
+        tuning, scoring = split_gpus(names, job, engine)
+        assert tuning + scoring == names, "no GPU is of both"
+        assert len(tuning) >= min(job, count)
+        assert not scoring or len(scoring) >= engine
+        assert bool(scoring) == (job + engine <= count)
