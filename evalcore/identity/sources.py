@@ -139,9 +139,11 @@ def _without_weights(repository: HubRepository, commit: str) -> Path | None:
     """
     from huggingface_hub.utils import filter_repo_objects
 
+    folder = repository.folder / "snapshots" / commit
+    if away_at(folder) is None and _has_weights(folder):
+        return None  # and nothing is asked: it may be used while the hub does not answer
     hashes = repository.listing(commit)
     names = set(filter_repo_objects(hashes, allow_patterns=[_WEIGHTS], ignore_patterns=_NOT_FILES))
-    folder = repository.folder / "snapshots" / commit
     if not names or all((folder / name).is_file() for name in names):
         return None
     folder = repository.fetch(commit, _SMALL, _NOT_FILES)
@@ -156,6 +158,13 @@ def _without_weights(repository: HubRepository, commit: str) -> Path | None:
     patterns, ignore = (_WEIGHTS, *_SMALL), tuple(_NOT_FILES)
     set_away(folder, Away(repository, commit, frozenset(names), patterns, ignore, held))
     return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(weight_names(folder))
+    except InputError:
+        return False
 
 
 def describe_checkpoint(

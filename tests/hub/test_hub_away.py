@@ -142,6 +142,12 @@ def test_offline_the_listing_of_a_commit_is_remembered(
         bring(first.path)
 
 
+def test_what_is_here_is_used_while_the_hub_fails(hub: LoopbackHub, commit: str) -> None:
+    first = open_checkpoint("org/base@main")  # does not ask what the commit lists
+    hub.faults.append(Fault("org/base", 503, headers={"Retry-After": "0"}))
+    assert planned() == first
+
+
 def test_a_shard_of_which_nothing_is_known(hub: LoopbackHub, commit: str, one: Path) -> None:
     """The first is known, both together are not: all of it is read, and refused as ever."""
     open_checkpoint(str(one))
