@@ -90,6 +90,36 @@ def base(make_checkpoint: Callable, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+def left_in(env: dict[str, str]) -> list[str]:
+    """What evalcore's drivers left in a Ray that lives on: their actors and placement groups."""
+    ask = """
+import json, time, ray
+from ray.util import placement_group_table
+ray.init(address="auto", log_to_driver=False)
+from ray._private.state import actors
+alive = []
+for _ in range(100):  # an actor that was killed takes a moment
+    alive = [a["ActorClassName"] for a in actors().values() if a["State"] != "DEAD"]
+    if not alive and ray.available_resources().get("GPU") == ray.cluster_resources()["GPU"]:
+        break
+    time.sleep(0.1)
+groups = [g["name"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
+known = [a for a in actors().values() if a["ActorClassName"] in ("RayWorker", "Mailbox")]
+print(json.dumps(alive + groups if known else ["no actor was ever seen"]))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", ask],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    left: list[str] = json.loads(found.stdout.strip().splitlines()[-1])
+    return left
+
+
 def asked(base: Path, out: Path) -> tuple[Any, ...]:
     return ("score", "-m", base, "-t", "pocket_nli", "--limit", 4, "-o", out, "--cluster", "ray")
 
@@ -109,6 +139,8 @@ def test_the_node_with_a_gpu_scores_in_bfloat16(
     }  # fmt: skip
     labels = set(ResultStore(out).cells()["numerics"].to_pylist())
     assert labels == {"vllm/bfloat16/head-float32/cuda/merged"}
+
+    assert left_in(cluster) == [], "the Ray that was joined is left as it was found"
 
     # The same folder from a machine without GPUs is no slow run on CPUs.
     local = drive({**cluster, "PATH": "/bin"}, *asked(base, out)[:-2])
