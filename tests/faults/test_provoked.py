@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -269,3 +270,30 @@ def test_a_machine_of_a_cluster_is_lost(
         status = run.wait(300)
     assert status == 0, (tmp_path / "said").read_text()
     assert rows(out) == ROWS
+
+
+@pytest.mark.proof  # the cluster alone takes ten seconds
+def test_a_machine_that_joins_later_gets_work(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_CONTEXT_S", "1.5")
+    out, asked = tmp_path / "results", Asked(workers=2, unit=4)
+    with Raylets(num_cpus=1) as cluster:
+        ray = ("--cluster", "ray", "--ray-address", cluster.env["RAY_ADDRESS"])
+        with (tmp_path / "said").open("wb") as sink:
+            command = [*asked.command(grid, out, "stub"), *ray]
+            run = subprocess.Popen(command, env=cluster.env, stdout=sink, stderr=sink)
+        wait_until(lambda: segments(out) > 2)
+        assert len(writers(out)) == 1, "there is room for one worker"
+        cluster.add(num_cpus=1)
+        wait_until(lambda: len(writers(out)) == 2 or run.poll() is not None)
+        assert len(writers(out)) == 2
+        status = run.wait(300)
+    assert status == 0, (tmp_path / "said").read_text()
+    assert rows(out) == ROWS
+
+
+def writers(results: Path) -> set[str]:
+    """Workers that wrote segments."""
+    found = (re.search(r"-(w\d{3})", path.name) for path in (results / "segments").glob("2*"))
+    return {match[1] for match in found if match}
