@@ -7,7 +7,6 @@ record of how it was made.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ import pytest
 
 import evalcore as ec
 from evalcore.errors import EvalcoreError, InputError, UnknownNameError
+from evalcore.report.packing import unpack
 from tests.e2e.conftest import ASKED, Own, run
 
 pytestmark = pytest.mark.slow
@@ -62,11 +62,10 @@ def test_a_report_without_labels_has_scores_and_gains_per_prompt(own: Own, tmp_p
     assert "step-00100 + nli-seed0" in printed
     assert " –  " not in printed, "no row of dashes"
     page = (tmp_path / "report.html").read_text()
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    found = re.search(r'<script type="application/gzip" id="data">(.*?)</script>', page)
     assert found is not None
-    data = json.loads(found[1])
-    levels = data["scores"]["columns"]["level"]
-    assert sum(levels["of"][n] == "prompt" for n in levels["at"]) == 20
+    data, rows = unpack(found[1])
+    assert sum(row["level"] == "prompt" for row in rows["scores"]) == 20
     assert (tmp_path / "steps_pocket_nli.png").is_file(), "steps of the trainer are a curve"
     assert "Score over the steps of a tuning" in page
     document = data["documents"]["pocket_nli"]["documents"][0]
@@ -74,11 +73,7 @@ def test_a_report_without_labels_has_scores_and_gains_per_prompt(own: Own, tmp_p
     assert asked.startswith("<s>### Input_1: "), "the prompt as sent, special tokens and all"
     assert document["fields"]["premise"] in asked
     assert len(document["answers"]) == 10
-    keys, tasks = (data["scores"]["columns"][name] for name in ("cell", "task"))
-    cells = [
-        keys["of"][cell] for cell, task in zip(keys["at"], tasks["at"], strict=True)
-        if tasks["of"][task] == "pocket_nli" and keys["of"][cell]
-    ]  # fmt: skip
+    cells = [row["cell"] for row in rows["scores"] if row["task"] == "pocket_nli" and row["cell"]]
     shown = run("show", own.results, cells[0], document["index"])
     assert "--- prompt as sent\n<s>" in shown
     assert re.search(r"^\*[> ] +-\d+\.\d{4}  \w+", shown, re.M), "the right choice, its logprob"
