@@ -50,10 +50,12 @@ class Look:
     Attributes:
         ready: Folders that are complete and at rest, with the state of their files.
         waiting: Others: folder -> what they wait for.
+        checkpoints: Those of both that are checkpoints without a record of their tuning.
     """
 
     ready: dict[Path, FileState]
     waiting: dict[Path, str]
+    checkpoints: tuple[Path, ...]
 
 
 class Folders:
@@ -89,7 +91,7 @@ class Folders:
                 waiting[folder] = "its files changed a moment ago"
             else:
                 ready[folder] = state
-        return Look(ready, waiting)
+        return Look(ready, waiting, found.checkpoints)
 
     def has(self, glob: str) -> bool:
         """Whether a file that fits is below one of the folders, or is named by its path."""
@@ -138,14 +140,13 @@ class _Follower:
         """Asks for the grid of all that is ready; what was refused and is unchanged is left out."""
         self.tell(f"complete: {', '.join(map(one_line, map(str, new)))}")
         out = [f for f, (state, _) in self.refused.items() if look.ready.get(f) == state]
-        found = search(self.config.subjects.adapters, self.config.subjects.leave_out)
-        plain = [str(f) for f in found.checkpoints if f in look.ready and f not in out]
+        plain = [str(f) for f in look.checkpoints if f in look.ready and f not in out]
         subjects = replace(
             self.config.subjects,
             leave_out=(*self.config.subjects.leave_out, *map(str, (*look.waiting, *out))),
             checkpoints=(*self.config.subjects.checkpoints, *self._without_parents(plain)),
         )
-        if all(f in found.checkpoints or f in out for f in look.ready):
+        if all(f in look.checkpoints or f in out for f in look.ready):
             subjects = replace(subjects, adapters=())  # none yet that could be searched for
         try:
             outcome = score(replace(self.config, subjects=subjects), self.progress, self.signals)

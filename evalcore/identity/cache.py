@@ -63,13 +63,8 @@ def cached_file_fact(
     blob = hub_name(real) is not None
     name, state = _file_state(real, before)
     entry = _entry_path(kind, name)
-    known = _read_entry(entry, state)
-    if known is not None:
-        return known[0]
-    with _locked(entry):
-        known = _read_entry(entry, state)
-        if known is not None:
-            return known[0]
+
+    def made() -> Any:
         try:
             value = compute(real)
             after = os.stat(real)
@@ -84,6 +79,19 @@ def cached_file_fact(
             for other, also in (beside() if beside is not None else {}).items():
                 _write_entry(_entry_path(other, name), state, also)
         return value
+
+    return _kept_or(entry, state, made)
+
+
+def _kept_or(entry: Path, state: Any, make: Callable[[], Any]) -> Any:
+    """What an entry has for a state, else what ``make`` gives: one process makes, others wait."""
+    known = _read_entry(entry, state)
+    if known is None:
+        with _locked(entry):
+            known = _read_entry(entry, state)
+            if known is None:
+                return make()
+    return known[0]
 
 
 def hub_name(real: Path) -> str | None:
@@ -129,16 +137,13 @@ def cached_fact(kind: str, state: str, compute: Callable[[], Any]) -> Any:
         compute: Gives a JSON-able value.
     """
     entry = _entry_path(kind, f"state:{state}")
-    known = _read_entry(entry, state)
-    if known is not None:
-        return known[0]
-    with _locked(entry):
-        known = _read_entry(entry, state)
-        if known is not None:
-            return known[0]
+
+    def made() -> Any:
         value = compute()
         _write_entry(entry, state, value)
         return value
+
+    return _kept_or(entry, state, made)
 
 
 class FileMemo(Generic[T]):

@@ -294,7 +294,7 @@ class Index:
             IncompatibleError: A segment is of a newer schema.
         """
         found = [path.name for path in list_segments(segments)]
-        known = self._read(segments, found)
+        known = self._read(segments)
         there = set(known.names)
         unknown = [name for name in found if name not in there]
         if not unknown:
@@ -312,7 +312,7 @@ class Index:
             self._write(survey)
         return survey
 
-    def _read(self, segments: Path, found: Sequence[str]) -> Survey:
+    def _read(self, segments: Path) -> Survey:
         """What an index says of segments that are there as it knew them."""
         for path in sorted(self.folder.glob(f"[!.]*{ARROW_SUFFIX}"), reverse=True):
             try:
@@ -324,8 +324,6 @@ class Index:
             same = [
                 i for i, name in enumerate(known.names) if sizes.get(name) == known.num_bytes[i]
             ]
-            listed = set(found)
-            same = [i for i in same if known.names[i] in listed]
             return known if len(same) == len(known) else known.select(same)
         return _nothing(segments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 
 from evalcore.identity import hub as client
 from evalcore.tasks import hub as data
+from evalcore.tasks import load_task
 from tests.hub.loopback import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "data" / "root"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -65,3 +68,17 @@ def evalcore_cli(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.C
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def glue(hub: LoopbackHub) -> str:
+    """The rows of RTE in the layout of their repository, under the commit of the definition."""
+    pinned = load_task("rte").spec["source"]["hub"]
+    parts = [{"split": name, "path": f"rte/{name}-*"} for name in ("train", "validation")]
+    card = {"configs": [{"config_name": "rte", "data_files": parts}]}
+    files: dict[str, bytes | str] = {"README.md": f"---\n{json.dumps(card)}\n---\n"}
+    for name in ("train", "validation"):
+        rows = (DATA / pinned["repo"] / "rte" / f"{name}.jsonl").read_bytes()
+        files[f"rte/{name}-00000-of-00001.jsonl"] = rows
+    hub.repository("dataset", pinned["repo"]).commit(files, sha=pinned["revision"])
+    return str(pinned["revision"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from evalcore.tasks import load_documents, load_task
 from tests.hub.conftest import forget
 from tests.hub.loopback import Fault, LoopbackHub
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "root"
 GLUE = "nyu-mll/glue"
 STUDY = """
 name: s
@@ -28,19 +26,6 @@ tunings: [{name: rte, task: rte, examples: 6}]
 method: {kind: lora, steps: 1, batch_size: 2, rank: 2, learning_rate: 1.0e-3}
 evaluation: {tasks: [rte], prompts: default}
 """
-
-
-@pytest.fixture
-def rows(hub: LoopbackHub) -> str:
-    """RTE's rows at the commit of its definition."""
-    pinned = load_task("rte").spec["source"]["hub"]
-    parts = [{"split": name, "path": f"rte/{name}-*"} for name in ("train", "validation")]
-    card = {"configs": [{"config_name": "rte", "data_files": parts}]}
-    files: dict[str, bytes | str] = {"README.md": f"---\n{json.dumps(card)}\n---\n"}
-    for name in ("train", "validation"):
-        content = (DATA / GLUE / "rte" / f"{name}.jsonl").read_bytes()
-        files[f"rte/{name}-00000-of-00001.jsonl"] = content
-    return hub.repository("dataset", GLUE).commit(files, sha=pinned["revision"])
 
 
 @pytest.fixture
@@ -151,7 +136,7 @@ def one_line(status: int, err: str, words: str) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_checkpoint_that_is_not_to_be_had(
-    hub: LoopbackHub, rows: str, base: Path, say: Say, fault: str
+    hub: LoopbackHub, glue: str, base: Path, say: Say, fault: str
 ) -> None:
     befalls, words = FAULTS[fault]
     befalls(hub, "org/base")
@@ -164,7 +149,7 @@ def test_a_checkpoint_that_is_not_to_be_had(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_rows_that_are_not_to_be_had(
-    hub: LoopbackHub, rows: str, base: Path, say: Say, fault: str
+    hub: LoopbackHub, glue: str, base: Path, say: Say, fault: str
 ) -> None:
     befalls, words = FAULTS[fault]
     befalls(hub, GLUE)
@@ -180,7 +165,7 @@ def test_rows_that_are_not_to_be_had(
 
 
 def test_a_plan_asks_no_hub_and_doctor_neither(
-    hub: LoopbackHub, rows: str, base: Path, say: Say
+    hub: LoopbackHub, glue: str, base: Path, say: Say
 ) -> None:
     for command in (("run", "study.yaml", "-o", "out", "--dry-run"),
                     ("finetune", "study.yaml", "-o", "out", "--dry-run")):  # fmt: skip
@@ -198,7 +183,7 @@ def rows_line() -> str:
 
 
 def test_bytes_that_are_not_the_hubs_never_stay_in_the_cache(
-    hub: LoopbackHub, rows: str, base: Path
+    hub: LoopbackHub, glue: str, base: Path
 ) -> None:
     """The library checks their number alone."""
     hub.faults.append(Fault("rte/validation", 0, change=True, times=1, method="GET"))
@@ -224,7 +209,7 @@ def room(bytes_left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_is_full_while_it_downloads(hub: LoopbackHub, rows: str, base: Path) -> None:
+def test_a_disk_that_is_full_while_it_downloads(hub: LoopbackHub, glue: str, base: Path) -> None:
     commit = hub.repository("model", "org/base").refs["step10"]
     with room(512), pytest.raises(InputError) as caught:
         HubRepository("model", "org/base").fetch(commit, ["*.safetensors"])
@@ -235,7 +220,7 @@ def test_a_disk_that_is_full_while_it_downloads(hub: LoopbackHub, rows: str, bas
 
 
 def test_a_host_without_an_address(
-    hub: LoopbackHub, rows: str, base: Path, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, glue: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://no-such-host.invalid")
     forget()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,12 @@ from evalcore.errors import InputError
 from evalcore.identity import NumericsClass, open_checkpoint, read_provenance, resolve_subjects
 from evalcore.prompting import load_tokenizer
 from evalcore.store import ResultStore
-from evalcore.tasks import load_task
 from finetune import check_data, load_study, plan_jobs
 from finetune.data import build_training_set
 from tests.hub.conftest import forget
 from tests.hub.loopback import Fault, LoopbackHub
 
 Make = Callable[..., Path]
-DATA = Path(__file__).resolve().parents[1] / "data" / "root"
 STUDY = """
 name: from-the-hub
 checkpoints: {hub: [{repo: org/base, revisions: [step10, step20]}]}
@@ -135,20 +132,6 @@ def test_a_checkpoint_that_may_not_be_had(hub: LoopbackHub, commits: list[str]) 
     hub.stop()
     forget()
     assert f"the hub ({hub.endpoint}) cannot be reached" in line("org/base@step20")
-
-
-@pytest.fixture
-def glue(hub: LoopbackHub) -> str:
-    """The rows of RTE in the layout of their repository, under the commit of the definition."""
-    pinned = load_task("rte").spec["source"]["hub"]
-    parts = [{"split": name, "path": f"rte/{name}-*"} for name in ("train", "validation")]
-    card = {"configs": [{"config_name": "rte", "data_files": parts}]}
-    files: dict[str, bytes | str] = {"README.md": f"---\n{json.dumps(card)}\n---\n"}
-    for name in ("train", "validation"):
-        rows = (DATA / pinned["repo"] / "rte" / f"{name}.jsonl").read_bytes()
-        files[f"rte/{name}-00000-of-00001.jsonl"] = rows
-    hub.repository("dataset", pinned["repo"]).commit(files, sha=pinned["revision"])
-    return str(pinned["revision"])
 
 
 Run = Callable[..., subprocess.CompletedProcess]
