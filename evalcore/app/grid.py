@@ -112,7 +112,7 @@ def _ask(
         files = _Files(work, variant, lengths, cache)
         questions: dict[tuple[int, ...], int] = {}
         for subject in asked_of(
-            subjects,
+            files.askable(subjects, grid),
             chat=variant.chat,
             generates=generation_of(task, variant) is not None,
             encode=files.path,
@@ -238,6 +238,33 @@ class _Files:
     cache: Path
     findings: list[Finding] = field(default_factory=list)
     known: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
+
+    def askable(self, subjects: Sequence[Subject], grid: Grid) -> list[Subject]:
+        """The subjects whose tokenizers and templates can ask; the others are left out.
+
+        Raises:
+            InputError: None can.
+        """
+        faults: dict[str, InputError] = {}
+        ways = {way.id: way for s in subjects for way in (s.checkpoint, s.own) if way is not None}
+        for own, checkpoint in ways.items():
+            if self.variant.chat and not checkpoint.template_fingerprint:
+                continue
+            try:
+                self.of(checkpoint)
+            except InputError as error:
+                faults[own] = error
+        if len(faults) == len(ways):
+            raise next(iter(faults.values()))
+        asked = []
+        for subject in subjects:
+            way = subject.own if subject.own is not None else subject.checkpoint
+            fault = faults.get(subject.checkpoint.id) or faults.get(way.id)
+            if fault is None:
+                asked.append(subject)
+            else:
+                grid.leave_out(str(fault), subject)
+        return asked
 
     def path(self, checkpoint: Checkpoint) -> Path:
         """The file of requests for a checkpoint."""

@@ -60,7 +60,10 @@ def labelled_subjects(
         leave_out=options.leave_out,
         may_be_away=True,
     )
-    subjects = _with_known_parents(parents.applied(resolved.subjects, options.adapters), store)
+    broken = [problem.path for problem in resolved.problems]
+    subjects = _with_known_parents(
+        parents.applied(resolved.subjects, options.adapters, broken), store
+    )
     if not options.include_bases:
         asked_for = {*options.checkpoints, *map(str, parents.tuned)}
         subjects = [

@@ -164,14 +164,24 @@ def _prepare(
         store.write_cells(grid.rows)
         settle_marks(store, grid, marks)
         notes += keep_answers(store, grid)
-    plan = plan_units(
-        ranked(grid.cells),
-        store.coverage(),
-        max_examples_per_unit=config.run.unit_examples,
-        shard=config.run.shard,
-        beside=beside,
-        most_together=spec.max_loras,
-    )
+
+    def planned() -> Plan:
+        return plan_units(
+            ranked(grid.cells),
+            store.coverage(),
+            max_examples_per_unit=config.run.unit_examples,
+            shard=config.run.shard,
+            beside=beside,
+            most_together=spec.max_loras,
+        )
+
+    plan = planned()
+    if not config.run.dry_run and (gone := bring_weights(plan)):
+        problems += gone.items()
+        grid.cells = grid.cells.chosen(lambda subject: subject.checkpoint.path not in gone)
+        plan = planned()
+        if not plan.units:
+            raise InputError(next(iter(gone.values())))
     limits = token_limits(plan, BLOCK_SIZES[place.device])
     outcome = ScoreOutcome(
         config.run.output,
@@ -189,21 +199,30 @@ def _prepare(
     if config.run.dry_run:
         outcome.examples_per_s = store.runs.examples_per_s()
         return outcome, None
-    outcome.notes += bring_weights(plan, subjects)
+    outcome.notes += weights_away(subjects)
     keep_clusters(store, grid)
     if config.run.documents:
         keep_inputs(store, grid)
     return outcome, Prepared(store, place, spec, grid, subjects, slow)
 
 
-def bring_weights(plan: Plan, subjects: Sequence[Subject]) -> list[str]:
-    """Fetches the weights that units need and that are still on the hub; a line on the others.
+def bring_weights(plan: Plan) -> dict[str, str]:
+    """Fetches the weights that units need and that are still on the hub.
 
-    Raises:
-        InputError: They are not to be had.
+    Returns:
+        Path -> why, of checkpoints whose weights are not to be had.
     """
+    gone = {}
     for path in dict.fromkeys(unit.subject.checkpoint.path for unit in plan.units):
-        bring(path)
+        try:
+            bring(path)
+        except InputError as error:
+            gone[path] = str(error)
+    return gone
+
+
+def weights_away(subjects: Sequence[Subject]) -> list[str]:
+    """A line on the weights that stayed on the hub."""
     away = {path for s in subjects if away_at(path := s.checkpoint.path) is not None}
     if not away:
         return []

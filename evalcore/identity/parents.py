@@ -56,15 +56,25 @@ class ParentMap:
         """Sources of the parents, each once."""
         return list(dict.fromkeys(source for _, source in self.entries))
 
-    def applied(self, subjects: Sequence[Subject], folders: Sequence[str | Path]) -> list[Subject]:
+    def applied(
+        self,
+        subjects: Sequence[Subject],
+        folders: Sequence[str | Path],
+        broken: Sequence[str] = (),
+    ) -> list[Subject]:
         """The subjects, fully tuned ones with their parents.
+
+        Args:
+            subjects: Of the run.
+            folders: Those searched.
+            broken: Checkpoints that could not be opened: a glob may be theirs.
 
         Raises:
             InputError: A glob fits no checkpoint, or a checkpoint equals its parent.
             IncompatibleError: A checkpoint's record names another parent.
         """
         roots = [Path(folder).expanduser().resolve() for folder in folders]
-        used: set[str] = set()
+        used = {_source_of(self.entries, path_names(Path(path), roots)) for path in broken}
         out = [self._with_parent(s, roots, used) for s in subjects]
         for glob, source in self.entries:
             if source not in used:
@@ -73,13 +83,19 @@ class ParentMap:
                 )
         return out
 
-    def _with_parent(self, subject: Subject, roots: Sequence[Path], used: set[str]) -> Subject:
+    def _with_parent(
+        self, subject: Subject, roots: Sequence[Path], used: set[str | None]
+    ) -> Subject:
         checkpoint = subject.checkpoint
         names = [checkpoint.name, checkpoint.source, *path_names(Path(checkpoint.path), roots)]
         source = _source_of(self.entries, names)
         if subject.adapter is not None or source is None:
             return subject
-        parent = open_checkpoint(source, what="--parent-map", may_be_away=True)
+        try:
+            parent = open_checkpoint(source, what="--parent-map", may_be_away=True)
+        except InputError:  # it is named by whoever opened it to be scored
+            used.add(source)
+            return subject
         if parent.fingerprint == checkpoint.fingerprint:
             if checkpoint.path == parent.path:
                 return subject  # a glob such as * fits the parent too

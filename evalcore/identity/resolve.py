@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,30 +10,27 @@ from pathlib import Path
 
 from evalcore.errors import BaseUnresolvedError, IncompatibleError, InputError
 from evalcore.identity.adapter import (
-    ADAPTER_CONFIG,
     adapter_config,
     adapter_fingerprint,
     adapter_is_zero,
     adapter_rank,
 )
 from evalcore.identity.applying import Applied, check_adapter
-from evalcore.identity.checkpoint import numeric_config, same_model
-from evalcore.identity.globs import fits, plain, split_at
+from evalcore.identity.checkpoint import numeric_config
+from evalcore.identity.opening import Bases, BrokenBaseError
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     Provenance,
     read_provenance,
 )
-from evalcore.identity.readings import adapter_reading, differing, reading_of
 from evalcore.identity.search import Problem, nothing_found, search, unfinished
-from evalcore.identity.sources import name_of, open_checkpoint
-from evalcore.identity.tokenizer import tokenizer_facts
-from evalcore.identity.weights import weight_layout
+from evalcore.identity.sources import name_of
 from evalcore.shown import one_line, printable
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")
 
+_NAMED = 20  # adapters of a broken base that its line names
 _WARNED = 5  # problems told at once; all of them are in the outcome
 _HOW = "give --base-map GLOB=PATH|REPO@REV or --assume-base PATH|REPO@REV"
 
@@ -46,7 +41,7 @@ class Resolved:
 
     Attributes:
         subjects: By checkpoint (step, name), the bare checkpoint first, adapters by name.
-        problems: Adapters left out, with the reason: the others are scored.
+        problems: Adapters and checkpoints left out, with the reason: the others are scored.
         notes: Things worth telling (exact copies, how a base was found).
     """
 
@@ -90,7 +85,8 @@ def resolve_subjects(
             they are read; whoever hands a folder on calls ``bring`` first.
 
     Raises:
-        InputError: If nothing is found, or a checkpoint given by name is missing.
+        InputError: If nothing is found, or nothing is left because checkpoints are missing or
+            broken; while something is left these cost themselves and their adapters.
         BaseUnresolvedError: If nothing is left because bases are uncertain (all named at once).
         IncompatibleError: If nothing is left because adapters were trained on other bases.
     """
@@ -98,12 +94,13 @@ def resolve_subjects(
         raise InputError(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
-    bases = _Bases(checkpoints, base_map, assume_base, tokenizer, may_be_away)
+    bases = Bases(checkpoints, base_map, assume_base, tokenizer, may_be_away)
     found = search(adapter_paths, leave_out)
     if adapter_paths and not (found.adapters or found.tuned):
         raise nothing_found(adapter_paths)
     problems = list(found.problems)
     faults: list[tuple[Path, InputError]] = []
+    lost = {source: (error, list[Path]()) for source, error in bases.broken.items()}
     tuned: dict[str, dict[str, list[Adapter]]] = {}  # base -> adapter's fingerprint -> copies
     for path in found.adapters:
         problem = unfinished(path)
@@ -112,8 +109,8 @@ def resolve_subjects(
             continue
         try:
             adapter, base = _adapter_and_base(path, bases, applied)
-        except _GivenBaseError as error:
-            raise InputError(str(error)) from None
+        except BrokenBaseError as error:
+            lost.setdefault(error.source, (error, []))[1].append(path)
         except InputError as error:
             faults.append((path, error))
             problems.append(_problem(path, error))
@@ -124,9 +121,10 @@ def resolve_subjects(
             copies.append(adapter)
             if adapter_config(path).get("lora_alpha", 8) == 0:
                 bases.notes.append(f"adapter {path}: lora_alpha is 0: it scores as its base does")
-    alone = set(bases.given) | bases.open_tuned(found.tuned, problems)
+    alone = set(bases.given) | bases.open_tuned(found.tuned, lost, problems)
+    problems += [_without_base(error, paths) for error, paths in lost.values()]
     if not (tuned or alone):
-        _raise_if_nothing_fits(faults)
+        _raise_if_nothing_fits(faults, [error for error, _ in lost.values()])
     if include_bases:
         alone |= set(tuned) | bases.parents(alone)
     for problem in problems[:_WARNED]:
@@ -147,7 +145,7 @@ def resolve_subjects(
     )
 
 
-def _adapter_and_base(path: Path, bases: _Bases, applied: Applied) -> tuple[Adapter, Checkpoint]:
+def _adapter_and_base(path: Path, bases: Bases, applied: Applied) -> tuple[Adapter, Checkpoint]:
     """An adapter and its certain base; whatever is wrong with it is an InputError."""
     try:
         str(path.resolve()).encode()
@@ -175,8 +173,25 @@ def _problem(path: Path, error: InputError) -> Problem:
     return Problem(str(path), one_line(str(error)), kind)
 
 
-def _raise_if_nothing_fits(faults: Sequence[tuple[Path, InputError]]) -> None:
-    """With nothing left to score, what is wrong with the adapters is the error of the run."""
+def _without_base(error: BrokenBaseError, adapters: Sequence[Path]) -> Problem:
+    """What there is to say of a base that cannot be opened, and of the adapters on it."""
+    text = str(error)
+    if adapters:
+        names = ", ".join(map(str, adapters[:_NAMED]))
+        more = f" and {len(adapters) - _NAMED:,} more" if len(adapters) > _NAMED else ""
+        many = "adapters" if len(adapters) > 1 else "adapter"
+        text += f"; with it {len(adapters):,} {many}: {names}{more}"
+    return Problem(error.source, one_line(text))
+
+
+def _raise_if_nothing_fits(
+    faults: Sequence[tuple[Path, InputError]], broken: Sequence[BrokenBaseError]
+) -> None:
+    """With nothing left to score, what is wrong with it is the error of the run."""
+    if broken:
+        rest = len(broken) + len(faults) - 1
+        more = f" (and {rest:,} more checkpoints and adapters)" if rest else ""
+        raise InputError(f"{broken[0]}{more}")
     uncertain = [(p, str(fault)) for p, fault in faults if isinstance(fault, BaseUnresolvedError)]
     if uncertain:
         raise BaseUnresolvedError(_unresolved_message(uncertain))
@@ -194,268 +209,6 @@ def _scored(copies: Sequence[Adapter]) -> Adapter:
 
     chosen = min(copies, key=extras) if len(copies) > 1 else copies[0]
     return replace(chosen, copies=tuple(c.path for c in copies if c is not chosen))
-
-
-class _GivenBaseError(Exception):
-    """A base the user named on the command line cannot be opened: the whole run is wrong."""
-
-
-class _Bases:
-    """Checkpoints opened so far, by source and by fingerprint."""
-
-    def __init__(
-        self,
-        checkpoints: Sequence[str],
-        base_map: Sequence[str],
-        assume_base: str | None,
-        tokenizer: str,
-        may_be_away: bool,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._may_be_away = may_be_away
-        if self._given_tokenizer is not None:
-            _check_tokenizer(self._given_tokenizer)
-        self.readings: dict[str, Checkpoint] = {}  # adapter's path -> its base as it is asked
-        self.known: dict[str, Checkpoint] = {}
-        self.notes: list[str] = []
-        self._by_source: dict[str, Checkpoint] = {}
-        self._also: dict[str, set[str]] = {}  # id -> other fingerprints of the same model
-        self._layouts: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
-        self.given = [self._open(source, "--checkpoint").id for source in checkpoints]
-        self._map = [self._parse(entry) for entry in base_map]
-        self._assume = assume_base
-
-    @staticmethod
-    def _parse(entry: str) -> tuple[str, str]:
-        glob, *parts = split_at(entry, "=")
-        source = "=".join(parts)
-        if not (glob and source):
-            raise InputError(f"--base-map {entry!r}: expected GLOB=PATH or GLOB=REPO@REV")
-        return glob, plain(source)
-
-    def _open(self, source: str, what: str) -> Checkpoint:
-        if source not in self._by_source:
-            checkpoint = self._apart(
-                open_checkpoint(
-                    source,
-                    what=what,
-                    tokenizer=self._given_tokenizer,
-                    may_be_away=self._may_be_away,
-                )
-            )
-            twin = self._twin(checkpoint)
-            if twin is not None:
-                self._by_source[source] = twin
-                return twin
-            if checkpoint.tokenizer_note and checkpoint.id not in self.known:
-                self.notes.append(f"checkpoint {checkpoint.path}: {checkpoint.tokenizer_note}")
-            # The same under two names is one checkpoint: the first name stays.
-            self._by_source[source] = self.known.setdefault(checkpoint.id, checkpoint)
-        return self._by_source[source]
-
-    def _twin(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """A known checkpoint that this one is, saved by another version of a library."""
-        for known in self.known.values():
-            if (
-                known.fingerprint != checkpoint.fingerprint
-                and not differing(known, checkpoint)
-                and same_model(known.path, checkpoint.path)
-            ):
-                self._also.setdefault(known.id, set()).add(checkpoint.fingerprint)
-                self.notes.append(
-                    f"checkpoint {checkpoint.path} is {known.path}, saved by another version of a "
-                    f"library: scored once"
-                )
-                return known
-        return None
-
-    def _is(self, checkpoint: Checkpoint, fingerprint: str) -> bool:
-        """Whether a checkpoint has a fingerprint, by itself or as another version saved it."""
-        also = self._also.get(checkpoint.id, ())
-        return checkpoint.fingerprint == fingerprint or fingerprint in also
-
-    @property
-    def _given_tokenizer(self) -> str | None:
-        return None if self._tokenizer in ("adapter", "base") else self._tokenizer
-
-    def read_by(self, path: Path, base: Checkpoint) -> None:
-        """Notes an adapter's own tokenizer, where it is another than its base's."""
-        if self._tokenizer != "adapter":
-            return
-        try:
-            own, note = adapter_reading(path, base)
-        except InputError as error:
-            raise InputError(
-                f"adapter {path}: its own tokenizer cannot be used ({error}); mend it, or ignore "
-                "it with --tokenizer base"
-            ) from None
-        if note:
-            self.notes.append(note)
-        if own is not None:
-            self.readings[str(path.resolve())] = own
-
-    def _apart(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint, marked where its weights are known but asked otherwise there."""
-        first = self.known.get(checkpoint.fingerprint)
-        ways = differing(first, checkpoint) if first is not None else []
-        if first is None or not ways:
-            return checkpoint
-        marked = replace(checkpoint, reading=reading_of(checkpoint))
-        if marked.id not in self.known:
-            self.notes.append(
-                f"checkpoint {checkpoint.path} has the weights of {first.path} but its own "
-                f"{' and '.join(ways)}: what that decides is scored for both"
-            )
-        return marked
-
-    def _open_given(self, source: str, what: str) -> Checkpoint:
-        try:
-            return self._open(source, what)
-        except InputError as error:
-            raise _GivenBaseError(str(error)) from None
-
-    def open_tuned(self, paths: Sequence[Path], problems: list[Problem]) -> set[str]:
-        """Fingerprints of fully tuned checkpoints; those that cannot be used become problems."""
-        opened = set()
-        for path in paths:
-            problem = unfinished(path)
-            try:
-                if problem is None:
-                    opened.add(self._open(str(path), "tuned checkpoint").id)
-            except InputError as error:
-                problem = Problem(str(path), str(error))
-            if problem is not None:
-                problems.append(problem)
-        return opened
-
-    def parents(self, fingerprints: set[str]) -> set[str]:
-        """Fingerprints of what fully tuned checkpoints were tuned from, where it is at hand."""
-        found = set()
-        for checkpoint in [self.known[own] for own in sorted(fingerprints)]:
-            if checkpoint.parent is None or checkpoint.parent in self.known:
-                found |= {checkpoint.parent} if checkpoint.parent else set()
-                continue
-            parent = self._parent(checkpoint)
-            if parent is not None:
-                found.add(parent.id)
-            else:
-                self.notes.append(
-                    f"checkpoint {checkpoint.path}: the checkpoint it was tuned from is not at "
-                    f"hand, so there is no gain; give it with --checkpoint"
-                )
-        return found
-
-    def _parent(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        record = read_provenance(Path(checkpoint.path))
-        assert record is not None  # else it would have no parent
-        for place in self._recorded_places(Path(checkpoint.path), record):
-            with contextlib.suppress(InputError):  # gone, changed or not to be had: look on
-                parent = self._open(place, f"parent of {checkpoint.path}")
-                if parent.fingerprint == checkpoint.parent:
-                    return parent
-        return None
-
-    def layout(self, base: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
-        if base.fingerprint not in self._layouts:
-            self._layouts[base.fingerprint] = weight_layout(base.path)
-        return self._layouts[base.fingerprint]
-
-    def of(self, path: Path, record: Provenance | None) -> Checkpoint:
-        """The base of the adapter at ``path``."""
-        mapped = self._mapped(path)
-        if mapped is not None:
-            glob, source = mapped
-            base = self._open_given(source, "--base-map")
-            if record is not None and not self._is_recorded(path, base, record):
-                raise IncompatibleError(
-                    f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
-                    f"{record.base.name} ({record.base.fingerprint[:12]}), --base-map {glob}="
-                    f"{source} is {base.fingerprint[:12]}"
-                )
-            return base
-        if record is not None:
-            return self._recorded(path, record)
-        return self._configured(path)
-
-    def _is_recorded(self, path: Path, base: Checkpoint, record: Provenance) -> bool:
-        """Whether a base is the recorded one, which may be on disk as another version saved it."""
-        if not self._is(base, record.base.fingerprint):
-            for place in self._recorded_places(path, record):
-                with contextlib.suppress(InputError):  # gone or changed: it says nothing then
-                    self._open(place, f"adapter {path}")
-        return self._is(base, record.base.fingerprint)
-
-    def _mapped(self, path: Path) -> tuple[str, str] | None:
-        names = {str(path), path.as_posix(), str(path.resolve()), path.resolve().name}
-        for glob, source in self._map:
-            if fits(glob, names):
-                return glob, source
-        return None
-
-    def _recorded(self, path: Path, record: Provenance) -> Checkpoint:
-        want = record.base.fingerprint
-        # Given with --checkpoint, or met before: content decides, then the place it was trained at.
-        known = [each for each in self.known.values() if self._is(each, want)]
-        if known:
-            places = {str(Path(p).resolve()) for p in self._recorded_places(path, record)}
-            return next((each for each in known if each.path in places), known[0])
-        changed = None
-        for place in self._recorded_places(path, record):
-            base = self._open(place, f"adapter {path}")
-            if self._is(base, want):
-                return base
-            changed = place
-        if self._assume is not None:
-            base = self._open_given(self._assume, "--assume-base")
-            if base.fingerprint == want:
-                return base
-            raise IncompatibleError(
-                f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
-                f"{record.base.name} ({want[:12]}), --assume-base {self._assume} is "
-                f"{base.fingerprint[:12]}"
-            )
-        if changed is not None:
-            raise IncompatibleError(
-                f"adapter {path} was trained on another base: {changed} is no longer the "
-                f"checkpoint its {PROVENANCE_FILE} records ({want[:12]}); give the right one with "
-                f"--base-map GLOB=PATH|REPO@REV"
-            )
-        was = record.base.path or record.base.source or record.base.name
-        raise BaseUnresolvedError(f"base {was} is not there any more")
-
-    @staticmethod
-    def _recorded_places(path: Path, record: Provenance) -> list[str]:
-        places = []
-        if record.base.path_relative:
-            places.append(path / record.base.path_relative)
-        if record.base.path:
-            places.append(Path(record.base.path))
-        found = [str(place) for place in places if (place / "config.json").is_file()]
-        source = record.base.source
-        if not found and source and record.base.revision and not Path(source).exists():
-            found.append(f"{source.split('@')[0]}@{record.base.revision}")
-        return found
-
-    def _configured(self, path: Path) -> Checkpoint:
-        config = adapter_config(path)
-        name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
-        if name:
-            for place in (Path(os.path.expanduser(name)), path / name):
-                if (place / "config.json").is_file():
-                    return self._open(str(place), f"adapter {path}")
-        hub = bool(name) and not name.startswith((".", "/", "~"))
-        if hub and isinstance(revision, str) and revision and name.count("/") <= 1:
-            return self._open(f"{name}@{revision}", f"adapter {path}")
-        if self._assume is not None:
-            base = self._open_given(self._assume, "--assume-base")
-            note = f"adapter {path}: base assumed to be {self._assume} ({base.fingerprint[:12]})"
-            self.notes.append(note)
-            return base
-        if not name:
-            raise BaseUnresolvedError(f"{ADAPTER_CONFIG} names no base")
-        if hub and name.count("/") <= 1:
-            raise BaseUnresolvedError(f"base {name} has no revision in {ADAPTER_CONFIG}")
-        raise BaseUnresolvedError(f"base {name} named by {ADAPTER_CONFIG} is not on disk")
 
 
 def _unresolved_message(unresolved: Sequence[tuple[Path, str]]) -> str:
@@ -520,15 +273,6 @@ def _subjects(
             for adapter, unique in zip(group, own, strict=True)
         ]
     return tuple(subjects)
-
-
-def _check_tokenizer(path: str) -> None:
-    try:
-        tokenizer_facts(Path(path).expanduser().resolve())
-    except InputError as error:
-        raise InputError(
-            f"--tokenizer {path}: expected adapter, base, or a folder with a tokenizer: {error}"
-        ) from None
 
 
 def _named(

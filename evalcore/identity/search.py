@@ -19,10 +19,10 @@ MAX_FOLDERS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An adapter that cannot be scored; the others are.
+    """An adapter or a checkpoint that cannot be scored; the others are.
 
     Attributes:
-        path: Its directory.
+        path: Its directory, or how it was named.
         message: One line for a person.
         kind: ``broken``, ``unfinished``, ``misfit`` (made for another base) or ``uncertain`` (it
             is not certain which checkpoint is its base).

@@ -49,6 +49,11 @@ def split_source(text: str) -> tuple[str, str | None]:
     return text, None
 
 
+def is_local(text: str) -> bool:
+    """Whether a source is a path, not ``REPO@REV``."""
+    return split_source(text)[1] is None
+
+
 def step_of(name: str) -> int | None:
     """The pre-training step in a name (``step-00400``, ``step1000-tokens4B``, ``00400``)."""
     if name.isdigit():

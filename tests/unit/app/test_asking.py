@@ -371,3 +371,15 @@ def test_an_answer_of_a_chat_ends_with_its_turn(house: Path) -> None:
         if how is not None:
             assert how.turn_end == (2 if row["chat"] else None)
             assert row["end_tokens"] == ([1, 2] if row["chat"] else [1])
+
+
+def test_a_template_that_fails_costs_its_own_cells(house: Path, make_checkpoint: Make) -> None:
+    other = make_checkpoint(house / "step-2", seed=2)
+    edit(other / "tokenizer_config.json", chat_template="{{ raise_exception('no system') }}")
+    grid = grid_of(house, "default,default:chat=1", "base", str(other))
+    chats = {p.cell.subject.checkpoint.name for p in grid.cells if p.cell.variant.chat}
+    assert "step-2" not in chats
+    assert {p.cell.subject.checkpoint.name for p in grid.cells} == {"step-1", "step-2"}
+    ((what, why),) = [line for line in grid.problems() if "step-2" in line[0]]
+    assert what == "step-2 (2 cells)"
+    assert "no system" in why
