@@ -88,6 +88,8 @@ class AffinitySource:
     helps with the one that has most jobs left.
     """
 
+    growing = False
+
     def __init__(self, jobs: Sequence[TuneJob]) -> None:
         self._queues: dict[str, list[TuneJob]] = {}
         for job in jobs:
@@ -106,6 +108,9 @@ class AffinitySource:
             self._held[worker_index] = key
         job = left[key].pop(0)
         return Job(job.id, job)
+
+    def ahead(self, worker_index: int) -> None:
+        """Nothing: a training job reads what it needs itself."""
 
     def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]:
         """Nothing: a training job is done as a whole."""

@@ -25,6 +25,13 @@ def hf_spec(spec: EngineSpec) -> EngineSpec:
     return replace(spec, kind="hf", adapters="merged", strategy="auto", cuda_graphs=True)
 
 
+def likely_kind(config: ScoreConfig) -> str:
+    """The engine that most of a run is scored with, as far as that is known before its models."""
+    if config.engine.kind != "auto":
+        return config.engine.kind
+    return "vllm" if _nowhere(config) is None else "hf"
+
+
 def slow_ones(
     config: ScoreConfig, device: Device, applied: Applied, subjects: Sequence[Subject]
 ) -> tuple[frozenset[str], list[str]]:

@@ -7,13 +7,13 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from evalcore.app.early import EarlyWorkers, pool_options
 from evalcore.app.engines import hf_spec, slow_ones
-from evalcore.app.grid import require_documents
+from evalcore.app.grid import require_documents, selected
 from evalcore.app.inputs import keep_clusters, keep_inputs
 from evalcore.app.kept import keep_answers
 from evalcore.app.labels import untaught_notes
@@ -41,10 +41,10 @@ from evalcore.app.settling import (
     settle_subjects,
 )
 from evalcore.app.tidying import tidying
-from evalcore.cluster import Patience, StopSignals
+from evalcore.cluster import StopSignals
 from evalcore.cluster.ray_session import joined
 from evalcore.config import ScoreConfig
-from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec
+from evalcore.engines.protocol import BLOCK_SIZES
 from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import InputError, ResultsError
 from evalcore.files import utc_stamp
@@ -88,10 +88,13 @@ def score(
             return score(config, progress, own)
     ray = joined(config.cluster.ray_address) if config.cluster.backend == "ray" else nullcontext()
     with ray, nullcontext(Watch()) if config.run.dry_run else _watch(config) as watch:
-        with signals.interrupting(), _results(config) as (store, cache, place, notes):
-            outcome, prepared = _prepare(config, place, store, cache, notes)
-        if prepared is not None:
-            _run(outcome, config, prepared, progress or Silent(), signals, watch)
+        with EarlyWorkers(config, watch.name) as early:
+            with signals.interrupting(), _results(config) as (store, cache, place, notes):
+                selected(config.grid)  # unknown names are told before anything is started
+                early.begin(place, store)
+                outcome, prepared = _prepare(config, place, store, cache, notes)
+            if prepared is not None:
+                _run(outcome, config, prepared, progress or Silent(), signals, watch, early)
         watch.end(outcome.exit_status, outcome.how_it_ended)
     return outcome
 
@@ -239,6 +242,7 @@ def _run(
     progress: Progress,
     signals: StopSignals,
     watch: Watch,
+    early: EarlyWorkers,
 ) -> None:
     """Scores the plan; whatever ends that, the run is recorded."""
     store, grid = prepared.store, prepared.grid
@@ -246,7 +250,7 @@ def _run(
         summary = outcome.summary
         try:
             with tidying(store, lambda: bool(summary.stopped or summary.error)) as kept:
-                _score_plan(outcome, config, prepared, progress, signals, watch)
+                _score_plan(outcome, config, prepared, progress, signals, watch, early)
             outcome.notes += kept.lines()
         finally:
             count_flops(outcome, prepared, config.cluster.peak_tflops)
@@ -274,9 +278,9 @@ def _score_plan(
     progress: Progress,
     signals: StopSignals,
     watch: Watch,
+    early: EarlyWorkers,
 ) -> None:
-    spec, place, summary = prepared.spec, prepared.place, outcome.summary
-    gpus = place.gpus if config.cluster.backend == "local" else ()  # Ray gives its actors their own
+    spec, summary = prepared.spec, outcome.summary
     worker = WorkerConfig(
         str(config.run.output.resolve()), spec, config.run.commit_every, doubted(prepared)
     )
@@ -293,12 +297,8 @@ def _score_plan(
         time_left_s=signals.left_s,
         summary=summary,
         watch=watch,
-        workers=place.workers,
-        backend=config.cluster.backend,
-        patience=Patience(),
-        env=partial(worker_env, spec, gpus),
-        log_dir=config.run.output / "logs" / watch.name,
-        ray_options={**place.ray_options, "address": config.cluster.ray_address},
+        warm=early.take(spec),
+        **pool_options(config, prepared.place, watch.name),
     )
     if summary.stopped:
         summary.stopped = signals.reason or "time limit"
@@ -308,15 +308,3 @@ def _score_plan(
 def _run_name() -> str:
     """Of this run alone: shards of one grid write at the same time."""
     return f"{utc_stamp()}-{socket.gethostname()}-{os.getpid()}"
-
-
-def worker_env(spec: EngineSpec, gpus: tuple[str, ...], worker: int) -> dict[str, str | None]:
-    """Environment of one worker: its threads, and its own GPUs where there are any."""
-    env: dict[str, str | None] = {
-        "OMP_NUM_THREADS": str(spec.threads or 1),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if gpus:
-        first = worker * spec.tensor_parallel
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + spec.tensor_parallel])
-    return env

@@ -79,16 +79,23 @@ class Crew:
         slot.moved = time.monotonic()
         # An actor may wait for a place for hours; what counts begins with its first sign of life.
         slot.since = None if self.transport.waits_for_room else slot.moved
-        self.transport.start(slot.index, self.start_blob(slot.index))
+        tell = self.transport.send if slot.warm else self.transport.start
+        slot.warm = False
+        tell(slot.index, self.start_blob(slot.index))
 
-    def send_job(self, slot: Slot) -> None:
-        """Sends the slot's job, after an order to prepare where a new process wants one."""
+    def send_job(self, slot: Slot, ahead: Any = None) -> None:
+        """Sends the slot's job, after an order to prepare where a new process wants one.
+
+        Args:
+            ahead: What the worker will probably be given next.
+        """
         assert slot.job is not None
         self.events.on_begun(slot.index, slot.node, slot.job)
         if slot.prepares:
             self.send(slot, Command("prepare", slot.job.id, slot.job.payload), State.PREPARING)
         else:
-            self.send(slot, Command("run", slot.job.id, slot.job.payload), State.RUNNING)
+            command = Command("run", slot.job.id, slot.job.payload, ahead)
+            self.send(slot, command, State.RUNNING)
 
     def flush(self, slot: Slot, doomed: str | None = None) -> None:
         """Has it commit; ``doomed`` says why its process ends afterwards."""

@@ -41,7 +41,8 @@ ANSWERS: dict[State, AnswerKind] = {
     State.FLUSHING: "flushed",
     State.CLOSING: "closed",
 }
-"""What a worker says when it is done with what it is at; ``raised`` and ``beat`` it may say too."""
+"""What a worker says when it is done with what it is at; ``raised`` and ``beat`` it may say too,
+and ``warmed`` while it starts."""
 
 POLL_S = 0.1
 FROZEN_S = 5.0  # a driver that did nothing for so long was stopped itself: that is nobody's silence
@@ -56,6 +57,8 @@ def check_fits(answer: Any, slot: Slot) -> None:
     """
     if not isinstance(answer, Answer):
         raise TypeError(f"got {type(answer).__name__}")
+    if answer.kind == "warmed" and slot.state is State.STARTING:
+        return
     if answer.kind == "beat":
         ticks, stage = answer.result
         if not isinstance(ticks, int) or stage not in ("load", "work"):
@@ -85,6 +88,7 @@ class PoolRun:
         events: PoolEvents,
         limits: RunLimits,
         time_left_s: Callable[[], float | None] = lambda: None,
+        warm: bool = False,
     ) -> None:
         self.transport = transport
         self.source = source
@@ -93,6 +97,8 @@ class PoolRun:
         self.time_left_s = time_left_s
         self.crew = Crew(workers, start_blob, transport, events, limits)
         self.slots = self.crew.slots
+        for slot in self.slots:
+            slot.warm = warm
         self.judge = Judge(self.slots, source, events.on_failure)
         self.ending: Outcome | None = None
         self.stop_by: float | None = None
@@ -156,7 +162,7 @@ class PoolRun:
                 self.crew.start(slot)
             elif job is not None:
                 slot.job = job
-                self.crew.send_job(slot)
+                self.crew.send_job(slot, self.source.ahead(slot.index))
             elif slot.state is State.IDLE and slot.dirty:
                 self.crew.flush(slot)
         return gave_out
@@ -211,9 +217,10 @@ class PoolRun:
 
     def _ending_when_quiet(self) -> Outcome | None:
         """Nothing is under way: everything is done, or there is nobody left to do the rest."""
+        left = self.judge.waiting or self.source.growing
         if any(slot.active for slot in self.slots):
-            return None if self.judge.waiting else "done"
-        if not self.judge.waiting and self.judge.next_new(0) is None:
+            return None if left else "done"
+        if not left and self.judge.next_new(0) is None:
             return "done"
         raise self.last_error or WorkerLostError("all workers are lost")
 
@@ -251,7 +258,9 @@ class PoolRun:
     # From the workers
 
     def _on_news(self, slot: Slot, news: bytes | Lost) -> None:
-        if slot.at_rest:  # it was killed after this was read
+        if slot.at_rest:  # it was killed after this was read, or is warm and has no task yet
+            if slot.warm and isinstance(news, Lost):
+                self.crew.rest(slot, slot.state)
             return
         if isinstance(news, bytes):
             try:
@@ -272,6 +281,8 @@ class PoolRun:
         """One that fits what the worker is at (:func:`check_fits`)."""
         if answer.kind == "beat":
             self._on_beat(slot, *answer.result)
+        elif answer.kind == "warmed":
+            pass  # and now it does what it was told since
         elif answer.kind == "raised":
             assert answer.error is not None
             self._on_raised(slot, answer.error)

@@ -30,7 +30,8 @@ class JobPool:
         factory: ``package.module:callable``; called as ``factory(config, worker_index)`` inside
             each worker process, gives the worker object (see :class:`~.protocol.Worker`).
         config: Any picklable value whose class the worker can import.
-        workers: Number of worker processes. A process is started only for a job.
+        workers: Number of worker processes. A process is started only for a job, or by
+            :meth:`warm`.
         backend: ``local`` child processes, or ``ray`` actors.
         env: Environment variables of the workers, set before their interpreters start (None:
             unset): one mapping, or a function from worker index to one.
@@ -70,7 +71,7 @@ class JobPool:
         if backend not in ("local", "ray"):
             raise InputError(f"unknown backend {backend!r}; expected local or ray")
         self.factory = factory
-        self.config_blob = pickle.dumps(config, protocol=pickle.HIGHEST_PROTOCOL)
+        self.configure(config)
         self.workers = workers
         self.backend = backend
         self.env = env
@@ -84,6 +85,35 @@ class JobPool:
         )
         self.log_dir = None if log_dir is None else Path(log_dir).resolve()
         self.ray_options = dict(ray_options or {})
+        self._warm: Transport | None = None
+
+    def configure(self, config: Any) -> None:
+        """Takes the workers' configuration, where it was not known when the pool was made."""
+        self.config_blob = pickle.dumps(config, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def warm(self, function: str, *given: Any) -> None:
+        """Starts all processes, before :meth:`run` has anything for them.
+
+        Whoever calls this calls :meth:`close` too, whatever happens in between.
+
+        Args:
+            function: ``package.module:callable`` that each of them calls, for what takes long to
+                import; what it raises is left to the factory to run into.
+            given: Its arguments.
+
+        Raises:
+            InputError: The cluster has no room for them.
+        """
+        self._warm = self._transport()
+        order = pickle.dumps(Command("warm", body=(function, given)), pickle.HIGHEST_PROTOCOL)
+        for index in range(self.workers):
+            self._warm.start(index, order)
+
+    def close(self) -> None:
+        """Ends processes that wait; may be called twice, and when there are none."""
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
 
     def run(
         self,
@@ -124,7 +154,8 @@ class JobPool:
             "on_begun": on_begun,
         }
         events = PoolEvents(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-        transport = self._transport()
+        warm, self._warm = self._warm, None
+        transport = warm or self._transport()
         try:
             run = PoolRun(
                 self.workers,
@@ -134,6 +165,7 @@ class JobPool:
                 events,
                 self.limits,
                 time_left_s or (lambda: None),
+                warm is not None,
             )
             return run.loop(should_stop or (lambda: Stop.NO))
         finally:

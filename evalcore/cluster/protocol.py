@@ -75,9 +75,10 @@ class Worker(Protocol):
     ``run`` returns a :class:`WorkerReply`, or any other value, which says "done and durable".
     An exception of it with a true attribute ``of_group`` is about the job's whole group. A worker
     may have ``prepare(payload)`` too, called once before its first ``run``, with the payload of
-    that: what takes long at the start belongs there. ``flush`` makes everything run so far durable
-    before it returns; it raises if it cannot. ``close`` is called once, after a flush, before the
-    process ends.
+    that: what takes long at the start belongs there; and ``ahead(payload)``, which returns at once,
+    called before a ``run`` with what will probably come after it. ``flush`` makes everything run so
+    far durable before it returns; it raises if it cannot. ``close`` is called once, after a flush,
+    before the process ends.
     """
 
     def run(self, payload: Any) -> Any: ...
@@ -92,12 +93,19 @@ class JobSource(Protocol):
 
     ``next`` gives the next job for a worker, or None when it has none for that worker at the
     moment. The run ends when no job is under way and every worker has been told None; until then
-    it is asked again, so a source may still make jobs from results. ``narrow`` gives smaller jobs
+    it is asked again, so a source may still make jobs from results. While it is ``growing`` there
+    may be more jobs later, whatever it says now. ``ahead`` gives the payload that a worker would be
+    given next, without giving it; None where that is not known. ``narrow`` gives smaller jobs
     that together are the one given, for finding out which part of it fails; none if it cannot be
     divided. ``by_size``: it was too large for a worker's memory.
     """
 
+    @property
+    def growing(self) -> bool: ...
+
     def next(self, worker_index: int) -> Job | None: ...
+
+    def ahead(self, worker_index: int) -> Any: ...
 
     def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]: ...
 
@@ -105,11 +113,16 @@ class JobSource(Protocol):
 class ListSource:
     """Jobs in the order given, to whichever worker asks."""
 
+    growing = False
+
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = iter(tuple(jobs))
 
     def next(self, worker_index: int) -> Job | None:
         return next(self._jobs, None)
+
+    def ahead(self, worker_index: int) -> Any:
+        return None
 
     def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]:
         return []
@@ -222,22 +235,28 @@ class ErrorInfo:
         return error
 
 
-CommandKind = Literal["start", "prepare", "run", "flush", "close"]
-AnswerKind = Literal["ready", "prepared", "ran", "flushed", "closed", "raised", "beat"]
+CommandKind = Literal["warm", "start", "prepare", "run", "flush", "close"]
+AnswerKind = Literal["warmed", "ready", "prepared", "ran", "flushed", "closed", "raised", "beat"]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Driver to worker. ``body``: (factory, config, worker_index) | payload | None."""
+    """Driver to worker.
+
+    Attributes:
+        body: (factory, config, worker_index) | payload | (function, its arguments) | None.
+        ahead: For ``run``: the payload that will probably be next.
+    """
 
     kind: CommandKind
     job_id: str | None = None
     body: Any = None
+    ahead: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Worker to driver; ``raised`` answers whichever command was under way.
+    """Worker to driver; ``raised`` answers whichever command was under way, but for ``warm``.
 
     ``ready`` has a :class:`Hello` as its result. ``beat`` answers no command: it says how far the
     worker's counter of progress is (see :mod:`evalcore.cluster.pulse`).

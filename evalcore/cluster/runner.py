@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -44,6 +45,11 @@ class WorkerRunner:
             return pickle.dumps(Answer("raised", job_id, error=ErrorInfo.of(error)))
 
     def _execute(self, command: Command) -> Answer:
+        if command.kind == "warm":
+            name, given = command.body
+            with contextlib.suppress(Exception):  # whoever needs it says what is wrong with it
+                load_factory(name)(*given)
+            return Answer("warmed")
         if command.kind == "start":
             factory, config_blob, worker_index = command.body
             # Imported before the configuration is unpickled: the factory's module may set up what
@@ -58,6 +64,8 @@ class WorkerRunner:
             self._worker.prepare(command.body)  # type: ignore[attr-defined]
             return Answer("prepared", command.job_id)
         if command.kind == "run":
+            if command.ahead is not None and hasattr(self._worker, "ahead"):
+                self._worker.ahead(command.ahead)
             value = self._worker.run(command.body)
             if not isinstance(value, WorkerReply):
                 value = WorkerReply(value, (command.job_id or "",))
@@ -78,7 +86,7 @@ def pulse_of(state: tuple[int, pulse.Stage]) -> bytes:
     return pickle.dumps(Answer("beat", result=state), protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def load_factory(name: str) -> Callable[[Any, int], Worker]:
+def load_factory(name: str) -> Callable[..., Any]:
     """Imports ``package.module:callable``.
 
     Raises:
@@ -92,7 +100,7 @@ def load_factory(name: str) -> Callable[[Any, int], Worker]:
         target = getattr(target, part, None)
     if not callable(target):
         raise InputError(f"worker factory {name!r}: {module_name} has no callable {attribute!r}")
-    found: Callable[[Any, int], Worker] = target
+    found: Callable[..., Any] = target
     return found
 
 

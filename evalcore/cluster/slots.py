@@ -39,6 +39,7 @@ class Slot:
         process: Counts its processes.
         node: The machine, once known.
         prepares: Whether a new process wants to prepare.
+        warm: Whether a process is there already that has yet to be told what it is for.
         works: Whether it has ever finished a job.
         unjudged: Cases it is the accuser in, since it last finished a job.
         contradicted: Of these, done elsewhere.
@@ -58,6 +59,7 @@ class Slot:
     process: int = 0
     node: str = ""
     prepares: bool = False
+    warm: bool = False
     works: bool = False
     unjudged: set[CaseKey] = field(default_factory=set)
     contradicted: int = 0
@@ -87,6 +89,7 @@ class Slot:
     def forget_process(self) -> None:
         """Nothing of the process is left."""
         self.job, self.since, self.dirty, self.doomed = None, None, False, None
+        self.warm = False
         self.pending.clear()
 
     def did_well(self) -> None:

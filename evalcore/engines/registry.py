@@ -49,6 +49,25 @@ def create_engine(spec: EngineSpec) -> Engine:
     return ENGINES[spec.kind](spec)
 
 
+def warm_up(spec: EngineSpec, busy: int | None = None) -> None:
+    """Imports what an engine of this kind needs, in the process that will have it.
+
+    Args:
+        spec: Kind, device, threads and number of GPUs; the rest may not be settled yet.
+        busy: See :func:`evalcore.engines.vllm.environment.prepare`.
+    """
+    numeric_variables()
+    if spec.kind == "hf":
+        import evalcore.engines.hf  # noqa: F401
+    elif importlib.util.find_spec("vllm") is not None:
+        from evalcore.engines.vllm.environment import prepare
+
+        prepare(spec, busy)
+        from evalcore.engines.vllm.compat import probe
+
+        probe()
+
+
 def merge_reason(spec: EngineSpec, subject: Subject) -> str | None:
     """Why vLLM would merge a subject's adapter though asked to batch; None if it would batch it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
@@ -63,7 +63,7 @@ class WorkQueue:
     when they come up, so that a call costs the logarithm of the number of subjects.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan | None = None) -> None:
         self._subjects: list[_SubjectQueue] = []
         self._numbers: dict[str, int] = {}
         self._checkpoints: dict[str, _Checkpoint] = {}
@@ -77,20 +77,26 @@ class WorkQueue:
         self._shares: list[tuple[float, int, int, int]] = []
         # (-cost left per worker, subject, its changes) of subjects somebody is on.
         self._begun: list[tuple[float, int, int]] = []
-        for unit in plan.units:
+        if plan is not None:
+            self.extend(plan.units)
+
+    def __len__(self) -> int:
+        """Units waiting."""
+        return self._waiting
+
+    def extend(self, units: Sequence[Unit]) -> None:
+        """Takes in more of a plan, after what is there."""
+        grown: dict[int, _SubjectQueue] = {}
+        for unit in units:
             queue = self._queue(unit)
             queue.units.append(unit)
             queue.cost += unit_cost(unit)
             queue.home.cost += unit_cost(unit)
             self._waiting += 1
-        for queue in self._subjects:
+            grown[queue.number] = queue
+        for queue in grown.values():
             self._freed(queue)
-        for checkpoint in self._homes:
-            self._changed(checkpoint)
-
-    def __len__(self) -> int:
-        """Units waiting."""
-        return self._waiting
+            self._add(queue, 0, 0)
 
     def next(self, worker_index: int) -> Unit | None:
         """The unit this worker should do now; None when nothing waits.
@@ -113,6 +119,16 @@ class WorkQueue:
         unit = queue.units.pop() if worker_index in self._joined else queue.units.popleft()
         self._add(queue, -unit_cost(unit), -1)
         return unit
+
+    def peek(self, worker_index: int) -> Unit | None:
+        """The unit this worker would be given now, which stays where it is."""
+        number = self._choose(worker_index)
+        if number is None:
+            return None
+        queue = self._subjects[number]
+        own = self._workers.get(worker_index) == number
+        helps = worker_index in self._joined if own else bool(queue.workers)
+        return queue.units[-1 if helps else 0]
 
     def requeue(self, unit: Unit) -> None:
         """Puts back a unit that was not finished; it is the next one of its subject."""

@@ -8,7 +8,7 @@ from evalcore.scoring.batching import (
 )
 from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
-from evalcore.scoring.run import Progress, score_units
+from evalcore.scoring.run import Progress, score_units, warm_workers
 from evalcore.scoring.shares import CellWork, CellWorks, UnitJob
 from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
@@ -34,4 +34,5 @@ __all__ = [
     "generate_requests",
     "score_requests",
     "score_units",
+    "warm_workers",
 ]

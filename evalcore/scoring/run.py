@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from evalcore.cluster import Job, JobPool, Stop, WorkerState
+from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError, WitnessError
+from evalcore.machine import busy_threads
 from evalcore.planning import Plan, PlanCounts, Unit
 from evalcore.planning.units import subset
 from evalcore.scoring.certificates.judging import Rescored, judge
@@ -38,6 +40,8 @@ class Progress(Protocol):
 
 
 log = logging.getLogger("evalcore")
+
+FACTORY = "evalcore.scoring.worker:ScoringWorker"
 
 
 class _Book:
@@ -92,6 +96,22 @@ class _Book:
         self._watch.given_up(index, node, why)
 
 
+def warm_workers(spec: EngineSpec, **pool_options: Any) -> JobPool:
+    """A pool whose processes start now, for :func:`score_units`; whoever calls this closes it.
+
+    Args:
+        spec: See :func:`evalcore.engines.registry.warm_up`.
+        pool_options: For :class:`evalcore.cluster.JobPool`.
+    """
+    pool = JobPool(FACTORY, **pool_options)
+    try:
+        pool.warm("evalcore.scoring.worker:warm_up", spec, busy_threads())
+    except BaseException:
+        pool.close()
+        raise
+    return pool
+
+
 def score_units(
     plan: Plan,
     cells: Mapping[str, CellWork],
@@ -105,6 +125,7 @@ def score_units(
     time_left_s: Callable[[], float | None] | None = None,
     summary: RunSummary | None = None,
     watch: Watch | None = None,
+    warm: JobPool | None = None,
     **pool_options: Any,
 ) -> RunSummary:
     """Scores every unit of a plan on a pool of workers.
@@ -126,6 +147,7 @@ def score_units(
         summary: Is filled, and given back: whoever has it has it too where something unexpected
             is raised.
         watch: Told of all of it, for whoever looks from outside.
+        warm: Processes that wait already, for workers as ``config`` says.
         pool_options: For :class:`evalcore.cluster.JobPool` (workers, backend, env ...).
     """
     summary = RunSummary() if summary is None else summary
@@ -141,9 +163,12 @@ def score_units(
     announced = _announced(should_stop, watch)
     try:
         for own, part in _parts(plan, config, apart):
-            pool = JobPool("evalcore.scoring.worker:ScoringWorker", own, **pool_options)
+            pool, warm = warm if own is config and warm else JobPool(FACTORY, **pool_options), None
+            pool.configure(own)
+            source = UnitSource()
+            source.add(part.units, cells, sample)
             outcome = pool.run(
-                UnitSource(part, cells, sample),
+                source,
                 on_result=book.on_result,
                 on_failure=book.on_failure,
                 on_committed=book.on_committed,

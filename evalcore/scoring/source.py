@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from evalcore.cluster import Job
-from evalcore.planning import Plan, Unit, UnitSlice, WorkQueue
+from evalcore.planning import Unit, UnitSlice, WorkQueue
 from evalcore.planning.unit import make_unit
 from evalcore.scoring.shares import CellWork, UnitJob
 
@@ -17,21 +18,43 @@ from evalcore.scoring.shares import CellWork, UnitJob
 class UnitSource:
     """Feeds the pool from the work queue.
 
-    Args:
-        plan: Units in order.
-        cells: What each cell asks for, by key.
-        sample: Rows that are scored a second time, by cell key.
+    Attributes:
+        growing: Whether there may be more units to come.
     """
 
-    def __init__(
-        self, plan: Plan, cells: Mapping[str, CellWork], sample: Mapping[str, np.ndarray]
+    def __init__(self, *, growing: bool = False) -> None:
+        self.growing = growing
+        self._queue = WorkQueue()
+        self._lock = threading.Lock()  # plans may come from another thread
+        self._cells: list[Mapping[str, CellWork]] = []
+        self._sample: dict[str, np.ndarray] = {}
+
+    def add(
+        self, units: Sequence[Unit], cells: Mapping[str, CellWork], sample: Mapping[str, np.ndarray]
     ) -> None:
-        self._queue, self._cells, self._sample = WorkQueue(plan), cells, sample
+        """Takes in units.
+
+        Args:
+            units: In order.
+            cells: What each of their cells asks for, by key.
+            sample: Rows that are scored a second time, by cell key.
+        """
+        with self._lock:
+            self._cells.append(cells)
+            self._sample.update(sample)
+            self._queue.extend(units)
 
     def next(self, worker_index: int) -> Job | None:
         """The unit a worker should do now."""
-        unit = self._queue.next(worker_index)
+        with self._lock:
+            unit = self._queue.next(worker_index)
         return None if unit is None else self._job(unit)
+
+    def ahead(self, worker_index: int) -> UnitJob | None:
+        """What a worker would be given now."""
+        with self._lock:
+            unit = self._queue.peek(worker_index)
+        return None if unit is None else self._job(unit).payload
 
     def narrow(self, job: Job, *, by_size: bool = False) -> list[Job]:
         """A unit by its subjects, then in halves of its cells, then of a cell's rows.
@@ -45,7 +68,7 @@ class UnitSource:
 
     def _job(self, unit: Unit) -> Job:
         keys = {part.cell_key for part in unit.slices}
-        needed = {key: self._cells[key] for key in keys}
+        needed = {key: self._work(key) for key in keys}
         sample = {key: self._sample[key] for key in keys if key in self._sample}
         here = [unit.subjects[i] for i in unit.members]
         group = "+".join(subject.id for subject in unit.subjects)
@@ -59,6 +82,9 @@ class UnitSource:
             composite=len(here) > 1,
             cost=unit.prompt_tokens,
         )
+
+    def _work(self, key: str) -> CellWork:
+        return next(cells[key] for cells in self._cells if key in cells)
 
 
 def halves(unit: Unit, *, by_size: bool = False) -> list[Unit]:

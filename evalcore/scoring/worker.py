@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.cluster import ErrorInfo, WorkerReply, pulse
-from evalcore.engines import create_engine
+from evalcore.engines import create_engine, registry
 from evalcore.engines.protocol import Engine, EngineSpec, LoadReport
 from evalcore.errors import InputError, NodeError, WitnessError
+from evalcore.scoring.ahead import Ahead
 from evalcore.scoring.certificates.judging import Rescored
 from evalcore.scoring.certificates.sampling import rescore, rows_to_witness
 from evalcore.scoring.generating import score_and_generate, score_and_generate_many
@@ -65,6 +66,11 @@ class _Held:
     parts: list[tuple[str, dict[str, Any], pa.Table]]
 
 
+def warm_up(spec: EngineSpec, busy: int | None = None) -> None:
+    """Imports what the engine of a worker needs, before it is known what the worker is for."""
+    registry.warm_up(spec, busy)
+
+
 def _results_of(config: WorkerConfig) -> ResultStore:
     """The results folder the driver has made, as it is seen from this machine.
 
@@ -100,6 +106,8 @@ class ScoringWorker:
         self._ended_at: float | None = None
         self._prepared: list[LoadReport] = []
         self._prepared_s = 0.0
+        self._ahead = Ahead()
+        self._next: UnitJob | None = None
 
     def prepare(self, job: UnitJob) -> None:
         """Starts the engine with what a unit needs; :meth:`run` of that unit then scores at once.
@@ -111,6 +119,10 @@ class ScoringWorker:
         members = [job.unit.subjects[member] for member in job.unit.members]
         self._prepared, _ = self._load(members)
         self._prepared_s = time.perf_counter() - begin
+
+    def ahead(self, job: UnitJob) -> None:
+        """Names the unit that will probably come after the one that is run now."""
+        self._next = job
 
     def run(self, job: UnitJob) -> WorkerReply:
         """Scores one unit and buffers its rows; commits when that is due.
@@ -124,6 +136,9 @@ class ScoringWorker:
         began_s = time.monotonic()
         shares = [Share.of(job, member) for member in job.unit.members]
         loads, makers = self._load([share.subject for share in shares])
+        if self._next is not None:  # only now: two streams of weights would hinder each other
+            self._ahead.begin(self._next, [share.subject for share in shares])
+            self._next = None
         loads, begin = self._with_prepared(loads, begin)
         stands_s = time.perf_counter() - begin
         counts, rows = self._score(job, shares)
@@ -176,6 +191,7 @@ class ScoringWorker:
         return WorkerReply(report, committed, refused)
 
     def close(self) -> None:
+        self._ahead.stop()
         self._commit()
         self._witness.close()
         if self._engine is not None:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from evalcore.config.engine import Device
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_adapters, resolve_device
 from evalcore.engines.vllm.adapters import linear_modules, slot_rank, without_slots
 from evalcore.identity import weight_layout
-from evalcore.machine import cores
+from evalcore.machine import busy_threads, cores
 
 WORKER_EXTENSION = "evalcore.engines.vllm.worker.WorkerExtension"
 CPU_BLOCK_SIZE = BLOCK_SIZES["cpu"]
@@ -48,14 +47,20 @@ _CPU = {
 }
 
 
-def prepare(spec: EngineSpec) -> Device:
+def prepare(spec: EngineSpec, busy: int | None = None) -> Device:
     """Sets the environment for vLLM; the user's own settings of the same variables win.
+
+    Args:
+        spec: Its device, threads and number of GPUs.
+        busy: Threads of others that want a core while the engine works; None: those that want
+            one now.
 
     Returns:
         The device family the engine will use.
     """
     if spec.device == "cpu":  # before torch is imported: OpenMP reads its variables then
-        for name, value in openmp_settings(spec.threads, _busy_elsewhere()).items():
+        busy = busy_threads() if busy is None else busy
+        for name, value in openmp_settings(spec.threads, busy).items():
             os.environ.setdefault(name, value)
     device = resolve_device(spec)
     if device == "cpu":
@@ -107,22 +112,6 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 256 * _MIB) and mallopt(_M_TRIM_THRESHOLD, 2047 * _MIB))
-
-
-def _busy_elsewhere() -> int:
-    """Threads that want a core now, besides this one; 0 where the system does not say.
-
-    Not the load average, which still counts what ended a minute ago. The median of eleven looks.
-    """
-    looks = []
-    for _ in range(11):
-        try:
-            running = int(Path("/proc/loadavg").read_text("ascii").split()[3].split("/")[0])
-        except (OSError, ValueError, IndexError):
-            return 0
-        looks.append(running - 1)
-        time.sleep(0.01)
-    return max(0, sorted(looks)[5])
 
 
 def batch_limits(spec: EngineSpec, device: Device) -> tuple[int, int]:

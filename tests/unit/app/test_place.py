@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from evalcore.app import place as module
+from evalcore.app.early import worker_env
 from evalcore.app.place import Place, changed_device, find_place
-from evalcore.app.score import score, worker_env
+from evalcore.app.score import score
 from evalcore.cluster.ray_session import Node, forwarded, require_room
 from evalcore.config import ClusterConfig, ScoreConfig
-from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import InputError
 from evalcore.store import ResultStore
 
@@ -102,13 +102,12 @@ def test_gpus_are_handed_out_whole_and_once(machine: Machine) -> None:
         for size in range(1, gpus + 1):
             machine(gpus)
             place = find_place(ClusterConfig(tensor_parallel=size))
-            spec = EngineSpec(tensor_parallel=size, threads=2)
-            envs = [worker_env(spec, place.gpus, i) for i in range(place.workers)]
+            envs = [worker_env(2, size, place.gpus, i) for i in range(place.workers)]
             given = [str(env["CUDA_VISIBLE_DEVICES"]).split(",") for env in envs]
             assert all(len(names) == size for names in given)
             flat = [name for names in given for name in names]
             assert len(set(flat)) == len(flat) == gpus // size * size
-    assert "CUDA_VISIBLE_DEVICES" not in worker_env(EngineSpec(), (), 0)
+    assert "CUDA_VISIBLE_DEVICES" not in worker_env(0, 1, (), 0)
 
 
 @pytest.mark.parametrize(

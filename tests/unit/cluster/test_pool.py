@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import sysconfig
 import time
@@ -39,6 +41,70 @@ def test_many_jobs_on_two_workers(tmp_path: Path) -> None:
     assert (tmp_path / "closed-0").exists()
     assert (tmp_path / "closed-1").exists()
     assert sorted(s for _, s in seen.states) == ["ready"] * 2 + ["starting"] * 2 + ["stopped"] * 2
+
+
+WARM = "tests.toys.cluster:warm_up"
+
+
+def warm_pids(folder: Path, count: int) -> set[int]:
+    """Processes that are warm, once there are so many."""
+    until = time.monotonic() + 60
+    while len(found := list(folder.glob("warm-*"))) < count:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return {int(path.name.removeprefix("warm-")) for path in found}
+
+
+def test_processes_that_wait_are_those_that_work(tmp_path: Path) -> None:
+    waiting = JobPool("tests.toys.cluster:make_worker", workers=2)
+    waiting.warm(WARM, str(tmp_path))
+    pids = warm_pids(tmp_path, 2)
+    waiting.configure({"out": str(tmp_path)})
+    outcome, seen = run(waiting, [job(f"j{i}", op="sleep", s=0.01) for i in range(300)])
+    assert outcome == "done"
+    assert {own[0][2] for own in seen.results.values()} == pids
+    assert sorted(s for _, s in seen.states) == ["ready"] * 2 + ["starting"] * 2 + ["stopped"] * 2
+
+
+def test_a_pool_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+    waiting = pool(tmp_path)
+    waiting.warm(WARM, str(tmp_path))
+    (pid,) = warm_pids(tmp_path, 1)
+    waiting.close()
+    waiting.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "while it waits for the first job"])
+def test_a_process_that_dies_while_it_waits_is_replaced(tmp_path: Path, when: str) -> None:
+    waiting = pool(tmp_path)
+    waiting.warm(WARM, str(tmp_path))
+    (pid,) = warm_pids(tmp_path, 1)
+    if when == "before":
+        os.kill(pid, signal.SIGKILL)
+    source = Growing([job("a")], pid)
+    outcome = waiting.run(source, should_stop=source.look)
+    assert (outcome, source.asked_when_dry > 2) == ("done", True)
+    assert (tmp_path / "a").exists()
+
+
+class Growing(ListSource):
+    """Has its jobs only after a while; kills a process in the meantime."""
+
+    def __init__(self, jobs: list[Job], victim: int) -> None:
+        super().__init__(jobs)
+        self.growing, self.victim, self.asked_when_dry = True, victim, 0
+
+    def look(self) -> Stop:
+        self.asked_when_dry += 1
+        if self.asked_when_dry == 3:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.victim, signal.SIGKILL)
+        self.growing = self.asked_when_dry < 8
+        return Stop.NO
+
+    def next(self, worker_index: int) -> Job | None:
+        return None if self.growing else super().next(worker_index)
 
 
 def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
@@ -232,7 +298,7 @@ def test_payload_that_cannot_be_pickled(tmp_path: Path) -> None:
 def test_jobs_made_from_results(tmp_path: Path) -> None:
     """A source may give None now and a job later, as long as something is under way."""
 
-    class Chain:
+    class Chain(ListSource):
         def __init__(self) -> None:
             self.ready = [job("first")]
 

@@ -265,7 +265,8 @@ def test_a_failed_unit_of_siblings_is_taken_apart() -> None:
     grid = ranked(make_grid(1, 3, 1, 4))
     beside = {p.cell.subject.id for p in grid if p.cell.subject.adapter is not None}
     plan = plan_units(grid, {}, beside=beside, most_together=8)
-    source = UnitSource(plan, {p.cell.key: CellWork() for p in grid}, {})
+    source = UnitSource()
+    source.add(plan.units, {p.cell.key: CellWork() for p in grid}, {})
     base, together = source.next(0), source.next(0)
     assert base is not None
     assert together is not None
