@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from evalcore.shown import one_line
+
 EXIT_CELLS_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_RESULTS = 74  # EX_IOERR: the results folder cannot be written; make room, run again
@@ -15,9 +17,16 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal or a time limit, run again
 
 
 class EvalcoreError(Exception):
-    """Base of every error evalcore raises on purpose."""
+    """Base of every error evalcore raises on purpose.
+
+    As text it is one line that may be shown as it is: names and paths from outside may hold line
+    ends and what a terminal would obey.
+    """
 
     exit_status = EXIT_BAD_INPUT
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(EvalcoreError):

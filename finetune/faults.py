@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from evalcore.errors import DataError, DefinitionError
+from evalcore.errors import DataError, DefinitionError, EvalcoreError
+from evalcore.shown import one_line
 
 
 class StudyFault(StrEnum):
@@ -47,12 +48,22 @@ class DataFault(StrEnum):
     BEYOND_MAX_TOKENS = "beyond-max-tokens"
 
 
-class StudyError(DefinitionError):
+class _Lines(EvalcoreError):
+    """An error of several lines, each of which is one."""
+
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(one_line, self.lines))
+
+
+class StudyError(_Lines, DefinitionError):
     """A study file is not what it should be; one line per mistake, each with its code."""
 
     def __init__(self, file: object, mistakes: Sequence[tuple[StudyFault, str]]) -> None:
         self.codes = tuple(code for code, _ in mistakes)
-        super().__init__("\n".join(f"{file}{_at(text)} [{code}]" for code, text in mistakes))
+        self.lines = tuple(f"{file}{_at(text)} [{code}]" for code, text in mistakes)
+        super().__init__("\n".join(self.lines))
 
 
 def _at(text: str) -> str:
@@ -82,9 +93,10 @@ class DataFinding:
         return f"tuning {self.tuning}: {self.message} [{self.code}]"
 
 
-class TuningDataError(DataError):
+class TuningDataError(_Lines, DataError):
     """Rows of a tuning are unfit to be learned; one line per finding, each with its code."""
 
     def __init__(self, findings: Sequence[DataFinding]) -> None:
         self.codes = tuple(finding.code for finding in findings)
-        super().__init__("\n".join(finding.line for finding in findings))
+        self.lines = tuple(finding.line for finding in findings)
+        super().__init__("\n".join(self.lines))

@@ -17,6 +17,7 @@ from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED
 from evalcore.identity import numeric_config
 from evalcore.planning import Plan
 from evalcore.scoring import RunSummary
+from evalcore.shown import one_line
 from evalcore.tasks import data_commits
 
 if TYPE_CHECKING:
@@ -85,12 +86,13 @@ class ScoreOutcome:
         """The summary for a person: scores (if wanted), how to go on, what it cost."""
         from evalcore.app.words import next_lines, plan_lines, score_lines, summary_lines
 
+        notes = map(one_line, self.notes)
         if self.dry_run:
-            return [*self.notes, *plan_lines(self)]
+            return [*notes, *plan_lines(self)]
         # Who stops a run wants it to end: a table of what is half done can wait.
         table = score_lines(self) if scores and not self.summary.stopped else []
         told = [*table, *self.lm_eval, *next_lines(self)] if scores else self.lm_eval
-        return [*self.notes, *told, *summary_lines(self)]
+        return [*notes, *told, *summary_lines(self)]
 
     def problem_lines(self) -> list[str]:
         """Findings and failures, one line each."""

@@ -86,13 +86,23 @@ def cli(ctx: click.Context, debug: bool) -> None:
     show_logs(debug)
 
 
+def _show(error: click.ClickException) -> None:
+    """Prints what click has to say: values it quotes come from outside."""
+    text = one_line(error.format_message())
+    if isinstance(error, click.UsageError):
+        error = click.UsageError(text, error.ctx)
+    else:
+        error = click.ClickException(text)
+    error.show()
+
+
 def main() -> None:
     """Entry point: typed errors become one line on stderr and their exit status."""
     debug = "--debug" in sys.argv[1:]
     try:
         status = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         echo("stopped", err=True)

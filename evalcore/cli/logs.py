@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from evalcore.shown import printable
+from evalcore.shown import one_line, printable
 
 
 class ShownFormatter(logging.Formatter):
@@ -12,6 +12,10 @@ class ShownFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        return one_line(text) if record.name.split(".")[0] in ("evalcore", "finetune") else text
 
 
 def show_logs(debug: bool) -> None:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from evalcore.cli.output import echo
 from evalcore.scoring import RunSummary
-from evalcore.shown import printable
+from evalcore.shown import one_line, printable
 
 if TYPE_CHECKING:
     from evalcore.planning import PlanCounts
@@ -155,7 +155,7 @@ class ScoreProgress:
         return self._spent.prompt_tokens / planned if planned else 0.0
 
     def failure(self, label: str, message: str) -> None:
-        self._say(f"not scored: {label}: {message}")
+        self._say(one_line(f"not scored: {label}: {message}"))
 
     def _say(self, line: str) -> None:
         if self._quiet:

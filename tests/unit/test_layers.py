@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "errors", "shown", "types", "machine", "deadline", "reading", "files", "checked", "identity",
+    "shown", "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity",
     "tasks", "prompting", "config", "store", "lm_eval", "planning", "cluster", "engines", "scoring",
     "metrics", "analysis", "exports", "report", "app", "benchmark", "cli", "api",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from evalcore.cli import cli
+from evalcore.cli import cli, main
 from evalcore.cli.command import sections
 from evalcore.cli.logs import ShownFormatter
 from evalcore.cli.options import parse_shard
@@ -97,6 +97,39 @@ def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "one\\nnot scored: forged\\r\n"
     record = logging.LogRecord("evalcore", 30, "", 0, "adapter %s", ("\x1b[31mred",), None)
     assert ShownFormatter("%(message)s").format(record) == r"adapter \x1b[31mred"
+
+
+ODD = "a\n\u202eb\x1b[2Jc\u2028d"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["score", "-m", ODD, "-t", "pocket_nli", "-o", "r"],
+        ["score", ODD, "-t", "pocket_nli", "-o", "r"],
+        ["score", "-m", "x", "-t", ODD, "-o", "r"],
+        ["score", "-m", "x", "-t", "pocket_nli", "-o", "r", "--limit", ODD],
+        ["score", "-m", "x", "-t", "pocket_nli", "-o", "r", f"--{ODD}"],
+        ["report", ODD],
+        ["export", ODD],
+        ["run", ODD],
+        ["status", ODD],
+        [ODD],
+    ],
+)
+def test_errors_are_one_line_whatever_they_name(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["evalcore", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if not line.startswith(("Usage:", "Try "))]
+    assert len([line for line in lines if line]) == 1, said
+    assert not re.search("[\x1b\u202e\u2028]", said)
 
 
 def test_nothing_is_printed_past_the_one_place() -> None:
