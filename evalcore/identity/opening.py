@@ -82,7 +82,7 @@ class Bases:
         return glob, plain(source)
 
     def _open(self, source: str, what: str) -> Checkpoint:
-        place = os.path.realpath(Path(source).expanduser()) if is_local(source) else source
+        place = _place(source)
         if place in self._broken:
             raise self._broken[place]
         if source not in self._by_source:
@@ -108,7 +108,7 @@ class Bases:
         return self._by_source[source]
 
     def _is_broken(self, place: Path) -> bool:
-        return os.path.realpath(place) in self._broken
+        return _place(str(place)) in self._broken
 
     def _twin(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """A known checkpoint that this one is, saved by another version of a library."""
@@ -317,6 +317,14 @@ class Bases:
         if hub and name.count("/") <= 1:
             raise BaseUnresolvedError(f"base {name} has no revision in {ADAPTER_CONFIG}")
         raise BaseUnresolvedError(f"base {name} named by {ADAPTER_CONFIG} is not on disk")
+
+
+def _place(source: str) -> str:
+    """The real path of a local checkpoint; else its name."""
+    try:
+        return os.path.realpath(Path(source).expanduser()) if is_local(source) else source
+    except (ValueError, RuntimeError, OSError):  # no path at all: opening it says so
+        return source
 
 
 def _why(source: str, error: InputError | OSError) -> str:
