@@ -29,7 +29,7 @@ from evalcore.app.tuning import (
     tuned_status,
 )
 from evalcore.cluster import StopSignals
-from evalcore.config import ScoreConfig
+from evalcore.config import ScoreConfig, study_keys
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.machine import cores
 from evalcore.scoring import Progress
@@ -146,7 +146,7 @@ def study(
     """
     from finetune import load_study
 
-    spec = load_study(options.file)
+    spec = as_given(load_study(options.file), options)
     run = options.scoring.run
     # Without a limit a model at hand is tuned to its end, however long that takes.
     grace = None if run.time_limit is None else run.stop_grace
@@ -218,7 +218,7 @@ def study_plan(options: StudyOptions) -> list[str]:
     from finetune import load_study
     from finetune.checkpoints import offline
 
-    spec = load_study(options.file)
+    spec = as_given(load_study(options.file), options)
     lines = []
     if spec.pretrain is not None:
         lines.append(f"pre-training: {spec.pretrain.steps} steps, unless it is done already")
@@ -274,7 +274,7 @@ def finetune(options: StudyOptions, progress: StudyProgress) -> TuneSummary:
     """
     from finetune import load_study
 
-    spec = load_study(options.file)
+    spec = as_given(load_study(options.file), options)
     pretrain(spec, options, progress)
     return tune_missing(spec, options, progress)
 
@@ -287,7 +287,7 @@ def finetune_plan(options: StudyOptions) -> list[str]:
     """
     from finetune import load_study
 
-    return dry_run_lines(load_study(options.file), options)
+    return dry_run_lines(as_given(load_study(options.file), options), options)
 
 
 def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> None:
@@ -310,6 +310,15 @@ def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> Non
             "pre-training", done, total, f"loss {loss:.2f}"
         ),
     )
+
+
+def as_given(spec: Study, options: StudyOptions) -> Study:
+    """The study, what is given of its scoring in the place of what it says: checks see that too."""
+    keys = {about.name: key for key, about in study_keys().items()}
+    own = {keys[name]: value for name, value in options.given.items() if name in keys}
+    if spec.evaluation is None or not own:
+        return spec
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=own)})
 
 
 def scoring_config(spec: Study, options: StudyOptions) -> ScoreConfig:

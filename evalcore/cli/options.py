@@ -194,8 +194,8 @@ _CERTIFY: list[Decorator] = [
 RUN_OPTIONS: list[Decorator] = [*options_for(RunConfig, leave_out=["output"]), *_CERTIFY]
 MACHINE_OPTIONS = [*options_for(EngineConfig), *options_for(ClusterConfig)]
 STUDY_OPTIONS: list[Decorator] = [
-    option_for(option_named("limit")), option_for(option_named("max_length")), *RUN_OPTIONS,
-    *MACHINE_OPTIONS,
+    *(option_for(option_named(name)) for name in ("limit", "num_fewshot", "max_length")),
+    *RUN_OPTIONS, *MACHINE_OPTIONS,
 ]  # fmt: skip
 """What the command line may say of the scoring of a study."""
 

@@ -127,6 +127,20 @@ def test_a_dry_run_without_any_checkpoint_ends_as_the_run_would(
         CliRunner().invoke(cli, [command, str(other), "--dry-run"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("words", [[], ["--num-fewshot", "4"], ["--num-fewshot", "3"]])
+def test_the_primary_way_may_be_given_with_the_command(file: Path, words: list[str]) -> None:
+    """Shots of the command line count for what the study declares of its report."""
+    file.write_text(file.read_text() + "  primary: {shots: 4}\n")
+    command = ["run", str(file), "--dry-run", *words]
+    if words[1:] != ["4"]:
+        with pytest.raises(InputError, match="primary: no prompt asks in this way"):
+            CliRunner().invoke(cli, command, catch_exceptions=False)
+        return
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "7 examples to score in 1 cells" in done.output
+
+
 def test_a_part_needs_all_models(file: Path) -> None:
     options = StudyOptions(file, file.parent, given={"shard": (0, 2)})
     with StudyProgress(quiet=True) as progress, pytest.raises(InputError, match="1 models are not"):
