@@ -15,12 +15,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from evalcore.errors import InputError
 from evalcore.files import write_atomically
+from evalcore.identity import answers
+from evalcore.identity.answers import LEAST_BYTES_PER_S, TooSlowError, bound_answers
 from evalcore.identity.cache import known_fact, note_fact
 
 logger = logging.getLogger("evalcore")
@@ -29,8 +30,6 @@ Kind = Literal["model", "dataset"]
 Got = TypeVar("Got")
 
 TRIES = 4
-ANSWER_S = 10.0
-"""For the hub's answer to one question about a repository."""
 WAIT_S = 1.0
 """Before the second try; doubled for each further one. The hub's own Retry-After goes before."""
 LONGEST_S = 90.0
@@ -82,7 +81,7 @@ class HubRepository:
                     allow_patterns=list(patterns),
                     ignore_patterns=list(ignore) or None,
                     endpoint=endpoint(),
-                    etag_timeout=min(10.0, ANSWER_S),
+                    etag_timeout=min(10.0, answers.ANSWER_S),
                 ),
             )
         )
@@ -114,7 +113,7 @@ class HubRepository:
             info = self._tried(
                 revision,
                 lambda: HfApi(endpoint=endpoint()).repo_info(
-                    self.name, repo_type=self.kind, revision=revision, timeout=ANSWER_S
+                    self.name, repo_type=self.kind, revision=revision, timeout=answers.ANSWER_S
                 ),
             )
         except HubError as error:
@@ -194,7 +193,7 @@ class HubRepository:
         """Calls, again where the fault may pass by itself."""
         begin = time.monotonic()
         number = 0
-        _bound_answers()
+        bound_answers()
         while True:
             try:
                 return call()
@@ -265,6 +264,12 @@ class HubRepository:
             return _PassingError(
                 f"could not be fetched: the connection broke off in {tries} tries "
                 f"({_shortly(error)}); run again, complete files are kept"
+            )
+        if isinstance(error, TooSlowError):
+            return _PassingError(
+                f"could not be fetched: the hub sends too slowly ({error}; at least "
+                f"{LEAST_BYTES_PER_S:,} bytes/s are waited for); run again, complete files "
+                f"are kept, or ask another mirror (HF_ENDPOINT)"
             )
         if isinstance(error, OSError) and error.strerror and not status:
             return HubError(
@@ -366,35 +371,6 @@ def reachable() -> bool:
         _silent_since[where] = time.monotonic()
         return False
     return True
-
-
-@lru_cache(maxsize=1)
-def _bound_answers() -> None:
-    """Questions that the library asks without a time limit get one, in all of this process.
-
-    It has none of its own (``timeout=None``, explicitly, for lists of files): a hub that takes
-    connections and never answers would hold up a command for ever.
-    """
-    try:
-        from huggingface_hub import set_client_factory
-        from huggingface_hub.utils._http import default_client_factory
-    except ImportError:  # a library before 1.0 has limits
-        return
-
-    def limited(request: Any) -> None:
-        limits = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {
-            kind: ANSWER_S if limits.get(kind) is None else limits[kind]
-            for kind in ("connect", "read", "write", "pool")
-        }
-
-    def client() -> Any:
-        made = default_client_factory()
-        hooks = made.event_hooks
-        made.event_hooks = {**hooks, "request": [*hooks.get("request", []), limited]}
-        return made
-
-    set_client_factory(client)
 
 
 def _is_silence(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ cut short, branches that move. It does not speak Xet: files may say that they ar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -32,6 +33,7 @@ class Fault:
         method: Only requests of this method.
         silent_s: Seconds without an answer; then the connection is closed.
         change: One byte of the body is another, whatever its length.
+        trickle_s: Seconds between one byte of the body and the next, without end.
     """
 
     path: str
@@ -41,6 +43,7 @@ class Fault:
     method: str | None = None
     silent_s: float = 0.0
     change: bool = False
+    trickle_s: float = 0.0
 
 
 @dataclass
@@ -194,6 +197,8 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return None
             self._changed = fault is not None and fault.change
+            if fault is not None and fault.trickle_s:
+                return self._trickle(fault.trickle_s)
             if fault is not None and fault.status:
                 return self._send(fault.status, b"a fault", fault.headers)
             try:
@@ -297,6 +302,17 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 }  # fmt: skip
                 content, status = content[start:stop], 206
             self._send(status, content, headers, cut)
+
+        def _trickle(self, every_s: float) -> None:
+            self.send_response(200)
+            for name, value in {"X-Repo-Commit": "0" * 40, "ETag": '"x"'}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "1000000000")
+            self.end_headers()
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                while not hub.stopping.wait(every_s):
+                    self.wfile.write(b" ")
 
         def _json(self, value: Any) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -12,8 +12,7 @@ import pytest
 
 from evalcore.cli import main
 from evalcore.errors import DataError, InputError
-from evalcore.identity import HubRepository, open_checkpoint
-from evalcore.identity import hub as client
+from evalcore.identity import HubRepository, answers, open_checkpoint
 from evalcore.tasks import load_documents, load_task
 from tests.hub.conftest import forget
 from tests.hub.loopback import Fault, LoopbackHub
@@ -120,7 +119,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a second for every answer."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(client, "ANSWER_S", 0.1)
+    monkeypatch.setattr(answers, "ANSWER_S", 0.1)
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         monkeypatch.setattr(constants, name, 0.1)
 

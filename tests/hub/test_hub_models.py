@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ import pytest
 from evalcore.app.grid import build_grid
 from evalcore.config import GridConfig
 from evalcore.errors import InputError
-from evalcore.identity import NumericsClass, open_checkpoint, read_provenance, resolve_subjects
+from evalcore.identity import (
+    NumericsClass,
+    answers,
+    open_checkpoint,
+    read_provenance,
+    resolve_subjects,
+)
 from evalcore.prompting import load_tokenizer
 from evalcore.store import ResultStore
 from finetune import check_data, load_study, plan_jobs
@@ -193,3 +200,39 @@ def test_a_study_from_the_hub_alone(
     again = evalcore_cli(*command, HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr + again.stdout
     assert "no adapter is missing" in again.stdout
+
+
+@pytest.mark.parametrize("what", ["/cdn/", "/resolve/", "/api/"])
+def test_a_hub_that_trickles_is_given_up(
+    hub: LoopbackHub, commits: list[str], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte ends a wait, so that no time limit between two bytes ever ends it."""
+    monkeypatch.setattr(answers, "WINDOW_S", 0.5)
+    hub.faults.append(Fault(what, 0, method="GET", trickle_s=0.05))
+    begin = time.monotonic()
+    said = line("org/base@step10")
+    assert "could not be fetched: the hub sends too slowly" in said
+    assert "at least 1,000 bytes/s" in said
+    assert time.monotonic() - begin < 20
+    hub.faults.clear()
+    forget()
+    assert open_checkpoint("org/base@step10").step == 10
+
+
+def test_what_comes_fast_enough_is_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "WINDOW_S", 0.05)
+
+    def parts(size: int) -> Iterator[bytes]:
+        for i in range(10):
+            time.sleep(0.02)
+            yield bytes([i]) * size
+
+    assert b"".join(answers.metered(parts(200))) == b"".join(bytes([i]) * 200 for i in range(10))
+    with pytest.raises(answers.TooSlowError, match=r"\d+ bytes in"):
+        list(answers.metered(parts(2)))
+
+    def slow_reader() -> Iterator[bytes]:
+        yield from (b"x", b"y", b"z")
+
+    for _ in answers.metered(slow_reader()):
+        time.sleep(0.06)  # a slow disk is nobody's fault
