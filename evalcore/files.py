@@ -8,9 +8,11 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +21,7 @@ from evalcore.machine import machine_id, process_start
 
 STALE_TEMPORARY_S = 24 * 3600
 _TEMPORARY_SUFFIX = ".tmp"
+_SCRATCH = "evalcore-"
 # What file systems answer that know no fsync of this kind (FUSE, CIFS, object stores).
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
@@ -121,6 +124,41 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = STALE_TEMPORARY
             if dead or (now is not None and entry.stat().st_mtime < now - older_than_s):
                 os.unlink(entry.path)
                 removed += 1
+    return removed
+
+
+@contextlib.contextmanager
+def scratch_folder(kind: str, within: Path | None = None) -> Iterator[Path]:
+    """A folder of this process that goes when it is left; what killed ones left there goes first.
+
+    Args:
+        kind: For its name.
+        within: Where; None: the folder for temporary files.
+    """
+    top = Path(tempfile.gettempdir()) if within is None else within
+    remove_dead_scratch(top)
+    hidden = "" if within is None else "."  # beside what people look for
+    whose = f"{_writer(os.getpid())}.{secrets.token_hex(4)}"
+    folder = top / f"{hidden}{_SCRATCH}{kind}.{whose}{_TEMPORARY_SUFFIX}"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_dead_scratch(top: Path) -> int:
+    """Removes scratch folders of processes of this machine and user that are gone; how many."""
+    removed = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(top):
+            if not entry.name.lstrip(".").startswith(_SCRATCH) or not _is_of_the_dead(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
+                    shutil.rmtree(entry.path)
+                    removed += 1
     return removed
 
 

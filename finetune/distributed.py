@@ -11,13 +11,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from evalcore import errors
 from evalcore.errors import EngineError, EvalcoreError, InputError
+from evalcore.files import scratch_folder
 from finetune.jobs import TuneJob
 from finetune.results import TuneConfig, TuneResult
 
@@ -70,8 +70,8 @@ def train(job: TuneJob, config: TuneConfig, result_type: type[TuneResult]) -> Tu
             f"{job.id}: method.devices is {devices}, this worker sees "
             f"{torch.cuda.device_count()} GPUs; give it more, or lower devices"
         )
-    with tempfile.TemporaryDirectory(prefix="evalcore-tune-") as folder:
-        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+    with scratch_folder("tune") as folder:
+        request, answer = folder / "request.json", folder / "answer.json"
         about = {"threads": config.threads, "device": config.device}
         body = TypeAdapter(TuneJob).dump_python(job, mode="json", exclude_unset=True)
         request.write_text(json.dumps({"job": body, "config": about}), "utf-8")

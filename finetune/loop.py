@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, get_schedu
 from transformers.trainer_callback import PrinterCallback
 
 from evalcore.errors import TrainingError
+from evalcore.files import scratch_folder
 from finetune.data import TrainingSet, batch_order
 from finetune.method import MethodSpec
 from finetune.packing import IGNORED, Batch, check_packing, choose_collate, collate, make_row
@@ -96,10 +96,10 @@ def train_model(
         restore_parameters(model, state.tensors)
     done = state.step if state is not None else 0
     per_step = method.batch_size * method.gradient_accumulation
-    with tempfile.TemporaryDirectory(prefix="evalcore-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         trainer = CompletionTrainer(
             model=model,
-            args=_arguments(method, options, options.steps - done, scratch),
+            args=_arguments(method, options, options.steps - done, str(scratch)),
             train_dataset=dataset[done * per_step :],
             data_collator=collate_rows,
         )

@@ -26,6 +26,7 @@ def launch(parent: str, devices: str, request: str, answer: str) -> int:
     die_with_parent(int(parent))
     torchrun(
         ["--standalone", f"--nproc-per-node={devices}",
+         "--log-dir", str(Path(request).parent / "logs"),  # not a folder of its own that stays
          "-m", "finetune.member", "member", request, answer]
     )  # fmt: skip
     return 0

@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from evalcore.errors import InputError
+from evalcore.files import scratch_folder
 from evalcore.identity.adapter import ADAPTER_CONFIG
 from evalcore.reading import read_json
 
@@ -47,8 +47,8 @@ def convert(source: Path, output: Path) -> list[Path]:
     if output.exists():
         raise InputError(f"convert: {output} exists already; give a new folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as place:
-        made = Path(place) / "made"
+    with scratch_folder("convert", output.parent) as place:
+        made = place / "made"
         made.mkdir()
         for file in files:
             _convert_file(file, made / _renamed(file.name))

@@ -12,11 +12,11 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.files import scratch_folder
 from evalcore.identity.adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -72,8 +72,8 @@ def to_plain(
         )
     made = _joined(own, start, source)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as place:
-        folder = Path(place) / "made"
+    with scratch_folder("convert", output.parent) as place:
+        folder = place / "made"
         folder.mkdir()
         for pattern in _BESIDE:
             for other in source.glob(pattern):

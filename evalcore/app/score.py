@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from evalcore.app.early import EarlyWorkers, pool_options
@@ -47,7 +47,7 @@ from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import BLOCK_SIZES
 from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import InputError, ResultsError
-from evalcore.files import utc_stamp
+from evalcore.files import remove_dead_scratch, scratch_folder, utc_stamp
 from evalcore.identity import away_at, bring
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.scoring import CellWorks, Progress, RunSummary, Watch, WorkerConfig, score_units
@@ -117,16 +117,17 @@ def _results(config: ScoreConfig) -> Iterator[tuple[ResultStore, Path, Place, li
     there = ResultStore(config.run.output, read_only=True) if known else None
     place, notes = settle_place(config, there)
     if not config.run.dry_run:
+        remove_dead_scratch(Path(gettempdir()))
         store = ResultStore(config.run.output)
         yield store, store.cache_folder, place, notes
         return
-    with TemporaryDirectory(prefix="evalcore-") as folder:
-        cache = Path(folder) / "cache"
+    with scratch_folder("plan") as folder:
+        cache = folder / "cache"
         cache.mkdir()
         if there is not None and there.cache_folder.is_dir():
             for file in there.cache_folder.iterdir():
                 (cache / file.name).symlink_to(file.resolve())
-        yield there or ResultStore(Path(folder) / "results"), cache, place, notes
+        yield there or ResultStore(folder / "results"), cache, place, notes
 
 
 def _prepare(

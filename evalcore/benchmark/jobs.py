@@ -9,7 +9,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from evalcore.app.cells import installed_versions
 from evalcore.app.flops import ModelShape, mfu, peak_flops
 from evalcore.benchmark.requests import RequestCounts, RequestShape
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_device
+from evalcore.files import scratch_folder
 from evalcore.identity import numeric_config
 from evalcore.types import ScoreBatch
 
@@ -134,13 +134,13 @@ def run_job(
 
 def _run_child(job: BenchJob, points: list[BenchPoint]) -> tuple[Row, dict[int, Row], str]:
     """(start row, point id -> answer, why it ended early) of one process."""
-    with tempfile.TemporaryDirectory(prefix="evalcore-bench-") as scratch:
-        todo, rows = Path(scratch, "job.json"), Path(scratch, "rows.jsonl")
+    with scratch_folder("bench") as scratch:
+        todo, rows = scratch / "job.json", scratch / "rows.jsonl"
         todo.write_text(job.as_json(points))
         rows.touch()
         threads = {"OMP_NUM_THREADS": str(job.spec.threads)} if job.spec.threads else {}
         left = job.until - time.monotonic()
-        with open(Path(scratch, "log"), "w+b") as log:
+        with open(scratch / "log", "w+b") as log:
             try:
                 done = subprocess.run(
                     [sys.executable, "-m", "evalcore.benchmark.worker", str(todo), str(rows)],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evalcore.errors import ResultsError
-from evalcore.files import try_folder
+from evalcore.files import remove_dead_scratch, scratch_folder, try_folder
 from evalcore.store import ResultStore
 
 
@@ -50,3 +52,35 @@ def test_bytes_that_come_back_otherwise_are_refused(
     with pytest.raises(OSError, match="reads back otherwise"):
         try_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_of_a_killed_process_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "import sys, time\n"
+        "from evalcore.files import scratch_folder\n"
+        "with scratch_folder('tune') as folder:\n"
+        "    (folder / 'large').write_text('x')\n"
+        "    print(folder, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
+    ) as child:
+        assert child.stdout is not None
+        theirs = Path(child.stdout.readline().strip())
+        with scratch_folder("tune") as own:
+            assert theirs.parent == own.parent == tmp_path
+            assert (theirs / "large").exists(), "it lives"
+        assert not own.exists()
+        child.kill()
+    (tmp_path / "evalcore-tune-of-somebody").mkdir()
+    (tmp_path / theirs.name.replace("tune", "link")).symlink_to(tmp_path)
+    with scratch_folder("merged", tmp_path) as own:
+        assert own.name.startswith(".evalcore-merged.")
+        assert not theirs.exists()
+    assert remove_dead_scratch(tmp_path) == 0
+    assert len(list(tmp_path.iterdir())) == 2, "what is no folder of ours stays"

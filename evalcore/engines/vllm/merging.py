@@ -12,6 +12,7 @@ from typing import Any
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.engines.vllm.traces import probe
 from evalcore.errors import NodeError, ProofError
+from evalcore.files import scratch_folder
 from evalcore.identity import LoraAdapter, ModuleDelta, weight_files, weight_layout
 from evalcore.identity.adapter import adapter_file
 from evalcore.types import Subject
@@ -171,17 +172,17 @@ def merged_copy(subject: Subject, dtype: str, *, tied: bool, budget: int) -> Ite
             f"{subject.label}: a merged copy of the checkpoint takes {need / 1e9:.1f} GB, "
             f"{place} may hold {room / 1e9:.1f} GB; make room or set TMPDIR"
         )
-    with tempfile.TemporaryDirectory(prefix="evalcore-merged-") as folder:
+    with scratch_folder("merged") as folder:
         for file in files:
             with safe_open(str(file), framework="pt") as tensors:
                 merged = {
                     name: merger(name, tensors.get_tensor(name), getattr(torch, dtype)).contiguous()
                     for name in tensors.keys()  # noqa: SIM118 (not a dict)
                 }
-            save_file(merged, str(Path(folder) / file.name), metadata={"format": "pt"})
+            save_file(merged, str(folder / file.name), metadata={"format": "pt"})
         merger.finish()
         written = {file.name for file in files}
         for other in source.iterdir():
             if other.is_file() and other.name not in written and other.suffix != ".bin":
-                (Path(folder) / other.name).symlink_to(other.resolve())
-        yield folder
+                (folder / other.name).symlink_to(other.resolve())
+        yield str(folder)
