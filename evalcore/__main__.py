@@ -1,6 +1,6 @@
 """``python -m evalcore``."""
 
-from evalcore.cli import main
+from evalcore.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -40,6 +40,8 @@ _COMMANDS = {
     "doctor": ("evalcore.cli.doctor", "What is installed, what will be used, known traps."),
 }
 
+_RUN_NO_MODEL = ("score", "watch", "prompts", "tasks")  # in their own process: workers run them
+
 
 class _LazyGroup(click.Group):
     """A group that lists its commands without importing them."""
@@ -82,8 +84,13 @@ def cli(ctx: click.Context, debug: bool) -> None:
     """
     from evalcore.cli.logs import show_logs  # `evalcore --help` does without
 
-    ctx.ensure_object(dict)["debug"] = debug
+    own = ctx.ensure_object(dict).get("own_process", False)
+    ctx.obj["debug"] = debug
     show_logs(debug)
+    if own and ctx.invoked_subcommand in _RUN_NO_MODEL:
+        from evalcore.identity import runs_no_model
+
+        runs_no_model()
 
 
 def _show(error: click.ClickException) -> None:
@@ -96,11 +103,20 @@ def _show(error: click.ClickException) -> None:
     error.show()
 
 
-def main() -> None:
-    """Entry point: typed errors become one line on stderr and their exit status."""
+def program() -> None:
+    """Entry point of the program: :func:`main` in a process that nobody else uses."""
+    main(own_process=True)
+
+
+def main(*, own_process: bool = False) -> None:
+    """Runs a command; typed errors become one line on stderr and their exit status.
+
+    Args:
+        own_process: Nobody will build a model in this process afterwards.
+    """
     debug = "--debug" in sys.argv[1:]
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False, obj={"own_process": own_process})
     except click.ClickException as error:
         _show(error)
         sys.exit(2)

@@ -9,11 +9,8 @@ differ, the file is followed and that is said.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import hashlib
 import json
-import sys
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from importlib import metadata
@@ -23,6 +20,7 @@ from typing import Any
 from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
+from evalcore.identity.library import library
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
 from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json, read_text
 from evalcore.shown import one_line
@@ -218,19 +216,11 @@ def _of_rust(error: BaseException) -> bool:
 
 
 def _read(path: str) -> tuple[Any, str]:
-    first = "transformers" not in sys.modules
-    from transformers import AutoTokenizer  # seconds to import: only where tokens are needed
-
-    if first:
-        # The library brings hundreds of thousands of objects that live as long as the process. Seen
-        # as old, they are not walked through each time many documents are made.
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # or libraries report their own objects as leaked at the end
     published = _published(Path(path))
     failed = ""
     tokenizer = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = library().AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the library raises many kinds for a broken tokenizer
@@ -337,10 +327,8 @@ def _from_file(path: str, published: Any, guess: Any, failed: str) -> Any:
         guess: What the library makes of it, if it could: knows defaults of its class.
         failed: Why it could not.
     """
-    from transformers import PreTrainedTokenizerFast
-
     try:
-        made: Any = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        made: Any = library().PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # as above
         reason = failed or str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"tokenizer in {path} cannot be loaded: {reason}") from None
