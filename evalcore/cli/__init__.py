@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
 import click
 
 from evalcore import __version__
-from evalcore.cli.command import dashes
+from evalcore.cli.command import dashes, refuse_empty
 from evalcore.cli.output import echo
 from evalcore.errors import EvalcoreError, missing_extra
 from evalcore.shown import one_line
@@ -63,6 +64,7 @@ class _LazyGroup(click.Group):
             from evalcore.errors import UnknownNameError
 
             raise click.UsageError(str(UnknownNameError("command", args[0], _COMMANDS)))
+        refuse_empty(args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -93,9 +95,14 @@ def cli(ctx: click.Context, debug: bool) -> None:
         runs_no_model()
 
 
+_LONGEST = 400  # signs of what click has to say of a value
+
+
 def _show(error: click.ClickException) -> None:
     """Prints what click has to say: values it quotes come from outside."""
     text = one_line(error.format_message())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     if isinstance(error, click.UsageError):
         error = click.UsageError(text, error.ctx)
     else:
@@ -143,4 +150,10 @@ def main(*, own_process: bool = False) -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if debug or error.errno != errno.ENAMETOOLONG:
+            raise
+        name = one_line(str(error.filename))
+        echo(f"evalcore: {name[:60]} ...: a name of {len(name):,} signs is too long", err=True)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

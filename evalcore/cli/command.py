@@ -5,6 +5,7 @@ Options are spelled with dashes; underscores are taken as well (:func:`dashes`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -52,6 +53,28 @@ HABITS = {
     "--confirm-run-unsafe-code": "code that task files name runs with --allow-code",
 }
 """Options of lm-evaluation-harness that are none here -> what to do."""
+
+
+_MAY_BE_EMPTY = {"--title", "--system-instruction"}
+
+
+def refuse_empty(words: Sequence[str]) -> None:
+    """Refuses an empty word: a shell variable that is not set would mean the folder one is in.
+
+    Raises:
+        click.UsageError: Names the option before it.
+    """
+    before = ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not word and dashes(before) not in _MAY_BE_EMPTY:
+            of = f" of {before}" if before.startswith("-") else f" after {before!r}"
+            raise click.UsageError(f"the value{of} is empty; is a variable of the shell not set?")
+        if equals and not value and option.startswith("--") and dashes(option) not in _MAY_BE_EMPTY:
+            raise click.UsageError(
+                f"the value of {option} is empty; is a variable of the shell not set?"
+            )
+        before = word
 
 
 def dashes(token: str) -> str:

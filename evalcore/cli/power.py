@@ -13,7 +13,7 @@ from evalcore.cli.output import echo
 @click.command()
 @click.argument("place", type=click.Path(path_type=Path), metavar="RESULTS|STUDY.yaml")
 @click.option(
-    "--effect", type=Finite(0, min_open=True), required=True,
+    "--effect", type=Finite(1e-6, 1e6), required=True,
     help="Smallest difference that is to be found, in units of the metric: .02 is two points.",
 )  # fmt: skip
 @click.option(
@@ -26,12 +26,12 @@ from evalcore.cli.output import echo
 )  # fmt: skip
 @click.option("-t", "--task", "tasks", multiple=True, help="Only this task (repeatable).")
 @click.option(
-    "--sd-prompts", type=Finite(0), help="Standard deviation of the gain between prompts, where "
-    "the results have one prompt.",
+    "--sd-prompts", type=Finite(0, 1e6),
+    help="Standard deviation of the gain between prompts, where the results have one prompt.",
 )  # fmt: skip
 @click.option(
-    "--sd-seeds", type=Finite(0), help="Standard deviation of the gain between training seeds, "
-    "where the results have one seed.",
+    "--sd-seeds", type=Finite(0, 1e6),
+    help="Standard deviation of the gain between training seeds, where the results have one seed.",
 )  # fmt: skip
 @click.option(
     "--max-documents", "most", type=click.IntRange(2), default=100_000, show_default=True,

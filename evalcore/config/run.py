@@ -44,6 +44,7 @@ class RunConfig:
     stop_grace: float = option(
         60.0, "After a signal to stop, units that have not ended in so long are killed (after the "
         "time limit: 15 at most).", "--stop-grace", metavar="SECONDS", low=0,
+        high=86_400,
     )  # fmt: skip
     commit_every: float = option(
         60.0, "Most work a crash may cost; committing more often makes more files.",

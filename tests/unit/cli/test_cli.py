@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from evalcore.cli import cli, main
 from evalcore.cli.command import sections
 from evalcore.cli.logs import ShownFormatter
-from evalcore.cli.options import parse_shard
+from evalcore.cli.options import Limit, parse_shard
 from evalcore.cli.output import echo, echo_line
 from evalcore.errors import EvalcoreError
 
@@ -97,6 +97,84 @@ def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "one\\nnot scored: forged\\r\n"
     record = logging.LogRecord("evalcore", 30, "", 0, "adapter %s", ("\x1b[31mred",), None)
     assert ShownFormatter("%(message)s").format(record) == r"adapter \x1b[31mred"
+
+
+WELL = {
+    "score": ("-m", "none", "-t", "pocket_nli", "-o", "r", "--dry-run"),
+    "watch": ("none", "-t", "pocket_nli", "-o", "r"),
+    "run": ("none.yaml", "--dry-run"),
+    "finetune": ("none.yaml", "--dry-run"),
+    "import": ("scores.csv",),
+    "power": ("none", "--effect", ".02"),
+    "bench": ("-o", "b", "--dry-run"),
+    "prompts show": ("pocket_nli", "default"),
+    "tasks check": ("pocket_nli",),
+}
+"""Commands with numbers among their options, asked of things that are not there."""
+NUMBERS = ("-1", "0", "1e308", "nan", "inf", str(10**12), "1e-308", "²", "9" * 5000, "")
+
+
+def numeric(command: click.Command) -> list[str]:
+    kinds = (click.types.IntParamType, click.types.FloatParamType, Limit)
+    durations = ("--time-limit", "--idle", "--shard", "--budget")
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.is_flag]
+    found = [
+        max(p.opts, key=len)
+        for p in options
+        if isinstance(p.type, kinds) or p.opts[-1] in durations
+    ]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("name", WELL)
+def test_absurd_numbers_are_taken_or_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every option with a number: what is taken fails for what is not there, or does well."""
+    monkeypatch.chdir(tmp_path)
+    Path("scores.csv").write_text("model,task,score\na,t,0.5\nb,t,0.6\n")
+    command: click.Command | None = cli
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
+    assert command is not None
+    for option in numeric(command):
+        for value in NUMBERS:
+            done = CliRunner().invoke(cli, [*name.split(), *WELL[name], f"{option}={value}"])
+            error = done.exception
+            assert error is None or isinstance(error, (SystemExit, EvalcoreError)), (option, error)
+            said = str(error) if isinstance(error, EvalcoreError) else ""
+            assert "\n" not in said
+            assert len(said) < 6000, (option, value, said)
+            if value in ("nan", "inf", "1e308", "²", ""):
+                assert done.exit_code, (option, value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.csv"]
+
+
+def test_an_empty_word_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``-o "$OUT"`` of a variable that is not set would be the folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["-o", ""], ["--output="], ["--limit", ""], [""]):
+        done = CliRunner().invoke(cli, ["score", "-m", "x", "-t", "pocket_nli", *words])
+        assert done.exit_code == 2
+        assert "is empty; is a variable of the shell not set?" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["report", "9" * 5000], ["score", "-m", "x", "-o", "9" * 5000]])
+def test_a_name_that_is_too_long_is_one_short_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["evalcore", *words, *["-t", "pocket_nli"] * (words[0] == "score")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("e", "E"))]
+    assert len(said) == 1
+    assert len(said[0]) < 500
 
 
 ODD = "a\n\u202eb\x1b[2Jc\u2028d"
