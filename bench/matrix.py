@@ -1,6 +1,6 @@
 """Architectures, adapters, strategies and ways of applying, each against transformers + PEFT.
 
-    python -m bench.matrix [-o matrix] [--minutes 45] [--fresh] [--only adapters ...]
+    python -m bench.matrix [-o matrix] [--minutes 45] [--jobs 2] [--fresh] [--only adapters ...]
 
 Every cell ends as a number (the largest difference of log-probabilities to the model that was
 saved: float32, eager attention, one plain forward a row) or as the line of a refusal:
@@ -12,9 +12,9 @@ saved: float32, eager attention, one plain forward a row) or as the line of a re
 - ``strategy/NAME``: each strategy, cold, hot and shuffled, on three architectures;
 - ``ranks/NAME/...``: two tensor-parallel ranks, as two processes, on two architectures.
 
-Groups are taken in an order drawn from ``--seed``. Each group's lines are appended to
-``matrix.jsonl``; what is there of the same code and the same libraries is not run again. A crash
-costs its own cell.
+Groups with many cells come first, those of one size in an order drawn from ``--seed``, ``--jobs``
+of them at once. Each group's lines are appended to ``matrix.jsonl``; what is there of the same code
+and the same libraries is not run again. A crash costs its own cell.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -102,17 +104,6 @@ def code_of_tree() -> str:
     return hasher.hexdigest()
 
 
-def cpu_s() -> float:
-    """CPU seconds of this process, of those it waited for, and of all that run below it."""
-    own = psutil.Process()
-    spent = 0.0
-    for process in (own, *own.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            spent += times.user + times.system + times.children_user + times.children_system
-    return float(spent)
-
-
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -124,10 +115,15 @@ def _version(name: str) -> str:
 
 
 class Processes:
-    """A process for transformers and one for vLLM, replaced after a crash."""
+    """A process for transformers and one for vLLM, replaced after a crash.
+
+    Attributes:
+        spent: CPU seconds of processes that have ended.
+    """
 
     def __init__(self) -> None:
         self._children: dict[str, Child] = {}
+        self.spent = 0.0
 
     def call(self, way: str, function: Callable[..., Any], *args: Any) -> Any:
         """What a function returns in the process of ``unmerged`` or of vLLM's ways.
@@ -141,12 +137,30 @@ class Processes:
         try:
             return self._children[kind].call(function, *args)
         except LOST:
-            self._children.pop(kind).kill()
+            lost = self._children.pop(kind)
+            self.spent += _cpu_s(lost.pids())
+            lost.kill()
             raise
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes so far, and of all that ran below them."""
+        return self.spent + sum(_cpu_s(child.pids()) for child in self._children.values())
 
     def close(self) -> None:
         for child in self._children.values():
             child.close()
+
+
+def _cpu_s(pids: list[int]) -> float:
+    """CPU seconds of processes, of those they waited for, and of all that run below them."""
+    spent = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            top = psutil.Process(pid)
+            for process in (top, *top.children(recursive=True)):
+                times = process.cpu_times()
+                spent += times.user + times.system + times.children_user + times.children_system
+    return spent
 
 
 @dataclass(frozen=True)
@@ -249,14 +263,18 @@ def _test_group(cell: str, test: str) -> Group:
     """A cell that a test of its own decides: what it prints is its number."""
 
     def run(processes: Processes) -> dict[str, Found]:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-s", "-m", "", test],
-            capture_output=True, text=True, cwd=ROOT, check=False,
-        )  # fmt: skip
-        numbers = [line for line in done.stdout.splitlines() if line.startswith("largest ")]
-        if done.returncode == 0 and numbers:
+        command = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "", test]
+        with tempfile.TemporaryFile("w+") as told:
+            process = subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            told.seek(0)
+            lines = told.read().splitlines()
+        processes.spent += usage.ru_utime + usage.ru_stime
+        numbers = [line for line in lines if line.startswith("largest ")]
+        if process.returncode == 0 and numbers:
             return {cell: Found(float(numbers[-1].split()[1]), numbers[-1], "scored")}
-        last = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
+        last = [line for line in lines if line.startswith(("E  ", "FAILED"))]
         return {cell: Found(None, (last or ["it did not run"])[0], "crash")}
 
     return Group(cell, (cell,), run)
@@ -285,7 +303,9 @@ def judge(cell: str, found: Found) -> str:
     return "" if found.when in ("planning", "unmade") else f"refused while {found.when}"
 
 
-def run(folder: Path, minutes: float, seed: int, *, fresh: bool, only: list[str]) -> list[Line]:
+def run(
+    folder: Path, minutes: float, seed: int, jobs: int, *, fresh: bool, only: list[str]
+) -> list[Line]:
     """Runs what the log does not have; gives all lines of this code."""
     folder.mkdir(parents=True, exist_ok=True)
     log, code = folder / "matrix.jsonl", code_of_tree()
@@ -295,39 +315,60 @@ def run(folder: Path, minutes: float, seed: int, *, fresh: bool, only: list[str]
     known = [Line(**json.loads(text)) for text in texts]
     lines = {line.cell: line for line in known if line.code == code}
     todo = [group for group in groups() if not only or group.cells[0].startswith(tuple(only))]
+    todo = [group for group in todo if not all(cell in lines for cell in group.cells)]
     random.Random(seed).shuffle(todo)
-    ends, processes = time.monotonic() + 60 * minutes, Processes()
-    try:
-        for group in todo:
-            if all(cell in lines for cell in group.cells):
-                continue
-            if time.monotonic() > ends:
-                print(f"no time left for {group.name}; run again to go on", flush=True)
-                continue
-            begin, cpu = time.monotonic(), cpu_s()
-            try:
-                found = group.run(processes)
-            except LOST as error:
-                lost = Found(None, f"the process was lost ({type(error).__name__})", "crash")
-                found = dict.fromkeys(group.cells, lost)
-            spent = time.monotonic() - begin, max(0.0, cpu_s() - cpu)
-            shares = (round(one / max(len(found), 1), 2) for one in spent)
-            seconds, each = shares
-            for cell, one in found.items():
-                line = Line(
-                    cell, one.error, one.said, one.when, judge(cell, one), code, seconds, each
-                )
-                lines[cell] = line
-                with log.open("a") as sink:
-                    sink.write(json.dumps(asdict(line)) + "\n")
-            bad = [lines[cell] for cell in found if lines[cell].bad]
-            print(f"{group.name}: {len(found)} cells, {len(bad)} bad, {spent[0]:.0f} s, "
-                  f"{spent[1]:.0f} s of CPU", flush=True)  # fmt: skip
-            for line in bad:
-                print(f"  {line.cell}: {line.bad}: {line.said}", flush=True)
-    finally:
-        processes.close()
+    todo.sort(key=lambda group: -len(group.cells))  # what takes longest first
+    ends, writing = time.monotonic() + 60 * minutes, threading.Lock()
+
+    def work() -> None:
+        processes = Processes()
+        try:
+            while True:
+                with writing:
+                    if not todo:
+                        return
+                    group = todo.pop(0)
+                if time.monotonic() > ends:
+                    print(f"no time left for {group.name}; run again to go on", flush=True)
+                    continue
+                mine = _lines(group, processes, code)
+                with writing:
+                    lines.update((line.cell, line) for line in mine)
+                    _write(log, group, mine)
+        finally:
+            processes.close()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(work) for _ in range(jobs)]:
+            done.result()
     return sorted(lines.values(), key=lambda line: line.cell)
+
+
+def _lines(group: Group, processes: Processes, code: str) -> list[Line]:
+    """Runs a group."""
+    begin, cpu = time.monotonic(), processes.cpu_s()
+    try:
+        found = group.run(processes)
+    except LOST as error:
+        lost = Found(None, f"the process was lost ({type(error).__name__})", "crash")
+        found = dict.fromkeys(group.cells, lost)
+    spent = time.monotonic() - begin, max(0.0, processes.cpu_s() - cpu)
+    seconds, each = (round(one / max(len(found), 1), 2) for one in spent)
+    return [
+        Line(cell, one.error, one.said, one.when, judge(cell, one), code, seconds, each)
+        for cell, one in found.items()
+    ]
+
+
+def _write(log: Path, group: Group, mine: list[Line]) -> None:
+    """Appends a group's lines to the log and tells of it."""
+    with log.open("a") as sink:
+        sink.writelines(json.dumps(asdict(line)) + "\n" for line in mine)
+    bad = [line for line in mine if line.bad]
+    print(f"{group.name}: {len(mine)} cells, {len(bad)} bad, {sum(m.seconds for m in mine):.0f} s, "
+          f"{sum(m.cpu_s for m in mine):.0f} s of CPU", flush=True)  # fmt: skip
+    for line in bad:
+        print(f"  {line.cell}: {line.bad}: {line.said}", flush=True)
 
 
 def table(lines: list[Line]) -> str:
@@ -360,12 +401,15 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("matrix"))
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="groups at once, of two processes each")
     parser.add_argument("--fresh", action="store_true", help="run all of it again")
     parser.add_argument("--only", nargs="*", default=[], help="cells that begin so")
     given = parser.parse_args()
     # Models here are tiny: a second thread would wait for the first.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    lines = run(given.output, given.minutes, given.seed, fresh=given.fresh, only=given.only)
+    lines = run(
+        given.output, given.minutes, given.seed, given.jobs, fresh=given.fresh, only=given.only
+    )
     (given.output / "matrix.md").write_text(table(lines), "utf-8")
     print(summary(lines))
     return int(any(line.bad for line in lines))

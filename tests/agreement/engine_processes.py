@@ -53,6 +53,10 @@ class Child:
         """What ``function(*args)`` returns or raises there."""
         return self._pool.submit(function, *args).result(_TIMEOUT_S)
 
+    def pids(self) -> list[int]:
+        """Of the process, if it was started."""
+        return list(self._pool._processes or {})
+
     def close(self) -> None:
         self._pool.shutdown()
 

@@ -62,18 +62,18 @@ def test_a_second_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     near, far = Found(1e-6, "", "scored"), Found(1.0, "", "scored")
     three = [group("a", near), group("b", REFUSED), group("c", far)]
     monkeypatch.setattr(matrix, "groups", lambda: three[:2])
-    assert len(matrix.run(tmp_path, 1.0, 0, fresh=False, only=[])) == 2
+    assert len(matrix.run(tmp_path, 1.0, 0, 2, fresh=False, only=[])) == 2
     monkeypatch.setattr(matrix, "groups", lambda: three)
-    lines = matrix.run(tmp_path, 1.0, 0, fresh=False, only=[])
+    lines = matrix.run(tmp_path, 1.0, 0, 2, fresh=False, only=[])
     assert sorted(runs) == ["a", "b", "c"], "each once"
     assert [line.bad for line in lines] == ["", "", "off by 1.0e+00"]
     assert "3 cells, 2 scored" in matrix.summary(lines)
     assert "1 refused in one line, 1 not as they should be" in matrix.summary(lines)
     assert matrix.table(lines).count("\n") == 5
     monkeypatch.setattr(matrix, "code_of_tree", lambda: "other")
-    matrix.run(tmp_path, 1.0, 0, fresh=False, only=["family/a"])
+    matrix.run(tmp_path, 1.0, 0, 2, fresh=False, only=["family/a"])
     assert sorted(runs) == ["a", "a", "b", "c"], "of other code it says nothing"
-    matrix.run(tmp_path, 0.0, 0, fresh=True, only=[])
+    matrix.run(tmp_path, 0.0, 0, 2, fresh=True, only=[])
     assert len(runs) == 4, "no time left"
     written = (tmp_path / "matrix.jsonl").exists()
     assert not written or not json.loads((tmp_path / "matrix.jsonl").read_text() or "[]")
