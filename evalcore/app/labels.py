@@ -32,7 +32,7 @@ LABEL_COLUMNS = tuple(f.name for f in fields(Labels))
 
 
 def labelled_subjects(
-    options: SubjectsConfig, store: ResultStore, applied: Applied = "unmerged"
+    options: SubjectsConfig, store: ResultStore, applied: Applied = "either"
 ) -> Resolved:
     """The subjects of a run, with bases and parents, and with what is known of their tuning.
 

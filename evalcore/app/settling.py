@@ -50,7 +50,7 @@ def settle_subjects(
     config: ScoreConfig, place: Place, store: ResultStore
 ) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
     """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
-    applied = "unmerged" if config.engine.kind == "auto" else applied_by(config, place)
+    applied = "either" if config.engine.kind == "auto" else applied_by(config, place)
     resolved = labelled_subjects(config.subjects, store, applied)
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     subjects = _supported(config, place, resolved.subjects, problems)

@@ -12,9 +12,11 @@ from evalcore.identity.adapter_schema import check_layers
 from evalcore.identity.bases import quantisation
 from evalcore.identity.lora import LoraAdapter, read_lora, shares_embeddings
 from evalcore.identity.lora_names import Layout, layer_of
+from evalcore.identity.peft_alone import peft_refuses
 
-Applied = Literal["unmerged", "merged", "batched"]
-"""How adapters are applied: by PEFT on top (engine hf), into the weights, or beside them (vllm)."""
+Applied = Literal["unmerged", "merged", "batched", "either"]
+"""How adapters are applied: by PEFT on top (engine hf), into the weights, or beside them (vllm);
+``either``: by PEFT or into the weights, whichever can."""
 
 
 def check_adapter(
@@ -72,8 +74,15 @@ def vllm_refuses(
 def _refused(
     adapter: LoraAdapter, config: Mapping[str, Any], layout: Layout, base: str, applied: Applied
 ) -> str | None:
-    if applied == "unmerged":
-        return None
+    if applied in ("unmerged", "either"):
+        reason = peft_refuses(
+            adapter_config(adapter.path), str(config.get("model_type", "")), adapter.deltas
+        )
+        if reason is None:
+            return None
+        if applied == "either" and _refused(adapter, config, layout, base, "merged") is None:
+            return None
+        return f"adapter {adapter.path}: {reason}"
     quantised = quantisation(config, layout)
     if applied == "merged" and quantised is not None:
         return (

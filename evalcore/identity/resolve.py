@@ -58,7 +58,7 @@ def resolve_subjects(
     *,
     include_bases: bool = True,
     tokenizer: str = "adapter",
-    applied: Applied = "unmerged",
+    applied: Applied = "either",
     leave_out: Sequence[str] = (),
     may_be_away: bool = False,
 ) -> Resolved:

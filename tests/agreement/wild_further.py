@@ -163,7 +163,7 @@ FURTHER: dict[str, Case] = {
     "arrow": Case(edit=edit_config(arrow_config={"top_k": 2}), vllm="arrow_config"),
     "alora": Case(options={"alora_invocation_tokens": [TOKEN]}, vllm="alora_invocation_tokens"),
     "qalora": Case(edit=edit_config(use_qalora=True), vllm="use_qalora"),
-    "bdlora": Case(edit=edit_config(use_bdlora={"nblocks": 2}), vllm="use_bdlora", hf="block"),
+    "bdlora": Case(edit=edit_config(use_bdlora={"nblocks": 2}), vllm="use_bdlora", hf="use_bdlora"),
     "no_task": Case(options={"task_type": None}),
     "classifier": Case(
         edit=both(
