@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
-from evalcore.engines.vllm.contract import architectures
-from evalcore.identity import safetensors_names, weight_names
+from evalcore.engines.vllm.contract import architectures, model_source
+from evalcore.identity import safetensors_names, shares_embeddings, weight_layout, weight_names
 from evalcore.identity.bases import quantisation
+from evalcore.identity.lora import head_of
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -26,6 +28,8 @@ _STATE_SPACE = {
 # them (engine/arg_utils.py, models/llama.py) -> values that change nothing.
 _BELIEVED: dict[str, tuple[Any, ...]] = {"sliding_window": (None, 0), "logit_scale": (None, 1)}
 _SCALED = ("llama", "mistral")  # families of which vLLM believes a logit_scale
+# How vLLM's models take the embeddings as their head.
+_TIES = re.compile(r"tie_w|lm_head = self\.\w*(model|transformer|decoder)?\.?\w*(emb|wte)")
 
 
 def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | None:
@@ -44,7 +48,7 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
             f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
             f"it to another folder"
         )
-    believed = _believed(config)
+    believed = _believed(config) or _never_tied(path, config)
     if believed is not None or device != "cpu":
         return believed
     coded = _unknown_codes(config)
@@ -81,6 +85,24 @@ def _believed(config: Mapping[str, Any]) -> str | None:
             return (
                 f"config.json, key {key}: vLLM goes by it ({value!r}), transformers' {kind} has "
                 f"no such key; remove it"
+            )
+    return None
+
+
+def _never_tied(path: str, config: Mapping[str, Any]) -> str | None:
+    """A head that vLLM's code of a family never takes from the embeddings, where it is not saved.
+
+    OLMoE of vLLM 0.32 with ``tie_word_embeddings``: its head stays what it was made with.
+    """
+    layout = weight_layout(path)
+    if head_of(layout) is not None or not shares_embeddings(config, layout):
+        return None
+    for name in map(str, config.get("architectures") or ()):
+        source = model_source(name)
+        if "ParallelLMHead(" in source and not _TIES.search(source):
+            return (
+                f"config.json, key tie_word_embeddings: vLLM's {name} has a head of its own, which "
+                f"these files do not hold"
             )
     return None
 

@@ -71,16 +71,36 @@ def read_installed() -> tuple[Finding, ...]:
 
 
 @functools.cache
-def architectures() -> frozenset[str]:
-    """Architectures that the installed vLLM has code for; empty where there is none."""
+def model_modules() -> dict[str, str]:
+    """Architecture -> module of ``vllm.model_executor.models`` that has its code."""
     root = installed()
-    found: set[str] = set()
+    found: dict[str, str] = {}
     for table in ARCHITECTURES.split() if root is not None else ():
         node = _Tree(root).declaration(Name(REGISTRY, table, "engine")) if root else None
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if isinstance(value, ast.Dict):
-            found.update(str(key.value) for key in value.keys if isinstance(key, ast.Constant))
-    return frozenset(found)
+        if not isinstance(value, ast.Dict):
+            continue
+        for key, own in zip(value.keys, value.values, strict=True):
+            if isinstance(key, ast.Constant):
+                first = own.elts[0] if isinstance(own, ast.Tuple) else None
+                found[str(key.value)] = str(first.value) if isinstance(first, ast.Constant) else ""
+    return found
+
+
+def architectures() -> frozenset[str]:
+    """Architectures that the installed vLLM has code for; empty where there is none."""
+    return frozenset(model_modules())
+
+
+def model_source(architecture: str) -> str:
+    """The installed vLLM's code of an architecture; ``""`` where it is not found."""
+    root, module = installed(), model_modules().get(architecture, "")
+    if root is None or not module.isidentifier():
+        return ""
+    try:
+        return (root / "model_executor" / "models" / f"{module}.py").read_text("utf-8")
+    except OSError:
+        return ""
 
 
 def source_of(root: Path, name: Name) -> str:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evalcore.engines.vllm.bases import unsupported
+from evalcore.engines.vllm.contract import installed
 from evalcore.errors import InputError
 from evalcore.identity import (
     check_adapter,
@@ -235,3 +236,20 @@ def test_whole_numbers_for_weights_are_named(tiny_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="holds whole numbers"):
         check_base("c", config, layout)
     check_base("c", {**config, "quantization_config": {"quant_method": "x"}}, layout)
+
+
+def test_a_head_that_vllm_never_ties_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    if installed() is None:
+        pytest.skip("reads vLLM's source")
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    config = json.loads((folder / "config.json").read_text())
+    olmoe = {**config, "architectures": ["OlmoeForCausalLM"], "tie_word_embeddings": True}
+    assert unsupported(str(folder), olmoe, "cuda") is None, "the files hold a head"
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    found = unsupported(str(folder), olmoe, "cuda")
+    assert "OlmoeForCausalLM has a head of its own" in (found or "")
+    for name in ("LlamaForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel", "Gemma2ForCausalLM"):
+        tied = {**olmoe, "architectures": [name]}
+        assert unsupported(str(folder), tied, "cuda") is None, name
