@@ -47,6 +47,9 @@ class Checkpoint:
         step: Pre-training step, if known; orders tables and pictures.
         source: What the user gave (a path, or ``repo@revision``).
         revision: Resolved commit of a hub checkpoint.
+        origin: Where on the hub it is from (``repo@commit``, ``#folder``); empty: from a disk.
+        content: Fingerprint of its tensors where ``fingerprint`` is over the hashes of its files,
+            because it was first scored before anybody had read them; else empty.
         parent: Fingerprint of the checkpoint this one was fully tuned from.
         tuning: Tuning label of a fully tuned checkpoint.
         tuned_on: Table group a fully tuned checkpoint was tuned for.
@@ -81,6 +84,8 @@ class Checkpoint:
     tuning_step: int | None = None
     labels_from: str | None = None
     reading: str = ""
+    origin: str = ""
+    content: str = ""
 
     @property
     def id(self) -> str:
@@ -108,6 +113,7 @@ class Adapter:
         seed: Training seed, if known.
         untrained: True when every delta is exactly zero.
         copies: Directories of exact copies, which are not scored by themselves.
+        origin, content: As of :class:`Checkpoint`.
         method: What its kind is called, where it is more than ``lora``.
         tuning_step: Step of the tuning it was saved at, if known.
         labels_from: Who says what it was tuned on; see :class:`Checkpoint`.
@@ -126,6 +132,8 @@ class Adapter:
     method: str | None = None
     tuning_step: int | None = None
     labels_from: str | None = None
+    origin: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,11 @@ class Subject:
         """Content identity: the checkpoint's id, ``+`` adapter fingerprint."""
         own = self.checkpoint.id
         return own if self.adapter is None else f"{own}+{self.adapter.fingerprint}"
+
+    @property
+    def parts(self) -> list[Checkpoint | Adapter]:
+        """The checkpoint, and the adapter where there is one."""
+        return [part for part in (self.checkpoint, self.adapter) if part is not None]
 
     @property
     def weights(self) -> str:

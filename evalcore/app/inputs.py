@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evalcore.identity.away import Named, unread_fingerprint
+from evalcore.identity.weights_state import weights_state
 from evalcore.prompting import read_requests
 from evalcore.store import ResultStore
-from evalcore.types import Document
+from evalcore.types import Adapter, Document, Subject
 
 if TYPE_CHECKING:
     from evalcore.app.cells import Grid
@@ -38,6 +40,26 @@ def keep_clusters(store: ResultStore, grid: Grid) -> None:
     for (task, _), documents in grid.documents.items():
         if field := named.get(task):
             store.write_clusters(task, clusters_of(field, documents))
+
+
+def keep_weights(store: ResultStore, subjects: Sequence[Subject]) -> None:
+    """Writes under which fingerprint each subject's weights are scored, by their files' hashes.
+
+    So the same files are known wherever they come from: a disk, or the hub, without a byte read.
+
+    Raises:
+        ResultsError: The folder cannot be written.
+    """
+    rows: dict[str, Named] = {}
+    for subject in subjects:
+        for made in subject.parts:
+            state = None if made.path in rows else weights_state(made)
+            if state is not None:
+                unread = made.fingerprint == unread_fingerprint(state)
+                content = made.content or ("" if unread else made.fingerprint)
+                zero = isinstance(made, Adapter) and made.untrained
+                rows[made.path] = Named(state, made.fingerprint, content, zero)
+    store.write_weights(rows.values())
 
 
 def clusters_of(field: str, documents: Sequence[Document]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import Applied, Resolved, resolve_subjects, search
+from evalcore.identity.away import AwayRule
 from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.labelling import LabelSources, label_subjects
 from evalcore.identity.labels import (
@@ -20,6 +21,7 @@ from evalcore.identity.labels import (
     read_labels,
 )
 from evalcore.identity.parents import ParentMap
+from evalcore.identity.places import HubPlace, listed
 from evalcore.store import ResultStore
 from evalcore.store.schema import FULLY_TUNED
 from evalcore.types import Subject
@@ -32,7 +34,10 @@ LABEL_COLUMNS = tuple(f.name for f in fields(Labels))
 
 
 def labelled_subjects(
-    options: SubjectsConfig, store: ResultStore, applied: Applied = "either"
+    options: SubjectsConfig,
+    store: ResultStore,
+    applied: Applied = "either",
+    disk_budget: int | None = None,
 ) -> Resolved:
     """The subjects of a run, with bases and parents, and with what is known of their tuning.
 
@@ -40,32 +45,35 @@ def labelled_subjects(
         options: What is to be scored.
         store: The results, where labels may have been mended.
         applied: What the engine does with adapters (see ``resolve_subjects``).
+        disk_budget: Bytes of weights from the hub that a node may hold; None: any.
 
     Raises:
         InputError: Nothing is found, a checkpoint given is missing, or labels are wrong.
     """
-    parents = ParentMap.parse(options.parent_map, options.adapters, options.leave_out)
-    folders: Sequence[str] = options.adapters
+    given, checkpoints = listed(options.adapters, "ADAPTERS"), listed(options.checkpoints, "-m")
+    local = [each for each in given if HubPlace.parse(each) is None]
+    parents = ParentMap.parse(options.parent_map, local, options.leave_out)
+    folders: Sequence[str] = given
+    rule = AwayRule(store.weights(), disk_budget)
     if parents.tuned:
-        there = search(folders, options.leave_out)
-        folders = folders if there.adapters or there.tuned else ()
+        there = search(local, options.leave_out)
+        if not (there.adapters or there.tuned):
+            folders = [each for each in given if each not in local]
     resolved = resolve_subjects(
         folders,
-        (*options.checkpoints, *map(str, parents.tuned), *parents.parents),
+        (*checkpoints, *map(str, parents.tuned), *parents.parents),
         base_map=options.base_map,
         assume_base=options.assume_base,
         include_bases=options.include_bases,
         tokenizer=options.tokenizer,
         applied=applied,
         leave_out=options.leave_out,
-        may_be_away=True,
+        rule=rule,
     )
     broken = [problem.path for problem in resolved.problems]
-    subjects = _with_known_parents(
-        parents.applied(resolved.subjects, options.adapters, broken), store
-    )
+    subjects = _with_known_parents(parents.applied(resolved.subjects, local, broken, rule), store)
     if not options.include_bases:
-        asked_for = {*options.checkpoints, *map(str, parents.tuned)}
+        asked_for = {*checkpoints, *map(str, parents.tuned)}
         subjects = [
             s for s in subjects
             if s.base_id is not None or s.checkpoint.source in asked_for or not parents.entries
@@ -73,7 +81,7 @@ def labelled_subjects(
     sources = LabelSources(
         rules=tuple(parse_tuned_on(entry) for entry in reversed(options.tuned_on)),
         pattern=NamePattern.parse(options.name_pattern) if options.name_pattern else None,
-        folders=tuple(Path(folder) for folder in options.adapters),
+        folders=tuple(Path(folder) for folder in local),
         known=known_labels(store),
     )
     labelled, notes = label_subjects(subjects, sources)

@@ -14,7 +14,7 @@ from typing import Any
 from evalcore.app.early import EarlyWorkers, pool_options
 from evalcore.app.engines import hf_spec, slow_ones
 from evalcore.app.grid import require_documents, selected
-from evalcore.app.inputs import keep_clusters, keep_inputs
+from evalcore.app.inputs import keep_clusters, keep_inputs, keep_weights
 from evalcore.app.kept import keep_answers
 from evalcore.app.labels import untaught_notes
 from evalcore.app.limits import token_limits
@@ -180,7 +180,8 @@ def _prepare(
         )
 
     plan = planned()
-    if not config.run.dry_run and (gone := bring_weights(plan)):
+    elsewhere = config.cluster.backend == "ray" or config.cluster.disk_budget is not None
+    if not (config.run.dry_run or elsewhere) and (gone := bring_weights(plan)):
         problems += gone.items()
         grid.cells = grid.cells.chosen(lambda subject: subject.checkpoint.path not in gone)
         plan = planned()
@@ -203,7 +204,8 @@ def _prepare(
     if config.run.dry_run:
         outcome.examples_per_s = store.runs.examples_per_s()
         return outcome, None
-    outcome.notes += weights_away(subjects)
+    outcome.notes += weights_away(plan, subjects)
+    keep_weights(store, subjects)
     keep_clusters(store, grid)
     if config.run.documents:
         keep_inputs(store, grid)
@@ -211,7 +213,7 @@ def _prepare(
 
 
 def bring_weights(plan: Plan) -> dict[str, str]:
-    """Fetches the weights that units need and that are still on the hub.
+    """Fetches the weights that units need and that are still on the hub, where engines are here.
 
     Returns:
         Path -> why, of checkpoints whose weights are not to be had.
@@ -225,14 +227,20 @@ def bring_weights(plan: Plan) -> dict[str, str]:
     return gone
 
 
-def weights_away(subjects: Sequence[Subject]) -> list[str]:
-    """A line on the weights that stayed on the hub."""
-    away = {path for s in subjects if away_at(path := s.checkpoint.path) is not None}
+def weights_away(plan: Plan, subjects: Sequence[Subject]) -> list[str]:
+    """A line on the weights that stay on the hub, as nothing of them is left to score."""
+    wanted = {made.path for unit in plan.units for s in unit.subjects for made in s.parts}
+    away = {
+        made.path
+        for subject in subjects
+        for made in subject.parts
+        if made.path not in wanted and away_at(made.path) is not None
+    }
     if not away:
         return []
     return [
-        f"weights that stayed on the hub: of {len(away):,} checkpoints, known by their hashes, of "
-        f"which nothing is left to score"
+        f"weights that stayed on the hub: of {len(away):,} checkpoints and adapters, known by "
+        f"their hashes, of which nothing is left to score"
     ]
 
 
@@ -283,8 +291,9 @@ def _score_plan(
 ) -> None:
     spec, summary = prepared.spec, outcome.summary
     worker = WorkerConfig(
-        str(config.run.output.resolve()), spec, config.run.commit_every, doubted(prepared)
-    )
+        str(config.run.output.resolve()), spec, config.run.commit_every, doubted(prepared),
+        config.cluster.disk_budget,
+    )  # fmt: skip
     apart = (replace(worker, spec=hf_spec(spec)), prepared.slow) if prepared.slow else None
     score_units(
         outcome.plan,

@@ -96,6 +96,18 @@ def parse_time_limit(ctx: click.Context, param: click.Parameter, value: str | No
     return seconds
 
 
+def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from evalcore.errors import InputError
+    from evalcore.identity.listings import parse_size
+
+    try:
+        return parse_size(value)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def option_for(about: Option, **changed: Any) -> Decorator:
     """The click option of a field of a configuration.
 
@@ -130,6 +142,8 @@ def _how(about: Option) -> dict[str, Any]:
             return {"callback": parse_shard}
         case "duration":
             return {"callback": parse_time_limit}
+        case "size":
+            return {"callback": read_size}
         case "source":
             return {"callback": plain_source}
         case "percent":

@@ -44,6 +44,11 @@ class ClusterConfig:
     ray_address: str | None = option(
         None, "Ray cluster to join (auto: the running one).", "--ray-address", metavar="ADDRESS"
     )
+    disk_budget: int | None = option(
+        None, "Checkpoints and adapters from the hub only pass through a cache of this size on "
+        "each node (200GB, 1.5TiB): fetched where they are scored, given up for the next ones.",
+        "--disk-budget", metavar="SIZE", read="size", low=1,
+    )  # fmt: skip
     peak_tflops: float | None = option(
         None, "Peak of one device in TFLOP/s, for the MFU (default: a table of known GPUs).",
         "--peak-tflops", section="Engine", above=0, high=1e6,

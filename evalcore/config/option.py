@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from evalcore.errors import InputError
 
-Read = Literal["", "limit", "shard", "duration", "source", "yes-no", "share", "percent"]
+Read = Literal["", "limit", "shard", "duration", "source", "yes-no", "share", "percent", "size"]
 PathMust = Literal["exist", "be a folder", "not be a folder"]
 
 

@@ -15,11 +15,14 @@ class SubjectsConfig:
     SECTION: ClassVar[str] = "What is scored"
 
     adapters: tuple[str, ...] = option(
-        (), "Folders searched for adapters (and for fully tuned checkpoints, with --parent-map)."
+        (),
+        "Folders searched for adapters (and for fully tuned checkpoints, with --parent-map), "
+        "adapters on the hub ([hf:]REPO@REV[#FOLDER]), and lists of either (@FILE).",
     )
     checkpoints: tuple[str, ...] = option(
-        (), "Also score this checkpoint by itself (repeatable; works without any adapter).",
-        "-m", "--checkpoint", metavar="PATH|REPO@REV", read="source",
+        (), "Also score this checkpoint by itself (repeatable; works without any adapter): a path, "
+        "a place on the hub ([hf:]REPO@REV[#FOLDER]), or a list of those (@FILE, one a line).",
+        "-m", "--checkpoint", metavar="PATH|REPO@REV|@FILE", read="source",
     )  # fmt: skip
     include_bases: bool = option(
         True, "Do not score the adapters' bases by themselves.", "--no-bases", takes_away=True

@@ -13,6 +13,7 @@ import numpy as np
 
 from evalcore.errors import InputError
 from evalcore.identity.adapter_schema import check_adapter_config, check_tensors
+from evalcore.identity.away import away_at, files_state
 from evalcore.identity.cache import FileMemo, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.header import read_header
@@ -87,7 +88,7 @@ def adapter_file(path: str | Path) -> Path:
         InputError: If there is none that evalcore reads.
     """
     file = Path(path) / ADAPTER_WEIGHTS
-    if not file.is_file():
+    if not file.is_file() and away_at(path) is None:
         hint = "; copy it there, or remove the folder"
         if file.is_symlink():
             raise InputError(f"adapter {path}: {ADAPTER_WEIGHTS} is a link to nothing{hint}")
@@ -114,7 +115,10 @@ def adapter_fingerprint(path: str | Path, digests: Mapping[str, str] | None = No
     config = numeric_adapter_config(path)
     file = adapter_file(path)
     check_tensors(read_header(file)[0], file)
-    digests = tensor_digests(file) if digests is None else digests
+    away = away_at(path)
+    if digests is None and away is not None:
+        return away.fingerprint(files_state(config, away.files.values()))[0]
+    digests = tensor_digests(file, whole=True) if digests is None else digests
     return text_fingerprint(["adapter", 1, config, digests])
 
 
@@ -134,8 +138,12 @@ def adapter_is_zero(path: str | Path) -> bool:
 
     A delta is the product B A: it is zero when no rank component has a nonzero column of B and a
     nonzero row of A. Tensors other than those pairs (saved modules, biases, DoRA magnitudes)
-    count as trained when they hold anything but zeros.
+    count as trained when they hold anything but zeros. Of one on the hub that nobody has read only
+    its configuration tells.
     """
+    away = away_at(path)
+    if away is not None:
+        return (away.name is not None and away.name.untrained) or _is_switched_off(path)
     zero: bool = cached_file_fact(adapter_file(path), "adapter-zero-1", _is_zero)
     return zero or _is_switched_off(path)
 
@@ -150,7 +158,12 @@ def _is_switched_off(path: str | Path) -> bool:
 
 
 def check_finite(path: str | Path) -> None:
-    """Raises InputError if a number of an adapter is NaN or infinite, naming its tensor."""
+    """Raises InputError if a number of an adapter is NaN or infinite, naming its tensor.
+
+    One that is still on the hub is looked at by whoever fetches it.
+    """
+    if away_at(path) is not None:
+        return
     found = cached_file_fact(adapter_file(path), "adapter-finite-1", nonfinite_tensor)
     if found is not None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Weights on the hub that are known and not here: what a plan needs of them, without their bytes.
+"""Weights on the hub that are not here: what a plan needs of them, without their bytes.
 
 The hub lists every file of a commit with its sha256. Whoever has read weights whole notes what they
 hold under those hashes and the numeric configuration (:func:`note_weights`); a commit with the same
@@ -6,20 +6,26 @@ hashes holds the same. A folder whose weights are known so is *away*: layout and
 that were noted, and the files are fetched by the first who needs them (:func:`bring`).
 
 Nothing is taken for known in part: every file of the weights has to be listed with a sha256, and
-all of them together have to have been read and found right.
+all of them together have to have been read and found right. Weights that nobody has read may be
+away too, where they only pass through the disks of those who score them (:class:`AwayRule`): they
+are named by their files' hashes then, and their layout comes from their headers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evalcore.errors import InputError
 from evalcore.identity.cache import known_fact, note_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.hub import HubError, HubRepository
+from evalcore.identity.places import HubPlace
+
+if TYPE_CHECKING:
+    from evalcore.identity.header import TensorInfo
 
 _KIND = "weights-1"
 """A further check of weights that needs their bytes raises the number: see ``sources``."""
@@ -41,24 +47,94 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """What a results folder knows of the weights in some files.
+
+    Attributes:
+        files: Fingerprint of their hashes and the numeric configuration (:func:`files_state`).
+        used: The fingerprint under which they are scored there.
+        content: The fingerprint of what is in them, if anybody has read them; else empty.
+        untrained: Of an adapter that was read: whether all it does is nothing.
+    """
+
+    files: str
+    used: str
+    content: str = ""
+    untrained: bool = False
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """What a results folder knows of weights: by their files, and by what is in them."""
+
+    by_files: Mapping[str, Named] = field(default_factory=dict)
+
+    def used(self, content: str) -> str:
+        """The fingerprint under which what has this content is scored: mostly this one."""
+        return self._others.get(content, content)
+
+    @property
+    def _others(self) -> dict[str, str]:
+        # Where weights were scored before anybody had read them. Two such: the first by name.
+        rows = sorted(self.by_files.values(), key=lambda row: row.used, reverse=True)
+        plain = {row.content for row in rows if row.used == row.content}
+        return {row.content: row.used for row in rows if row.content and row.content not in plain}
+
+
+@dataclass(frozen=True)
+class AwayRule:
+    """Which weights may stay on the hub until they are read.
+
+    Attributes:
+        known: What the results folder knows.
+        budget: Bytes that a node lends to weights that pass through; then those that nobody has
+            read stay away, too. None: those are fetched and read to plan.
+    """
+
+    known: NamedWeights = NamedWeights()
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Away:
     """Weights of one commit that are not here.
 
     Attributes:
-        repository: On the hub.
-        commit: Of it.
-        names: The safetensors files beside its config.json.
+        place: Where they are, at a commit.
+        files: The weight files beside the configuration -> sha256.
         patterns: What to fetch.
         ignore: Of that what not.
-        held: What is in them.
+        layout: Tensor name -> (dtype, shape).
+        headers: File -> its header, where that was asked for.
+        digests: Of their tensors, if they are known.
+        name: What is known of them in the results; else they are named by their files.
+        passes: Whether they are never fetched to plan.
     """
 
-    repository: HubRepository
-    commit: str
-    names: frozenset[str]
+    place: HubPlace
+    files: Mapping[str, str]
     patterns: tuple[str, ...]
     ignore: tuple[str, ...]
-    held: Held
+    layout: Layout
+    headers: Mapping[str, tuple[dict[str, TensorInfo], int]]
+    digests: dict[str, str] | None
+    name: Named | None
+    passes: bool
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the weight files."""
+        return frozenset(self.files)
+
+    def fingerprint(self, state: str) -> tuple[str, str]:
+        """(the fingerprint to use, that of the content if it is another one and known).
+
+        Args:
+            state: Of the files, see :func:`files_state`.
+        """
+        if self.name is None:
+            return unread_fingerprint(state), ""
+        return self.name.used, self.name.content if self.name.content != self.name.used else ""
 
 
 # folder -> its weights; of this process, as workers are handed folders that are complete
@@ -84,16 +160,22 @@ def bring(folder: str | Path) -> None:
     """Fetches the weights of a folder if they are away.
 
     Raises:
-        InputError: They are not to be had.
+        InputError: They are not to be had, or only pass through.
     """
     away = away_at(folder)
     if away is None:
         return
+    if away.passes:
+        raise InputError(
+            f"{away.place} has to be read to plan this, and its weights only pass through "
+            f"(--disk-budget); run without a budget, or download it and give the path"
+        )
     try:
-        away.repository.fetch(away.commit, away.patterns, away.ignore)
+        HubRepository("model", away.place.repo).fetch(
+            away.place.revision, away.patterns, away.ignore
+        )
     except HubError as error:
-        name = f"{away.repository.name}@{away.commit}"
-        raise InputError(f"checkpoint {name} {error}, or give a local path") from None
+        raise InputError(f"checkpoint {away.place} {error}, or give a local path") from None
     is_here(folder)
 
 
@@ -104,7 +186,7 @@ def known_weights(config: Mapping[str, Any], hashes: Collection[str]) -> Held | 
         config: The numeric part of the config.json beside them.
         hashes: Of all files of the weights.
     """
-    found = known_fact(_KIND, _state(config, hashes)) if hashes else None
+    found = known_fact(_KIND, files_state(config, hashes)) if hashes else None
     if found is None:
         return None
     layout = {name: (dtype, tuple(shape)) for name, (dtype, shape) in found["layout"].items()}
@@ -126,11 +208,17 @@ def note_weights(
         return
     held = read()
     value = {"layout": held.layout, "digests": held.digests}
-    note_fact(_KIND, _state(config, every), value)
+    note_fact(_KIND, files_state(config, every), value)
 
 
-def _state(config: Mapping[str, Any], hashes: Collection[str]) -> str:
+def files_state(config: Mapping[str, Any], hashes: Collection[str]) -> str:
+    """32 hex digits over the sha256 of weight files and the numeric configuration beside them."""
     return text_fingerprint(["weights", config, sorted(hashes)])
+
+
+def unread_fingerprint(state: str) -> str:
+    """The fingerprint of weights that nobody has read, by :func:`files_state`."""
+    return text_fingerprint(["unread", 1, state])
 
 
 def _key(folder: str | Path) -> str:

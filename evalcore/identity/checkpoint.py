@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
-from evalcore.identity.away import away_at
+from evalcore.identity.away import away_at, files_state
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.model_schema import check_model_config
 from evalcore.identity.weights import tensor_digests, weight_files
@@ -45,7 +45,8 @@ def checkpoint_fingerprint(path: str | Path, digests: Mapping[str, str] | None =
     """32 hex digits over tensors (names, dtypes, shapes, bytes) and numeric configuration.
 
     How tensors are spread over files, file names and metadata do not count. Bytes are read once
-    per file and remembered (see :mod:`evalcore.identity.cache`).
+    per file and remembered (see :mod:`evalcore.identity.cache`). Of weights on the hub that nobody
+    has read it is over their files' sha256 (see :mod:`evalcore.identity.away`).
 
     Args:
         path: Checkpoint directory.
@@ -55,6 +56,9 @@ def checkpoint_fingerprint(path: str | Path, digests: Mapping[str, str] | None =
         InputError: If the directory is missing, has no safetensors or a broken file.
     """
     config = numeric_config(path)
+    away = away_at(path)
+    if digests is None and away is not None and away.digests is None:
+        return away.fingerprint(files_state(config, away.files.values()))[0]
     digests = weight_digests(path) if digests is None else digests
     return text_fingerprint(["checkpoint", 1, config, digests])
 
@@ -66,8 +70,8 @@ def weight_digests(path: str | Path) -> dict[str, str]:
         InputError: If weights are missing or broken, or two files differ in a tensor.
     """
     away = away_at(path)
-    if away is not None:
-        return dict(away.held.digests)
+    if away is not None and away.digests is not None:
+        return dict(away.digests)
     digests: dict[str, str] = {}
     for file in weight_files(Path(path)):
         for name, digest in tensor_digests(file, whole=True).items():
@@ -93,6 +97,9 @@ def same_model(one: str | Path, other: str | Path) -> bool:
     positions elsewhere; tensors have to be the same to the byte.
     """
     first, second = numeric_config(one), numeric_config(other)
+    unread = [away for path in (one, other) if (away := away_at(path)) and not away.digests]
+    if unread:  # their bytes are not compared: one model only where their files are the same
+        return False
     return _as_built(first) == _as_built(second) and weight_digests(one) == weight_digests(other)
 
 

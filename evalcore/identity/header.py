@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from evalcore.errors import InputError
+from evalcore.identity.away import away_at
 from evalcore.identity.cache import FileMemo
 from evalcore.reading import POINTER, parse_json, pointer, regular_size
 
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 _MAX_AXES = 64
 _LARGEST = 2**63
 BITS = {
@@ -44,6 +45,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     Raises:
         InputError: If the file is not a complete safetensors file; names the file and the tensor.
     """
+    away = away_at(path.parent)
+    if away is not None and path.name in away.headers:
+        tensors, start = away.headers[path.name]
+        return dict(tensors), start
     return _HEADERS.of(path)
 
 
@@ -58,11 +63,26 @@ def _read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
             length = int.from_bytes(begin[:8], "little")
             if size < 8 or length > size - 8:
                 raise _broken(path, "its header is longer than the file")
-            if length > _MAX_HEADER_BYTES:
+            if length > MAX_HEADER_BYTES:
                 raise _broken(path, f"its header of {length:,} bytes is too large")
             data = file.read(length)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return parse_header(data, size, path)
+
+
+def parse_header(data: bytes, size: int, path: Path) -> tuple[dict[str, TensorInfo], int]:
+    """What :func:`read_header` gives, from a header that was read already.
+
+    Args:
+        data: The header, without the eight bytes that say how long it is.
+        size: Bytes of the whole file.
+        path: Names it in messages.
+
+    Raises:
+        InputError: If that is not the header of a whole safetensors file of this size.
+    """
+    length = len(data)
     header = parse_json(data, f"header of {path}")
     if not isinstance(header, dict):
         raise _broken(path, "its header is no JSON object")

@@ -37,7 +37,7 @@ LONGEST_S = 90.0
 SILENCE_S = 20.0
 """No further try after so long without any answer: the library has tried five times by then."""
 _UNREACHABLE_FOR_S = 60.0
-_LISTING = "hub-listing-1"
+_LISTING = "hub-listing-2"
 _TRUE = ("1", "TRUE", "YES", "ON")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -53,14 +53,34 @@ class HubError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a commit: its sha256 (None where git itself holds it) and its size in bytes."""
+
+    sha256: str | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class HubRepository:
     """A model or data set on the hub."""
 
     kind: Kind
     name: str
 
-    def fetch(self, commit: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+    def fetch(
+        self,
+        commit: str,
+        patterns: Sequence[str],
+        ignore: Sequence[str] = (),
+        into: Path | None = None,
+    ) -> Path:
         """Folder with the files of a commit that match; others may be missing there.
+
+        Args:
+            commit: Of it.
+            patterns: Globs of names.
+            ignore: Of those, what not.
+            into: A cache of its own, laid out as the hub's; None: the hub's.
 
         Raises:
             HubError: They are not to be had; one line.
@@ -76,7 +96,7 @@ class HubRepository:
                     self.name,
                     repo_type=self.kind,
                     revision=commit,
-                    cache_dir=hub_cache_dir(),
+                    cache_dir=into or hub_cache_dir(),
                     local_files_only=silent,
                     allow_patterns=list(patterns),
                     ignore_patterns=list(ignore) or None,
@@ -125,8 +145,8 @@ class HubRepository:
             return commit, f"{name} moved: it was {before}, it is {commit}"
         return commit, None
 
-    def listing(self, commit: str) -> dict[str, str | None]:
-        """Names of a commit's files -> sha256, None for those that git itself holds.
+    def listing(self, commit: str) -> dict[str, HubFile]:
+        """Names of a commit's files -> what the hub says of them.
 
         What a commit holds never changes: it is asked once and remembered. Empty where it is not
         remembered and no hub can be asked.
@@ -135,15 +155,15 @@ class HubRepository:
             HubError: The hub does not say.
         """
         state = f"{self.kind} {self.name}@{commit}"
-        found: dict[str, str | None] | None = known_fact(_LISTING, state)
+        found: dict[str, list[Any]] | None = known_fact(_LISTING, state)
         if found is None:
             if is_offline() or not reachable():
                 return {}
             found = self._tried(commit, lambda: self._listed(commit))
             note_fact(_LISTING, state, found)
-        return found
+        return {name: HubFile(*about) for name, about in found.items()}
 
-    def _listed(self, commit: str) -> dict[str, str | None]:
+    def _listed(self, commit: str) -> dict[str, list[Any]]:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
@@ -151,10 +171,31 @@ class HubRepository:
             self.name, repo_type=self.kind, revision=commit, recursive=True
         )
         return {
-            item.path: item.lfs.sha256 if item.lfs is not None else None
+            item.path: [item.lfs.sha256 if item.lfs is not None else None, item.size]
             for item in tree
             if isinstance(item, RepoFile)
         }
+
+    def beginning(self, commit: str, name: str, count: int) -> bytes:
+        """The first ``count`` bytes of a file; nothing is kept in a cache.
+
+        Raises:
+            HubError: They are not to be had.
+        """
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        url = hf_hub_url(self.name, name, repo_type=self.kind, revision=commit, endpoint=endpoint())
+
+        def asked() -> bytes:
+            headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}"}
+            answer = get_session().get(url, headers=headers, follow_redirects=True)
+            hf_raise_for_status(answer)
+            return bytes(answer.content[:count])
+
+        if is_offline() or not reachable():
+            raise self._fault(commit, None)
+        return self._tried(commit, asked)
 
     @property
     def folder(self) -> Path:
@@ -314,6 +355,12 @@ def is_as_named(blob: Path) -> bool:
         while chunk := content.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest() == blob.name
+
+
+def holds(file: Path, sha256: str) -> bool:
+    """Whether a file's bytes, as they are now, have this sha256."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == sha256
 
 
 def _check_fetched(folder: Path, began: float) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from evalcore.errors import BaseUnresolvedError, IncompatibleError, InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config
+from evalcore.identity.away import AwayRule, NamedWeights, away_at
 from evalcore.identity.checkpoint import same_model
 from evalcore.identity.globs import fits, plain, split_at
+from evalcore.identity.places import HubPlace
 from evalcore.identity.provenance import PROVENANCE_FILE, Provenance, read_provenance
 from evalcore.identity.readings import adapter_reading, differing, reading_of
 from evalcore.identity.search import Problem, unfinished
@@ -42,6 +44,8 @@ class Bases:
         given: Identities of the checkpoints named by the user that could be opened.
         broken: Those named by the user that could not, by source.
         notes: Things worth telling.
+        weights: What the results know of weights.
+        origins: Folders of adapters that are from the hub -> from where.
     """
 
     def __init__(
@@ -50,10 +54,12 @@ class Bases:
         base_map: Sequence[str],
         assume_base: str | None,
         tokenizer: str,
-        may_be_away: bool,
+        rule: AwayRule | None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._may_be_away = may_be_away
+        self._rule = rule
+        self.weights = rule.known if rule is not None else NamedWeights()
+        self.origins: dict[Path, HubPlace] = {}
         if self._given_tokenizer is not None:
             _check_tokenizer(self._given_tokenizer)
         self.readings: dict[str, Checkpoint] = {}
@@ -91,7 +97,7 @@ class Bases:
                     source,
                     what=what,
                     tokenizer=self._given_tokenizer,
-                    may_be_away=self._may_be_away,
+                    rule=self._rule,
                 )
             except (InputError, OSError) as error:
                 self._broken[place] = BrokenBaseError(source, _why(source, error))
@@ -129,7 +135,7 @@ class Bases:
     def _is(self, checkpoint: Checkpoint, fingerprint: str) -> bool:
         """Whether a checkpoint has a fingerprint, by itself or as another version saved it."""
         also = self._also.get(checkpoint.id, ())
-        return checkpoint.fingerprint == fingerprint or fingerprint in also
+        return fingerprint in (checkpoint.fingerprint, checkpoint.content, *also)
 
     @property
     def _given_tokenizer(self) -> str | None:
@@ -226,6 +232,7 @@ class Bases:
             glob, source = mapped
             base = self._open(source, "--base-map")
             if record is not None and not self._is_recorded(path, base, record):
+                self._require_read(path, base, f"--base-map {glob}={source}")
                 raise IncompatibleError(
                     f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
                     f"{record.base.name} ({record.base.fingerprint[:12]}), --base-map {glob}="
@@ -235,6 +242,13 @@ class Bases:
         if record is not None:
             return self._recorded(path, record)
         return self._configured(path)
+
+    def _require_read(self, path: Path, base: Checkpoint, said: str) -> None:
+        if self._is_unread(base):
+            raise IncompatibleError(
+                f"adapter {path}: its {PROVENANCE_FILE} records its base by its bytes, and those "
+                f"of {said} only pass through (--disk-budget); run once without a budget"
+            )
 
     def _is_recorded(self, path: Path, base: Checkpoint, record: Provenance) -> bool:
         """Whether a base is the recorded one, which may be on disk as another version saved it."""
@@ -246,6 +260,8 @@ class Bases:
 
     def _mapped(self, path: Path) -> tuple[str, str] | None:
         names = {str(path), path.as_posix(), str(path.resolve()), path.resolve().name}
+        if (origin := self.origins.get(path)) is not None:
+            names |= {str(origin), origin.repo, f"{origin.repo}#{origin.folder}"}
         for glob, source in self._map:
             if fits(glob, names):
                 return glob, source
@@ -261,6 +277,8 @@ class Bases:
         changed = None
         for place in self._recorded_places(path, record):
             base = self._open(place, f"adapter {path}")
+            if self._is_unread(base) and base.origin == place:
+                base = self._claimed(base, want)
             if self._is(base, want):
                 return base
             changed = place
@@ -268,8 +286,9 @@ class Bases:
             self._open(record.base.path, f"adapter {path}")  # named, but not there: says so
         if self._assume is not None:
             base = self._open(self._assume, "--assume-base")
-            if base.fingerprint == want:
+            if self._is(base, want):
                 return base
+            self._require_read(path, base, f"--assume-base {self._assume}")
             raise IncompatibleError(
                 f"adapter {path} was trained on another base: its {PROVENANCE_FILE} records "
                 f"{record.base.name} ({want[:12]}), --assume-base {self._assume} is "
@@ -285,6 +304,21 @@ class Bases:
         raise BaseUnresolvedError(f"base {was} is not there any more")
 
     @staticmethod
+    def _is_unread(base: Checkpoint) -> bool:
+        """Whether nobody has read its weights yet."""
+        away = away_at(base.path)
+        return away is not None and away.digests is None and not base.content
+
+    def _claimed(self, base: Checkpoint, content: str) -> Checkpoint:
+        """A base whose record says what is in it, at the very commit; whoever reads it checks."""
+        marked = replace(base, content=content)
+        self.known[base.id] = marked
+        self._by_source.update(
+            {source: marked for source, each in self._by_source.items() if each.id == base.id}
+        )
+        return marked
+
+    @staticmethod
     def _recorded_places(path: Path, record: Provenance) -> list[str]:
         places = []
         if record.base.path_relative:
@@ -294,7 +328,8 @@ class Bases:
         found = [str(place) for place in places if (place / "config.json").is_file()]
         source = record.base.source
         if not found and source and record.base.revision and not Path(source).exists():
-            found.append(f"{source.split('@')[0]}@{record.base.revision}")
+            place = HubPlace.parse(source if "@" in source else f"{source}@main")
+            found += [] if place is None else [str(place.at(record.base.revision))]
         return found
 
     def _configured(self, path: Path) -> Checkpoint:

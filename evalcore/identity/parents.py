@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalcore.errors import IncompatibleError, InputError
+from evalcore.identity.away import AwayRule
 from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.labels import path_names, trainer_labels
 from evalcore.identity.search import search
@@ -61,6 +62,7 @@ class ParentMap:
         subjects: Sequence[Subject],
         folders: Sequence[str | Path],
         broken: Sequence[str] = (),
+        rule: AwayRule | None = None,
     ) -> list[Subject]:
         """The subjects, fully tuned ones with their parents.
 
@@ -68,6 +70,7 @@ class ParentMap:
             subjects: Of the run.
             folders: Those searched.
             broken: Checkpoints that could not be opened: a glob may be theirs.
+            rule: Which weights on the hub may stay there; None: none.
 
         Raises:
             InputError: A glob fits no checkpoint, or a checkpoint equals its parent.
@@ -75,7 +78,7 @@ class ParentMap:
         """
         roots = [Path(folder).expanduser().resolve() for folder in folders]
         used = {_source_of(self.entries, path_names(Path(path), roots)) for path in broken}
-        out = [self._with_parent(s, roots, used) for s in subjects]
+        out = [self._with_parent(s, roots, used, rule) for s in subjects]
         for glob, source in self.entries:
             if source not in used:
                 raise InputError(
@@ -84,7 +87,7 @@ class ParentMap:
         return out
 
     def _with_parent(
-        self, subject: Subject, roots: Sequence[Path], used: set[str | None]
+        self, subject: Subject, roots: Sequence[Path], used: set[str | None], rule: AwayRule | None
     ) -> Subject:
         checkpoint = subject.checkpoint
         names = [checkpoint.name, checkpoint.source, *path_names(Path(checkpoint.path), roots)]
@@ -92,7 +95,7 @@ class ParentMap:
         if subject.adapter is not None or source is None:
             return subject
         try:
-            parent = open_checkpoint(source, what="--parent-map", may_be_away=True)
+            parent = open_checkpoint(source, what="--parent-map", rule=rule)
         except InputError:  # it is named by whoever opened it to be scored
             used.add(source)
             return subject

@@ -14,10 +14,15 @@ from evalcore.identity.adapter import (
     adapter_fingerprint,
     adapter_is_zero,
     adapter_rank,
+    numeric_adapter_config,
 )
 from evalcore.identity.applying import Applied, check_adapter
+from evalcore.identity.away import AwayRule, NamedWeights, away_at, files_state
 from evalcore.identity.checkpoint import numeric_config
+from evalcore.identity.globs import fits
+from evalcore.identity.hub_adapters import open_hub_adapters
 from evalcore.identity.opening import Bases, BrokenBaseError
+from evalcore.identity.places import HubPlace
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -60,7 +65,7 @@ def resolve_subjects(
     tokenizer: str = "adapter",
     applied: Applied = "either",
     leave_out: Sequence[str] = (),
-    may_be_away: bool = False,
+    rule: AwayRule | None = None,
 ) -> Resolved:
     """Finds adapters and the checkpoint each was trained on, and fully tuned checkpoints.
 
@@ -69,8 +74,9 @@ def resolve_subjects(
     ``assume_base``. Hub access honours HF_HUB_OFFLINE.
 
     Args:
-        adapter_paths: Folders searched for adapters and fully tuned checkpoints.
-        checkpoints: Paths or ``REPO@REV`` scored on their own.
+        adapter_paths: Folders searched for adapters and fully tuned checkpoints, and places of
+            adapters on the hub (``[hf:]REPO@REV[#FOLDER]``).
+        checkpoints: Paths or places on the hub scored on their own.
         base_map: ``GLOB=PATH|REPO@REV``; GLOB is matched with an adapter's path and name.
         assume_base: Base of adapters whose own record leaves it open.
         include_bases: Whether each adapter's base, and the parent of each fully tuned checkpoint,
@@ -81,8 +87,7 @@ def resolve_subjects(
         applied: What the engine of the run does with adapters; those it cannot apply exactly
             become problems.
         leave_out: Globs of paths and names of adapters that are not there.
-        may_be_away: Whether weights on the hub that are known by their hashes may stay there until
-            they are read; whoever hands a folder on calls ``bring`` first.
+        rule: Which weights on the hub may stay there until they are read; None: none.
 
     Raises:
         InputError: If nothing is found, or nothing is left because checkpoints are missing or
@@ -94,15 +99,22 @@ def resolve_subjects(
         raise InputError(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
-    bases = Bases(checkpoints, base_map, assume_base, tokenizer, may_be_away)
-    found = search(adapter_paths, leave_out)
-    if adapter_paths and not (found.adapters or found.tuned):
-        raise nothing_found(adapter_paths)
+    bases = Bases(checkpoints, base_map, assume_base, tokenizer, rule)
+    places = {path: HubPlace.parse(str(path)) for path in adapter_paths}
+    folders = [path for path, place in places.items() if place is None]
+    found = search(folders, leave_out)
+    if folders and not (found.adapters or found.tuned):
+        raise nothing_found(folders)
+    for hub_place in filter(None, places.values()):
+        for path, origin in open_hub_adapters(hub_place, rule).items():
+            names = (str(origin), f"{origin.repo}@{hub_place.revision}", origin.repo, path.name)
+            if not any(fits(glob, names) for glob in leave_out):
+                bases.origins[path] = origin
     problems = list(found.problems)
     faults: list[tuple[Path, InputError]] = []
     lost = {source: (error, list[Path]()) for source, error in bases.broken.items()}
     tuned: dict[str, dict[str, list[Adapter]]] = {}  # base -> adapter's fingerprint -> copies
-    for path in found.adapters:
+    for path in (*found.adapters, *bases.origins):
         problem = unfinished(path)
         if problem is not None:
             problems.append(problem)
@@ -150,7 +162,7 @@ def _adapter_and_base(path: Path, bases: Bases, applied: Applied) -> tuple[Adapt
     try:
         str(path.resolve()).encode()
         record = read_provenance(path)
-        adapter = _describe_adapter(path, record)
+        adapter = _describe_adapter(path, record, bases.origins.get(path), bases.weights)
         base = bases.of(path, record)
         config = numeric_config(base.path)
         check_adapter(path, bases.layout(base), config, base.source, applied, base.path)
@@ -229,9 +241,18 @@ def _unresolved_message(unresolved: Sequence[tuple[Path, str]]) -> str:
     return one_line(f"{many}: {'; '.join(parts)}; {_HOW}")
 
 
-def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
-    fingerprint = adapter_fingerprint(path)
-    if record is not None and record.adapter_fingerprint not in (None, fingerprint):
+def _describe_adapter(
+    path: Path, record: Provenance | None, origin: HubPlace | None, weights: NamedWeights
+) -> Adapter:
+    fingerprint, content = adapter_fingerprint(path), ""
+    if (away := away_at(path)) is not None:
+        state = files_state(numeric_adapter_config(path), away.files.values())
+        fingerprint, content = away.fingerprint(state)
+    elif weights.used(fingerprint) != fingerprint:
+        fingerprint, content = weights.used(fingerprint), fingerprint
+    unread = away is not None and away.name is None
+    known = (None, fingerprint, content)
+    if record is not None and not unread and record.adapter_fingerprint not in known:
         raise InputError(
             f"adapter {path} is not the one its {PROVENANCE_FILE} records: fingerprint "
             f"{fingerprint[:12]}, recorded {str(record.adapter_fingerprint)[:12]}"
@@ -239,6 +260,8 @@ def _describe_adapter(path: Path, record: Provenance | None) -> Adapter:
     return Adapter(
         name=name_of(path),
         path=str(path.resolve()),
+        origin=str(origin) if origin is not None else "",
+        content=content,
         fingerprint=fingerprint,
         rank=adapter_rank(path),
         tuning=record.tuning.name if record else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from pathlib import Path
@@ -10,8 +11,11 @@ from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG
 from evalcore.identity.away import (
     Away,
+    AwayRule,
     Held,
+    NamedWeights,
     away_at,
+    files_state,
     is_here,
     known_weights,
     note_weights,
@@ -20,7 +24,9 @@ from evalcore.identity.away import (
 from evalcore.identity.bases import check_base, check_tied
 from evalcore.identity.checkpoint import checkpoint_fingerprint, numeric_config, weight_digests
 from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
+from evalcore.identity.listings import check_budget, files_of, remote_header, weight_names_of
 from evalcore.identity.model_schema import check_sizes
+from evalcore.identity.places import HubPlace, looks_like_hub
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.identity.readings import read_through, with_tokenizer
 from evalcore.identity.tokenizer import tokenizer_facts
@@ -30,7 +36,6 @@ from evalcore.types import Checkpoint
 
 logger = logging.getLogger("evalcore")
 
-_REPO = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _STEP = re.compile(
     r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?!\d)", re.I
 )
@@ -40,18 +45,9 @@ _SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 _NOT_FILES = ["original/*", "*/*.safetensors", "consolidated*.safetensors"]
 
 
-def split_source(text: str) -> tuple[str, str | None]:
-    """Splits ``REPO@REV`` into (repo, revision); a local path has revision None."""
-    if not Path(text).expanduser().exists() and "@" in text:
-        repo, _, revision = text.partition("@")
-        if _REPO.match(repo) and revision:
-            return repo, revision
-    return text, None
-
-
 def is_local(text: str) -> bool:
-    """Whether a source is a path, not ``REPO@REV``."""
-    return split_source(text)[1] is None
+    """Whether a source is a path, no place on the hub."""
+    return HubPlace.parse(text) is None
 
 
 def step_of(name: str) -> int | None:
@@ -76,92 +72,119 @@ def open_checkpoint(
     *,
     what: str = "checkpoint",
     tokenizer: str | None = None,
-    may_be_away: bool = False,
+    rule: AwayRule | None = None,
 ) -> Checkpoint:
-    """Resolves a path or ``REPO@REV`` and fingerprints it.
+    """Resolves a path or a place on the hub and fingerprints it.
 
     Args:
-        source: A local directory, or a hub repository at a revision. With HF_HUB_OFFLINE=1 the
-            hub's local cache is used alone.
+        source: A local directory, or ``[hf:]REPO@REV[#FOLDER]``. With HF_HUB_OFFLINE=1 the hub's
+            local cache is used alone.
         what: Names the source in messages (``--checkpoint``, ``--base-map``).
         tokenizer: Directory of another tokenizer than its own.
-        may_be_away: Whether weights on the hub that are known by their hashes may stay there until
-            they are read (:mod:`evalcore.identity.away`).
+        rule: Which weights on the hub may stay there until they are read
+            (:mod:`evalcore.identity.away`); None: they are fetched.
 
     Raises:
         InputError: If it is missing, has no safetensors weights or no tokenizer.
     """
-    repo, revision = split_source(source)
-    if revision is None:
+    place = HubPlace.parse(source)
+    known = rule.known if rule is not None else NamedWeights()
+    if place is None:
         path = Path(source).expanduser()
         if not path.exists():
             hint = ""
-            if _REPO.match(source) and source.count("/") <= 1 and not source.startswith("."):
+            if looks_like_hub(source):
                 hint = f" (a model on the hub needs a revision: {source}@REVISION)"
             raise InputError(f"{what}: base missing on disk: {source}{hint}")
-        return describe_checkpoint(path, source=source, tokenizer=tokenizer)
-    path, commit = fetch_snapshot(repo, revision, what=what, may_be_away=may_be_away)
-    name = f"{repo.split('/')[-1]}@{revision[:12] if is_commit(revision) else revision}"
-    return describe_checkpoint(path, source=source, name=name, revision=commit, tokenizer=tokenizer)
+        return describe_checkpoint(path, source=source, tokenizer=tokenizer, known=known)
+    path, commit = fetch_snapshot(place, what=what, rule=rule)
+    own = place.revision[:12] if is_commit(place.revision) else place.revision
+    name = f"{place.repo.split('/')[-1]}@{own}" + (f"/{place.folder}" if place.folder else "")
+    return describe_checkpoint(
+        path, source=source, name=name, origin=place.at(commit), tokenizer=tokenizer, known=known
+    )
 
 
-def fetch_snapshot(
-    repo: str, revision: str, *, what: str, may_be_away: bool = False
-) -> tuple[Path, str]:
-    """Local snapshot of a hub repository and its resolved commit.
+def fetch_snapshot(place: HubPlace, *, what: str, rule: AwayRule | None = None) -> tuple[Path, str]:
+    """Local folder of a place on the hub, and its resolved commit.
 
     Args:
-        repo: Its name.
-        revision: A commit, branch or tag.
+        place: On the hub.
         what: Names the source in messages.
-        may_be_away: As for :func:`open_checkpoint`.
+        rule: As for :func:`open_checkpoint`.
 
     Raises:
-        InputError: If it is neither in the cache nor (online) on the hub.
+        InputError: If it is neither in the cache nor (online) on the hub, or larger than the
+            budget of what only passes through.
     """
-    repository = HubRepository("model", repo)
+    repository = HubRepository("model", place.repo)
     try:
-        commit, note = repository.resolve(revision)
-        path = _without_weights(repository, commit) if may_be_away else None
+        commit, note = repository.resolve(place.revision)
+        path = None if rule is None else _without_weights(repository, place.at(commit), rule, what)
         if path is None:
-            path = repository.fetch(commit, [_WEIGHTS, *_SMALL], _NOT_FILES)
+            patterns, ignore = _patterns(place)
+            path = repository.fetch(commit, patterns, ignore) / place.folder
             is_here(path)
-        repository.remember(revision, commit)
+        repository.remember(place.revision, commit)
     except HubError as error:
-        raise InputError(f"{what}: {repo}@{revision} {error}, or give a local path") from None
+        raise InputError(f"{what}: {place} {error}, or give a local path") from None
     if note is not None:
         level = logging.INFO if is_offline() else logging.WARNING  # offline by choice is no news
-        logger.log(level, "%s: %s: %s", what, repo, note)
+        logger.log(level, "%s: %s: %s", what, place.repo, note)
     return path, commit
 
 
-def _without_weights(repository: HubRepository, commit: str) -> Path | None:
-    """Folder with the small files of a commit whose weights are known; None if they are not,
-    or if they are here.
+def _patterns(place: HubPlace, weights: bool = True) -> tuple[list[str], list[str]]:
+    """(what to fetch of a place, of that what not), as globs of names in its repository."""
+    below = glob.escape(place.below)
+    wanted = [_WEIGHTS, *_SMALL] if weights else _SMALL
+    return [f"{below}{name}" for name in wanted], [f"{below}{name}" for name in _NOT_FILES]
+
+
+def _without_weights(
+    repository: HubRepository, place: HubPlace, rule: AwayRule, what: str
+) -> Path | None:
+    """Folder with the small files of a place whose weights may stay on the hub; None if they may
+    not, or if they are here.
 
     Raises:
         HubError: The small files are not to be had.
+        InputError: They may, and are larger than their budget.
     """
-    from huggingface_hub.utils import filter_repo_objects
-
-    folder = repository.folder / "snapshots" / commit
+    folder = repository.folder / "snapshots" / place.revision / place.folder
     if away_at(folder) is None and _has_weights(folder):
         return None  # and nothing is asked: it may be used while the hub does not answer
-    hashes = repository.listing(commit)
-    names = set(filter_repo_objects(hashes, allow_patterns=[_WEIGHTS], ignore_patterns=_NOT_FILES))
+    listing = repository.listing(place.revision)
+    names = weight_names_of(listing, place)
     if not names or all((folder / name).is_file() for name in names):
         return None
-    folder = repository.fetch(commit, _SMALL, _NOT_FILES)
+    check_budget(files_of(listing, place), rule.budget, f"{what}: {place}")
+    small, ignore = _patterns(place, weights=False)
+    folder = repository.fetch(place.revision, small, ignore) / place.folder
     try:
-        wanted = [hashes[name] for name in weight_names(folder, names)]
-        every = [sha256 for sha256 in wanted if sha256 is not None]
-        held = known_weights(numeric_config(folder), every)
+        wanted = {name: listing[place.below + name] for name in weight_names(folder, names)}
+        hashes = {name: file.sha256 for name, file in wanted.items() if file.sha256 is not None}
+        if len(hashes) != len(wanted):
+            return None
+        config = numeric_config(folder)
     except InputError:
         return None  # what is wrong with it is said by whoever reads all of it
-    if held is None or len(every) != len(wanted):
+    held = known_weights(config, hashes.values())
+    name = rule.known.by_files.get(files_state(config, hashes.values()))
+    if held is None and name is None and rule.budget is None:
         return None
-    patterns, ignore = (_WEIGHTS, *_SMALL), tuple(_NOT_FILES)
-    set_away(folder, Away(repository, commit, frozenset(names), patterns, ignore, held))
+    layout = {} if held is None else held.layout
+    if held is None:
+        for file, about in wanted.items():
+            header = remote_header(repository, place, file, about)
+            layout |= {tensor: (info.dtype, info.shape) for tensor, info in header[0].items()}
+    patterns, ignore = _patterns(place)
+    digests = None if held is None else held.digests
+    away = Away(
+        place, hashes, tuple(patterns), tuple(ignore), layout, {}, digests, name,
+        rule.budget is not None,
+    )  # fmt: skip
+    set_away(folder, away)
     return folder
 
 
@@ -177,10 +200,19 @@ def describe_checkpoint(
     *,
     source: str = "",
     name: str | None = None,
-    revision: str | None = None,
+    origin: HubPlace | None = None,
     tokenizer: str | None = None,
+    known: NamedWeights | None = None,
 ) -> Checkpoint:
     """Fingerprints a local checkpoint directory; step and parent from its records or its name.
+
+    Args:
+        path: The directory.
+        source: What the user gave.
+        name: What it is called.
+        origin: Where on the hub it is from, at a commit.
+        tokenizer: Directory of another tokenizer than its own.
+        known: Under which fingerprints weights are scored in the results.
 
     Raises:
         InputError: If it is not a checkpoint directory, or not the one its record describes.
@@ -209,16 +241,22 @@ def describe_checkpoint(
     check_base(str(path), config, layout)
     if away_at(path) is None:  # else it was done when they were read
         check_tied(path, config, layout)
-    fingerprint = checkpoint_fingerprint(path)
-    if away_at(path) is None:
+    fingerprint, content = checkpoint_fingerprint(path), ""
+    if (away := away_at(path)) is not None and away.digests is None:
+        _, content = away.fingerprint(files_state(config, away.files.values()))
+    elif known is not None and known.used(fingerprint) != fingerprint:
+        fingerprint, content = known.used(fingerprint), fingerprint
+    if away is None:
         hashes = [file_sha256(file) for file in weight_files(path)]
         note_weights(config, hashes, lambda: Held(layout, weight_digests(path)))
-    if tuned is not None and tuned.checkpoint_fingerprint not in (None, fingerprint):
+    unread = away is not None and away.digests is None and not content
+    recorded = tuned.checkpoint_fingerprint if tuned is not None and not unread else None
+    if tuned is not None and recorded not in (None, fingerprint, content):
         raise InputError(
             f"checkpoint {path} is not the one its {PROVENANCE_FILE} records: fingerprint "
-            f"{fingerprint[:12]}, recorded {str(tuned.checkpoint_fingerprint)[:12]}"
+            f"{fingerprint[:12]}, recorded {str(recorded)[:12]}"
         )
-    if tuned is not None and tuned.base.fingerprint == fingerprint:
+    if tuned is not None and tuned.base.fingerprint in (fingerprint, content):
         raise InputError(
             f"checkpoint {path} has the weights of its parent {tuned.base.name}: tuning changed "
             f"nothing; score the parent"
@@ -230,7 +268,9 @@ def describe_checkpoint(
         tokenizer_fingerprint="",
         step=step if step is not None else step_of(name),
         source=source or str(path),
-        revision=revision,
+        revision=origin.revision if origin is not None else None,
+        origin=str(origin) if origin is not None else "",
+        content=content,
         parent=tuned.base.fingerprint if tuned else None,
         tuning=tuned.tuning.name if tuned else None,
         tuned_on=tuned.tuned_on if tuned else None,

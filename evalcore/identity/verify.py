@@ -28,7 +28,7 @@ def verify_checkpoint(checkpoint: Checkpoint, digests: Mapping[str, str] | None 
     if digests is None:
         digests = {name: digest for file in files for name, digest in hash_tensors(file).items()}
     found = checkpoint_fingerprint(checkpoint.path, digests)
-    if found != checkpoint.fingerprint:
+    if found not in (checkpoint.fingerprint, checkpoint.content):
         raise _changed("checkpoint", checkpoint.path, files, digests)
 
 
@@ -40,7 +40,8 @@ def verify_adapter(adapter: Adapter) -> None:
     """
     file = adapter_file(adapter.path)
     digests = hash_tensors(file)
-    if adapter_fingerprint(adapter.path, digests) != adapter.fingerprint:
+    found = adapter_fingerprint(adapter.path, digests)
+    if found not in (adapter.fingerprint, adapter.content):
         raise _changed("adapter", adapter.path, [file], digests)
 
 

@@ -134,7 +134,7 @@ def weight_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     path = Path(path)
     away = away_at(path)
     if away is not None:
-        return dict(away.held.layout)
+        return dict(away.layout)
     files = [path] if path.is_file() else weight_files(path)
     return {
         name: (info.dtype, info.shape)
@@ -271,6 +271,7 @@ _CHUNK = 1 << 22  # numbers read at once
 
 def same_bytes(path: Path, one: str, other: str) -> bool:
     """Whether two tensors of a file have the same type, shape and bytes."""
+    bring(path.parent)
     tensors, data_start = read_header(path)
     a, b = tensors[one], tensors[other]
     if (a.dtype, a.shape) != (b.dtype, b.shape):
@@ -291,6 +292,7 @@ def same_values(file: Path, name: str, checkpoint: str | Path, other: str) -> bo
         checkpoint: Directory of the other tensor.
         other: Its name.
     """
+    bring(file.parent)
     for shard in weight_files(Path(checkpoint)):
         if other in read_header(shard)[0]:
             return all(

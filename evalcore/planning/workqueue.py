@@ -69,6 +69,7 @@ class WorkQueue:
         self._checkpoints: dict[str, _Checkpoint] = {}
         self._homes: list[_Checkpoint] = []
         self._workers: dict[int, int] = {}  # worker -> number of the subject it has loaded
+        self._kept: dict[int, _Checkpoint] = {}  # worker -> where it goes next
         self._joined: set[int] = set()  # workers that help on a subject another one began
         self._waiting = 0
         # (first free subject, checkpoint) of checkpoints nobody is at;
@@ -106,6 +107,7 @@ class WorkQueue:
         number = self._choose(worker_index)
         if number is None:
             self.release(worker_index)
+            self._leave(worker_index)
             return None
         queue = self._subjects[number]
         if self._workers.get(worker_index) != number:
@@ -115,6 +117,8 @@ class WorkQueue:
             self._workers[worker_index] = number
             queue.workers += 1
             queue.home.crowd += 1
+            if self._kept.get(worker_index) is queue.home:
+                self._leave(worker_index)
         # A helper takes from the end: what is next for the one who began stays together.
         unit = queue.units.pop() if worker_index in self._joined else queue.units.popleft()
         self._add(queue, -unit_cost(unit), -1)
@@ -129,6 +133,32 @@ class WorkQueue:
         own = self._workers.get(worker_index) == number
         helps = worker_index in self._joined if own else bool(queue.workers)
         return queue.units[-1 if helps else 0]
+
+    def keep(self, worker_index: int) -> Unit | None:
+        """What this worker will do after the subject it has; None where that is not certain.
+
+        A checkpoint nobody is at is kept for it: others go elsewhere while there is something else.
+        """
+        number = self._workers.get(worker_index)
+        if number is None:
+            return None
+        first = self._first_free(self._subjects[number].home)
+        if first is None:
+            home = self._kept.get(worker_index)
+            first = None if home is None else self._first_free(home)
+        if first is None and (alone := _top(self._alone, self._is_alone)) is not None:
+            self._leave(worker_index)
+            first = alone[0]
+            home = self._kept[worker_index] = self._subjects[first].home
+            home.crowd += 1
+            self._changed(home)
+        return None if first is None else self._subjects[first].units[0]
+
+    def _leave(self, worker_index: int) -> None:
+        home = self._kept.pop(worker_index, None)
+        if home is not None:
+            home.crowd -= 1
+            self._changed(home)
 
     def requeue(self, unit: Unit) -> None:
         """Puts back a unit that was not finished; it is the next one of its subject."""
@@ -209,6 +239,9 @@ class WorkQueue:
             near = self._first_free(self._subjects[own].home)
             if near is not None:
                 return near
+        kept = self._kept.get(worker)
+        if kept is not None and (first := self._first_free(kept)) is not None:
+            return first
         if (alone := _top(self._alone, self._is_alone)) is not None:
             return alone[0]
         if (share := _top(self._shares, self._is_share)) is not None:

@@ -71,11 +71,13 @@ class UnitJob:
         unit: The unit.
         cells: What its cells ask for, by cell key.
         sample: Rows that are scored a second time, by cell key (``--certify``).
+        later: What this worker will most likely score next, where its weights are on the hub.
     """
 
     unit: Unit
     cells: Mapping[str, CellWork]
     sample: Mapping[str, np.ndarray] = field(default_factory=dict)
+    later: Subject | None = None
 
 
 @lru_cache(maxsize=64)

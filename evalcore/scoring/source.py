@@ -13,6 +13,7 @@ from evalcore.cluster import Job
 from evalcore.planning import Unit, UnitSlice, WorkQueue
 from evalcore.planning.unit import make_unit
 from evalcore.scoring.shares import CellWork, UnitJob
+from evalcore.types import Subject
 
 
 class UnitSource:
@@ -48,7 +49,11 @@ class UnitSource:
         """The unit a worker should do now."""
         with self._lock:
             unit = self._queue.next(worker_index)
-        return None if unit is None else self._job(unit)
+            if unit is None:
+                return None
+            passes = any(part.origin for subject in unit.subjects for part in subject.parts)
+            later = self._queue.keep(worker_index) if passes else None
+        return self._job(unit, None if later is None else later.subject)
 
     def ahead(self, worker_index: int) -> UnitJob | None:
         """What a worker would be given now."""
@@ -66,7 +71,7 @@ class UnitSource:
             return [self._job(part) for part in unit.apart()]
         return [self._job(part) for part in halves(unit, by_size=by_size)]
 
-    def _job(self, unit: Unit) -> Job:
+    def _job(self, unit: Unit, later: Subject | None = None) -> Job:
         keys = {part.cell_key for part in unit.slices}
         needed = {key: self._work(key) for key in keys}
         sample = {key: self._sample[key] for key in keys if key in self._sample}
@@ -76,7 +81,7 @@ class UnitSource:
         kin = Path(checkpoint.path if adapter is None else adapter.path).parent
         return Job(
             unit.id,
-            UnitJob(unit, needed, sample),
+            UnitJob(unit, needed, sample, later),
             group=here[0].id if len(here) == 1 else group,
             kin=str(kin),
             composite=len(here) > 1,

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from evalcore.scoring.ahead import Ahead
 from evalcore.scoring.certificates.judging import Rescored
 from evalcore.scoring.certificates.sampling import rescore, rows_to_witness
 from evalcore.scoring.generating import score_and_generate, score_and_generate_many
+from evalcore.scoring.localising import Localiser, require_seen
 from evalcore.scoring.reports import FlushReport, UnitReport
 from evalcore.scoring.rows import with_maker
 from evalcore.scoring.shares import Share, UnitJob
@@ -44,12 +45,14 @@ class WorkerConfig:
 
     Attributes:
         doubted: Weights that disagreed with the witness in an earlier run.
+        disk_budget: Bytes of the node's cache of what is on the hub; None: it stays in the hub's.
     """
 
     results: str
     spec: EngineSpec
     commit_every_s: float = 60.0
     doubted: frozenset[str] = frozenset()
+    disk_budget: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,15 @@ def _results_of(config: WorkerConfig) -> ResultStore:
         raise NodeError(f"{where}: {error}; mount it there at the same path") from error
 
 
+def _require_seen(subjects: Sequence[Subject]) -> None:
+    """As :func:`require_seen`; what it raises is about the subjects as a whole."""
+    try:
+        require_seen(subjects)
+    except NodeError as error:
+        error.of_group = True  # type: ignore[attr-defined]
+        raise
+
+
 class ScoringWorker:
     """Runs units on one engine; see the module's docstring."""
 
@@ -101,6 +113,7 @@ class ScoringWorker:
         )
         self._engine: Engine | None = None
         self._witness = Witnessing(config.spec, config.doubted)
+        self._files = Localiser(self._store, config.disk_budget, self._witness.wait)
         self._held: list[_Held] = []
         self._pending: list[str] = []
         self._ended_at: float | None = None
@@ -116,6 +129,7 @@ class ScoringWorker:
             EvalcoreError: The engine does not start, or not with this subject.
         """
         begin = time.perf_counter()
+        job = self._localised(job)
         members = [job.unit.subjects[member] for member in job.unit.members]
         self._prepared, _ = self._load(members)
         self._prepared_s = time.perf_counter() - begin
@@ -134,12 +148,14 @@ class ScoringWorker:
         begin = time.perf_counter()
         wait_s = begin - self._ended_at if self._ended_at is not None else 0.0
         began_s = time.monotonic()
+        job = self._localised(job)
         shares = [Share.of(job, member) for member in job.unit.members]
         loads, makers = self._load([share.subject for share in shares])
         if self._next is not None:  # only now: two streams of weights would hinder each other
             self._ahead.begin(self._next, [share.subject for share in shares])
             self._next = None
         loads, begin = self._with_prepared(loads, begin)
+        self._files.ahead(job.later)
         stands_s = time.perf_counter() - begin
         counts, rows = self._score(job, shares)
         spent_s = time.perf_counter() - begin
@@ -186,6 +202,7 @@ class ScoringWorker:
         self._witness.wait()
         refused = self._release()
         committed = self._commit()
+        self._files.release()
         self._ended_at = time.perf_counter()
         report = FlushReport(self._ended_at - begin, self._witness.report())
         return WorkerReply(report, committed, refused)
@@ -225,6 +242,14 @@ class ScoringWorker:
         self._held = kept
         return tuple(refused)
 
+    def _localised(self, job: UnitJob) -> UnitJob:
+        """The job with this machine's paths; what it raises is about the subjects as a whole."""
+        try:
+            return replace(job, unit=self._files.unit(job.unit))
+        except Exception as error:
+            error.of_group = True  # type: ignore[attr-defined]
+            raise
+
     def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[dict[str, Any]]]:
         """Loads each subject: the last one is in place, the others beside the weights with it.
 
@@ -248,6 +273,8 @@ class ScoringWorker:
                 loads.append(load)
                 makers.append(self._engine.made_by())
         except Exception as error:
+            if isinstance(error, InputError | OSError):
+                _require_seen(subjects)
             error.of_group = True  # type: ignore[attr-defined]
             raise
         pulse.enter("work")

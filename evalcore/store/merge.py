@@ -13,8 +13,8 @@ from evalcore.store.cells import not_writable
 from evalcore.store.results import ResultStore
 
 _FOLDERS = (
-    "cells", "segments", "makers", "settled", "documents", "clusters", "requests", "runs",
-    "outside",
+    "cells", "segments", "makers", "settled", "weights", "documents", "clusters", "requests",
+    "runs", "outside",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from evalcore.checked import (
     write_table,
 )
 from evalcore.errors import DataError, InputError
+from evalcore.identity.away import Named, NamedWeights
 from evalcore.store.cells import not_writable
 from evalcore.store.schema import DOCUMENT_SCHEMA
 
@@ -64,6 +66,53 @@ class Makers:
     def texts(self) -> dict[str, str]:
         """Id -> the record as one line: ``engine=vllm, strategy=packed, vllm=0.32.0 ...``."""
         return {name: _one_line(record) for name, record in self.read().items()}
+
+
+class WeightNames:
+    """The ``weights`` folder: under which fingerprint the weights of some files are scored here.
+
+    A file has what one run, or one worker, came to know; together they say all of it.
+    """
+
+    def __init__(self, folder: Path, warn: Warn) -> None:
+        self.folder = folder
+        self._warn = warn
+
+    def write(self, rows: Iterable[Named]) -> None:
+        """See ``ResultStore.write_weights``."""
+        known = self.read().by_files
+        new = [row for row in rows if known.get(row.files) != _both(known.get(row.files), row)]
+        if not new:
+            return
+        record = {"rows": [asdict(row) for row in new]}
+        name = hashlib.blake2b(json.dumps(record).encode(), digest_size=8).hexdigest()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / f"{name}{JSON_SUFFIX}", record)
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+
+    def read(self) -> NamedWeights:
+        """See ``ResultStore.weights``."""
+        found: dict[str, Named] = {}
+        for path in sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}")):
+            try:
+                rows = [Named(**row) for row in read_json(path)["rows"]]
+            except (DamagedFile, OSError, KeyError, TypeError) as error:
+                self._warn(path, str(error))
+                continue
+            for row in rows:
+                found[row.files] = _both(found.get(row.files), row)
+        return NamedWeights(found)
+
+
+def _both(one: Named | None, other: Named) -> Named:
+    """What two rows about the same files say together; a name by content goes before others."""
+    if one is None or one == other:
+        return other
+    content = one.content or other.content
+    used = content if content in (one.used, other.used) else min(one.used, other.used)
+    return Named(one.files, used, content, one.untrained or other.untrained)
 
 
 class Documents:

@@ -7,6 +7,7 @@ Layout::
     RESULTS/segments/*.arrow     examples; each footer states its coverage
     RESULTS/makers/*.json        environments that made rows, by the id in ``made_by``
     RESULTS/settled/*.json       the way of scoring that the first engine of a kind chose
+    RESULTS/weights/*.json       what weights are called here, by the hashes of their files
     RESULTS/documents/*/*.arrow  questions, choices and golds, once per (task, data)
     RESULTS/clusters/*.arrow     which documents hang together, of tasks that say in what
     RESULTS/requests/*.arrow     prompts as token ids, once per (task, variant, tokenizer)
@@ -38,6 +39,7 @@ import pyarrow.compute as pc
 from evalcore.checked import is_checked
 from evalcore.errors import InputError, ResultsError, UnknownNameError
 from evalcore.files import remove_stale_temporaries, try_folder
+from evalcore.identity.away import Named, NamedWeights
 from evalcore.store.cell_rows import CellRows
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
@@ -51,7 +53,7 @@ from evalcore.store.reading import (
     read_examples,
     together,
 )
-from evalcore.store.records import Clusters, Documents, Makers, Requests
+from evalcore.store.records import Clusters, Documents, Makers, Requests, WeightNames
 from evalcore.store.reductions import Reductions
 from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, MAKER_COLUMN, conform
@@ -103,6 +105,7 @@ class ResultStore:
         self.settle = Settled(self.path / "settled")
         """The way of scoring of a kind: what is settled; if nothing is, what the caller chose."""
         self._makers = Makers(self.path / "makers", self._warn_damaged)
+        self._weights = WeightNames(self.path / "weights", self._warn_damaged)
         self._documents = Documents(self.path / "documents", self._warn_damaged)
         self._clusters = Clusters(self.path / "clusters", self._warn_damaged)
         self._requests = Requests(self.path / "requests")
@@ -335,6 +338,18 @@ class ResultStore:
             if (count := sum(found == state for found in states))
         ]
         return lines + [f"{name}: {text}" for name, text in sorted(self.damage.items())]
+
+    def weights(self) -> NamedWeights:
+        """Under which fingerprints weights are scored here, by their files and their content."""
+        return self._weights.read()
+
+    def write_weights(self, rows: Iterable[Named]) -> None:
+        """Keeps under which fingerprint the weights of some files are scored here; what is new.
+
+        Raises:
+            ResultsError: The folder cannot be written.
+        """
+        self._weights.write(rows)
 
     def makers(self) -> dict[str, dict[str, Any]]:
         """Environments that made rows, by the id in ``made_by``."""

@@ -46,6 +46,23 @@ class Fault:
     trickle_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Body:
+    """What was sent of a file at one request.
+
+    Attributes:
+        name: sha256 of a large file, else the path asked for.
+        count: Bytes sent.
+        beginning: Whether only its first bytes were asked for, as for a header.
+        agent: Who asked.
+    """
+
+    name: str
+    count: int
+    beginning: bool
+    agent: str
+
+
 @dataclass
 class Repository:
     """Commits by their id, and what branches point to."""
@@ -83,6 +100,7 @@ class LoopbackHub:
         requests: (method, path) of all that were asked.
         faults: Looked through in order at each request.
         token: Opens gated and private repositories.
+        bodies: What was sent of files, request by request.
     """
 
     token = "hf_loopback"
@@ -91,6 +109,7 @@ class LoopbackHub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        self.bodies: list[Body] = []
         self._lock = threading.Lock()
         self.stopping = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -301,6 +320,12 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                     **headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"
                 }  # fmt: skip
                 content, status = content[start:stop], 206
+            if self.command == "GET":
+                sent = len(content) // 2 if cut else len(content)
+                name = self.path.rpartition("/cdn/")[2] or self.path
+                part = wanted.startswith("bytes=0-") and not wanted.endswith("-")
+                agent = self.headers.get("User-Agent", "")
+                hub.bodies.append(Body(name, sent, part, agent))
             self._send(status, content, headers, cut)
 
         def _trickle(self, every_s: float) -> None:

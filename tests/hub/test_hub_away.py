@@ -23,6 +23,7 @@ from evalcore.identity import (
     weight_files,
     weight_layout,
 )
+from evalcore.identity.away import AwayRule
 from evalcore.identity.weights import file_sha256
 from evalcore.types import Checkpoint
 from tests.hub.conftest import forget
@@ -69,7 +70,7 @@ def clear_hub_cache(tmp_path: Path) -> None:
 
 
 def planned(source: str = "org/base@main") -> Checkpoint:
-    return open_checkpoint(source, may_be_away=True)
+    return open_checkpoint(source, rule=AwayRule())
 
 
 def test_weights_read_before_are_not_fetched_again(
@@ -96,7 +97,7 @@ def test_weights_scored_here_are_known_on_the_hub(hub: LoopbackHub, commit: str,
     found = planned()
     assert weights_sent(hub) == 0
     assert (found.fingerprint, found.revision) == (local.fingerprint, commit)
-    (subject,) = resolve_subjects([], [str(one), "org/base@main"], may_be_away=True).subjects
+    (subject,) = resolve_subjects([], [str(one), "org/base@main"], rule=AwayRule()).subjects
     assert subject.checkpoint.path == local.path
 
 

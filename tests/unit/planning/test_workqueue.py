@@ -163,3 +163,30 @@ def test_a_unit_is_handed_out_within_a_millisecond_at_ten_thousand_subjects() ->
         spent.append(time.process_time() - begin)
     assert len(spent) == 20_000
     assert sum(spent) / len(spent) < 1e-3
+
+
+def test_what_a_worker_does_next_is_kept_for_it() -> None:
+    """Told ahead, each goes to another checkpoint, and everything is handed out once."""
+    plan = made_up_plan(random.Random(5), checkpoints=7, adapters=1, units=2)
+    queue, given = WorkQueue(plan), list[str]()
+    told: dict[int, Unit | None] = {}
+    at: dict[int, str] = {}
+    waiting = [0, 1, 2]
+    while waiting:
+        worker = waiting.pop(0)
+        unit = queue.next(worker)
+        if unit is None:
+            continue
+        home = unit.subject.checkpoint.fingerprint
+        if (before := told.get(worker)) is not None and unit.subject.id != at[worker]:
+            assert unit.subject == before.subject
+        at[worker] = unit.subject.id
+        given.append(unit.id)
+        told[worker] = queue.keep(worker)
+        assert queue.keep(worker) is told[worker], "asking again changes nothing"
+        later = [u.subject.checkpoint.fingerprint for u in told.values() if u is not None]
+        elsewhere = [h for h in later if h != home]
+        assert len(elsewhere) == len(set(elsewhere))
+        waiting.append(worker)
+    assert sorted(given) == sorted(unit.id for unit in plan.units)
+    assert queue.keep(0) is None
