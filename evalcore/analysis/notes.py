@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from evalcore.analysis.book import ScoreBook
+from evalcore.analysis.cells import CellValues
 from evalcore.analysis.gains import Contrast, Gain
 from evalcore.analysis.making import apart
-from evalcore.analysis.scores import notes_of
+from evalcore.analysis.scores import cell_notes, notes_of
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
 
@@ -56,3 +60,26 @@ def counted(notes: Sequence[Sequence[str]], of: str) -> list[str]:
     """Notes of several things behind one number, each with how many have it."""
     found = Counter(note for own in notes for note in dict.fromkeys(own))
     return [f"{note} ({count} of {len(notes)} {of})" for note, count in found.items()]
+
+
+def pair_notes(subject: SubjectInfo, task: TaskInfo, cells: Sequence[CellValues]) -> list[str]:
+    """Of drawn (prompt, document) pairs, all taken as one cell: a prompt has too few to judge."""
+    facts = [cell.facts for cell in cells]
+    arrays = [cell.load() for cell in cells]
+    n = sum(f.n for f in facts)
+    answers = np.concatenate([a.answers for a in arrays])
+    golds = np.concatenate([a.golds for a in arrays])
+    known, right = answers[answers >= 0], golds[golds >= 0]
+    summed = ("doubled", "overflow", "valueless", "dropped", "truncated", "empty", "generated",
+              "unproven", "unmade")  # fmt: skip
+    whole = replace(
+        facts[0],
+        n=len(np.unique(np.concatenate([a.docs for a in arrays]))),
+        mean=sum(f.mean * f.n for f in facts if f.n) / n if n else float("nan"),
+        held_shots=min(f.held_shots for f in facts),
+        modal_share=float(np.bincount(known).max() / len(known)) if len(known) else float("nan"),
+        one_class=len(right) > 1 and len(np.unique(right)) == 1,
+        **{name: sum(getattr(f, name) for f in facts) for name in summed},
+    )
+    made = tuple(sorted({making for cell in cells for making in cell.made}))
+    return cell_notes(subject, task, {"": {0: replace(cells[0], facts=whole, made=made)}})

@@ -88,6 +88,7 @@ class PromptScoreRow:
         model: Its name.
         prompts, documents: How many there are.
         scores: The estimate.
+        notes: What is odd about the pairs (``notes.pair_notes``).
     """
 
     model: str
@@ -98,6 +99,7 @@ class PromptScoreRow:
     prompts: int
     documents: int
     scores: PromptScores
+    notes: tuple[str, ...] = ()
 
 
 def draw_pairs(prompts: int, documents: int, count: int, seed: int = 0) -> Ints:

@@ -158,6 +158,7 @@ def prompt_scores(
 
 
 def _rows(book: ScoreBook, marked: dict[str, Any]) -> list[PromptScoreRow]:
+    from evalcore.analysis.notes import pair_notes
     from evalcore.analysis.prompteval import PromptScoreRow
     from evalcore.analysis.scores import model_names
 
@@ -178,10 +179,11 @@ def _rows(book: ScoreBook, marked: dict[str, Any]) -> list[PromptScoreRow]:
             prompts = max(len(own), *(how["prompts"] for how in hows))
             estimated = _estimate(book, list(own.values()), prompts, hows)
             info = book.tasks[task]
+            notes = pair_notes(book.subjects[subject], info, list(own.values()))
             rows.append(
                 PromptScoreRow(
                     names.get(subject, subject), task, info.metric, way.label, numerics, prompts,
-                    estimated[0], estimated[1],
+                    estimated[0], estimated[1], tuple(notes),
                 )
             )  # fmt: skip
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.analysis.prompteval import PromptScoreRow
-from evalcore.report.words import fit, plain
+from evalcore.report.words import fit, mark, note_lines, plain
 
 _SHARES = (0.05, 0.5, 0.95)
 
@@ -18,9 +18,10 @@ def prompt_score_lines(rows: Sequence[PromptScoreRow], *, most: int | None = Non
     if not rows:
         return []
     head = ["task", "model", "prompts", "scored", "mean [95 %]", "5 %", "median", "95 %",
-            "worst [95 %]", "naive"]  # fmt: skip
+            "worst [95 %]", "naive", ""]  # fmt: skip
     several = len({row.way for row in rows}) > 1
     table = [head]
+    notes = list(dict.fromkeys(note for row in rows[:most] for note in row.notes))
     for row in rows[:most]:
         s = row.scores
         table.append(
@@ -29,12 +30,14 @@ def prompt_score_lines(rows: Sequence[PromptScoreRow], *, most: int | None = Non
                 f"{100 * s.scored / s.pairs:.1f} %", _ranged(s.mean, s.mean_interval),
                 *(plain(s.quantiles[share][0]) for share in _SHARES),
                 _ranged(s.worst, s.worst_interval), plain(s.naive),
+                " ".join(mark(notes.index(note)) for note in row.notes),
             ]
         )  # fmt: skip
     limits = {0: 30, 1: 34}
     widths = [min(max(len(line[i]) for line in table), limits.get(i, 30)) for i in range(len(head))]
+    right = range(2, len(head) - 1)
     lines = [
-        "  ".join(fit(v, w, i > 1) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(fit(v, w, i in right) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
         for line in table
     ]
     rule = "-" * max(len(line.rstrip()) for line in lines)
@@ -49,6 +52,7 @@ def prompt_score_lines(rows: Sequence[PromptScoreRow], *, most: int | None = Non
         "quantiles over prompts and the worst prompt (extended Rasch model); naive: the mean of "
         "those pairs."
     )
+    lines += note_lines(notes)
     return [line.rstrip() for line in lines]
 
 
@@ -73,4 +77,5 @@ def _record(row: PromptScoreRow) -> dict[str, Any]:
     for share, (value, low, high) in s.quantiles.items():
         name = f"q{round(100 * share):02d}"
         record |= {name: value, f"{name}_low95": low, f"{name}_high95": high}
-    return record | {"sd_prompts_logit": s.spread[0], "sd_documents_logit": s.spread[1]}
+    record |= {"sd_prompts_logit": s.spread[0], "sd_documents_logit": s.spread[1]}
+    return record | {"notes": "; ".join(row.notes)}
