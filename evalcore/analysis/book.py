@@ -102,6 +102,9 @@ class ScoreBook:
     _strata: dict[tuple[str, str], dict[Stratum, Cells]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    _main: dict[tuple[str, str], Stratum | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def from_table(
@@ -300,6 +303,12 @@ class ScoreBook:
 
     def primary_stratum(self, subject: SubjectInfo, task: str) -> Stratum | None:
         """The stratum of the primary way that a model has most cells in."""
+        known = (subject.id, task)
+        if known not in self._main:
+            self._main[known] = self._primary_stratum(subject, task)
+        return self._main[known]
+
+    def _primary_stratum(self, subject: SubjectInfo, task: str) -> Stratum | None:
         way = self.primary(task)
         sizes = {
             key: sum(map(len, cells.values()))

@@ -18,7 +18,15 @@ from evalcore.analysis.cells import Cells, CellValues, Stratum
 from evalcore.analysis.estimates import with_p
 from evalcore.analysis.making import Making
 from evalcore.analysis.making import apart as made_apart
-from evalcore.analysis.pooling import Bounds, Part, difference_bounds, paired_values, pool
+from evalcore.analysis.pooling import (
+    Bounds,
+    Part,
+    difference_bounds,
+    one_estimate,
+    paired_values,
+    pool,
+    score_of,
+)
 from evalcore.analysis.stats import Estimate
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
@@ -166,16 +174,26 @@ def _compared(
         lost = [np.setxor1d(p.own.docs, p.other.docs, assume_unique=True) for p in pairs]
         absent = np.concatenate([np.zeros(0, np.int64), *lost])
         runs = sorted({p.run for p, *_ in found}) if several else []
+        sides = {(p.prompt, p.run): p.own for p, *_ in found}
+        others = {(p.prompt, p.reference_run): p.other for p, *_ in found}
 
         def of(parts: Sequence[Part], within: Bounds) -> Estimate:
             return pool(parts, within, book.clusters)
 
+        def under(name: str) -> Estimate:
+            """Asked for with all prompts and with this one alone: found once."""
+            keys = [pair_key(p) for p in pairs if p.prompt == name]
+            what = ("difference", task.metric, keys)
+            return one_estimate(
+                book, what, lambda: with_p(of([g for g in gaps if g[0] == name], difference))
+            )
+
+        by_variant = {name: under(name) for name in shared}
         return {
-            "pooled": with_p(of(gaps, difference)),
-            "own": of(own, bounds),
-            "other": of(list(other.values()), bounds),
-            "by_variant": {n: with_p(of([g for g in gaps if g[0] == n], difference))
-                           for n in shared},
+            "pooled": by_variant[shared[0]] if len(shared) == 1 else with_p(of(gaps, difference)),
+            "own": score_of(book, own, sides, task.metric),
+            "other": score_of(book, list(other.values()), others, task.metric),
+            "by_variant": by_variant,
             "by_run": [[r, of([g for g in gaps if g[1] == r], difference).value] for r in runs],
             "continuous": of(continuous, difference_bounds(metric_bounds(task.continuous))),
             "shared": shared,
@@ -183,11 +201,16 @@ def _compared(
             "missing_documents": book.document_names(np.unique(absent).tolist()),
         }  # fmt: skip
 
-    keys = [(p.prompt, p.run, p.reference_run, p.own.key, p.other.key) for p in pairs]
+    keys = [pair_key(p) for p in pairs]
     found: dict[str, Any] = book.memo.get(
         ("gain", task.metric, task.continuous, several, keys), compute
     )
     return found
+
+
+def pair_key(pair: Pair) -> tuple[Any, ...]:
+    """Stands for the values of a pair."""
+    return (pair.prompt, pair.run, pair.reference_run, pair.own.key, pair.other.key)
 
 
 def paired_gains(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -78,14 +78,42 @@ def pooled_score(
 ) -> Estimate:
     """Score of one model on one task in one stratum (see :func:`pool`)."""
     metric = task.metric if field == "values" else task.continuous
-    every = [(name, run, cell) for name, runs in cells.items() for run, cell in runs.items()]
+    every = {(name, run): cell for name, runs in cells.items() for run, cell in runs.items()}
+    return _pooled(book, every, metric, field)
 
-    def compute() -> dict[str, Any]:
-        parts = [(name, run, *known_values(cell, field)) for name, run, cell in every]
-        return {"score": pool(parts, metric_bounds(metric), book.clusters)}
 
-    keys = [(name, run, cell.key) for name, run, cell in every]
-    found: Estimate = book.memo.get(("score", field, metric, keys), compute)["score"]
+def _pooled(
+    book: ScoreBook, cells: Mapping[tuple[str, int], CellValues], metric: str, field: Field
+) -> Estimate:
+    def compute() -> Estimate:
+        parts = [(*key, *known_values(cell, field)) for key, cell in cells.items()]
+        return pool(parts, metric_bounds(metric), book.clusters)
+
+    keys = [(*key, cell.key) for key, cell in cells.items()]
+    return one_estimate(book, ("score", field, metric, keys), compute)
+
+
+def score_of(
+    book: ScoreBook,
+    parts: Sequence[Part],
+    cells: Mapping[tuple[str, int], CellValues],
+    metric: str,
+) -> Estimate:
+    """:func:`pool` of values of cells, by (prompt, run): their score, where no value is left out.
+
+    Both sides of many comparisons are whole cells, whose score is asked for anyhow.
+    """
+    whole = (len(part[2]) == len(known_values(cells[part[:2]], "values")[0]) for part in parts)
+    if parts and all(whole):
+        return _pooled(book, {part[:2]: cells[part[:2]] for part in parts}, metric, "values")
+    return pool(parts, metric_bounds(metric), book.clusters)
+
+
+def one_estimate(
+    book: ScoreBook, what: tuple[Any, ...], compute: Callable[[], Estimate]
+) -> Estimate:
+    """An estimate of the book's memo."""
+    found: Estimate = book.memo.get(what, lambda: {"estimate": compute()})["estimate"]
     return found
 
 

@@ -74,7 +74,7 @@ def read_book(
         ResultsError: The folder was compacted meanwhile.
     """
     from evalcore.analysis import ScoreBook
-    from evalcore.analysis.memo import Memo
+    from evalcore.analysis.memo import Kept, Memo
 
     codes = DocumentCodes()
     reduced, lost = read_cells(store, codes, cells=cells, sampled=sampled)
@@ -83,7 +83,7 @@ def read_book(
     return ScoreBook.of(
         reduced, codes.names, numerics=numerics, preferred=preferred, lost=lost,
         clusters=codes.clusters if codes.has_clusters else None,
-        memo=Memo(known=store.reductions.estimates(), about=codes.digest),
+        memo=Memo(known=Kept(store.reductions.estimates()), about=codes.digest),
     )  # fmt: skip
 
 
@@ -139,8 +139,10 @@ def read_cells(
 
 def keep_estimates(store: ResultStore, book: ScoreBook) -> None:
     """Keeps what was computed of a book of :func:`read_book` for a later one."""
-    memo = book.memo
-    store.reductions.write_estimates(memo.added, memo.known, memo.used)
+    memo, kept = book.memo, store.reductions
+    if memo.added:
+        scattered = kept.scattered
+        kept.write_estimates(memo.table(everything=scattered), replace=scattered)
 
 
 class DocumentCodes:

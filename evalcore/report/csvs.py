@@ -250,10 +250,14 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     rows = list(rows)
     names = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        for row in rows:
-            empty = {k: "" for k, v in row.items() if v is None or v != v}
-            texts = {k: text_cell(v) for k, v in row.items() if isinstance(v, str)}
-            writer.writerow({**row, **texts, **empty})
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([_shown(row.get(name)) for name in names] for row in rows)
     return path
+
+
+def _shown(value: Any) -> Any:
+    """What stands in a file: nothing for numbers that do not exist, texts safe in a spreadsheet."""
+    if isinstance(value, str):
+        return text_cell(value)
+    return "" if value is None or value != value else value

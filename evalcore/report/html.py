@@ -160,9 +160,13 @@ def _data(
     """Everything else the page shows and filters."""
     subjects = analysis.book.ordered_subjects()
     place = {s.id: number for number, s in enumerate(subjects)}
-    for task in documents.values():
-        for entry in task["documents"]:
-            entry["answers"] = [[place[a[0]], *a[1:]] for a in entry["answers"]]
+    documents = {  # a copy: what was sampled is kept as it is
+        name: {**task, "documents": [
+            {**entry, "answers": [[place[a[0]], *a[1:]] for a in entry["answers"]]}
+            for entry in task["documents"]
+        ]}
+        for name, task in documents.items()
+    }  # fmt: skip
     hero = lead.best_task(analysis)
     first = next((f.id for f in figures if hero and f.where.get("task") == [visible(hero)]), None)
     names = model_names(subjects)

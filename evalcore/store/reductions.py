@@ -1,7 +1,7 @@
 """The ``reduced`` folder: what was derived from examples once, for later reports.
 
     reduced/cells-*.arrow       numbers per document of a few cells, a batch each; facts in footers
-    reduced/estimates-*.json    what was computed of them
+    reduced/estimates-*.arrow   what was computed of them
 
 Nothing here is authoritative: everything is filed under a digest of what it was derived from, is
 made again where it is missing, and may be deleted at any time. A damaged file is left out, as one
@@ -24,13 +24,12 @@ import pyarrow as pa
 
 from evalcore.checked import (
     ARROW_SUFFIX,
-    JSON_SUFFIX,
     CheckedBatches,
     DamagedFile,
     read_end,
-    read_json,
+    read_table,
     write_batches,
-    write_json,
+    write_table,
 )
 from evalcore.files import remove_stale_temporaries
 
@@ -104,40 +103,32 @@ class Reductions:
             return None
         return path
 
-    def estimates(self) -> dict[str, Any]:
-        """Digest -> what was computed."""
-        found: dict[str, Any] = {}
+    def estimates(self) -> list[pa.Table]:
+        """What was computed, in the caller's own form (``analysis.memo.KEPT_SCHEMA``)."""
+        found = []
         for path in self._estimate_files():
             try:
-                found.update(read_json(path))
-            except (DamagedFile, OSError) as error:
+                found.append(read_table(path))
+            except (DamagedFile, OSError, pa.ArrowException) as error:
                 self._discard(path, error)
         return found
 
-    def write_estimates(
-        self, added: Mapping[str, Any], known: Mapping[str, Any], used: Collection[str]
-    ) -> None:
-        """Keeps what was computed; where there are many files they become one of what was used.
+    @property
+    def scattered(self) -> bool:
+        """Whether what was computed lies in so many files that the next should replace them."""
+        return len(self._estimate_files()) >= _MOST_ESTIMATE_FILES
 
-        Args:
-            added: What is new.
-            known: What :meth:`estimates` gave.
-            used: Digests of both that were asked for.
-        """
-        if not added:
-            return
-        files = self._estimate_files()
-        several = len(files) >= _MOST_ESTIMATE_FILES
-        kept = {k: v for k, v in known.items() if k in used} if several else {}
+    def write_estimates(self, table: pa.Table, *, replace: bool) -> None:
+        """Keeps what was computed; ``replace``: instead of all that was kept."""
+        files = self._estimate_files() if replace else []
         try:
             self.folder.mkdir(exist_ok=True)
-            name = f"estimates-{secrets.token_hex(8)}{JSON_SUFFIX}"
-            write_json(self.folder / name, {**kept, **added}, indent=None)
+            name = f"estimates-{secrets.token_hex(8)}{ARROW_SUFFIX}"
+            write_table(self.folder / name, table)
         except OSError as error:
             log.info("%s: not kept (%s)", self.folder, error.strerror or error)
             return
-        if several:
-            _remove(files)
+        _remove(files)
 
     def prune(self, keys: Collection[str]) -> None:
         """Removes files of which no cell is one of ``keys``."""
@@ -149,7 +140,7 @@ class Reductions:
             remove_stale_temporaries(self.folder)
 
     def _estimate_files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"estimates-*{JSON_SUFFIX}"))
+        return sorted(self.folder.glob(f"estimates-*{ARROW_SUFFIX}"))
 
     def _discard(self, path: Path, error: Exception) -> None:
         if not isinstance(error, FileNotFoundError):
