@@ -84,19 +84,11 @@ def test_a_run_over_them_says_in_one_line_why_keys_changed(earlier: Path) -> Non
 
 
 @pytest.mark.slow
-def test_scored_again_the_numbers_are_the_same(earlier: Path) -> None:
-    names = ["checkpoint_fingerprint", "adapter_fingerprint", "variant", "doc_index"]
-    store = ResultStore(earlier / "results")
-    before = {tuple(row[n] for n in names): row["choice_logprobs"] for row in rows(store)}
-    assert len(before) == 24
+def test_they_are_scored_anew_and_the_old_cells_stay(earlier: Path) -> None:
     score(asked(earlier))
-    again = rows(ResultStore(earlier / "results"))
-    assert len(again) == 24, "cells under older keys are superseded"
-    assert all(row["made_by"] for row in again)
-    for row in again:
-        was = before[tuple(row[n] for n in names)]
-        assert row["choice_logprobs"] == pytest.approx(was, abs=2e-5)
-
-
-def rows(store: ResultStore) -> list[dict]:
-    return store.read().to_pylist()
+    store = ResultStore(earlier / "results")
+    rows = store.read().to_pylist()
+    assert len(rows) == 24, "cells under older keys are superseded"
+    assert all(row["made_by"] for row in rows)
+    assert sorted(store.cell_states().values()) == ["current"] * 6 + ["superseded"] * 6
+    assert store.examples().num_rows == 48
