@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -52,6 +53,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink()
         raise
     fsync_folder(path.parent)
+
+
+def try_lock(file: IO[Any]) -> bool | None:
+    """Takes the lock of an open file for this process, without waiting; closing it gives it back.
+
+    Returns:
+        Whether it was free; None where the file system knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def fsync_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ models built in its process afterwards are not transformers' own any more.)
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import getpass
 import math
@@ -30,6 +29,7 @@ from evalcore.config.engine import Dtype
 from evalcore.engines.canary import canary_batch
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
+from evalcore.files import try_lock
 from evalcore.identity import weight_layout
 from evalcore.machine import available_bytes, peak_bytes
 from evalcore.types import FloatArray, ScoreBatch, Subject
@@ -103,15 +103,11 @@ def turn(waiting: Callable[[], object]) -> Iterator[None]:
     folder = Path(tempfile.gettempdir())
     with open(folder / f"evalcore-witness-{getpass.getuser()}.lock", "a") as lock:
         tries = 0
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if tries % WAITING_EVERY == 0:
-                    waiting()
-                tries += 1
-                time.sleep(TURN_CHECK_S)
+        while try_lock(lock) is False:
+            if tries % WAITING_EVERY == 0:
+                waiting()
+            tries += 1
+            time.sleep(TURN_CHECK_S)
         yield
 
 

@@ -7,7 +7,6 @@ computes for itself. Every entry carries a sum of what it says; one that was dam
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -17,9 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from evalcore.errors import InputError
+from evalcore.files import try_lock
 
 T = TypeVar("T")
 logger = logging.getLogger("evalcore")
@@ -231,7 +231,7 @@ def _locked(entry: Path) -> Iterator[None]:
         return
     with file:
         until = time.monotonic() + WAIT_S
-        while not _lock(file) and time.monotonic() < until:
+        while try_lock(file) is False and time.monotonic() < until:
             time.sleep(0.02)
         try:
             yield
@@ -239,13 +239,3 @@ def _locked(entry: Path) -> Iterator[None]:
             # Whoever waits for the lock of this file looks at the entry again before computing.
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
-
-
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from evalcore.errors import NodeError
+from evalcore.files import try_lock
 from evalcore.identity.cache import cache_dir
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.hub import HubError, HubFile, HubRepository, hub_cache_dir
@@ -208,11 +209,8 @@ class NodeCache:
 
         for key in sorted(set(sizes) - own, key=used):
             with _opened(self._root / f"{key}.use") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield key
+                if try_lock(file):
+                    yield key
 
     def _remove(self, key: str) -> None:
         shutil.rmtree(self._root / key, ignore_errors=True)
@@ -230,7 +228,7 @@ class NodeCache:
         folder = item.folder_in(cache)
         self._root.mkdir(parents=True, exist_ok=True)
         with _opened(self._root / f"{item.key}.fetch") as lock:
-            while not _locked(lock):
+            while try_lock(lock) is False:
                 self._tick()
                 time.sleep(WAIT_S)
             if not is_whole(folder, item.files, item.place):
@@ -273,14 +271,6 @@ class NodeCache:
 
 def _opened(path: Path) -> IO[bytes]:
     return open(path, "ab")
-
-
-def _locked(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _bytes_in(folder: Path) -> int:

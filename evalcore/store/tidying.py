@@ -7,9 +7,7 @@ neighbours (so that which of equal rows is first stays as it was), and only wher
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalcore.errors import DataError, ResultsError
+from evalcore.files import try_lock
 from evalcore.store.compaction import CompactReport, compact_segments
 from evalcore.store.survey import Survey
 
@@ -87,17 +86,10 @@ def _held(path: Path) -> Iterator[bool]:
     """Whether the lock was free; it is held meanwhile. Where there are no locks: not free."""
     try:
         path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = open(path, "ab")  # noqa: SIM115
     except OSError as error:
         log.info("no lock for merging small segments: %s", error)
         yield False
         return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(descriptor)
+    with file:
+        yield bool(try_lock(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from evalcore.errors import ResultsError
-from evalcore.files import remove_dead_scratch, scratch_folder, try_folder
+from evalcore.files import remove_dead_scratch, scratch_folder, try_folder, try_lock
 from evalcore.store import ResultStore
 
 
@@ -84,3 +85,18 @@ def test_scratch_of_a_killed_process_goes_with_the_next(
         assert not theirs.exists()
     assert remove_dead_scratch(tmp_path) == 0
     assert len(list(tmp_path.iterdir())) == 2, "what is no folder of ours stays"
+
+
+def test_a_lock_is_free_held_or_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "lock", "ab") as mine, open(tmp_path / "lock", "ab") as other:
+        assert try_lock(mine) is True
+        assert try_lock(other) is False
+        mine.close()
+        assert try_lock(other) is True
+
+    def unknown(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with open(tmp_path / "lock", "ab") as file:
+        assert try_lock(file) is None

@@ -30,17 +30,35 @@ def open_adapter(
     return adapter
 
 
-class Merger:
-    """Adds an adapter to checkpoint tensors as they stream by, and knows what is still missing."""
+class AdapterTensors:
+    """Tensors of an adapter's file, in float32 on a device."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
         from safetensors import safe_open
 
-        adapter.require_mergeable()
-        self._adapter = adapter
         self._file: Any = safe_open(str(adapter_file(adapter.path)), framework="pt")
-        self._left = adapter.touched
         self._shared: tuple[dict[str, str], dict[str, Any]] | None = None
+
+    def read(self, name: str, device: Any) -> Any:
+        """One tensor by its name in the file."""
+        return self._file.get_tensor(name).to(device).float()
+
+    def parts(self, delta: ModuleDelta, device: Any) -> dict[str, Any]:
+        """A delta's factors; those of all experts stay at hand for the next expert."""
+        if self._shared is not None and self._shared[0] == delta.parts:
+            return self._shared[1]
+        parts = {part: self.read(name, device) for part, name in delta.parts.items()}
+        self._shared = (delta.parts, parts) if delta.expert is not None else None
+        return parts
+
+
+class Merger:
+    """Adds an adapter to checkpoint tensors as they stream by, and knows what is still missing."""
+
+    def __init__(self, adapter: LoraAdapter) -> None:
+        adapter.require_mergeable()
+        self._adapter, self._tensors = adapter, AdapterTensors(adapter)
+        self._left = adapter.touched
         self.changed_weights = 0
 
     def __call__(self, name: str, tensor: Any, dtype: Any) -> Any:
@@ -63,31 +81,20 @@ class Merger:
         adapter, device = self._adapter, tensor.device
         merged = tensor.float()
         if name in adapter.replacements:
-            merged = self._read(adapter.replacements[name], device)
+            merged = self._tensors.read(adapter.replacements[name], device)
         if name in adapter.biases:
             own, scaling = adapter.biases[name]
-            merged = merged + self._read(own, device) * scaling
+            merged = merged + self._tensors.read(own, device) * scaling
         if name in adapter.rows:
             own, rows = adapter.rows[name]
             merged = merged.clone()
-            merged[list(rows)] = self._read(own, device)
+            merged[list(rows)] = self._tensors.read(own, device)
         if name in adapter.deltas:
             merged = self._merge(merged, adapter.deltas[name], device)
         return merged
 
-    def _read(self, name: str, device: Any) -> Any:
-        return self._file.get_tensor(name).to(device).float()
-
-    def _parts(self, delta: ModuleDelta, device: Any) -> dict[str, Any]:
-        """Its factors; those of all experts stay at hand for the next expert."""
-        if self._shared is not None and self._shared[0] == delta.parts:
-            return self._shared[1]
-        parts = {part: self._read(name, device) for part, name in delta.parts.items()}
-        self._shared = (delta.parts, parts) if delta.expert is not None else None
-        return parts
-
     def _merge(self, weight: Any, delta: ModuleDelta, device: Any) -> Any:
-        parts = self._parts(delta, device)
+        parts = self._tensors.parts(delta, device)
         embedding = "lora_embedding_A" in parts
         a = parts["lora_embedding_A" if embedding else "lora_A"]
         b = parts["lora_embedding_B" if embedding else "lora_B"]

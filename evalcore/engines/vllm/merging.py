@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evalcore.engines.vllm.lora import Merger, open_adapter
+from evalcore.engines.vllm.lora import AdapterTensors, Merger, open_adapter
 from evalcore.engines.vllm.traces import probe
 from evalcore.errors import NodeError, ProofError
 from evalcore.files import scratch_folder
 from evalcore.identity import LoraAdapter, ModuleDelta, weight_files, weight_layout
-from evalcore.identity.adapter import adapter_file
 from evalcore.types import Subject
 
 # Unit roundoff of float32. A sum of n terms t in float32 is off by about u sqrt(n) |t|; a few more
@@ -34,12 +33,9 @@ class MergeCheck:
     """
 
     def __init__(self, adapter: LoraAdapter) -> None:
-        from safetensors import safe_open
-
         self._adapter, self._touched = adapter, adapter.touched
-        self._file: Any = safe_open(str(adapter_file(adapter.path)), framework="pt")
+        self._tensors = AdapterTensors(adapter)
         self._wrong: dict[str, float] = {}
-        self._shared: tuple[dict[str, str], dict[str, Any]] | None = None
 
     def __call__(self, name: str, tensor: Any, total: Any, merged: Any) -> None:
         """Looks at one tensor.
@@ -63,13 +59,13 @@ class MergeCheck:
         """Distance of a float32 sum from what it should be, in roundings that may be."""
         adapter, weight = self._adapter, tensor.float()
         if name in adapter.replacements:
-            weight = self._read(adapter.replacements[name], tensor)
+            weight = self._tensors.read(adapter.replacements[name], tensor.device)
         if name in adapter.biases:
             own, scaling = adapter.biases[name]
-            weight = weight + scaling * self._read(own, tensor)
+            weight = weight + scaling * self._tensors.read(own, tensor.device)
         if name in adapter.rows:
             own, rows = adapter.rows[name]
-            values = self._read(own, tensor)
+            values = self._tensors.read(own, tensor.device)
             if not _equal(total[list(rows)], values):
                 return float("inf")
             weight = weight.clone()
@@ -80,7 +76,7 @@ class MergeCheck:
         return self._product_error(delta, weight, total)
 
     def _product_error(self, delta: ModuleDelta, weight: Any, total: Any) -> float:
-        parts = self._parts(delta, weight)
+        parts = self._tensors.parts(delta, weight.device)
         embedding = "lora_embedding_A" in parts
         a = parts["lora_embedding_A" if embedding else "lora_A"]
         b = parts["lora_embedding_B" if embedding else "lora_B"]
@@ -103,17 +99,6 @@ class MergeCheck:
         error = max(float(gap.square().mean().sqrt()), float(gap.max()) / 10)
         terms_count = weight.shape[1] ** 0.5 + a.shape[0] ** 0.5 + 4
         return error / float(_ROUNDOFF * _COARSE * terms_count)
-
-    def _read(self, name: str, like: Any) -> Any:
-        return self._file.get_tensor(name).to(like.device).float()
-
-    def _parts(self, delta: ModuleDelta, like: Any) -> dict[str, Any]:
-        """Its factors; those of all experts stay at hand for the next expert."""
-        if self._shared is not None and self._shared[0] == delta.parts:
-            return self._shared[1]
-        parts = {part: self._read(name, like) for part, name in delta.parts.items()}
-        self._shared = (delta.parts, parts) if delta.expert is not None else None
-        return parts
 
     def finish(self, label: str) -> None:
         """Raises ProofError if a tensor was not as its parts say."""
