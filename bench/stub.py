@@ -11,6 +11,8 @@ Environment:
     STUB_DIES: ``worker:N`` or ``driver:N``: the process is killed at the N-th thing it does to a
         file from then on that a crash may leave half done (open, fsync, rename); once.
     STUB_MARK: A file that is made when that has happened.
+    STUB_WARM: A file into which a worker's process writes when it has imported what it needs
+        (seconds of the clock), while it waits for what it is for.
     STUB_CLOCK: Any value: each time the time of day is asked for, it is an hour earlier.
 """
 
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from evalcore.cluster import JobPool, pulse
+from evalcore.engines import registry
 from evalcore.engines.protocol import (
     EngineSpec,
     LoadKind,
@@ -187,7 +190,11 @@ def make(config: WorkerConfig, index: int) -> ScoringWorker:
 
 
 def warm_up(spec: EngineSpec, busy: int | None = None) -> None:
-    """Nothing is to be imported beside this module."""
+    """Nothing is to be imported beside this module; with engine vllm, what it would import."""
+    if spec.kind == "vllm":
+        registry.warm_up(spec, busy)
+    if told := os.environ.get("STUB_WARM"):
+        Path(told).write_text(repr(time.time()))
 
 
 def turn_clock_back() -> None:

@@ -344,16 +344,7 @@ class Grid:
 
     def problems(self) -> list[tuple[str, str]]:
         """(what, why) of the cells left out, one line for each kind of reason."""
-        kinds: dict[str, dict[str, int]] = {}
-        for (reason, label), count in self.unasked.items():
-            kinds.setdefault(reason, {})[label] = count
-        lines = []
-        for reason, cells in kinds.items():
-            first = next(iter(cells))
-            more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
-            count = sum(cells.values())
-            lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
-        return lines
+        return unasked_lines(self.unasked)
 
     def give_keys(self, numerics: NumericsClass) -> None:
         """Makes the cells of what is asked, in a class of numbers; again where it changes."""
@@ -429,6 +420,20 @@ class Grid:
             keys.append(maker.key(with_data, adapters[who]))
             whatever.append(plain.key(without, adapters[who]) if without else None)
         return keys, whatever
+
+
+def unasked_lines(unasked: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
+    """(what, why) of cells left out (see ``Grid.unasked``), one line for each kind of reason."""
+    kinds: dict[str, dict[str, int]] = {}
+    for (reason, label), count in unasked.items():
+        kinds.setdefault(reason, {})[label] = count
+    lines = []
+    for reason, cells in kinds.items():
+        first = next(iter(cells))
+        more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
+        count = sum(cells.values())
+        lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
+    return lines
 
 
 class Lengths:

@@ -17,7 +17,7 @@ from evalcore.app.cells import (
     installed_versions,
 )
 from evalcore.app.learned import LearnedRows
-from evalcore.app.lm_eval import ask_lm_eval
+from evalcore.app.lm_eval import LmEvalAsking
 from evalcore.config import GridConfig
 from evalcore.errors import DataError, InputError
 from evalcore.identity import (
@@ -57,6 +57,72 @@ from evalcore.types import (
     generation_of,
 )
 
+Selected = list[tuple[Task, list[Variant]]]
+
+
+class GridMaker:
+    """Makes the cells of any of a run's subjects; what they share is made once.
+
+    Documents are loaded at once, each (task, variant, tokenizer) is encoded when it is needed.
+
+    Args:
+        options: What to ask.
+        cache: Folder of encoded requests.
+        asked: What :func:`selected` gives, where it is known.
+
+    Raises:
+        UnknownNameError: Unknown task or prompt.
+        DataError: A data set is missing or its rows are not what the task says.
+    """
+
+    def __init__(self, options: GridConfig, cache: Path, asked: Selected | None = None) -> None:
+        self._versions = json.dumps(installed_versions())
+        asked = selected(options) if asked is None else asked
+        self._checked = check_selection(task for task, _ in asked)
+        self._tasks: list[_Asking] = []
+        for task, variants in asked:
+            work = _TaskWork.load(task, variants, options)
+            lengths = Lengths(options.max_length)
+            files = [(variant, _Files(work, variant, lengths, cache)) for variant in variants]
+            learned = LearnedRows(task, work.documents, work.pool)
+            self._tasks.append(_Asking(work, files, learned, self._versions))
+        theirs = [name for tasks, _ in options.blocks for name in split_selection(tasks)[1]]
+        self._theirs = LmEvalAsking(theirs, options, cache, self._versions) if theirs else None
+
+    def grid(
+        self,
+        subjects: Sequence[Subject],
+        numerics: NumericsClass,
+        apart: Mapping[str, NumericsClass] | None = None,
+    ) -> Grid:
+        """The cells of some subjects.
+
+        Args:
+            subjects: Whom to ask, with all whose tokenizers or parents bear upon them.
+            numerics: The class of the scores.
+            apart: Fingerprint of a checkpoint -> class of its scores, where it is another.
+        """
+        grid = Grid(apart=apart or {})
+        for task in self._tasks:
+            task.ask(grid, subjects)
+        if self._theirs is not None:
+            grid.lm_eval = self._theirs.ask(grid, subjects)
+        grid.give_keys(numerics)
+        return grid
+
+    def require(self, subjects: Sequence[Subject]) -> None:
+        """Raises InputError where something of what is asked can be asked of no subject."""
+        for task in self._tasks:
+            for _, files in task.files:
+                files.require(subjects)
+
+    def findings(self) -> list[Finding]:
+        """What the checks of the data have found so far."""
+        found = list(self._checked)
+        for task in self._tasks:
+            found += task.findings()
+        return found if self._theirs is None else [*found, *self._theirs.findings]
+
 
 def build_grid(
     subjects: Sequence[Subject],
@@ -66,85 +132,80 @@ def build_grid(
     *,
     apart: Mapping[str, NumericsClass] | None = None,
 ) -> Grid:
-    """Loads documents, encodes each (task, variant, tokenizer) once, and lists every cell.
-
-    Args:
-        subjects: Whom to ask.
-        options: What to ask.
-        numerics: The class of the scores.
-        cache: Folder of encoded requests.
-        apart: Fingerprint of a checkpoint -> class of its scores, where it is another.
+    """The cells of all subjects at once, with what was found; see :class:`GridMaker`.
 
     Raises:
         UnknownNameError: Unknown task or prompt.
         DataError: A data set is missing or its rows are not what the task says.
         InputError: Not one cell can be asked.
     """
-    grid = Grid(apart=apart or {})
-    versions = json.dumps(installed_versions())
-    asked = selected(options)
-    grid.findings += check_selection(task for task, _ in asked)
-    for task, variants in asked:
-        _ask(grid, _TaskWork.load(task, variants, options), variants, subjects, options, cache)
-    theirs = [name for tasks, _ in options.blocks for name in split_selection(tasks)[1]]
-    if theirs:
-        grid.lm_eval = ask_lm_eval(grid, theirs, subjects, options, cache, versions)
-    if not grid.asked and grid.unasked:
-        raise InputError("; ".join(f"{what}: {why}" for what, why in grid.problems()))
-    grid.give_keys(numerics)
+    maker = GridMaker(options, cache)
+    maker.require(subjects)
+    grid = maker.grid(subjects, numerics, apart)
+    require_cells(grid)
+    grid.findings = maker.findings()
     return grid
 
 
-def _ask(
-    grid: Grid,
-    work: _TaskWork,
-    variants: Sequence[Variant],
-    subjects: Sequence[Subject],
-    options: GridConfig,
-    cache: Path,
-) -> None:
-    """Adds what is asked of the subjects in one task."""
-    task, versions = work.task, json.dumps(installed_versions())
-    grid.documents[task.name, work.data] = work.documents
-    learned = LearnedRows(task, work.documents, work.pool)
-    lengths = Lengths(options.max_length)
-    for variant in variants:
-        files = _Files(work, variant, lengths, cache)
-        questions: dict[tuple[int, ...], int] = {}
-        for subject in asked_of(
-            files.askable(subjects, grid),
-            chat=variant.chat,
-            generates=generation_of(task, variant) is not None,
-            encode=files.path,
-        ):
-            if variant.chat and not subject.checkpoint.template_fingerprint:
-                grid.leave_out(NO_TEMPLATE, subject)
-                continue
-            settings, file = files.of(subject.checkpoint)
-            own = learned.findings(subject)
-            # Findings are only ever added to, so that their number tells which they are.
-            at = (id(file), len(work.findings), len(file.findings), *map(id, own))
-            if at not in questions:
-                found = (*work.findings, *file.findings, *own)
-                questions[at] = grid.asked.ask(
-                    Question(
-                        task,
-                        variant,
-                        settings,
-                        file,
-                        work.baseline,
-                        work.documents,
-                        work.data,
-                        versions,
-                        found,
-                    )
-                )  # fmt: skip
-            grid.asked.add(subject, questions[at])
-        grid.findings += files.findings
-    grid.findings += [*work.findings, *learned.all()]
+def require_cells(grid: Grid) -> None:
+    """Raises InputError where all that was asked for cannot be asked."""
+    if not grid.asked and grid.unasked:
+        raise InputError("; ".join(f"{what}: {why}" for what, why in grid.problems()))
 
 
-def selected(options: GridConfig) -> list[tuple[Task, list[Variant]]]:
+@dataclass(frozen=True)
+class _Asking:
+    """One task: its documents and, for each variant, its request files."""
+
+    work: _TaskWork
+    files: list[tuple[Variant, _Files]]
+    learned: LearnedRows
+    versions: str
+
+    def ask(self, grid: Grid, subjects: Sequence[Subject]) -> None:
+        """Adds what is asked of the subjects."""
+        work, task = self.work, self.work.task
+        grid.documents[task.name, work.data] = work.documents
+        for variant, files in self.files:
+            questions: dict[tuple[int, ...], int] = {}
+            for subject in asked_of(
+                files.askable(subjects, grid),
+                chat=variant.chat,
+                generates=generation_of(task, variant) is not None,
+                encode=files.path,
+            ):
+                if variant.chat and not subject.checkpoint.template_fingerprint:
+                    grid.leave_out(NO_TEMPLATE, subject)
+                    continue
+                settings, file = files.of(subject.checkpoint)
+                own = self.learned.findings(subject)
+                control = files.control[id(file)]
+                at = (id(file), id(control), *map(id, own))
+                if at not in questions:
+                    found = (*work.findings, *control, *file.findings, *own)
+                    questions[at] = grid.asked.ask(
+                        Question(
+                            task,
+                            variant,
+                            settings,
+                            file,
+                            work.baseline,
+                            work.documents,
+                            work.data,
+                            self.versions,
+                            found,
+                        )
+                    )  # fmt: skip
+                grid.asked.add(subject, questions[at])
+
+    def findings(self) -> list[Finding]:
+        """What was found so far."""
+        of_files = [finding for _, files in self.files for finding in files.findings]
+        control = [finding for found in self.work.looked_for.values() for finding in found]
+        return [*of_files, *self.work.findings, *control, *self.learned.all()]
+
+
+def selected(options: GridConfig) -> Selected:
     """Tasks with their variants, each (task, variant) once, over all blocks of the grid."""
     chosen: dict[str, tuple[Task, dict[str, Variant]]] = {}
     for selection, prompts in options.blocks:
@@ -186,7 +247,7 @@ class _TaskWork:
     baseline: float
     findings: list[Finding]
     data: str
-    looked_for: set[tuple[str, ...]] = field(default_factory=set)
+    looked_for: dict[tuple[str, ...], list[Finding]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, task: Task, variants: Sequence[Variant], options: GridConfig) -> _TaskWork:
@@ -205,22 +266,20 @@ class _TaskWork:
         data = rows_fingerprint(document.id for document in everything)
         return cls(task, documents, pool, baseline, findings, data)
 
-    def _count_control_tokens(self, checkpoint: Checkpoint) -> None:
-        """Finds rows that name control tokens of a tokenizer, once for each."""
+    def control_tokens(self, checkpoint: Checkpoint) -> list[Finding]:
+        """Rows that name control tokens of a checkpoint's tokenizer; looked for once for each."""
         texts = tokenizer_facts(checkpoint.tokenizer).specials
-        if texts in self.looked_for:
-            return
-        self.looked_for.add(texts)
-        pattern = control_pattern(texts)
-        rows = [d.index for d in self.documents if pattern is not None and holds(d, pattern)]
-        self.findings.extend(check_control_tokens(self.task, rows, len(self.documents)))
+        if texts not in self.looked_for:
+            pattern = control_pattern(texts)
+            rows = [d.index for d in self.documents if pattern is not None and holds(d, pattern)]
+            self.looked_for[texts] = check_control_tokens(self.task, rows, len(self.documents))
+        return self.looked_for[texts]
 
     def requests(
         self, cache: Path, variant: Variant, checkpoint: Checkpoint, settings: EncodingSettings
     ) -> RequestFile:
         """The requests under a variant, for a checkpoint's tokenizer."""
         task, documents, pool = self.task, self.documents, self.pool
-        self._count_control_tokens(checkpoint)
         drawn = None
         if variant.shots:
             scored = {document.id for document in documents}
@@ -238,33 +297,48 @@ class _Files:
     cache: Path
     findings: list[Finding] = field(default_factory=list)
     known: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
+    control: dict[int, list[Finding]] = field(default_factory=dict)  # by id of a file of known
+    faults: dict[tuple[str, str, int], InputError] = field(default_factory=dict)
+
+    def require(self, subjects: Sequence[Subject]) -> None:
+        """Raises InputError where the tokenizers and templates of none of the subjects can ask."""
+        ways = _ways(subjects)
+        faults = [fault for way in ways if (fault := self._fault(way)) is not None]
+        if len(faults) == len(ways):
+            raise faults[0]
 
     def askable(self, subjects: Sequence[Subject], grid: Grid) -> list[Subject]:
-        """The subjects whose tokenizers and templates can ask; the others are left out.
-
-        Raises:
-            InputError: None can.
-        """
-        faults: dict[str, InputError] = {}
-        ways = {way.id: way for s in subjects for way in (s.checkpoint, s.own) if way is not None}
-        for own, checkpoint in ways.items():
-            if self.variant.chat and not checkpoint.template_fingerprint:
-                continue
-            try:
-                self.of(checkpoint)
-            except InputError as error:
-                faults[own] = error
-        if len(faults) == len(ways):
-            raise next(iter(faults.values()))
+        """The subjects whose tokenizers and templates can ask; the others are left out."""
+        faults = {way.id: self._fault(way) for way in _ways(subjects)}
         asked = []
         for subject in subjects:
             way = subject.own if subject.own is not None else subject.checkpoint
-            fault = faults.get(subject.checkpoint.id) or faults.get(way.id)
+            fault = faults[subject.checkpoint.id] or faults[way.id]
             if fault is None:
                 asked.append(subject)
             else:
                 grid.leave_out(str(fault), subject)
         return asked
+
+    def _fault(self, checkpoint: Checkpoint) -> InputError | None:
+        """Why a checkpoint cannot ask; None where it can, or has no template for a chat."""
+        if self.variant.chat and not checkpoint.template_fingerprint:
+            return None
+        try:
+            at = self._at(checkpoint)
+        except InputError as error:
+            return error
+        if at not in self.known and at not in self.faults:
+            try:
+                self.of(checkpoint)
+            except InputError as error:
+                self.faults[at] = error
+        return self.faults.get(at)
+
+    def _at(self, checkpoint: Checkpoint) -> tuple[str, str, int]:
+        template = checkpoint.template_fingerprint if self.variant.chat else ""
+        length = self.lengths.of(checkpoint).max_length
+        return checkpoint.tokenizer_fingerprint, template, length
 
     def path(self, checkpoint: Checkpoint) -> Path:
         """The file of requests for a checkpoint."""
@@ -272,13 +346,19 @@ class _Files:
 
     def of(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, RequestFile]:
         """Settings and requests for a checkpoint, encoded once for each tokenizer."""
-        settings = self.lengths.of(checkpoint)
-        template = checkpoint.template_fingerprint if self.variant.chat else ""
-        at = (checkpoint.tokenizer_fingerprint, template, settings.max_length)
+        settings, at = self.lengths.of(checkpoint), self._at(checkpoint)
         if at not in self.known:
-            self.known[at] = self.work.requests(self.cache, self.variant, checkpoint, settings)
-            self.findings += self.known[at].findings
+            control = self.work.control_tokens(checkpoint)
+            file = self.work.requests(self.cache, self.variant, checkpoint, settings)
+            self.known[at], self.control[id(file)] = file, control
+            self.findings += file.findings
         return settings, self.known[at]
+
+
+def _ways(subjects: Sequence[Subject]) -> list[Checkpoint]:
+    """How subjects are or may be asked, each way once."""
+    ways = {way.id: way for s in subjects for way in (s.checkpoint, s.own) if way is not None}
+    return list(ways.values())
 
 
 def require_documents(findings: Sequence[Finding]) -> None:

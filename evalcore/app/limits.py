@@ -27,40 +27,51 @@ class File(NamedTuple):
 
 
 def token_limits(plan: Plan, block_size: int) -> dict[str, int]:
-    """Least work of a plan, summed over subjects (weights differ, so states do).
+    """The limits of one plan; see :class:`Limits`."""
+    return Limits(block_size).of(plan)
+
+
+class Limits:
+    """Least work of plans, summed over subjects (weights differ, so states do).
 
     Subjects that ask for the same rows of the same request files are counted once and multiplied:
     in a full grid all do.
 
     Args:
-        plan: What is to be scored.
         block_size: Tokens of a cache block.
-
-    Returns:
-        ``token_limit``: distinct prefix positions; ``block_limit``: the same where a cache shares
-        whole blocks only; ``attended``: positions attended to at the token limit;
-        ``continuation_tokens``: tokens whose log-probability is asked for.
     """
-    asked: dict[str, list[tuple[UnitSlice, Cell]]] = defaultdict(list)
-    for unit in plan.units:
-        own = [member.id for member in unit.subjects]
-        for part in unit.slices:
-            asked[own[part.member]].append((part, plan.cells[part.cell_key]))
-    known: dict[tuple[Any, ...], Counter[str]] = {}
-    same: dict[tuple[Any, ...], Counter[str]] = {}  # by object, which plans share
-    total = Counter(token_limit=0, block_limit=0, attended=0, continuation_tokens=0)
-    for parts in asked.values():
-        alike = tuple(
-            [(part.requests_path, id(part.rows), id(c.task), id(c.variant)) for part, c in parts]
-        )
-        if alike not in same:
-            rows = _rows(parts)
-            key = tuple((file, r.tobytes()) for file, r in rows.items())
-            if key not in known:
-                known[key] = _limits(rows, block_size)
-            same[alike] = known[key]
-        total.update(same[alike])
-    return dict(total)
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._known: dict[tuple[tuple[File, bytes], ...], Counter[str]] = {}
+
+    def of(self, plan: Plan) -> dict[str, int]:
+        """Least work of a plan.
+
+        Returns:
+            ``token_limit``: distinct prefix positions; ``block_limit``: the same where a cache
+            shares whole blocks only; ``attended``: positions attended to at the token limit;
+            ``continuation_tokens``: tokens whose log-probability is asked for.
+        """
+        asked: dict[str, list[tuple[UnitSlice, Cell]]] = defaultdict(list)
+        for unit in plan.units:
+            own = [member.id for member in unit.subjects]
+            for part in unit.slices:
+                asked[own[part.member]].append((part, plan.cells[part.cell_key]))
+        same: dict[tuple[Any, ...], Counter[str]] = {}  # by object, which the plan keeps
+        total = Counter(token_limit=0, block_limit=0, attended=0, continuation_tokens=0)
+        for parts in asked.values():
+            alike = tuple(
+                [(p.requests_path, id(p.rows), id(c.task), id(c.variant)) for p, c in parts]
+            )
+            if alike not in same:
+                rows = _rows(parts)
+                key = tuple((file, r.tobytes()) for file, r in rows.items())
+                if key not in self._known:
+                    self._known[key] = _limits(rows, self._block_size)
+                same[alike] = self._known[key]
+            total.update(same[alike])
+        return dict(total)
 
 
 def _rows(parts: list[tuple[UnitSlice, Cell]]) -> dict[File, npt.NDArray[np.int32]]:

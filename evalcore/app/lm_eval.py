@@ -14,65 +14,75 @@ from evalcore.identity import data_fingerprint
 from evalcore.lm_eval import VERSION, Built, LoadedTask, load
 from evalcore.lm_eval.asking import ask as theirs
 from evalcore.lm_eval.outcomes import LmEvalWork
+from evalcore.tasks import Finding
 from evalcore.types import Checkpoint, EncodingSettings, Subject
 
 
-def ask_lm_eval(
-    grid: Grid,
-    names: Sequence[str],
-    subjects: Sequence[Subject],
-    options: GridConfig,
-    cache: Path,
-    versions: str,
-) -> LmEvalWork:
-    """Adds what lm-eval's tasks ask to a grid: one variant per task.
+class LmEvalAsking:
+    """What lm-eval's tasks ask, one variant per task; their data are loaded once.
+
+    Attributes:
+        findings: What the checks of the data have found so far.
 
     Raises:
         InputError: lm-eval is missing, a name is unknown, or a file names code that may not run.
         DataError: A data set is not to be had.
     """
-    loaded = load(
-        names,
-        options.include_path,
-        allow_code=options.allow_code,
-        data_root=options.data_root,
-    )
-    versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
-    lengths = Lengths(options.max_length)
-    for task in loaded.tasks.values():
-        files = _Files(task, options, grid, cache, lengths)
-        questions: dict[tuple[int, int], int] = {}
-        for subject in asked_of(
-            subjects,
-            chat=options.chat,
-            generates=str(task.own.OUTPUT_TYPE) == "generate_until",
-            encode=files.path,
-        ):
-            if options.chat and not subject.checkpoint.template_fingerprint:
-                grid.leave_out(NO_TEMPLATE, subject)
-                continue
-            settings, built, baseline, file = files.of(subject.checkpoint)
-            at = (id(file), id(built))
-            if at not in questions:
-                # lm-eval's definition is code: its words and the rows it made of them.
-                data = data_fingerprint(built.task)
-                grid.documents[built.task.name, data] = built.documents
-                questions[at] = grid.asked.ask(
-                    Question(
-                        built.task,
-                        built.variant,
-                        settings,
-                        file,
-                        baseline,
-                        built.documents,
-                        data,
-                        versions,
-                        keeps_answers=False,
-                        built=built,
-                    )
-                )  # fmt: skip
-            grid.asked.add(subject, questions[at])
-    return LmEvalWork(loaded)
+
+    def __init__(
+        self, names: Sequence[str], options: GridConfig, cache: Path, versions: str
+    ) -> None:
+        self._options = options
+        self._loaded = load(
+            names,
+            options.include_path,
+            allow_code=options.allow_code,
+            data_root=options.data_root,
+        )
+        self._versions = json.dumps({**json.loads(versions), "lm_eval": VERSION})
+        self.findings: list[Finding] = []
+        lengths = Lengths(options.max_length)
+        self._tasks = [
+            (task, _Files(task, options, self.findings, cache, lengths))
+            for task in self._loaded.tasks.values()
+        ]
+
+    def ask(self, grid: Grid, subjects: Sequence[Subject]) -> LmEvalWork:
+        """Adds what is asked of some subjects to their grid."""
+        chat = self._options.chat
+        for task, files in self._tasks:
+            questions: dict[tuple[int, int], int] = {}
+            for subject in asked_of(
+                subjects,
+                chat=chat,
+                generates=str(task.own.OUTPUT_TYPE) == "generate_until",
+                encode=files.path,
+            ):
+                if chat and not subject.checkpoint.template_fingerprint:
+                    grid.leave_out(NO_TEMPLATE, subject)
+                    continue
+                settings, built, baseline, file = files.of(subject.checkpoint)
+                at = (id(file), id(built))
+                if at not in questions:
+                    # lm-eval's definition is code: its words and the rows it made of them.
+                    data = data_fingerprint(built.task)
+                    grid.documents[built.task.name, data] = built.documents
+                    questions[at] = grid.asked.ask(
+                        Question(
+                            built.task,
+                            built.variant,
+                            settings,
+                            file,
+                            baseline,
+                            built.documents,
+                            data,
+                            self._versions,
+                            keeps_answers=False,
+                            built=built,
+                        )
+                    )  # fmt: skip
+                grid.asked.add(subject, questions[at])
+        return LmEvalWork(self._loaded)
 
 
 @dataclass
@@ -81,7 +91,7 @@ class _Files:
 
     task: LoadedTask
     options: GridConfig
-    grid: Grid
+    findings: list[Finding]
     cache: Path
     lengths: Lengths
     texts: dict[str, tuple[Built, float]] = field(default_factory=dict)
@@ -100,7 +110,7 @@ class _Files:
         if chat not in self.texts:
             built, baseline, found = theirs(self.task, self.options, checkpoint.tokenizer)
             self.texts[chat] = built, baseline
-            self.grid.findings += found
+            self.findings += found
         built, baseline = self.texts[chat]
         length = self.lengths.of(checkpoint).max_length
         settings = EncodingSettings(max_length=length, overflow="truncate_left")

@@ -8,24 +8,42 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from evalcore.app.cells import GridCells, Question
+from evalcore.app.cells import GridCells
 from evalcore.planning import prefix_ranks
 from evalcore.prompting import read_requests
 from evalcore.types import IntArray, OffsetArray
 
 
+class Order:
+    """The common order of all that is asked; requests of different tokenizers are not compared.
+
+    Args:
+        cells: With every request file of the run among what they ask.
+    """
+
+    def __init__(self, cells: GridCells) -> None:
+        groups: dict[str, dict[Path, None]] = {}
+        for subject, question in cells.examples():
+            files = groups.setdefault(subject.checkpoint.tokenizer_fingerprint, {})
+            files[question.file.path] = None
+        self._ranks: dict[tuple[str, Path], OffsetArray] = {}
+        for tokenizer, files in groups.items():
+            contexts = (first_contexts(read_requests(path)) for path in files)
+            for path, ranks in zip(files, prefix_ranks(contexts), strict=True):
+                self._ranks[tokenizer, path] = ranks
+
+    def ranked(self, cells: GridCells) -> GridCells:
+        """Some of the run's cells with the rank of each row."""
+        ranks = {
+            id(question): self._ranks[subject.checkpoint.tokenizer_fingerprint, question.file.path]
+            for subject, question in cells.examples()
+        }
+        return replace(cells, ranks=ranks)
+
+
 def ranked(cells: GridCells) -> GridCells:
-    """The cells with the rank of each row; requests of different tokenizers are not compared."""
-    groups: dict[str, dict[Path, list[Question]]] = {}
-    for subject, question in cells.examples():
-        tokenizer = subject.checkpoint.tokenizer_fingerprint
-        groups.setdefault(tokenizer, {}).setdefault(question.file.path, []).append(question)
-    ranks = {}
-    for files in groups.values():
-        contexts = (first_contexts(read_requests(path)) for path in files)
-        for own, ranked in zip(files.values(), prefix_ranks(contexts), strict=True):
-            ranks.update(dict.fromkeys(map(id, own), ranked))
-    return replace(cells, ranks=ranks)
+    """Cells with the rank of each row among themselves."""
+    return Order(cells).ranked(cells)
 
 
 def first_contexts(requests: pa.Table) -> tuple[IntArray, OffsetArray]:

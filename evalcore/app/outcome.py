@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED
 from evalcore.identity import numeric_config
-from evalcore.planning import Plan
+from evalcore.planning import NO_PLAN, Plan
 from evalcore.scoring import RunSummary
 from evalcore.shown import one_line
 from evalcore.tasks import data_commits
 
 if TYPE_CHECKING:
-    from evalcore.app.settling import Prepared
+    from evalcore.app.preparing import Prepared
+    from evalcore.app.survey import Survey
 
 
 @dataclass
@@ -42,9 +43,9 @@ class ScoreOutcome:
     """
 
     output: Path
-    plan: Plan
-    summary: RunSummary
-    dry_run: bool
+    plan: Plan = NO_PLAN
+    summary: RunSummary = field(default_factory=RunSummary)
+    dry_run: bool = False
     notes: list[str] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
@@ -56,6 +57,14 @@ class ScoreOutcome:
     cells: frozenset[str] = frozenset()
     asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     engines: str = ""
+
+    def add(self, plan: Plan, grid: Grid) -> None:
+        """Takes in a piece of the run's grid, and its plan."""
+        self.plan = self.plan.plus(plan)
+        self.cells |= frozenset(grid.cells.keys)
+        counts = self.plan.counts
+        self.summary.planned = counts.examples_planned
+        self.summary.covered = counts.examples_covered
 
     @property
     def exit_status(self) -> int:
@@ -107,11 +116,11 @@ class ScoreOutcome:
         return lines
 
 
-def asked_names(grid: Grid) -> dict[str, tuple[str, ...]]:
+def asked_names(survey: Survey) -> dict[str, tuple[str, ...]]:
     """Names of what the grid is made of, each once, in its order."""
-    questions = grid.cells.questions()
+    questions = survey.questions()
     names = {
-        "subjects": (subject.label for subject in grid.cells.subjects()),
+        "subjects": (subject.label for subject in survey.subjects_asked()),
         "tasks": (question.task.name for question in questions),
         "prompts": (question.variant.name for question in questions),
     }
@@ -150,7 +159,7 @@ def left_out(prepared: Prepared, disagreed: Mapping[str, str]) -> list[tuple[str
     store = prepared.store
     if not disagreed:
         return []
-    cells = (planned.cell for planned in prepared.grid.cells)
+    cells = (planned.cell for grid in prepared.grids for planned in grid.cells)
     wrong = {cell.key: cell.subject for cell in cells if cell.subject.weights in disagreed}
     there = wrong.keys() & set(store.coverage()) if wrong else set()
     if not there:
@@ -164,12 +173,12 @@ def left_out(prepared: Prepared, disagreed: Mapping[str, str]) -> list[tuple[str
     return [(label, f"{count:,} {what}") for label, count in counts.items()]
 
 
-def name_failures(outcome: ScoreOutcome, grid: Grid) -> None:
+def name_failures(outcome: ScoreOutcome, grids: Sequence[Grid]) -> None:
     """Failed cells as one problem per subject and reason."""
     why: dict[tuple[str, str], int] = {}
     if not outcome.summary.failed_cells:
         return
-    for planned in grid.cells:
+    for planned in (planned for grid in grids for planned in grid.cells):
         message = outcome.summary.failed_cells.get(planned.cell.key)
         if message:
             adapter = planned.cell.subject.adapter

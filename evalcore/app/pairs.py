@@ -95,6 +95,8 @@ def settle_marks(store: ResultStore, grid: Grid, marks: Marks) -> None:
         ResultsError: The folder cannot be written.
     """
     known = store.sampled()
+    if not marks and not known:
+        return
     covered = store.coverage() if any(marks.values()) else {}
     found: Marks = {}
     for planned in grid.cells:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,8 @@ from typing import Any
 
 from evalcore.app.early import EarlyWorkers, pool_options
 from evalcore.app.engines import hf_spec, slow_ones
-from evalcore.app.grid import require_documents, selected
-from evalcore.app.inputs import keep_clusters, keep_inputs, keep_weights
-from evalcore.app.kept import keep_answers
+from evalcore.app.grid import Selected, selected
 from evalcore.app.labels import untaught_notes
-from evalcore.app.limits import token_limits
-from evalcore.app.ordering import ranked
 from evalcore.app.outcome import (
     ScoreOutcome,
     asked_names,
@@ -28,17 +24,15 @@ from evalcore.app.outcome import (
     name_failures,
     run_record,
 )
-from evalcore.app.pairs import draw, settle_marks
 from evalcore.app.place import Place
+from evalcore.app.preparing import Prepared, Preparer, Rest, StopOrFail
 from evalcore.app.settling import (
-    Prepared,
     applied_by,
-    keys_changed,
     set_aside,
-    settle_grid,
     settle_place,
     settle_spec,
     settle_subjects,
+    settle_ways,
 )
 from evalcore.app.tidying import tidying
 from evalcore.cluster import StopSignals
@@ -48,17 +42,15 @@ from evalcore.engines.protocol import BLOCK_SIZES
 from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import InputError, ResultsError
 from evalcore.files import remove_dead_scratch, scratch_folder, utc_stamp
-from evalcore.identity import away_at, bring
-from evalcore.planning import Plan, PlanCounts, plan_units
-from evalcore.scoring import CellWorks, Progress, RunSummary, Watch, WorkerConfig, score_units
+from evalcore.planning import PlanCounts
+from evalcore.scoring import Feed, Progress, Watch, WorkerConfig, score_units
 from evalcore.store import ResultStore
-from evalcore.types import Subject
 
 
 class Silent:
     """A :class:`~evalcore.scoring.Progress` that says nothing."""
 
-    def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None: ...
+    def planned(self, counts: PlanCounts, limits: Mapping[str, int], whole: bool) -> None: ...
 
     def worker(self, index: int, state: str) -> None: ...
 
@@ -67,6 +59,8 @@ class Silent:
     def committed(self, report: Any) -> None: ...
 
     def failure(self, label: str, message: str) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 def score(
@@ -90,9 +84,9 @@ def score(
     with ray, nullcontext(Watch()) if config.run.dry_run else _watch(config) as watch:
         with EarlyWorkers(config, watch.name) as early:
             with signals.interrupting(), _results(config) as (store, cache, place, notes):
-                selected(config.grid)  # unknown names are told before anything is started
+                asked = selected(config.grid)  # unknown names are told before anything is started
                 early.begin(place, store)
-                outcome, prepared = _prepare(config, place, store, cache, notes)
+                outcome, prepared = _prepare(config, asked, place, store, cache, notes)
             if prepared is not None:
                 _run(outcome, config, prepared, progress or Silent(), signals, watch, early)
         watch.end(outcome.exit_status, outcome.how_it_ended)
@@ -131,9 +125,14 @@ def _results(config: ScoreConfig) -> Iterator[tuple[ResultStore, Path, Place, li
 
 
 def _prepare(
-    config: ScoreConfig, place: Place, store: ResultStore, cache: Path, said: list[str]
+    config: ScoreConfig,
+    asked: Selected,
+    place: Place,
+    store: ResultStore,
+    cache: Path,
+    said: list[str],
 ) -> tuple[ScoreOutcome, Prepared | None]:
-    """Everything before the first engine; None for a dry run, where nothing follows."""
+    """What has to be done before the first unit; None for a dry run, where nothing follows."""
     subjects, problems, notes = settle_subjects(config, place, store)
     notes += said
     if not config.run.dry_run:
@@ -145,103 +144,24 @@ def _prepare(
     spec = settle_spec(config, place, subjects)
     if slow and all(s.checkpoint.fingerprint in slow for s in subjects):
         spec, slow = hf_spec(spec), frozenset()
-    spec, grid, adapters = settle_grid(config.grid, spec, subjects, store, cache, slow)
-    marks: dict[str, dict[str, Any] | None] = {}
-    if config.grid.budget is not None:
-        marks, drawn = draw(grid, config.grid.budget, config.grid.seed or 0)
-        notes += drawn
-    beside = adapters.beside
-    notes += adapters.notes
-    named = {subject.id: subject for subject in grid.asked.subjects}
-    problems += [(named[own].label, reason) for own, reason in adapters.refused.items()]
-    problems += grid.problems()
-    notes += keys_changed(store, grid)
-    if beside:
-        notes.append(
-            f"{len(beside):,} adapters are applied beside the weights, up to {spec.max_loras} of a "
-            f"checkpoint at once"
-        )
-    notes += untaught_notes(subjects, grid.asked.questions)
-    if config.grid.strict:
-        require_documents(grid.findings)
-    if not config.run.dry_run:
-        store.write_cells(grid.rows)
-        settle_marks(store, grid, marks)
-        notes += keep_answers(store, grid)
-
-    def planned() -> Plan:
-        return plan_units(
-            ranked(grid.cells),
-            store.coverage(),
-            max_examples_per_unit=config.run.unit_examples,
-            shard=config.run.shard,
-            beside=beside,
-            most_together=spec.max_loras,
-        )
-
-    plan = planned()
-    elsewhere = config.cluster.backend == "ray" or config.cluster.disk_budget is not None
-    if not (config.run.dry_run or elsewhere) and (gone := bring_weights(plan)):
-        problems += gone.items()
-        grid.cells = grid.cells.chosen(lambda subject: subject.checkpoint.path not in gone)
-        plan = planned()
-        if not plan.units:
-            raise InputError(next(iter(gone.values())))
-    limits = token_limits(plan, BLOCK_SIZES[place.device])
+    settled = settle_ways(config.grid, asked, spec, subjects, store, cache, slow)
+    notes += untaught_notes(subjects, settled.survey.questions())
     outcome = ScoreOutcome(
         config.run.output,
-        plan,
-        RunSummary(planned=plan.counts.examples_planned, covered=plan.counts.examples_covered),
-        config.run.dry_run,
+        dry_run=config.run.dry_run,
         notes=notes,
         problems=problems,
-        findings=[finding.message for finding in grid.findings],
-        limits=limits,
-        cells=frozenset(grid.cells.keys),
-        asked=asked_names(grid),
-        engines=f"{spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
+        asked=asked_names(settled.survey),
+        engines=f"{settled.spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
     )
-    if config.run.dry_run:
-        outcome.examples_per_s = store.runs.examples_per_s()
-        return outcome, None
-    outcome.notes += weights_away(plan, subjects)
-    keep_weights(store, subjects)
-    keep_clusters(store, grid)
-    if config.run.documents:
-        keep_inputs(store, grid)
-    return outcome, Prepared(store, place, spec, grid, subjects, slow)
-
-
-def bring_weights(plan: Plan) -> dict[str, str]:
-    """Fetches the weights that units need and that are still on the hub, where engines are here.
-
-    Returns:
-        Path -> why, of checkpoints whose weights are not to be had.
-    """
-    gone = {}
-    for path in dict.fromkeys(unit.subject.checkpoint.path for unit in plan.units):
-        try:
-            bring(path)
-        except InputError as error:
-            gone[path] = str(error)
-    return gone
-
-
-def weights_away(plan: Plan, subjects: Sequence[Subject]) -> list[str]:
-    """A line on the weights that stay on the hub, as nothing of them is left to score."""
-    wanted = {made.path for unit in plan.units for s in unit.subjects for made in s.parts}
-    away = {
-        made.path
-        for subject in subjects
-        for made in subject.parts
-        if made.path not in wanted and away_at(made.path) is not None
-    }
-    if not away:
-        return []
-    return [
-        f"weights that stayed on the hub: of {len(away):,} checkpoints and adapters, known by "
-        f"their hashes, of which nothing is left to score"
-    ]
+    preparer = Preparer(config, store, settled, BLOCK_SIZES[place.device])
+    preparer.first(outcome)
+    if not config.run.dry_run:
+        return outcome, Prepared(store, place, settled, preparer)
+    preparer.tell(outcome)
+    outcome.limits = preparer.limits(outcome.plan)
+    outcome.examples_per_s = store.runs.examples_per_s()
+    return outcome, None
 
 
 def _run(
@@ -254,7 +174,7 @@ def _run(
     early: EarlyWorkers,
 ) -> None:
     """Scores the plan; whatever ends that, the run is recorded."""
-    store, grid = prepared.store, prepared.grid
+    store = prepared.store
     if outcome.plan.units:
         summary = outcome.summary
         try:
@@ -262,13 +182,17 @@ def _run(
                 _score_plan(outcome, config, prepared, progress, signals, watch, early)
             outcome.notes += kept.lines()
         finally:
+            prepared.preparer.tell(outcome)
             count_flops(outcome, prepared, config.cluster.peak_tflops)
-            name_failures(outcome, grid)
+            name_failures(outcome, prepared.grids)
             _record(outcome, config, prepared)
-    if grid.lm_eval is not None and outcome.summary.error is None:
+    else:
+        prepared.preparer.keep_inputs()
+        prepared.preparer.tell(outcome)
+    if (work := prepared.lm_eval) is not None and outcome.summary.error is None:
         from evalcore.lm_eval.outcomes import write_outcomes  # only where its tasks are asked for
 
-        outcome.lm_eval, unmeasured = write_outcomes(store, grid.lm_eval)
+        outcome.lm_eval, unmeasured = write_outcomes(store, work)
         outcome.problems += unmeasured
 
 
@@ -289,27 +213,27 @@ def _score_plan(
     watch: Watch,
     early: EarlyWorkers,
 ) -> None:
-    spec, summary = prepared.spec, outcome.summary
+    spec, summary, slow = prepared.spec, outcome.summary, prepared.settled.apart
     worker = WorkerConfig(
         str(config.run.output.resolve()), spec, config.run.commit_every, doubted(prepared),
         config.cluster.disk_budget,
     )  # fmt: skip
-    apart = (replace(worker, spec=hf_spec(spec)), prepared.slow) if prepared.slow else None
-    score_units(
-        outcome.plan,
-        CellWorks(outcome.plan.cells),
-        worker,
-        progress,
-        signals,
-        apart=apart,
-        certify=config.run.certify,
-        limits=outcome.limits,
-        time_left_s=signals.left_s,
-        summary=summary,
-        watch=watch,
-        warm=early.take(spec),
-        **pool_options(config, prepared.place, watch.name),
-    )
+    feed = Feed(progress, watch, apart=frozenset(slow), certify=config.run.certify)
+    with Rest(prepared.preparer, outcome, feed) as rest:
+        score_units(
+            feed,
+            worker,
+            progress,
+            StopOrFail(signals, rest),
+            apart=replace(worker, spec=hf_spec(spec)) if slow else None,
+            time_left_s=signals.left_s,
+            summary=summary,
+            watch=watch,
+            warm=early.take(spec),
+            **pool_options(config, prepared.place, watch.name),
+        )
+    progress.ended()
+    rest.judge(summary)
     if summary.stopped:
         summary.stopped = signals.reason or "time limit"
     outcome.problems += left_out(prepared, summary.disagreed)

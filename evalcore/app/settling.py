@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +12,15 @@ import pyarrow.compute as pc
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
 from evalcore.app.cells import Grid, encoding_settings
 from evalcore.app.engines import hf_spec
-from evalcore.app.grid import build_grid
+from evalcore.app.grid import GridMaker, Selected
 from evalcore.app.labels import labelled_subjects
 from evalcore.app.manifest import agreed, grid_name
 from evalcore.app.place import Place, changed_device, find_place
+from evalcore.app.survey import Survey
 from evalcore.config import GridConfig, ScoreConfig
 from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.errors import InputError
-from evalcore.identity import CELL_KEY_VERSION, Applied, numeric_config
+from evalcore.identity import CELL_KEY_VERSION, Applied, NumericsClass, numeric_config
 from evalcore.store import ResultStore
 from evalcore.types import Subject, generation_of
 
@@ -27,15 +29,27 @@ CHECKED_AT_START_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a run needs beside its plan."""
+class Settled:
+    """What is the same for all cells of a run.
 
-    store: ResultStore
-    place: Place
+    Attributes:
+        maker: Of cells.
+        survey: Who is asked how much.
+        spec: The engine.
+        adapters: How they are applied.
+        apart: Fingerprint of a checkpoint that engine hf scores beside ``spec``'s -> its class.
+    """
+
+    maker: GridMaker
+    survey: Survey
     spec: EngineSpec
-    grid: Grid
-    subjects: list[Subject]
-    slow: frozenset[str] = frozenset()  # checkpoints that engine hf scores beside spec's
+    adapters: AdapterPlan
+    apart: Mapping[str, NumericsClass]
+
+    @property
+    def numerics(self) -> NumericsClass:
+        """The class of all other scores."""
+        return numerics_class(self.spec)
 
 
 def settle_place(config: ScoreConfig, store: ResultStore | None) -> tuple[Place, list[str]]:
@@ -111,32 +125,32 @@ def settle_spec(config: ScoreConfig, place: Place, subjects: Sequence[Subject]) 
     )
 
 
-def settle_grid(
+def settle_ways(
     config: GridConfig,
+    asked: Selected,
     spec: EngineSpec,
-    subjects: list[Subject],
+    subjects: Sequence[Subject],
     store: ResultStore,
     cache: Path,
     slow: Collection[str] = (),
-) -> tuple[EngineSpec, Grid, AdapterPlan]:
-    """(spec with the way of adapters settled, the grid, how adapters are applied).
+) -> Settled:
+    """What hangs on the whole grid: who is asked what, and how adapters are applied.
+
+    In 16-bit the way of the adapters is part of every cell's key, and the rule needs to know how
+    much is asked of each.
 
     Args:
+        asked: Tasks and variants.
         slow: Fingerprints of the checkpoints that engine hf scores beside ``spec``'s.
     """
     check_way(spec)
-    numerics = numerics_class(spec)
+    maker = GridMaker(config, cache, asked)
     apart = dict.fromkeys(slow, numerics_class(hf_spec(spec)))
-    grid = build_grid(subjects, config, numerics, cache, apart=apart)
-    fast = grid.cells.chosen(lambda subject: subject.checkpoint.fingerprint not in apart)
-    adapters = plan_adapters(spec, store, fast.subjects(), fast.tokens_of)
-    generates = any(generation_of(each.task, each.variant) for each in grid.cells.questions())
+    survey = Survey(maker, subjects, numerics_class(spec), apart)
+    adapters = plan_adapters(spec, store, survey.subjects_asked(slow), survey.tokens_of)
+    generates = any(generation_of(each.task, each.variant) for each in survey.questions())
     spec = replace(adapters.fitted(spec), cuda_graphs=generates)  # scoring replays none
-    if numerics_class(spec).label != numerics.label:
-        # In 16-bit the way is part of every cell's key, and the rule needs the costs.
-        grid.give_keys(numerics_class(spec))
-    grid.cells = grid.cells.chosen(lambda subject: subject.id not in adapters.refused)
-    return spec, grid, adapters
+    return Settled(maker, survey, spec, adapters, apart)
 
 
 def set_aside(store: ResultStore) -> list[str]:
@@ -150,21 +164,32 @@ def set_aside(store: ResultStore) -> list[str]:
     return [] if report.sound else report.lines()
 
 
-def keys_changed(store: ResultStore, grid: Grid) -> list[str]:
-    """One line where cells of this grid were scored under keys of an earlier version."""
-    names = ["checkpoint_fingerprint", "adapter_fingerprint", "task", "variant"]
-    table = store.cells().select([*names, "key_version"])
-    known = pc.fill_null(table["key_version"], 0)
-    table = table.filter(pc.less(known, CELL_KEY_VERSION))
-    old = 0
-    if table.num_rows:
-        columns = (grid.rows.column(name).to_pylist() for name in names)
-        asked = set(zip(*columns, strict=True))
-        old = sum(tuple(row[n] for n in names) in asked for row in table.to_pylist())
-    if not old:
-        return []
-    return [
-        f"{old:,} cells of {store.path} have keys of an earlier evalcore: since version "
-        f"{CELL_KEY_VERSION} of the keys data counts by its rows, chat templates and end tokens "
-        "too (docs/identity.md); they are scored anew, and what was there can still be read"
-    ]
+class OldKeys:
+    """Cells that were scored under keys of an earlier version."""
+
+    _NAMES = ("checkpoint_fingerprint", "adapter_fingerprint", "task", "variant")
+
+    def __init__(self, store: ResultStore) -> None:
+        table = store.cells().select([*self._NAMES, "key_version"])
+        known = pc.fill_null(table["key_version"], 0)
+        table = table.filter(pc.less(known, CELL_KEY_VERSION)).select(list(self._NAMES))
+        self._path = store.path
+        self._there = Counter(tuple(row.values()) for row in table.to_pylist())
+        self._count = 0
+
+    def look(self, grid: Grid) -> None:
+        """Counts those that some cells are asked for anew."""
+        if self._there:
+            columns = (grid.rows.column(name).to_pylist() for name in self._NAMES)
+            self._count += sum(self._there[asked] for asked in set(zip(*columns, strict=True)))
+
+    def lines(self) -> list[str]:
+        """One line where there are any."""
+        if not self._count:
+            return []
+        return [
+            f"{self._count:,} cells of {self._path} have keys of an earlier evalcore: since "
+            f"version {CELL_KEY_VERSION} of the keys data counts by its rows, chat templates and "
+            "end tokens too (docs/identity.md); they are scored anew, and what was there can still "
+            "be read"
+        ]

@@ -113,14 +113,15 @@ def _body(seen: Seen) -> list[str]:
     if record["phase"] == "preparing":
         return [f"preparing for {_span(record['running_s'])}"]
     share = f" ({100 * committed / planned:.0f} %)" if planned else ""
+    least = "" if record.get("whole", True) else "at least "  # its preparation goes on
     lost = f", {failed:,} cannot be scored" if failed else ""
     lines.append(
-        f"{committed:,} of {planned:,} examples committed{share}{lost}; "
+        f"{committed:,} of {least}{planned:,} examples committed{share}{lost}; "
         f"{int(record['covered']):,} were there already"
     )
     if seen.life in ("running", "silent"):
         left_s = record.get("left_s")
-        left = "unknown" if left_s is None else _span(max(float(left_s), 0.0))
+        left = "unknown" if left_s is None else f"{least}{_span(max(float(left_s), 0.0))}"
         lines.append(f"{float(record['examples_per_s']):,.1f} examples/s, time left: {left}")
         if record.get("stopping"):
             lines.append(f"stopping ({record['stopping']})")

@@ -102,6 +102,7 @@ class ScoreProgress:
         self._done = self._total = 0
         self._counts: PlanCounts | None = None
         self._limits: Mapping[str, int] = {}
+        self._whole = self._over = True
         self._spent = RunSummary()
         self._began = self._said = time.monotonic()
 
@@ -117,10 +118,18 @@ class ScoreProgress:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None:
-        self._counts, self._limits, self._spent = counts, limits, RunSummary()
-        self._done, self._total, self._began = 0, counts.examples_planned, time.monotonic()
-        self._task = self._bar.add_task(self._what, total=self._total, rate="starting an engine")
+    def planned(self, counts: PlanCounts, limits: Mapping[str, int], whole: bool) -> None:
+        if self._over:
+            self._spent, self._done, self._began = RunSummary(), 0, time.monotonic()
+            self._task = self._bar.add_task(self._what, total=0, rate="starting an engine")
+        self._over = False
+        self._counts, self._limits, self._whole = counts, limits, whole
+        self._total = counts.examples_planned
+        if self._task is not None:
+            self._bar.update(self._task, total=self._total)
+
+    def ended(self) -> None:
+        self._over = True
 
     def worker(self, index: int, state: str) -> None:
         if state in {"lost", "restarted"}:
@@ -138,6 +147,7 @@ class ScoreProgress:
         """Counts are of committed work; figures are of all that was spent, done again or not."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = f"{self._done / elapsed:,.0f} examples/s" if self._done else "none committed yet"
+        rate += "" if self._whole else ", still planning"
         self._bar.note = figures(self._spent, elapsed, self._asked_share(), self._limits)
         if self._task is not None:
             name = None if label is None else _shown(label)
@@ -146,7 +156,8 @@ class ScoreProgress:
             self._said = time.monotonic()
             left_s = max(self._total - self._done, 0) * elapsed / max(self._done, 1)
             left = f", {left_s:.0f} s left" if self._done else ""
-            self._say(f"{self._what}: {self._done:,}/{self._total:,} {rate}{left}")
+            least = "" if self._whole else "at least "
+            self._say(f"{self._what}: {self._done:,}/{least}{self._total:,} {rate}{left}")
             self._say(f"  {self._bar.note}")
 
     def _asked_share(self) -> float:

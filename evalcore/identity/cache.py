@@ -87,7 +87,7 @@ def _kept_or(entry: Path, state: Any, make: Callable[[], Any]) -> Any:
     """What an entry has for a state, else what ``make`` gives: one process makes, others wait."""
     known = _read_entry(entry, state)
     if known is None:
-        with _locked(entry):
+        with locked(entry):
             known = _read_entry(entry, state)
             if known is None:
                 return make()
@@ -220,8 +220,11 @@ def _sum(state: Any, value: Any) -> str:
 
 
 @contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """While one process or thread is in here, others that want this fact wait."""
+def locked(entry: Path) -> Iterator[None]:
+    """While one process or thread is in here, others that want this entry wait.
+
+    What they wait for may be there then: whoever has waited looks again before it computes.
+    """
     lock = entry.with_suffix(".lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

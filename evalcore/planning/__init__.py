@@ -13,6 +13,7 @@ from evalcore.planning.prefixes import (
 )
 from evalcore.planning.unit import Unit, UnitSlice
 from evalcore.planning.units import (
+    NO_PLAN,
     Plan,
     PlanCounts,
     PlannedCell,
@@ -22,6 +23,7 @@ from evalcore.planning.units import (
 from evalcore.planning.workqueue import WorkQueue
 
 __all__ = [
+    "NO_PLAN",
     "Plan",
     "PlanCounts",
     "PlannedCell",

@@ -20,8 +20,7 @@ def pick_shard(units: Sequence[Unit], i: int, n: int) -> list[Unit]:
     Raises:
         InputError: Not 0 <= i < n.
     """
-    if not 0 <= i < n:
-        raise InputError(f"shard {i}/{n} does not exist; shards of {n} are 0/{n} to {n - 1}/{n}")
+    check_shard(i, n)
     subjects: dict[str, list[Unit]] = {}
     for unit in units:
         subjects.setdefault(unit.subject.id, []).append(unit)
@@ -31,6 +30,12 @@ def pick_shard(units: Sequence[Unit], i: int, n: int) -> list[Unit]:
     costs = [sum(unit_cost(unit) for unit in group) for group in groups]
     bounds = balanced_bounds(costs, n)
     return [unit for group in groups[bounds[i] : bounds[i + 1]] for unit in group]
+
+
+def check_shard(i: int, n: int) -> None:
+    """Raises InputError unless 0 <= i < n."""
+    if not 0 <= i < n:
+        raise InputError(f"shard {i}/{n} does not exist; shards of {n} are 0/{n} to {n - 1}/{n}")
 
 
 def unit_cost(unit: Unit) -> int:

@@ -94,6 +94,16 @@ class Plan:
     counts: PlanCounts
     cells: Mapping[str, Cell] = field(repr=False)
 
+    def plus(self, other: Plan) -> Plan:
+        """This plan and after it another one, of other subjects."""
+        units, more = (*self.units, *other.units), other.counts.as_dict()
+        counts = {name: count + more[name] for name, count in self.counts.as_dict().items()}
+        counts["checkpoints"] = len({unit.subject.checkpoint.fingerprint for unit in units})
+        return Plan(units, PlanCounts(**counts), {**self.cells, **other.cells})
+
+
+NO_PLAN = Plan((), PlanCounts(0, 0, 0, 0, 0, 0, 0, 0, 0), {})
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Work:

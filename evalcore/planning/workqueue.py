@@ -99,15 +99,21 @@ class WorkQueue:
             self._freed(queue)
             self._add(queue, 0, 0)
 
-    def next(self, worker_index: int) -> Unit | None:
+    def next(self, worker_index: int, *, patient: bool = False) -> Unit | None:
         """The unit this worker should do now; None when nothing waits.
 
         None is not the end while other workers are busy: a unit may still come back.
+
+        Args:
+            worker_index: The worker.
+            patient: It rather waits for more of the plan than it goes where others are; what it
+                has loaded is kept in mind.
         """
-        number = self._choose(worker_index)
+        number = self._choose(worker_index, patient=patient)
         if number is None:
-            self.release(worker_index)
-            self._leave(worker_index)
+            if not patient:
+                self.release(worker_index)
+                self._leave(worker_index)
             return None
         queue = self._subjects[number]
         if self._workers.get(worker_index) != number:
@@ -230,7 +236,7 @@ class WorkQueue:
     def _is_begun(self, entry: tuple[float, int, int]) -> bool:
         return self._subjects[entry[1]].changes == entry[2]
 
-    def _choose(self, worker: int) -> int | None:
+    def _choose(self, worker: int, *, patient: bool = False) -> int | None:
         own = self._workers.get(worker)
         if own is not None:
             if self._subjects[own].units:
@@ -244,6 +250,8 @@ class WorkQueue:
             return first
         if (alone := _top(self._alone, self._is_alone)) is not None:
             return alone[0]
+        if patient:
+            return None
         if (share := _top(self._shares, self._is_share)) is not None:
             return share[1]
         begun = _top(self._begun, self._is_begun)

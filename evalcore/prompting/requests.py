@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from evalcore.checked import ARROW_SUFFIX, DamagedFile, is_checked, map_table, write_batches
 from evalcore.errors import InputError, NodeError
 from evalcore.identity import load_tokenizer, text_fingerprint, tokenizer_facts
+from evalcore.identity.cache import locked
 from evalcore.prompting.encoding import Encoder
 from evalcore.prompting.fitting import Asked, RequestText, encode_texts, first_tokens, fit
 from evalcore.prompting.guarding import holds
@@ -123,7 +124,8 @@ def cached_requests(
 ) -> Path:
     """Like :func:`encode_task`, kept as an Arrow IPC file named by a hash of all its inputs.
 
-    The file is written beside its place and renamed, so that several processes may ask at once.
+    The file is written beside its place and renamed; of several processes that ask at once one
+    encodes, and the others wait for it.
 
     Args:
         drawn: The shots that :func:`draw_shots` draws from the pool, if they are at hand.
@@ -154,16 +156,19 @@ def cached_requests(
     path = Path(cache_dir) / f"requests-{key}{ARROW_SUFFIX}"
     if _is_sound(path):
         return path
-    tokenizer = load_tokenizer(tokenizer_path)
-    batches = _batches(
-        task, variant, documents, shots_pool, tokenizer, settings, drawn,
-        unconditional=unconditional,
-    )  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_batches(path, REQUEST_SCHEMA, batches, compression=None)
-    except OSError as error:
-        raise InputError(f"cannot write requests to {path.parent}: {error.strerror}") from None
+    with locked(path):
+        if _is_sound(path, tell=True):  # by another part of the same array job
+            return path
+        tokenizer = load_tokenizer(tokenizer_path)
+        batches = _batches(
+            task, variant, documents, shots_pool, tokenizer, settings, drawn,
+            unconditional=unconditional,
+        )  # fmt: skip
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_batches(path, REQUEST_SCHEMA, batches, compression=None)
+        except OSError as error:
+            raise InputError(f"cannot write requests to {path.parent}: {error.strerror}") from None
     return path
 
 
@@ -184,14 +189,14 @@ def read_requests(path: str | Path) -> pa.Table:
         raise NodeError(f"requests {path} cannot be read here: {reason}; run again") from error
 
 
-def _is_sound(path: Path) -> bool:
-    """Whether the file is there as it was written."""
+def _is_sound(path: Path, *, tell: bool = False) -> bool:
+    """Whether the file is there as it was written; ``tell``: a damaged one is worth a warning."""
     try:
         map_table(path)
     except FileNotFoundError:
         return False
     except (DamagedFile, OSError, pa.ArrowException) as error:
-        log.warning("%s: %s; it is made again", path, error)
+        log.log(logging.WARNING if tell else logging.DEBUG, "%s: %s; made again", path, error)
         return False
     return True
 

@@ -6,9 +6,10 @@ from evalcore.scoring.batching import (
     generate_requests,
     score_requests,
 )
+from evalcore.scoring.feed import Feed, Progress
 from evalcore.scoring.reports import Effort, RunSummary, UnitReport
 from evalcore.scoring.rows import example_rows
-from evalcore.scoring.run import Progress, score_units, warm_workers
+from evalcore.scoring.run import score_units, warm_workers
 from evalcore.scoring.shares import CellWork, CellWorks, UnitJob
 from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
@@ -19,6 +20,7 @@ __all__ = [
     "CellWork",
     "CellWorks",
     "Effort",
+    "Feed",
     "GenerateRequests",
     "Progress",
     "RunSummary",

@@ -90,6 +90,8 @@ def read_through(path: Path, goes_on: Callable[[], bool]) -> None:
 
 def _files(subjects: Sequence[Subject]) -> Iterator[Path]:
     for subject in subjects:
+        if any(part.origin for part in subject.parts):
+            continue  # from the hub: fetched ahead by whoever keeps this node's files
         yield from weight_files(Path(subject.checkpoint.path))
         if subject.adapter is not None:
             yield adapter_file(subject.adapter.path)

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from evalcore.cluster import Job, JobPool, Stop, WorkerState
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError, WitnessError
 from evalcore.machine import busy_threads
-from evalcore.planning import Plan, PlanCounts, Unit
-from evalcore.planning.units import subset
+from evalcore.planning import Unit
 from evalcore.scoring.certificates.judging import Rescored, judge
-from evalcore.scoring.certificates.sampling import choose_sample
+from evalcore.scoring.feed import Feed, Progress
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
-from evalcore.scoring.shares import CellWork
-from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
 from evalcore.scoring.worker import WorkerConfig
-
-
-class Progress(Protocol):
-    """What a run tells while it works; every method may do nothing."""
-
-    def begin(self, counts: PlanCounts, limits: Mapping[str, int]) -> None: ...
-
-    def worker(self, index: int, state: str) -> None: ...
-
-    def unit(self, label: str, report: UnitReport) -> None:
-        """A unit was scored and has cost this; its rows may still be lost."""
-
-    def committed(self, report: UnitReport) -> None:
-        """The unit's rows are on disk; called once for each unit."""
-
-    def failure(self, label: str, message: str) -> None:
-        """Something of a subject cannot be scored; said once for each reason."""
-
 
 log = logging.getLogger("evalcore")
 
@@ -113,15 +92,12 @@ def warm_workers(spec: EngineSpec, **pool_options: Any) -> JobPool:
 
 
 def score_units(
-    plan: Plan,
-    cells: Mapping[str, CellWork],
+    feed: Feed,
     config: WorkerConfig,
     progress: Progress,
     should_stop: Callable[[], Stop | bool],
     *,
-    apart: tuple[WorkerConfig, Collection[str]] | None = None,
-    certify: float = 0.0,
-    limits: Mapping[str, int] | None = None,
+    apart: WorkerConfig | None = None,
     time_left_s: Callable[[], float | None] | None = None,
     summary: RunSummary | None = None,
     watch: Watch | None = None,
@@ -134,15 +110,11 @@ def score_units(
     its ``error``.
 
     Args:
-        plan: Units in order.
-        cells: What each cell asks for, by key.
+        feed: Units in order, of which more may come meanwhile.
         config: How each worker builds its engine and where it writes.
         progress: Told of every unit, worker and failure.
         should_stop: Polled; ends the run after the units at hand are committed.
-        apart: How workers of a second kind build their engine, and fingerprints of the checkpoints
-            that they score, after the others have done theirs.
-        certify: Share of the examples that is scored a second time (see ``certificates``).
-        limits: Least work of the plan, for what progress tells.
+        apart: How workers of the feed's second kind build their engine.
         time_left_s: How long units may still take, if that is known.
         summary: Is filled, and given back: whoever has it has it too where something unexpected
             is raised.
@@ -151,22 +123,16 @@ def score_units(
         pool_options: For :class:`evalcore.cluster.JobPool` (workers, backend, env ...).
     """
     summary = RunSummary() if summary is None else summary
-    summary.planned, summary.covered = plan.counts.examples_planned, plan.counts.examples_covered
     watch = watch or Watch()
-    progress.begin(plan.counts, limits or {})
-    watch.begin(plan)
-    if not plan.units:
-        return summary
-    sample = choose_sample(plan, certify) if certify else {}
     book = _Book(summary, progress, watch)
     begin = time.perf_counter()
     announced = _announced(should_stop, watch)
     try:
-        for own, part in _parts(plan, config, apart):
-            pool, warm = warm if own is config and warm else JobPool(FACTORY, **pool_options), None
+        for own, source in zip((config, apart), feed.sources, strict=True):
+            if own is None:
+                continue
+            pool, warm = warm or JobPool(FACTORY, **pool_options), None
             pool.configure(own)
-            source = UnitSource()
-            source.add(part.units, cells, sample)
             outcome = pool.run(
                 source,
                 on_result=book.on_result,
@@ -186,27 +152,10 @@ def score_units(
         summary.error = error
     finally:
         summary.wall_s = time.perf_counter() - begin
-    if certify:
-        strata = {key: (cell.subject.label, cell.task.name) for key, cell in plan.cells.items()}
-        summary.certificate = judge(Rescored.together(book.twice), config.spec.dtype, strata)
+    if feed.certify:
+        rescored = Rescored.together(book.twice)
+        summary.certificate = judge(rescored, config.spec.dtype, feed.strata)
     return summary
-
-
-def _parts(
-    plan: Plan, config: WorkerConfig, apart: tuple[WorkerConfig, Collection[str]] | None
-) -> list[tuple[WorkerConfig, Plan]]:
-    """(how workers build their engine, what they score) of each kind that has something to do."""
-    if apart is None:
-        return [(config, plan)]
-    other, theirs = apart
-    units = [[u for u in plan.units if (_home(u) in theirs) is there] for there in (False, True)]
-    parts = zip((config, other), units, strict=True)
-    return [(own, subset(plan, some)) for own, some in parts if some]
-
-
-def _home(unit: Unit) -> str:
-    """Fingerprint of the checkpoint of a unit's subjects."""
-    return unit.subject.checkpoint.fingerprint
 
 
 def _announced(should_stop: Callable[[], Stop | bool], watch: Watch) -> Callable[[], Stop | bool]:

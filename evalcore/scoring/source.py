@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,9 @@ from evalcore.planning import Unit, UnitSlice, WorkQueue
 from evalcore.planning.unit import make_unit
 from evalcore.scoring.shares import CellWork, UnitJob
 from evalcore.types import Subject
+
+PATIENCE_S = 5.0
+"""So long a worker waits for more of a plan that grows, rather than load what another one has."""
 
 
 class UnitSource:
@@ -29,6 +34,7 @@ class UnitSource:
         self._lock = threading.Lock()  # plans may come from another thread
         self._cells: list[Mapping[str, CellWork]] = []
         self._sample: dict[str, np.ndarray] = {}
+        self._asked: dict[int, float] = {}  # worker that got nothing -> since when
 
     def add(
         self, units: Sequence[Unit], cells: Mapping[str, CellWork], sample: Mapping[str, np.ndarray]
@@ -47,10 +53,14 @@ class UnitSource:
 
     def next(self, worker_index: int) -> Job | None:
         """The unit a worker should do now."""
+        now = time.monotonic()
         with self._lock:
-            unit = self._queue.next(worker_index)
+            waited_s = now - self._asked.setdefault(worker_index, now)
+            patient = self.growing and waited_s < PATIENCE_S
+            unit = self._queue.next(worker_index, patient=patient)
             if unit is None:
                 return None
+            del self._asked[worker_index]
             passes = any(part.origin for subject in unit.subjects for part in subject.parts)
             later = self._queue.keep(worker_index) if passes else None
         return self._job(unit, None if later is None else later.subject)
@@ -89,7 +99,10 @@ class UnitSource:
         )
 
     def _work(self, key: str) -> CellWork:
-        return next(cells[key] for cells in self._cells if key in cells)
+        for cells in reversed(self._cells):  # one of each piece that was planned
+            with contextlib.suppress(KeyError):
+                return cells[key]
+        raise KeyError(key)
 
 
 def halves(unit: Unit, *, by_size: bool = False) -> list[Unit]:

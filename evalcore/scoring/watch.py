@@ -66,7 +66,7 @@ class Watch:
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._cells: Mapping[str, Cell] = {}
+        self._cells: dict[str, Cell] = {}
         self._tasks: dict[str, dict[str, int]] = {}
         self._checkpoints: dict[str, dict[str, int]] = {}
         self._workers: dict[int, dict[str, Any]] = {}
@@ -80,6 +80,7 @@ class Watch:
             "beat": 0,
             "planned": 0,
             "covered": 0,
+            "whole": False,
             "committed": 0,
             "failed": 0,
             "units": 0,
@@ -118,20 +119,23 @@ class Watch:
             self._state["phase"] = "ended"
         self._event("end", status=status, how=how, wall_s=wall_s)
 
-    def begin(self, plan: Plan) -> None:
-        """The plan is there, scoring begins."""
+    def planned(self, plan: Plan, *, whole: bool = True) -> None:
+        """A plan is there, or some more of it, and scoring begins; ``whole``: no more will come."""
         counts = plan.counts
         with self._lock:
-            self._cells = plan.cells
+            self._cells.update(plan.cells)
             for unit in plan.units:
                 self._count(unit, "planned")
-            self._state.update(
+            state = self._state
+            state.update(
                 phase="scoring",
-                planned=counts.examples_planned,
-                covered=counts.examples_covered,
-                units_planned=counts.units,
+                planned=state["planned"] + counts.examples_planned,
+                covered=state["covered"] + counts.examples_covered,
+                units_planned=state["units_planned"] + counts.units,
+                whole=whole,
             )
-            self._recent.append((time.monotonic(), 0))
+            if not self._recent:
+                self._recent.append((time.monotonic(), 0))
         self._event(
             "plan",
             examples=counts.examples_planned,
@@ -139,6 +143,7 @@ class Watch:
             units=counts.units,
             cells=counts.cells,
             prompt_tokens=counts.prompt_tokens,
+            whole=whole,
         )
 
     def begun(self, index: int, node: str, job: Job) -> None:

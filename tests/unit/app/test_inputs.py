@@ -68,4 +68,4 @@ def test_a_damaged_request_file_is_made_again(
             read_requests(path)
         assert asked(tmp_path, tiny_tokenizer_dir) == path
         assert path.read_bytes() == data
-    assert caplog.text.count("it is made again") == 3
+    assert caplog.text.count("; made again") == 3

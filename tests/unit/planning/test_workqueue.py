@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -42,7 +43,10 @@ class NaiveQueue:
         self._subjects: dict[str, _SubjectQueue] = {}
         self._workers: dict[int, str] = {}  # worker -> id of the subject it has loaded
         self._joined: set[int] = set()  # workers that help on a subject another one began
-        for unit in plan.units:
+        self.extend(plan.units)
+
+    def extend(self, units: Sequence[Unit]) -> None:
+        for unit in units:
             queue = self._queue(unit)
             queue.units.append(unit)
             queue.cost += unit_cost(unit)
@@ -123,10 +127,13 @@ def _share(checkpoint: str, left: dict[str, int], crowd: dict[str, int]) -> floa
 
 @pytest.mark.parametrize("seed", range(60))
 def test_it_hands_out_what_the_naive_one_does(seed: int) -> None:
-    """Units that come back, workers that die and come, and fewer or more of them than subjects."""
+    """Units that come back or are planned later, workers that die and come, fewer or more of them
+    than subjects."""
     rng = random.Random(seed)
     plan = made_up_plan(rng, rng.randint(1, 5), rng.randint(0, 5), rng.randint(1, 6))
-    fast, slow = WorkQueue(plan), NaiveQueue(plan)
+    first = rng.randint(0, len(plan.units))
+    begun, later = replace(plan, units=plan.units[:first]), list(plan.units[first:])
+    fast, slow = WorkQueue(begun), NaiveQueue(begun)
     workers, busy = rng.randint(1, 9), {}
     for _ in range(6 * len(plan.units)):
         worker = rng.randrange(workers)
@@ -138,8 +145,13 @@ def test_it_hands_out_what_the_naive_one_does(seed: int) -> None:
             for queue in (fast, slow):
                 queue.release(worker)
             continue
+        if later and rng.random() < 0.3:
+            more = [later.pop(0) for _ in range(rng.randint(1, len(later)))]
+            for queue in (fast, slow):
+                queue.extend(more)
+        ahead = fast.peek(worker)
         got, expected = fast.next(worker), slow.next(worker)
-        assert got is expected
+        assert got is ahead is expected
         assert len(fast) == len(slow)
         if got is not None:
             busy[worker] = got
@@ -190,3 +202,20 @@ def test_what_a_worker_does_next_is_kept_for_it() -> None:
         waiting.append(worker)
     assert sorted(given) == sorted(unit.id for unit in plan.units)
     assert queue.keep(0) is None
+
+
+def test_a_patient_worker_goes_where_nobody_is() -> None:
+    plan = made_up_plan(random.Random(3), 2, 2, 3)
+    queue = WorkQueue(plan)
+    homes = [queue.next(worker, patient=True) for worker in range(2)]
+    assert len({unit.subject.checkpoint.fingerprint for unit in homes if unit}) == 2
+    assert queue.next(2, patient=True) is None
+    assert queue.next(2) is not None
+    while queue.next(0, patient=True) is not None:
+        pass
+    own = homes[0]
+    assert own is not None
+    again = replace(own, id="again")
+    queue.extend([again])
+    assert queue.next(1, patient=True) is not again
+    assert queue.next(0, patient=True) is again, "its checkpoint is still in place"

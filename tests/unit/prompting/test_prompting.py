@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from evalcore.prompting import (
     read_prompt,
     read_requests,
     render,
+    requests,
     training_pair,
     with_options,
 )
@@ -462,6 +465,31 @@ def test_requests_are_cached_by_content(
     empty = ask(documents=[])
     assert read_requests(empty).num_rows == 0
     assert isinstance(read_requests(empty), pa.Table)
+
+
+def test_of_several_that_ask_at_once_one_encodes(
+    tmp_path: Path, tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    whole = requests._batches
+
+    def slow(*args: Any, **more: Any) -> Any:
+        encoded.append(1)
+        time.sleep(0.3)
+        return whole(*args, **more)
+
+    monkeypatch.setattr(requests, "_batches", slow)
+    documents = [nli_document(i, i % 2) for i in range(5)]
+
+    def ask(number: int) -> Path:
+        return cached_requests(
+            tmp_path, NLI, PLAIN, documents, POOL, tiny_tokenizer_dir, EncodingSettings()
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    assert (len(set(found)), len(encoded)) == (1, 1)
+    assert list(tmp_path.iterdir()) == found[:1]
 
 
 def test_a_failed_request_file_leaves_nothing(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:

@@ -120,7 +120,7 @@ def test_counts_are_of_committed_work(capsys: pytest.CaptureFixture[str]) -> Non
     from evalcore.scoring import UnitReport
 
     progress = module.ScoreProgress()
-    progress.begin(PlanCounts(1, 1, 1, 1, 2, 20, 0, 1000, 1), {})
+    progress.planned(PlanCounts(1, 1, 1, 1, 2, 20, 0, 1000, 1), {}, whole=True)
     report = UnitReport("u", examples=10, prompt_tokens=500)
     for _ in range(5):  # scored again and again, as after crashes
         progress._said = -1e9

@@ -247,8 +247,10 @@ def test_the_bar_shows_the_figures_below_it() -> None:
     from rich.console import Console
 
     progress = ScoreProgress()
-    progress.begin(
-        PlanCounts(1, 1, 1, 1, 2, 20, 0, 1000, 1), {"token_limit": 500, "block_limit": 9}
+    progress.planned(
+        PlanCounts(1, 1, 1, 1, 2, 20, 0, 1000, 1),
+        {"token_limit": 500, "block_limit": 9},
+        whole=True,
     )
     report = UnitReport("u", examples=10, prompt_tokens=500, computed_tokens=250)
     progress.unit("step-1", report)

@@ -45,7 +45,7 @@ def report(job: Job) -> UnitReport:
 
 def run_some(told: Watch, jobs: list[Job]) -> None:
     """Two units are done, one of them committed; one fails; a worker is lost."""
-    told.begin(plan_of(jobs))
+    told.planned(plan_of(jobs))
     told.worker(0, "starting")
     told.begun(0, "node-a", jobs[0])
     told.scored(jobs[0], report(jobs[0]))
@@ -100,7 +100,7 @@ def test_a_run_is_told_while_it_lasts_and_when_it_has_ended(
 def test_time_left_is_never_negative(tmp_path: Path) -> None:
     """A plan's rows may be committed by more units than were planned."""
     jobs, told = jobs_of(tmp_path), Watch()
-    told.begin(plan_of(jobs))
+    told.planned(plan_of(jobs))
     for job in [*jobs, *jobs]:
         told.scored(job, report(job))
         told.committed(job, report(job))

@@ -169,7 +169,7 @@ def test_rows_of_refused_weights_from_elsewhere_are_left_out(tmp_path: Path) -> 
     store.write_cells([make_cell(key, subject=key) for key in subjects])
     score(store, "a")
     score(store, "b")
-    prepared: Any = SimpleNamespace(store=store, grid=SimpleNamespace(cells=cells))
+    prepared: Any = SimpleNamespace(store=store, grids=[SimpleNamespace(cells=cells)])
     ((label, what),) = left_out(prepared, {"bbbb": "3 nats off", "cccc": "3 nats off"})
     assert (label, what[:20]) == ("b", "1 cells with rows of")
     assert set(store.read()["cell"].to_pylist()) == {"a"}
