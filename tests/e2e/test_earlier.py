@@ -91,4 +91,3 @@ def test_they_are_scored_anew_and_the_old_cells_stay(earlier: Path) -> None:
     assert len(rows) == 24, "cells under older keys are superseded"
     assert all(row["made_by"] for row in rows)
     assert sorted(store.cell_states().values()) == ["current"] * 6 + ["superseded"] * 6
-    assert store.examples().num_rows == 48
