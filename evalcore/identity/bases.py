@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.identity.expected import check_tensors
 from evalcore.identity.header import read_header
 from evalcore.identity.lora import embeddings_of, head_of, shares_embeddings
 from evalcore.identity.lora_names import Layout
+from evalcore.identity.rope import check_rope
 from evalcore.identity.weights import same_values, weight_files
 
 # Families with as many key heads as query heads: transformers ignores these keys there, vLLM
@@ -46,6 +48,7 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
                 f"checkpoint {path}: config.json, key {key}: {config['model_type']} has no such "
                 f"key, and engines differ in whether they believe it ({own}); remove it"
             )
+    check_rope(path, config)
     if quantisation(config, layout) is None:
         odd = next((n for n, (kind, _) in layout.items() if _is_whole(n, kind)), None)
         if odd is not None:
@@ -58,6 +61,8 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     _check_key_heads(path, config, layout, heads)
     _check_vocabulary(path, config, layout)
     _check_biases(path, config, layout)
+    if quantisation(config, layout) is None:
+        check_tensors(path, config, layout)
 
 
 def _is_whole(name: str, kind: str) -> bool:

@@ -14,6 +14,7 @@ from evalcore.engines.vllm.contract import architectures, model_source
 from evalcore.identity import safetensors_names, shares_embeddings, weight_layout, weight_names
 from evalcore.identity.bases import quantisation
 from evalcore.identity.lora import head_of
+from evalcore.identity.rope import rope_kind, rope_parts
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -48,7 +49,7 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
             f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
             f"it to another folder"
         )
-    believed = _believed(config) or _never_tied(path, config)
+    believed = _believed(config) or _never_tied(path, config) or _rope(config)
     if believed is not None or device != "cpu":
         return believed
     coded = _unknown_codes(config)
@@ -103,6 +104,43 @@ def _never_tied(path: str, config: Mapping[str, Any]) -> str | None:
             return (
                 f"config.json, key tie_word_embeddings: vLLM's {name} has a head of its own, which "
                 f"these files do not hold"
+            )
+    return None
+
+
+# Of rotary positions vLLM 0.32 (rotary_embedding/) goes by keys that transformers does not know.
+_ROPE_BELIEVED = {
+    "dynamic": ("alpha", "max_trained_positions"),
+    "default": ("use_fope",),
+    "longrope": ("short_mscale", "long_mscale"),
+}
+LONGEST = 2048
+"""Tokens of a prompt and its answer, unless ``--max-length`` says otherwise."""
+
+
+def _rope(config: Mapping[str, Any]) -> str | None:
+    """How vLLM would read rotary positions otherwise than transformers."""
+    for key, rope in rope_parts(config):
+        kind = {"su": "longrope"}.get(rope_kind(rope), rope_kind(rope))
+        odd = next((name for name in _ROPE_BELIEVED.get(kind, ()) if rope.get(name)), None)
+        if odd is not None:
+            return (
+                f"config.json, key {key}.{odd}: vLLM goes by it, transformers does not; remove it"
+            )
+        if kind != "longrope":
+            continue
+        odd = next((name for name in ("attention_factor", "factor") if rope.get(name)), None)
+        first = config.get("original_max_position_embeddings")
+        first = first or rope.get("original_max_position_embeddings")
+        longest = config.get("max_position_embeddings")
+        if not (isinstance(first, int) and isinstance(longest, int)):
+            continue
+        if odd is not None and not (odd == "factor" and rope[odd] == longest / first):
+            return f"config.json, key {key}.{odd}: vLLM does not read it, transformers goes by it"
+        if first < min(longest, LONGEST):
+            return (
+                f"config.json, key {key}: vLLM takes long_factor for every text once some may be "
+                f"longer than {first} tokens, transformers for those alone"
             )
     return None
 

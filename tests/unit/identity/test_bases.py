@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from bench.tensor_names import described
 from evalcore.engines.vllm.bases import unsupported
 from evalcore.engines.vllm.contract import installed
 from evalcore.errors import InputError
 from evalcore.identity import (
     check_adapter,
     check_base,
+    expected,
     open_checkpoint,
     quantisation,
     shares_embeddings,
     weight_layout,
 )
+from evalcore.identity.expected import check_tensors
+from evalcore.identity.rope import check_rope
 
 FP8 = {"quantization_config": {"quant_method": "fp8"}}
 
@@ -253,3 +258,151 @@ def test_a_head_that_vllm_never_ties_is_named(tiny_checkpoint: Path, tmp_path: P
     for name in ("LlamaForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel", "Gemma2ForCausalLM"):
         tied = {**olmoe, "architectures": [name]}
         assert unsupported(str(folder), tied, "cuda") is None, name
+
+
+def drop(folder: Path, *endings: str) -> None:
+    """Removes tensors from a checkpoint's file."""
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if not name.endswith(endings)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_what_config_json_promises_has_to_be_there(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Told from headers in milliseconds, by what transformers writes for each family."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    drop(folder, "layers.1.mlp.up_proj.weight", "model.norm.weight")
+    with pytest.raises(InputError, match=r"c lacks 2 tensors .*: model\.layers\.1\.mlp\.up_proj"):
+        open_checkpoint(str(folder))
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "d"))
+    drop(folder, "lm_head.weight")
+    edit(folder, tie_word_embeddings=None)  # Llama's default is a head of its own
+    with pytest.raises(InputError, match=r"lacks 1 tensors .*: lm_head\.weight; it was not saved"):
+        open_checkpoint(str(folder))
+    edit(folder, tie_word_embeddings=True)
+    assert open_checkpoint(str(folder)).name == "d"
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "e"))
+    edit(folder, num_hidden_layers=1)
+    with pytest.raises(InputError, match=r"has 9 tensors .* no place for: model\.layers\.1\."):
+        open_checkpoint(str(folder))
+    edit(folder, num_hidden_layers=2, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    with pytest.raises(InputError, match=r"lacks 6 tensors .*: model\.layers\.0\.self_attn\.k_pro"):
+        open_checkpoint(str(folder))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def layout_of(family: str, layers: int = 2, experts: int = 3) -> dict[str, tuple[str, Any]]:
+    """A header as transformers writes it."""
+    known = json.loads((Path(expected.__file__).with_name("tensor_names.json")).read_text())[family]
+    names = [
+        name
+        for pattern in known["names"] + known["head"]
+        for name in expected._each(pattern, layers, experts)
+    ]
+    return dict.fromkeys(names, ("F32", (4, 4)))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "qwen2_moe"])
+def test_a_lost_expert_is_named(family: str) -> None:
+    config = {"model_type": family, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    config |= {"num_local_experts" if family == "mixtral" else "num_experts": 3}
+    layout = layout_of(family)
+    check_tensors("c", config, layout)
+    (lost,) = {name for name in layout if ".1." in name and "experts.2." in name
+               and name.endswith(("w2.weight", "down_proj.weight"))}  # fmt: skip
+    del layout[lost]
+    with pytest.raises(InputError, match=rf"lacks 1 tensors .*: {lost.replace('.', '[.]')}"):
+        check_tensors("c", config, layout)
+    with pytest.raises(InputError, match=r"has .* no place for"):
+        check_tensors("c", config, layout_of(family, experts=4))
+    # Of layers that are not all alike, and of other names, nothing is said here.
+    check_tensors("c", {**config, "mlp_only_layers": [0]}, layout)
+    check_tensors("c", config, {f"transformer.{name}": value for name, value in layout.items()})
+    check_tensors("c", {**config, "model_type": "of_somebody"}, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral"])
+def test_the_names_are_transformers_own(family: str) -> None:
+    """All of them: ``python -m bench.tensor_names`` changes nothing."""
+    known = json.loads((Path(expected.__file__).with_name("tensor_names.json")).read_text())
+    assert described(family) == known[family]
+
+
+ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        (ROPE, None),
+        ({"type": "linear", "factor": 2}, None),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, None),
+        ({"type": "su", "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2]}, None),
+        ({"rope_theta": 5000.0}, None),
+        ("linear", "expected a mapping, not 'linear'"),
+        ([2.0], "expected a mapping"),
+        ({"factor": 2.0}, "has no rope_type"),
+        ({"type": "lineal", "factor": 2.0}, "type 'lineal' is none of default, dynamic, linear"),
+        ({"type": "ntk", "factor": 2.0}, "type 'ntk' is none of"),
+        ({"rope_type": "linear"}, "type linear needs factor"),
+        ({"rope_type": "linear", "factor": "2"}, "key rope_scaling.factor: expected a number"),
+        ({"rope_type": "linear", "factor": float("nan")}, "expected a number above zero"),
+        ({"rope_type": "dynamic", "factor": 0.5}, "expected at least 1, not 0.5"),
+        ({"rope_type": "yarn", "type": "linear", "factor": 2}, "two types, linear and yarn"),
+        ({**ROPE, "low_freq_factor": 4.0}, "low_freq_factor has to be below high_freq_factor"),
+        ({**ROPE, "high_freq_factor": None}, "type llama3 needs high_freq_factor"),
+        ({"type": "longrope", "short_factor": 2, "long_factor": [1]}, "expected a list"),
+        ({"type": "longrope", "short_factor": [1], "long_factor": [1, 2]}, "not of one length"),
+        ({"rope_type": "default", "rope_theta": 7.0}, "rope_theta is 7.0 there and 5000.0 beside"),
+    ],
+)
+def test_rotary_positions_are_complete_and_said_once(rope: Any, said: str | None) -> None:
+    config = {"rope_theta": 5000.0, "rope_scaling": rope}
+    if said is None:
+        check_rope("c", config)
+        check_rope("c", {"rope_parameters": {"full_attention": rope}})
+        return
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        check_rope("c", config)
+    assert "\n" not in str(caught.value)
+
+
+def test_rotary_positions_that_are_said_twice() -> None:
+    linear = {"type": "linear", "factor": 2.0}
+    check_rope(
+        "c", {"rope_scaling": linear, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}
+    )
+    with pytest.raises(InputError, match="says other than rope_parameters does"):
+        check_rope("c", {"rope_scaling": linear, "rope_parameters": {**linear, "factor": 4.0}})
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, None),
+        ({"rope_type": "dynamic", "factor": 2.0, "alpha": 3.0}, "alpha: vLLM goes by it"),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 4096}, None),
+        (
+            {"rope_type": "longrope", "original_max_position_embeddings": 512},
+            "long_factor for every",
+        ),
+        ({"type": "su", "original_max_position_embeddings": 4096, "factor": 2.0}, None),
+        ({"type": "su", "original_max_position_embeddings": 4096, "factor": 3.0}, "does not read"),
+    ],
+)
+def test_rotary_positions_that_vllm_reads_otherwise(
+    rope: dict[str, Any], said: str | None, tiny_checkpoint: Path
+) -> None:
+    config = {"model_type": "llama", "rope_scaling": rope, "max_position_embeddings": 8192,
+              "head_dim": 64}  # fmt: skip
+    for device in ("cpu", "cuda"):
+        found = unsupported(str(tiny_checkpoint), config, device)  # type: ignore[arg-type]
+        assert (found is None) == (said is None), found
+        assert said is None or said in str(found)
