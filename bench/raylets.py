@@ -4,6 +4,7 @@
         cluster.add(num_cpus=1)
         subprocess.run([...], env=cluster.env)
         cluster.kill()              # the raylet added last, as a machine that goes dark
+        cluster.join("node-b", home=folder, hidden=[other])   # as another machine would be
 
 Not `ray stop`, which ends every Ray of a machine. Only who has the token may join.
 """
@@ -13,9 +14,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+TRIES = 3
 
 _CLUSTER = """
 import json, sys
@@ -57,6 +64,7 @@ class Raylets:
         )  # fmt: skip
         address = self._answer("address")
         self.env = {**env, "RAY_ADDRESS": address}
+        self.machines: dict[str, subprocess.Popen[str]] = {}
 
     def add(self, **lent: int) -> None:
         """Adds a raylet."""
@@ -66,8 +74,61 @@ class Raylets:
         """Kills the raylet that was added last, and what runs below it, without a word."""
         self._order(None)
 
+    def join(
+        self, name: str, home: Path, hidden: Sequence[Path] = (), num_cpus: int = 1, **more: str
+    ) -> None:
+        """Lets something join that is a machine of its own, but for its network and its disk.
+
+        It has its own host name, process ids (killing it kills all of them), home and working
+        folder; by ``ray start --address``, as on machines of a cluster. Takes root.
+
+        Args:
+            name: Of the machine; its host name.
+            home: Its home folder; processes work in ``work`` there.
+            hidden: Folders that are empty there.
+            num_cpus: What it lends.
+            more: Further variables of its environment.
+        """
+        (home / "work").mkdir(parents=True, exist_ok=True)
+        ray = [
+            str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats",
+            f"--address={self.env['RAY_ADDRESS']}", f"--num-cpus={num_cpus}",
+        ]  # fmt: skip
+        script = "; ".join(
+            [
+                "set -e",
+                f"hostname {shlex.quote(name)}",
+                *(f"mount -t tmpfs none {shlex.quote(str(folder))}" for folder in hidden),
+                f"cd {shlex.quote(str(home / 'work'))}",
+                f"exec {shlex.join(ray)}",
+            ]
+        )
+        own = {k: v for k, v in self.env.items() if k not in ("HF_HOME", "EVALCORE_CACHE")}
+        for _ in range(TRIES):  # Ray gives up after half a minute, which a busy machine may take
+            with open(home / "ray.log", "w") as log:
+                started = subprocess.Popen(
+                    ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child",
+                     "--mount-proc", "sh", "-c", script],
+                    env={**own, "HOME": str(home), **more}, text=True, stdout=log, stderr=log,
+                    stdin=subprocess.DEVNULL,
+                )  # fmt: skip
+            while started.poll() is None:
+                if "Ray runtime started" in (home / "ray.log").read_text():
+                    self.machines[name] = started
+                    return
+                time.sleep(0.1)
+        raise RuntimeError(f"{name} did not join: {(home / 'ray.log').read_text()[-400:]}")
+
+    def leave(self, name: str) -> None:
+        """Kills a machine that joined, and what runs there, without a word."""
+        machine = self.machines.pop(name)
+        machine.kill()
+        machine.wait(60)
+
     def close(self) -> None:
         """Ends all of it."""
+        for name in list(self.machines):
+            self.leave(name)
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(60)

@@ -18,6 +18,7 @@ MOST_CELLS = 5_000
 """Cells whose scores a run works out at its end (some milliseconds each)."""
 
 
+_MET = 8  # lines on what workers met
 SHOWN_NAMES = 50
 """Subjects, tasks or prompts that a dry run names."""
 
@@ -164,6 +165,16 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+def met_lines(summary: RunSummary) -> list[str]:
+    """What workers met, each in a line: a lost process, a machine that does not see a path."""
+    told = [
+        f"met: {what[:300]}" + (f" ({count} times)" if count > 1 else "")
+        for what, count in list(summary.met.items())[:_MET]
+    ]
+    more = len(summary.met) - len(told)
+    return told + ([f"met: {more} more, see runs/ and logs/"] if more else [])
+
+
 def summary_lines(outcome: ScoreOutcome) -> list[str]:
     """What a run did, with its figures."""
     s = outcome.summary
@@ -200,6 +211,7 @@ def summary_lines(outcome: ScoreOutcome) -> list[str]:
         f"({100 * s.idle_share:.1f} %; {s.wait_s:.1f} s of it waiting for units); "
         f"restarts {s.restarts}"
     )
+    lines += met_lines(s)
     if s.certificate is not None:
         lines += s.certificate.lines()
     if s.stopped:

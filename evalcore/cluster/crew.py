@@ -36,6 +36,7 @@ class PoolEvents:
     on_worker: Callable[[int, WorkerState], None] = lambda index, state: None
     on_flush: Callable[[int, Any], None] = lambda index, result: None
     on_given_up: Callable[[int, str, str], None] = lambda index, node, why: None
+    on_trouble: Callable[[int, str, str], None] = lambda index, node, what: None
     on_begun: Callable[[int, str, Job], None] = lambda index, node, job: None
 
 

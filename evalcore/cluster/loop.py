@@ -354,6 +354,8 @@ class PoolRun:
         preparing = slot.state is State.PREPARING
         self.crew.idle(slot)
         if self.ending is None:
+            if info.scope == "node":
+                self.events.on_trouble(slot.index, slot.node, str(error))
             of_group = info.of_group or preparing
             failure = Failure(error, info.scope, of_group, alive=True)
             if not info.worker_usable:
@@ -411,6 +413,8 @@ class PoolRun:
         self.transport.kill(slot.index)
         self.crew.report(slot, "lost")
         state, job, pending = slot.state, slot.job, list(slot.pending.values())
+        if self.ending is None:
+            self.events.on_trouble(slot.index, slot.node, str(error))
         slot.forget_process()
         slot.state = State.DOWN
         slot.restarts += 1

@@ -126,6 +126,7 @@ class JobPool:
         on_worker: Callable[[int, WorkerState], None] | None = None,
         on_flush: Callable[[int, Any], None] | None = None,
         on_given_up: Callable[[int, str, str], None] | None = None,
+        on_trouble: Callable[[int, str, str], None] | None = None,
         on_begun: Callable[[int, str, Job], None] | None = None,
         time_left_s: Callable[[], float | None] | None = None,
     ) -> Outcome:
@@ -151,6 +152,7 @@ class JobPool:
             "on_worker": on_worker,
             "on_flush": on_flush,
             "on_given_up": on_given_up,
+            "on_trouble": on_trouble,
             "on_begun": on_begun,
         }
         events = PoolEvents(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]

@@ -73,6 +73,7 @@ class HubRepository:
         patterns: Sequence[str],
         ignore: Sequence[str] = (),
         into: Path | None = None,
+        quiet: bool = False,
     ) -> Path:
         """Folder with the files of a commit that match; others may be missing there.
 
@@ -81,6 +82,7 @@ class HubRepository:
             patterns: Globs of names.
             ignore: Of those, what not.
             into: A cache of its own, laid out as the hub's; None: the hub's.
+            quiet: Whether no bars are shown: for small files.
 
         Raises:
             HubError: They are not to be had; one line.
@@ -102,6 +104,7 @@ class HubRepository:
                     ignore_patterns=list(ignore) or None,
                     endpoint=endpoint(),
                     etag_timeout=min(10.0, answers.ANSWER_S),
+                    **({"tqdm_class": _quiet()} if quiet else {}),
                 ),
             )
         )
@@ -334,6 +337,17 @@ class HubRepository:
 
 class _PassingError(HubError):
     """A fault that may be gone at the next try."""
+
+
+def _quiet() -> Any:
+    """A progress bar that shows nothing."""
+    from huggingface_hub.utils import tqdm
+
+    class Quiet(tqdm):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **{**more, "disable": True})
+
+    return Quiet
 
 
 def is_commit(revision: str | None) -> bool:

@@ -73,7 +73,7 @@ def _opened(repository: HubRepository, place: HubPlace, rule: AwayRule | None) -
     small = [name for name in files if not name.endswith(ADAPTER_WEIGHTS)]
     if rule is not None and weights is not None and weights.sha256 is not None:
         check_budget(files, rule.budget, f"adapter {place}")
-        _fetch(repository, place, small)
+        _fetch(repository, place, small, quiet=True)
         try:
             state = files_state(numeric_adapter_config(folder), [weights.sha256])
         except InputError:
@@ -94,5 +94,7 @@ def _opened(repository: HubRepository, place: HubPlace, rule: AwayRule | None) -
     return folder
 
 
-def _fetch(repository: HubRepository, place: HubPlace, names: Sequence[str]) -> None:
-    repository.fetch(place.revision, [glob.escape(name) for name in names])
+def _fetch(
+    repository: HubRepository, place: HubPlace, names: Sequence[str], quiet: bool = False
+) -> None:
+    repository.fetch(place.revision, [glob.escape(name) for name in names], quiet=quiet)

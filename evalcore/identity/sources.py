@@ -160,7 +160,7 @@ def _without_weights(
         return None
     check_budget(files_of(listing, place), rule.budget, f"{what}: {place}")
     small, ignore = _patterns(place, weights=False)
-    folder = repository.fetch(place.revision, small, ignore) / place.folder
+    folder = repository.fetch(place.revision, small, ignore, quiet=True) / place.folder
     try:
         wanted = {name: listing[place.below + name] for name in weight_names(folder, names)}
         hashes = {name: file.sha256 for name, file in wanted.items() if file.sha256 is not None}

@@ -127,6 +127,8 @@ class RunSummary(Costs):
         failed_cells: Cell key -> one line why (all of it or some of its rows).
         failed_examples: Rows of these that are not scored.
         given_up: Worker and machine -> why it got no more work.
+        met: What workers met on the way, with who and where -> how often; what they had to do was
+            tried again.
         error: What left nobody to go on, if anything did.
         stopped: Reason if it was asked to stop before the end.
         certificate: What scoring a sample again showed, where that was asked for.
@@ -153,6 +155,7 @@ class RunSummary(Costs):
     failed_cells: dict[str, str] = field(default_factory=dict)
     failed_examples: int = 0
     given_up: dict[str, str] = field(default_factory=dict)
+    met: dict[str, int] = field(default_factory=dict)
     error: EvalcoreError | None = None
     certificate: Certificate | None = None
 

@@ -17,6 +17,7 @@ from evalcore.scoring.feed import Feed, Progress
 from evalcore.scoring.reports import FlushReport, RunSummary, UnitReport
 from evalcore.scoring.watch import Watch
 from evalcore.scoring.worker import WorkerConfig
+from evalcore.shown import one_line
 
 log = logging.getLogger("evalcore")
 
@@ -69,8 +70,12 @@ class _Book:
         self._progress.worker(index, state)
         self._watch.worker(index, state)
 
+    def on_trouble(self, index: int, node: str, what: str) -> None:
+        told = f"{_where(index, node)}: {one_line(what)}"
+        self.summary.met[told] = self.summary.met.get(told, 0) + 1
+
     def on_given_up(self, index: int, node: str, why: str) -> None:
-        where = f"worker {index}" + (f" on {node}" if node else "")
+        where = _where(index, node)
         self.summary.given_up[where] = why
         self._watch.given_up(index, node, why)
 
@@ -89,6 +94,10 @@ def warm_workers(spec: EngineSpec, **pool_options: Any) -> JobPool:
         pool.close()
         raise
     return pool
+
+
+def _where(index: int, node: str) -> str:
+    return f"worker {index}" + (f" on {node}" if node else "")
 
 
 def score_units(
@@ -141,6 +150,7 @@ def score_units(
                 on_worker=book.on_worker,
                 on_flush=book.on_flush,
                 on_given_up=book.on_given_up,
+                on_trouble=book.on_trouble,
                 on_begun=watch.begun,
                 should_stop=announced,
                 time_left_s=time_left_s,

@@ -293,6 +293,35 @@ def test_a_machine_that_joins_later_gets_work(
     assert rows(out) == ROWS
 
 
+@pytest.mark.proof  # the cluster alone takes ten seconds
+def test_machines_go_and_come_and_one_does_not_see_a_path(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that sees everything is lost, another one comes; the summary names what was met."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    monkeypatch.setenv("STUB_CONTEXT_S", "0.3")
+    out, asked, elsewhere = tmp_path / "results", Asked(workers=2, unit=4), tmp_path / "elsewhere"
+    more = [str(write_checkpoint(elsewhere / f"step-0000{i}", seed=i)) for i in (2, 3)]
+    with Raylets(num_cpus=0) as cluster:
+        cluster.join("sees", tmp_path / "one")
+        cluster.join("blind", tmp_path / "two", hidden=[elsewhere])
+        ray = ("--cluster", "ray", "--ray-address", cluster.env["RAY_ADDRESS"])
+        command = [*asked.command(grid, out, "stub"), "-m", more[0], "-m", more[1], *ray]
+        with (tmp_path / "said").open("wb") as sink:
+            run = subprocess.Popen(command, env=cluster.env, stdout=sink, stderr=sink)
+        wait_until(lambda: segments(out) > 2 or run.poll() is not None)
+        cluster.leave("sees")
+        cluster.join("later", tmp_path / "three")
+        status = run.wait(300)
+    said = (tmp_path / "said").read_text()
+    assert status == 0, said
+    assert rows(out) == 2 * ROWS
+    met = [line for line in said.splitlines() if line.startswith("met: ")]
+    assert any(" on sees: " in line and "lost" in line for line in met), said
+    assert any(f"{elsewhere}" in line and "is not seen on blind" in line for line in met), said
+
+
 def writers(results: Path) -> set[str]:
     """Workers that wrote segments."""
     found = (re.search(r"-(w\d{3})", path.name) for path in (results / "segments").glob("2*"))

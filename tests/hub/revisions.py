@@ -81,7 +81,7 @@ def largest(*caches: Path) -> Iterator[list[int]]:
         while not ended.is_set():
             for i, cache in enumerate(caches):
                 most[i] = max(most[i], size(cache / "passing"))
-            ended.wait(0.01)
+            ended.wait(0.03)
 
     thread = threading.Thread(target=look)
     thread.start()
