@@ -1,13 +1,15 @@
 """Charts as Vega-Lite specifications: one for the page and for the picture beside it.
 
 A specification names its data ``rows`` and holds none: the page and :mod:`evalcore.report.pictures`
-give it the rows of one figure (``evalcore.report.rows``). Colours are told apart with any common
+give it the rows of one figure (``evalcore.report.rows``). Charts of several tasks share one: it is
+not changed. Colours are told apart with any common
 colour blindness and stand out from a white and from a dark page by 3:1 or more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def _without_control(name: str) -> str:
     return name.removesuffix(CONTROL)
 
 
+@lru_cache(maxsize=64)
 def curve(tunings: Tunings, metric: str, *, by_step: bool = False) -> Spec:
     """Score over pre-training (or over the steps of a tuning): dashed base, solid tuned models.
 
@@ -97,6 +100,7 @@ def curve(tunings: Tunings, metric: str, *, by_step: bool = False) -> Spec:
     return _spec(alt.layer(band, floor, line, marks), height=230)
 
 
+@lru_cache(maxsize=64)
 def gains(tunings: Tunings, metric: str) -> Spec:
     """Gain over the base per checkpoint with 95 % intervals; controls are open marks."""
     import altair as alt
@@ -122,6 +126,7 @@ def gains(tunings: Tunings, metric: str) -> Spec:
     return _spec(alt.layer(zero, bar, *layers), height=230)
 
 
+@lru_cache(maxsize=64)
 def prompt_map(metric: str) -> Spec:
     """Score under each prompt (rows) at each checkpoint (columns)."""
     import altair as alt
@@ -135,12 +140,13 @@ def prompt_map(metric: str) -> Spec:
                         legend=alt.Legend(orient="top", gradientLength=140)),
         tooltip=_tips("score"),
     )  # fmt: skip
-    text = base.mark_text(fontSize=10).encode(
+    text = base.mark_text(fontSize=10, opacity=_where_it_fits()).encode(
         text=alt.Text("score:Q", format=".2f"), color=_readable("score"), tooltip=_tips("score")
     )
     return _spec(alt.layer(cells, text), height=alt.Step(24))
 
 
+@lru_cache(maxsize=64)
 def transfer(limit: float) -> Spec:
     """Gain on every task (rows) at each checkpoint (columns) of one tuning; colours to ``limit``.
 
@@ -161,13 +167,14 @@ def transfer(limit: float) -> Spec:
     nothing = base.transform_filter("!datum.measurable").mark_rect(
         stroke="white", strokeWidth=1, color="#dddddd"
     )
-    text = known.mark_text(fontSize=10).encode(
+    text = known.mark_text(fontSize=10, opacity=_where_it_fits()).encode(
         text=alt.Text("gain:Q", format="+.2f"), color=_readable("gain"), tooltip=_tips("gain")
     )
     layers = (nothing.encode(tooltip=_tips("gain")), cells, text)
     return _spec(alt.layer(*layers), height=alt.Step(24))
 
 
+@lru_cache(maxsize=64)
 def losses() -> Spec:
     """Training loss against optimizer step; later checkpoints darker, controls dotted."""
     import altair as alt
@@ -186,6 +193,7 @@ def losses() -> Spec:
     return _spec(line, height=230)
 
 
+@lru_cache(maxsize=64)
 def cost() -> Spec:
     """Tokens per task: computed, and taken from a cache."""
     import altair as alt
@@ -214,6 +222,13 @@ def _step_axis() -> alt.X:
     import altair as alt
 
     return alt.X("tuning_step:Q", title="step of the tuning")
+
+
+def _where_it_fits() -> Any:
+    """Numbers are seen in cells that are wide enough for them."""
+    import altair as alt
+
+    return alt.expr("bandwidth('x') < 26 ? 0 : 1")
 
 
 def _readable(field: str) -> Any:

@@ -76,7 +76,8 @@ def all_figures(analysis: Analysis, scores: list[Row], losses: Sequence[Row]) ->
     figures: list[Figure] = []
     for info in analysis.book.tasks.values():
         task = visible(info.name)
-        mine = [r for r in scores if r["task"] == task and r["primary"]]
+        mine = [r for r in scores
+                if r["task"] == task and r["primary"] and r["score"] is not None]  # fmt: skip
         if mine:
             figures += _of_task(names, task, mine, info.metric)
     limit = _limit(scores)

@@ -115,8 +115,10 @@ def write_report(
         by_task, by_prompt = (score_rows(analysis.book, by) for by in ("task", "prompt"))
         files += write_scores(by_task, by_prompt, out)
         datasets, figures, tables = _drawn(analysis, source, losses, by_task, by_prompt)
-        write_pictures(figures, datasets, out)
+        drawn = {path.stem for path in write_pictures(figures, datasets, out)}
         data = _data(analysis, datasets, figures, tables, sample(analysis, source))
+        for figure in data["figures"]:
+            figure["picture"] = figure["id"] in drawn
         packed = _packed(analysis, datasets)
         page = render(analysis, data, packed, title, description, run_records or (), command,
                       [f.name for f in files])  # fmt: skip
@@ -140,7 +142,8 @@ def _drawn(
     cost = cost_table(analysis.book)
     tables = [*extra_tables(analysis), *([cost] if cost.rows else [])]
     datasets = {"scores": scores, "losses": trained, "cost": cost_rows(cost)}
-    return datasets, all_figures(analysis, scores, trained), tables
+    figures = all_figures(analysis, scores, trained)
+    return datasets, [f for f in figures if f.dataset != "cost" or datasets["cost"]], tables
 
 
 def _packed(analysis: Analysis, datasets: dict[str, list[Row]]) -> dict[str, list[Row]]:

@@ -38,10 +38,11 @@ def asked(analysis: Analysis) -> list[tuple[str, str]]:
     prompts = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(max(counts))
     documents = {c.n for cells in book.cells.values() for c in cells.values()}
     size = f"{min(documents):,}" + (f" to {max(documents):,}" if len(documents) > 1 else "")
+    size += " document each" if size == "1" else " documents each"
     ways = dict.fromkeys(book.primary(t).label for t in book.tasks)
     return [
         ("Models", models),
-        ("Tasks", f"{_several(len(book.tasks), 'task')}, {size} documents each, under {prompts} "
+        ("Tasks", f"{_several(len(book.tasks), 'task')}, {size}, under {prompts} "
                   f"prompt{'' if prompts == '1' else 's'}; headlines: {'; '.join(ways)}"),
         ("Metric", "; ".join(
             name + ("" if len(metrics) == 1 else f" ({_some(tasks, 4)})")
@@ -51,6 +52,8 @@ def asked(analysis: Analysis) -> list[tuple[str, str]]:
 
 def sentences(analysis: Analysis) -> list[str]:
     """Three to five sentences that claim no more than the intervals; none without tuned models."""
+    if not analysis.curves:
+        return ["No row has a value: nothing can be said about any model. The warnings say why."]
     rows = [r for r in study_rows(analysis) if r.tasks]
     if not rows:
         return _of_bases(analysis)

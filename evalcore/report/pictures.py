@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from evalcore.report.rows import Row
 VEGA_LITE = "6.4"
 """Version of Vega-Lite, for pictures and for the page."""
 MOST_COLUMNS = 60
-"""Checkpoints in a picture; of more, as many are taken at equal distances. The page has all."""
+"""Checkpoints, and rows of a heat map, in a picture; of more, as many are taken at equal distances.
+The page has all."""
+MOST_PICTURES = 120
+"""Pictures of a report; ``--tasks`` makes those of others."""
 _WIDTH = 440
 
 
@@ -35,30 +38,63 @@ def write_png(spec: Spec, path: Path) -> Path:
 def write_pictures(
     figures: Sequence[Figure], datasets: dict[str, list[Row]], out_dir: Path
 ) -> list[Path]:
-    """Writes ``ID.svg`` and ``ID.png`` of every figure into ``out_dir``; returns the PNGs."""
+    """Writes ``ID.svg`` and ``ID.png`` of figures into ``out_dir``; returns the PNGs."""
     return [
         write_png(picture(figure, figure.rows(datasets)), out_dir / f"{figure.id}.png")
-        for figure in figures
+        for figure in chosen(figures)
     ]
+
+
+def chosen(figures: Sequence[Figure]) -> list[Figure]:
+    """Of more than :data:`MOST_PICTURES` those of no single task, and of the first tasks."""
+    tasks: dict[str, int] = {}
+    for figure in figures:
+        tasks[_task(figure)] = tasks.get(_task(figure), 0) + 1
+    left, kept = MOST_PICTURES, set()
+    for task in sorted(tasks, key=bool):  # figures of no task come first, tasks stay in order
+        if tasks[task] <= left:
+            kept.add(task)
+            left -= tasks[task]
+        elif task:
+            break
+    return [figure for figure in figures if _task(figure) in kept]
+
+
+def _task(figure: Figure) -> str:
+    return str(figure.where.get("task", [""])[0])
 
 
 def picture(figure: Figure, rows: list[Row]) -> Spec:
     """The specification of a figure's picture: with its rows, without what only a pointer shows."""
-    places = sorted({(r["place"], r["at"]) for r in rows if "place" in r})
-    title = figure.title
-    if len(places) > MOST_COLUMNS:
-        last = len(places) - 1
-        shown = {places[round(n * last / (MOST_COLUMNS - 1))] for n in range(MOST_COLUMNS)}
-        rows = [r for r in rows if (r["place"], r["at"]) in shown]
-        title += f" ({len(shown)} of {len(places)} checkpoints)"
-        places = sorted(shown)
+    rows, said = _few(
+        rows, lambda r: (r["place"], r["at"]) if "place" in r else None, "checkpoints"
+    )
+    if figure.row:
+        rows, more = _few(rows, lambda r: r["row"], "rows")
+        said += more
     spec = _without_tips(figure.spec)
-    width = max(_WIDTH, (34 if figure.row else 24) * len(places))
+    columns = len({r.get("at") for r in rows})
     return {
-        **spec, "config": {**spec["config"], "aria": False}, "width": width,
+        **spec, "config": {**spec["config"], "aria": False},
+        "width": max(_WIDTH, (34 if figure.row else 24) * columns),
         "datasets": {"rows": rows}, "background": "white", "padding": 8,
-        "title": {"text": title, "anchor": "start"},
+        "title": {"text": figure.title + (f" ({', '.join(said)})" if said else ""),
+                  "anchor": "start"},
     }  # fmt: skip
+
+
+def _column(row: Row) -> tuple[int, str] | None:
+    return (row["place"], row["at"]) if "place" in row else None
+
+
+def _few(rows: list[Row], of: Callable[[Row], Any], what: str) -> tuple[list[Row], list[str]]:
+    """Rows of at most :data:`MOST_COLUMNS` of what they are of, and what was left out in words."""
+    found = sorted({of(r) for r in rows} - {None})
+    if len(found) <= MOST_COLUMNS:
+        return rows, []
+    last = len(found) - 1
+    shown = {found[round(n * last / (MOST_COLUMNS - 1))] for n in range(MOST_COLUMNS)}
+    return [r for r in rows if of(r) in shown], [f"{len(shown)} of {len(found)} {what}"]
 
 
 def _without_tips(spec: Any) -> Any:

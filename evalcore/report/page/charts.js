@@ -45,7 +45,10 @@ function addFigure(host, figure, hero) {
     if (!details.open) return;
     if (!table) {
       table = makeTable(details, `Table of ${figure.title}`, figureTable(figure));
-      details.append(source(figure.file), make("p", { class: "soft" }, "The picture: ", make("code", {}, `${figure.id}.png`), " and ", make("code", {}, `${figure.id}.svg`)));
+      const files = figure.picture
+        ? ["The picture: ", make("code", {}, `${figure.id}.png`), " and ", make("code", {}, `${figure.id}.svg`)]
+        : ["No picture was written: there are many; ", make("code", {}, "evalcore report --tasks"), " makes those of a task"];
+      details.append(source(figure.file), make("p", { class: "soft" }, ...files));
     }
     table.set(rowsOf(figure));
   };
@@ -83,6 +86,7 @@ function addFigure(host, figure, hero) {
 function addHero() {
   const curves = data.figures.filter((f) => f.section === "curves");
   curves.sort((x, y) => (y.id === data.first) - (x.id === data.first));
+  byId("hero").hidden = !curves.length; // nothing has a score
   const made = new Map();
   updates.push(() => {
     const figure = curves.find(anyRowOf) || curves[0];

@@ -6,15 +6,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evalcore.report import write_report
+from evalcore.app.report import report as make_report
+from evalcore.report import html, write_report
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
+from tests.toys.odd_studies import ODD, write
 from tests.toys.tables import cell_rows, digest, subject_columns, task_columns, to_table
 
 BROWSER = os.environ.get("EVALCORE_BROWSER") or shutil.which("chromium")
@@ -354,3 +356,39 @@ def test_no_serious_finding_of_axe(reader: Reader) -> None:
         for v in found["violations"] if v["impact"] in ("serious", "critical")
     ]  # fmt: skip
     assert serious == []
+
+
+def many_tasks() -> list[dict[str, Any]]:
+    tasks = [task_columns(f"task {n:03d}", tuned_by="nli" if n < 2 else None) for n in range(90)]
+    return [row for model in (subject_columns(100), subject_columns(100, "nli")) for task in tasks
+            for row in cell_rows(model, task, "plain", np.array([True, False]))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ODD["one cell"],
+        ODD["one document"],
+        ODD["nothing scored"],
+        ODD["names of tasks"],
+        many_tasks,
+    ],
+)
+def test_odd_studies_open_and_show_themselves(
+    browser: Any, rows: Callable[[], list[dict[str, Any]]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(html, "write_pictures", lambda *_: [])
+    made = make_report(write(tmp_path / "results", rows()).path, tmp_path / "report", title="odd")
+    assert made.page.stat().st_size < 3_000_000
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    reader = Reader(page, made.page)
+    page.goto(reader.url)
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#scores tbody tr").count() > 0
+    nothing = "No row has a value" in page.locator("#first").inner_text()
+    assert nothing == page.locator("#hero").is_hidden()
+    page.evaluate("window.evalcoreReport.drawAll()")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "nothing sticks out"
+    assert reader.complaints == []
+    page.close()

@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from evalcore.report.charts import Tunings, curve
+from evalcore.report.charts import Tunings, curve, prompt_map
 from evalcore.report.csvs import write_csv
 from evalcore.report.figures import Figure
-from evalcore.report.pictures import MOST_COLUMNS, picture
+from evalcore.report.pictures import MOST_COLUMNS, MOST_PICTURES, chosen, picture
 from evalcore.store import text_cell
 
 
@@ -34,6 +34,34 @@ def test_a_picture_has_a_bounded_number_of_checkpoints() -> None:
         assert said == (count > MOST_COLUMNS)
         assert "tooltip" not in json.dumps(spec), "nothing points at a picture"
     assert picture(figure, [])["width"] > 0
+
+
+def test_a_heat_map_has_a_bounded_number_of_rows() -> None:
+    figure = Figure("id", "prompts", "nli", "", prompt_map("accuracy"), "scores", {}, row="line")
+    rows: list[dict[str, Any]] = [
+        {"place": n, "at": str(n), "row": f"{m:03d}"} for n in range(100) for m in range(200)
+    ]
+    spec = picture(figure, rows)
+    shown = spec["datasets"]["rows"]
+    assert len(shown) == MOST_COLUMNS**2
+    assert {"000", "199"} <= {row["row"] for row in shown}
+    assert spec["title"]["text"] == "nli (60 of 100 checkpoints, 60 of 200 rows)"
+
+
+def test_of_many_tasks_the_first_have_pictures() -> None:
+    def figure(section: str, task: str | None) -> Figure:
+        where = {"task": [task]} if task else {}
+        return Figure(f"{section} {task}", section, "", "", {}, "scores", where)
+
+    few = [figure(section, f"task {n}") for section in ("curves", "gains") for n in range(40)]
+    assert chosen([*few, figure("cost", None)]) == [*few, figure("cost", None)]
+    many = [figure(section, f"task {n}") for section in ("curves", "gains") for n in range(500)]
+    found = chosen([*many, figure("cost", None)])
+    assert MOST_PICTURES - 2 < len(found) <= MOST_PICTURES
+    assert found[-1].section == "cost"
+    tasks = [f.where["task"][0] for f in found[:-1]]
+    half = len(tasks) // 2
+    assert tasks[:half] == tasks[half:] == [f"task {n}" for n in range(half)], "whole tasks"
 
 
 def test_rows_of_any_columns_as_csv(tmp_path: Path) -> None:
