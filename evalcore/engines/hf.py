@@ -23,7 +23,7 @@ from evalcore.engines.protocol import (
     numerics_class,
     resolve_device,
 )
-from evalcore.engines.text import finish, tokenizer_and_ends
+from evalcore.engines.text import StopRule, finish, tokenizer_and_ends
 from evalcore.errors import EngineError, SubjectError
 from evalcore.identity import NumericsClass, weight_files
 from evalcore.identity.verify import (
@@ -223,12 +223,11 @@ class HFEngine(OneByOne):
             ids[row, width - len(context) :] = torch.from_numpy(context.astype(np.int64))
             mask[row, width - len(context) :] = 1
 
+        rule = StopRule.of(tokenizer, ends, batch.settings)
+
         class StopStrings(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-                done = [
-                    finish(row, tokenizer, ends, batch.settings).finish_reason == "stop"
-                    for row in input_ids[:, width:].tolist()
-                ]
+                done = [rule.ended(row, tokenizer) for row in input_ids[:, width:].tolist()]
                 return torch.tensor(done, device=input_ids.device)
 
         # A fresh configuration; what it leaves open comes from the model's, which is blank.

@@ -74,6 +74,20 @@ class StopRule:
     def strings(self) -> tuple[str, ...]:
         return self.plain + self.marked
 
+    def ended(self, ids: Sequence[int], tokenizer: Any, decode: Any = None) -> bool:
+        """Whether the last of some ids ends a generation that none before it has ended.
+
+        Only the last tokens are decoded, so that a generation costs no more the longer it is. What
+        that misses (a stop string with many tokens of no text in it) goes on and is cut later.
+        """
+        if not ids or ids[-1] in self.ends:
+            return bool(ids)
+        longest = max(map(len, self.strings), default=0)
+        near = ids[-(4 * longest + 8) :]  # four bytes a character, each a token
+        if not longest or self.cut(near, tokenizer, decode) is None:
+            return False
+        return len(near) == len(ids) or self.cut(ids, tokenizer, decode) is not None
+
     def cut(self, ids: Sequence[int], tokenizer: Any, decode: Any = None) -> str | None:
         """Text of ids before the first stop string in it; None if there is none."""
         decode = decode or tokenizer.decode

@@ -79,8 +79,8 @@ class Growth:
         """Appends a token to a generation; whether that ended it."""
         ids, settings, rule = self.ids[number], self.settings[number], self._rules[number]
         ids.append(token)
-        last = len(ids) >= settings.max_tokens or token in rule.ends
-        if not last and rule.cut(ids, self.tokenizer, self._decode) is None:
+        last = len(ids) >= settings.max_tokens
+        if not last and not rule.ended(ids, self.tokenizer, self._decode):
             return False
         self.endings[number] = finish(ids, self.tokenizer, self.end_ids, settings)
         return True

@@ -130,3 +130,32 @@ def test_growing_texts_stop_at_special_tokens_too(byte_level: Any) -> None:
         ending = finish(ids, byte_level, (), GenerationSettings(50, stops))
         assert growth.endings[0] == ending
         assert (ending.token_count, ending.text) == (count, "old mill")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["the", " mill", "\n", " é", "<s>", ".", "x"]), max_size=60),
+    stops=st.lists(
+        st.sampled_from(["\n", "mill.", "é\n", "<s>", "<s>x", "xx"]), unique=True, max_size=3
+    ),
+)
+def test_the_token_that_ends_a_text_is_seen_when_it_comes(
+    byte_level: Any, words: list[str], stops: list[str]
+) -> None:
+    """Held against the rule for whole texts; only the last tokens are decoded for it."""
+    ids = byte_level("".join(words), add_special_tokens=False)["input_ids"]
+    asked = GenerationSettings(500, tuple(stops))
+    rule = StopRule.of(byte_level, (), asked)
+    longest = 0
+
+    def decode(own: list[int], skip_special_tokens: bool = True) -> str:
+        nonlocal longest
+        longest = max(longest, len(own))
+        return str(byte_level.decode(own, skip_special_tokens=skip_special_tokens))
+
+    counts = range(1, len(ids) + 1)
+    seen = next((n for n in counts if rule.ended(ids[:n], byte_level, decode)), None)
+    ending = finish(ids, byte_level, (), asked)
+    assert seen == (ending.token_count if ending.finish_reason == "stop" else None)
+    if seen is None:
+        assert longest <= 4 * 5 + 8
