@@ -38,7 +38,7 @@ class ScoreOutcome:
         examples_per_s: Rate of the last run into this folder, for a dry run's estimate.
         lm_eval: lm-eval's own metrics of its tasks, as lines.
         cells: Keys of the cells that were asked for.
-        asked: Names of the subjects, tasks and prompts of these cells.
+        asked: Of a dry run, the names of the subjects, tasks and prompts of these cells.
         engines: Where and in what the engines compute, in words.
     """
 

@@ -86,15 +86,20 @@ def draw(grid: Grid, budget: float, seed: int) -> tuple[Marks, list[str]]:
     return marks, lines
 
 
-def settle_marks(store: ResultStore, grid: Grid, marks: Marks) -> None:
+def settle_marks(store: ResultStore, grid: Grid, marks: Marks, known: Collection[str]) -> None:
     """Marks what is scored in part; a cell of which everything is there already is not.
 
     Cells of the grid without a mark are asked for whole.
 
+    Args:
+        store: The results.
+        grid: What is asked.
+        marks: Of its cells.
+        known: Cells that are marked in the results.
+
     Raises:
         ResultsError: The folder cannot be written.
     """
-    known = store.sampled()
     if not marks and not known:
         return
     covered = store.coverage() if any(marks.values()) else {}

@@ -14,8 +14,8 @@ from evalcore.types import Subject
 
 FIRST_CELLS = 1_000
 MOST_CELLS = 100_000
-"""Pieces grow from the one to the other, so that the first one is soon there and the others cost
-little beyond what their cells do."""
+"""Pieces grow from the one to the other: the first one is soon there, the others cost little beyond
+what their cells do, and none takes much memory."""
 
 
 def families(subjects: Sequence[Subject]) -> list[list[Subject]]:

@@ -60,6 +60,7 @@ class Preparer:
         self._config, self._store, self._settled = config, store, settled
         self._order = Order(settled.survey.grid.cells)
         self._coverage = store.coverage()
+        self._known = store.cell_records()  # pieces do not share cells: what they add is no matter
         self._old, self._kept = OldKeys(store), KeptAnswers(store)
         self._limits = Limits(block_size)
         self._gone: dict[str, str] = {}
@@ -101,8 +102,8 @@ class Preparer:
             require_documents(self._settled.maker.findings())
         if self._config.run.dry_run:
             return self._planned(grid)
-        self._store.write_cells(grid.rows)
-        settle_marks(self._store, grid, marks)
+        self._store.write_cells(grid.rows, self._known)
+        settle_marks(self._store, grid, marks, self._known.sampled)
         if self._kept.keep(grid, self._coverage):
             self._coverage = self._store.coverage()
         plan = self._planned(grid)

@@ -151,7 +151,7 @@ def _prepare(
         dry_run=config.run.dry_run,
         notes=notes,
         problems=problems,
-        asked=asked_names(settled.survey),
+        asked=asked_names(settled.survey) if config.run.dry_run else {},
         engines=f"{settled.spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
     )
     preparer = Preparer(config, store, settled, BLOCK_SIZES[place.device])

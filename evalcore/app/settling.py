@@ -114,11 +114,12 @@ def applied_by(config: ScoreConfig, place: Place) -> Applied:
 def settle_spec(config: ScoreConfig, place: Place, subjects: Sequence[Subject]) -> EngineSpec:
     """The engine of a run, but for the way of its adapters; vllm where that is not settled."""
     asked = config.grid.max_length
+    checkpoints = {id(subject.checkpoint): subject.checkpoint for subject in subjects}.values()
     return EngineSpec.of(
         config.engine,
         kind="vllm" if config.engine.kind == "auto" else config.engine.kind,
         dtype=config.engine.dtype_on(place.device),
-        max_length=max(encoding_settings(s.checkpoint, asked).max_length for s in subjects),
+        max_length=max(encoding_settings(each, asked).max_length for each in checkpoints),
         device=place.device,
         threads=place.threads,
         tensor_parallel=config.cluster.tensor_parallel,

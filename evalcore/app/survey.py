@@ -98,7 +98,7 @@ class Survey:
 
     def subjects_asked(self, left_out: Collection[str] = ()) -> list[Subject]:
         """Every subject as it is asked, each once."""
-        return list(dict.fromkeys(subject for subject, _ in self.asked(left_out)))
+        return list({subject.id: subject for subject, _ in self.asked(left_out)}.values())
 
     def tokens_of(self, subjects: Collection[str]) -> int:
         """Prompt tokens asked of subjects, by their ids."""

@@ -8,6 +8,7 @@ the weights share units: as their rows have the same ranks, a unit asks the same
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -99,7 +100,9 @@ class Plan:
         units, more = (*self.units, *other.units), other.counts.as_dict()
         counts = {name: count + more[name] for name, count in self.counts.as_dict().items()}
         counts["checkpoints"] = len({unit.subject.checkpoint.fingerprint for unit in units})
-        return Plan(units, PlanCounts(**counts), {**self.cells, **other.cells})
+        before = self.cells.maps if isinstance(self.cells, ChainMap) else [self.cells]
+        maps = [dict(own) if not isinstance(own, dict) else own for own in (other.cells, *before)]
+        return Plan(units, PlanCounts(**counts), ChainMap(*maps))
 
 
 NO_PLAN = Plan((), PlanCounts(0, 0, 0, 0, 0, 0, 0, 0, 0), {})

@@ -66,7 +66,7 @@ class Watch:
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._cells: dict[str, Cell] = {}
+        self._cells: list[Mapping[str, Cell]] = []  # one of each piece that was planned
         self._tasks: dict[str, dict[str, int]] = {}
         self._checkpoints: dict[str, dict[str, int]] = {}
         self._workers: dict[int, dict[str, Any]] = {}
@@ -123,7 +123,7 @@ class Watch:
         """A plan is there, or some more of it, and scoring begins; ``whole``: no more will come."""
         counts = plan.counts
         with self._lock:
-            self._cells.update(plan.cells)
+            self._cells.append(plan.cells)
             for unit in plan.units:
                 self._count(unit, "planned")
             state = self._state
@@ -256,7 +256,7 @@ class Watch:
 
     def _count(self, unit: Unit, what: str) -> None:
         for part in unit.slices:
-            cell = self._cells[part.cell_key]
+            cell = next(own[part.cell_key] for own in reversed(self._cells) if part.cell_key in own)
             for groups, name in (
                 (self._tasks, cell.task.name),
                 (self._checkpoints, cell.subject.checkpoint.name),

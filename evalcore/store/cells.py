@@ -163,9 +163,9 @@ class CellTables:
         self._kept = (there, table.sort_by("cell"))
         return self._kept[1]
 
-    def write(self, rows: CellRows) -> Path | None:
+    def write(self, rows: CellRows, known: CellRecords | None = None) -> Path | None:
         """Records what is not recorded like this already; see ``ResultStore.write_cells``."""
-        known = self.read()
+        known = self.read() if known is None else known
         keys = rows.column("cell")
         order = pc.array_sort_indices(keys).to_numpy().astype(np.int64)
         wanted = order if not known.table.num_rows else self._news(known, rows, order)

@@ -130,12 +130,23 @@ class ResultStore:
         """
         return SegmentWriter(self.segments_folder, worker_name, **limits)
 
-    def write_cells(self, rows: Sequence[dict[str, Any]] | CellRows) -> Path | None:
+    def cell_records(self) -> CellRecords:
+        """What is recorded of every cell now."""
+        return self._cells.read()
+
+    def write_cells(
+        self, rows: Sequence[dict[str, Any]] | CellRows, known: CellRecords | None = None
+    ) -> Path | None:
         """Records what describes cells: those that are new, described otherwise, or superseded.
 
         A row without ``recorded`` says that a run asks for the cell now, which makes it the current
         definition; a row that has it (a corrected record as :meth:`cells` gave it) changes nothing
         but the description.
+
+        Args:
+            rows: The rows.
+            known: What was recorded (:meth:`cell_records`) before others of the same run, which
+                has many cells, recorded theirs; None: it is read now.
 
         Returns:
             The file that holds what was new; None if nothing was.
@@ -147,7 +158,7 @@ class ResultStore:
         if not isinstance(rows, CellRows):
             table = conform(list(rows), CELL_SCHEMA, "rows for the cells table")
             rows = CellRows.of_table(table)
-        return self._cells.write(rows) if rows.num_rows else None
+        return self._cells.write(rows, known) if rows.num_rows else None
 
     def drop_cells(self, cells: Iterable[str], *, restore: bool = False) -> int:
         """Leaves cells out of every view from now on, or takes them in again; deletes nothing.
