@@ -7,6 +7,7 @@ DEMO ?= demo
 REAL ?= demo-real
 PEERS ?= .venv-peers
 BENCH ?= results-bench
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.evalcore-$(EXTRA)
 MYPY := $(BIN)/mypy evalcore finetune tests bench
@@ -35,12 +36,12 @@ demo-real: $(STAMP)  ## a real 135M model on seven real data sets, in $(REAL)/ (
 	$(BIN)/python studies/build-data-root.py $(REAL)/data
 	$(BIN)/evalcore run studies/real.yaml -o $(REAL) --data-root $(REAL)/data
 
-test: $(STAMP)  ## lint, types, then all tests but the long proofs
+test: $(STAMP)  ## lint, types, then all tests but the long proofs, in $(JOBS) processes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(MYPY)
-	$(BIN)/python -m pytest -q -m "not proof"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not proof"
 
-fast: $(STAMP)  ## the quick tests only (under two minutes)
-	$(BIN)/python -m pytest -q -m "not slow and not proof"
+fast: $(STAMP)  ## the quick tests only
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not proof"
 
 coverage: $(STAMP)  ## branches the quick tests take; fails below the floor
 	$(BIN)/python -m coverage run -m pytest -q -m "not slow and not proof"

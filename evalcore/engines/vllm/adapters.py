@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
+from evalcore.engines.vllm.contract import takes_adapters
 from evalcore.engines.vllm.objects import LLM
 from evalcore.errors import EvalcoreError
 from evalcore.identity import (
@@ -23,6 +25,8 @@ from evalcore.types import Adapter
 
 # Ranks vLLM has slots for.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Tensors of experts: one each, stacked (Granite, JetMoE).
+_EXPERTS = re.compile(r"\.experts\.|\.block_sparse_moe\.|\.moe\.(input|output)_linear")
 # Unique for the process: worker slots and caches are keyed by it.
 _ids = itertools.count(1)
 
@@ -51,16 +55,22 @@ def _is_head(name: str) -> bool:
     return any(part in name for part in ("embed", "lm_head", ".wte.", ".wpe."))
 
 
-def without_slots(layout: Mapping[str, tuple[str, tuple[int, ...]]], device: Device) -> str | None:
+def without_slots(
+    layout: Mapping[str, tuple[str, tuple[int, ...]]], config: Mapping[str, Any], device: Device
+) -> str | None:
     """Why vLLM (0.32) cannot start with slots for adapters on a checkpoint; None if it can.
 
     Args:
         layout: Tensor name -> (dtype, shape) of the checkpoint.
+        config: Its config.json.
         device: Where it runs.
     """
+    for name in map(str, config.get("architectures") or ()):
+        if takes_adapters(name) is False:
+            return f"vLLM's {name} has no slots for adapters"
     if any(name.endswith(".attn.c_attn.weight") for name in layout):
         return "vLLM has no slots for adapters in GPT-2's family"
-    if device == "cpu" and any(".experts." in name for name in layout):
+    if device == "cpu" and any(_EXPERTS.search(name) for name in layout):
         return "vLLM has no slots for adapters in mixtures of experts on CPUs"
     return None
 
@@ -85,10 +95,11 @@ def reason_to_merge(
         ask_vllm: Whether to import vLLM where its version decides (rank and alpha patterns).
     """
     config = adapter_config(adapter.path)
-    tied = base is not None and shares_embeddings(numeric_config(base), layout)
+    own = {} if base is None else numeric_config(base)
+    tied = base is not None and shares_embeddings(own, layout)
     opened = read_lora(adapter.path, layout, tied=tied, base=base)
     opened.require_applicable()
-    closed = without_slots(layout, device)
+    closed = without_slots(layout, own, device)
     if closed is not None:
         return closed
     if opened.replacements:

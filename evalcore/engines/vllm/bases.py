@@ -29,6 +29,9 @@ _STATE_SPACE = {
 # them (engine/arg_utils.py, models/llama.py) -> values that change nothing.
 _BELIEVED: dict[str, tuple[Any, ...]] = {"sliding_window": (None, 0), "logit_scale": (None, 1)}
 _SCALED = ("llama", "mistral")  # families of which vLLM believes a logit_scale
+# Keys that vLLM 0.32 goes by (models/lfm2.py), which published files have and transformers writes
+# no more.
+_NEEDED = {"lfm2": ("block_dim", "conv_dim")}
 # How vLLM's models take the embeddings as their head.
 _TIES = re.compile(r"tie_w|lm_head = self\.\w*(model|transformer|decoder)?\.?\w*(emb|wte)")
 
@@ -72,9 +75,12 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
 
 
 def _believed(config: Mapping[str, Any]) -> str | None:
-    """A key that vLLM would go by and transformers ignores, left over from another family."""
+    """A key of which vLLM and transformers make different things: left over, or not there."""
     kind = str(config.get("model_type"))
     length = config.get("max_position_embeddings") or config.get("n_positions")
+    for key in _NEEDED.get(kind, ()):
+        if config.get(key) is None:
+            return f"config.json has no key {key}, which vLLM's {kind} goes by"
     for key, harmless in _BELIEVED.items():
         value = config.get(key)
         if value in harmless or (key == "logit_scale" and kind not in _SCALED):

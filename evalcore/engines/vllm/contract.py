@@ -71,10 +71,10 @@ def read_installed() -> tuple[Finding, ...]:
 
 
 @functools.cache
-def model_modules() -> dict[str, str]:
-    """Architecture -> module of ``vllm.model_executor.models`` that has its code."""
+def model_classes() -> dict[str, tuple[str, str]]:
+    """Architecture -> (module of ``vllm.model_executor.models``, class) that has its code."""
     root = installed()
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for table in ARCHITECTURES.split() if root is not None else ():
         node = _Tree(root).declaration(Name(REGISTRY, table, "engine")) if root else None
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
@@ -82,25 +82,54 @@ def model_modules() -> dict[str, str]:
             continue
         for key, own in zip(value.keys, value.values, strict=True):
             if isinstance(key, ast.Constant):
-                first = own.elts[0] if isinstance(own, ast.Tuple) else None
-                found[str(key.value)] = str(first.value) if isinstance(first, ast.Constant) else ""
+                parts = own.elts if isinstance(own, ast.Tuple) else []
+                names = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+                found[str(key.value)] = (names[0], names[1]) if len(names) == 2 else ("", "")
     return found
 
 
 def architectures() -> frozenset[str]:
     """Architectures that the installed vLLM has code for; empty where there is none."""
-    return frozenset(model_modules())
+    return frozenset(model_classes())
 
 
 def model_source(architecture: str) -> str:
     """The installed vLLM's code of an architecture; ``""`` where it is not found."""
-    root, module = installed(), model_modules().get(architecture, "")
+    root, module = installed(), model_classes().get(architecture, ("", ""))[0]
     if root is None or not module.isidentifier():
         return ""
     try:
         return (root / "model_executor" / "models" / f"{module}.py").read_text("utf-8")
     except OSError:
         return ""
+
+
+@functools.cache
+def takes_adapters(architecture: str) -> bool | None:
+    """Whether vLLM's class of an architecture says that adapters may stand beside its weights.
+
+    None where that is not certain: its code is not found, or it inherits from another file's.
+    """
+    source = model_source(architecture)
+    if not source:
+        return None
+    bases = {
+        node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef)
+    }
+    todo, seen = [model_classes()[architecture][1]], set[str]()
+    certain = todo[0] in bases
+    while todo:
+        name = todo.pop()
+        if name == "SupportsLoRA":
+            return True
+        if name in bases and name not in seen:
+            seen.add(name)
+            todo += bases[name]
+        elif name not in seen:
+            certain &= name == "Module" or name.startswith(("Supports", "Is", "Has"))
+    return False if certain else None
 
 
 def source_of(root: Path, name: Name) -> str:

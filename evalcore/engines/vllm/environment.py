@@ -187,7 +187,7 @@ def engine_arguments(
     elif not spec.cuda_graphs:
         arguments["compilation_config"] = {"cudagraph_mode": "NONE"}
     layout = weight_layout(path)
-    if resolve_adapters(spec) == "batched" and without_slots(layout, device) is None:
+    if resolve_adapters(spec) == "batched" and without_slots(layout, config, device) is None:
         arguments |= {
             "enable_lora": True,
             "max_loras": spec.max_loras,

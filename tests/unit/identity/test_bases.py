@@ -406,3 +406,10 @@ def test_rotary_positions_that_vllm_reads_otherwise(
         found = unsupported(str(tiny_checkpoint), config, device)  # type: ignore[arg-type]
         assert (found is None) == (said is None), found
         assert said is None or said in str(found)
+
+
+def test_a_key_that_only_vllm_needs_is_named(tiny_checkpoint: Path) -> None:
+    lfm2 = {"model_type": "lfm2", "conv_dim": 64}
+    found = unsupported(str(tiny_checkpoint), lfm2, "cuda")
+    assert found == "config.json has no key block_dim, which vLLM's lfm2 goes by"
+    assert unsupported(str(tiny_checkpoint), {**lfm2, "block_dim": 64}, "cuda") is None

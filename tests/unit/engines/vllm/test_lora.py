@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from evalcore.engines.vllm.adapters import linear_modules, reason_to_merge, slot_rank
+from evalcore.engines.vllm.adapters import (
+    linear_modules,
+    reason_to_merge,
+    slot_rank,
+    without_slots,
+)
+from evalcore.engines.vllm.contract import installed, takes_adapters
 from evalcore.engines.vllm.lora import Merger, open_adapter
 from evalcore.engines.vllm.merging import MergeCheck
 from evalcore.errors import IncompatibleError, InputError
@@ -247,3 +253,24 @@ def test_adapter_of_another_base_is_refused(bases: dict[str, Path], tmp_path: Pa
     save_file({k: v for k, v in tensors.items() if "0.self_attn.q_proj.lora_B" not in k}, file)
     with pytest.raises(IncompatibleError, match="only one of"):
         open_adapter(str(adapter), layout, tied=True)
+
+
+def test_architectures_without_slots_are_known_from_vllms_source() -> None:
+    if installed() is None:
+        pytest.skip("reads vLLM's source")
+    for name in ("BloomForCausalLM", "FalconForCausalLM", "StableLmForCausalLM"):
+        assert takes_adapters(name) is False, name
+        reason = without_slots({}, {"architectures": [name]}, "cuda")
+        assert reason == f"vLLM's {name} has no slots for adapters"
+    for name in (
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "GPTNeoXForCausalLM",
+    ):
+        assert takes_adapters(name) is not False, name
+        assert without_slots({}, {"architectures": [name]}, "cuda") is None
+    assert takes_adapters("NobodysForCausalLM") is None
+    stacked = {"model.layers.0.block_sparse_moe.input_linear.weight": ("F32", (4, 8, 8))}
+    assert without_slots(stacked, {}, "cuda") is None
+    assert "mixtures of experts" in (without_slots(stacked, {}, "cpu") or "")
