@@ -12,12 +12,13 @@ is loaded before a name is used.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from types import ModuleType
 
 TYPE_CHECKING = False  # as type checkers know it; typing takes longer to import than all the rest
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Any
+else:
+    ModuleType = type(sys)  # without loading types
 
 __version__ = "0.2.0"
 
@@ -51,6 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name == "EvalcoreError":
         return import_module("evalcore.errors").EvalcoreError
     if name == "tasks":  # a package of that name exists: see _Front
@@ -68,7 +71,9 @@ class _Tasks(ModuleType):
     """The package ``evalcore.tasks``, which can also be called: ``evalcore.tasks()``."""
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        return import_module("evalcore.api").tasks(*args, **more)
+        from evalcore.api import tasks
+
+        return tasks(*args, **more)
 
 
 class _Front(ModuleType):
