@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,123 +33,169 @@ from evalcore.store import text_cell
 Row = dict[str, Any]
 
 
-def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Path]:
-    """Writes every quantity as CSV into ``out_dir``; returns the paths."""
+def _summary_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            "checkpoint": s.checkpoint, "step": s.step, "method": s.method,
+            "group": m.group.name, "tasks": " ".join(m.tasks),
+            "missing": " ".join(m.missing), **_columns("base", m.base),
+            **_columns("gain", m.gain), **_prompts(m.gain),
+            "notes": "; ".join(notes_by_task(analysis.book, m.gains)),
+        }
+        for s in analysis.summary
+        for m in s.groups
+    ]  # fmt: skip
+
+
+def _contrasts_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            "tuning": c.later.subject.tuning, "method": c.later.subject.method,
+            "task": c.later.task.name, "way": c.later.way.label,
+            "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
+            "gain_earlier": c.earlier.pooled.value, "gain_later": c.later.pooled.value,
+            **_columns("difference", c.difference), **_prompts(c.difference),
+            **p, "notes": "; ".join(contrast_notes(analysis.book, c)),
+        }
+        for c, p in zip(
+            analysis.contrasts, p_columns([c.difference for c in analysis.contrasts]),
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+def _curves_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            **_subject(p.subject), "task": p.task.name, "metric": p.task.metric,
+            "way": p.way.label, "baseline": p.task.baseline, **_columns("score", p.score),
+            "continuous_metric": p.task.continuous, **_columns("continuous", p.continuous),
+            "variants": " ".join(p.variants),
+            "notes": _notes(analysis, p.subject, p.task, p.way, p.variants),
+        }
+        for p in analysis.curves
+    ]  # fmt: skip
+
+
+def _gains_rows(analysis: Analysis) -> list[Row]:
+    return [_gain_row(analysis, g, p) for g, p in _with_p(analysis.gains)]
+
+
+def _gains_by_prompt_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            **_subject(g.subject), "task": g.task.name, "way": g.way.label, "variant": name,
+            **_columns("gain", e),
+            "notes": "; ".join(gain_notes(analysis.book, g, [name])),
+        }
+        for g in analysis.gains
+        for name, e in g.by_variant.items()
+    ]  # fmt: skip
+
+
+def _controls_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            **_gain_row(analysis, c.difference, p), "control": c.difference.reference.label,
+            "note": "; ".join(c.notes),
+            **(_columns("control_gain", c.control_gain.pooled) if c.control_gain else {}),
+        }
+        for c, (_, p) in zip(
+            analysis.controls, _with_p([c.difference for c in analysis.controls]), strict=True
+        )
+    ]  # fmt: skip
+
+
+def _forgetting_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            **_subject(f.gain.subject), "task": f.gain.task.name, "measurable": f.measurable,
+            "base": f.gain.other.value, "baseline": f.gain.task.baseline,
+            "metric": f.gain.task.metric, "way": f.gain.way.label,
+            "floor_paired": f.floor_paired,
+            "above_floor": f.above_floor.value, "above_floor_stderr": f.above_floor.stderr,
+            "above_floor_low95": f.above_floor.low95,
+            "above_floor_high95": f.above_floor.high95,
+            "above_floor_low99": f.above_floor.low99,
+            **_columns("corrected_change", f.corrected or EMPTY),
+            **_columns("change", f.gain.pooled), "ratio": f.ratio,
+            "small_denominator": f.small_denominator,
+            "notes": "; ".join(gain_notes(analysis.book, f.gain)),
+        }
+        for f in analysis.forgetting
+    ]  # fmt: skip
+
+
+def _forgetting_means_rows(analysis: Analysis) -> list[Row]:
     outside: dict[str, list[Gain]] = defaultdict(list)
     for f in analysis.forgetting:
         outside[f.gain.subject.id].append(f.gain)
-    tables: dict[str, list[Row]] = {
-        "study": [_study_row(r) for r in study_rows(analysis)],
-        "summary": [
-            {
-                "checkpoint": s.checkpoint, "step": s.step, "method": s.method,
-                "group": m.group.name, "tasks": " ".join(m.tasks),
-                "missing": " ".join(m.missing), **_columns("base", m.base),
-                **_columns("gain", m.gain), **_prompts(m.gain),
-                "notes": "; ".join(notes_by_task(analysis.book, m.gains)),
-            }
-            for s in analysis.summary
-            for m in s.groups
-        ],
-        "contrasts": [
-            {
-                "tuning": c.later.subject.tuning, "method": c.later.subject.method,
-                "task": c.later.task.name, "way": c.later.way.label,
-                "earlier": c.earlier.subject.checkpoint, "later": c.later.subject.checkpoint,
-                "gain_earlier": c.earlier.pooled.value, "gain_later": c.later.pooled.value,
-                **_columns("difference", c.difference), **_prompts(c.difference),
-                **p, "notes": "; ".join(contrast_notes(analysis.book, c)),
-            }
-            for c, p in zip(
-                analysis.contrasts, p_columns([c.difference for c in analysis.contrasts]),
-                strict=True,
-            )
-        ],
-        "curves": [
-            {
-                **_subject(p.subject), "task": p.task.name, "metric": p.task.metric,
-                "way": p.way.label, "baseline": p.task.baseline, **_columns("score", p.score),
-                "continuous_metric": p.task.continuous, **_columns("continuous", p.continuous),
-                "variants": " ".join(p.variants),
-                "notes": _notes(analysis, p.subject, p.task, p.way, p.variants),
-            }
-            for p in analysis.curves
-        ],
-        "gains": [_gain_row(analysis, g, p) for g, p in _with_p(analysis.gains)],
-        "gains_by_prompt": [
-            {
-                **_subject(g.subject), "task": g.task.name, "way": g.way.label, "variant": name,
-                **_columns("gain", e),
-                "notes": "; ".join(gain_notes(analysis.book, g, [name])),
-            }
-            for g in analysis.gains
-            for name, e in g.by_variant.items()
-        ],
-        "controls": [
-            {
-                **_gain_row(analysis, c.difference, p), "control": c.difference.reference.label,
-                "note": "; ".join(c.notes),
-                **(_columns("control_gain", c.control_gain.pooled) if c.control_gain else {}),
-            }
-            for c, (_, p) in zip(
-                analysis.controls, _with_p([c.difference for c in analysis.controls]), strict=True
-            )
-        ],
-        "forgetting": [
-            {
-                **_subject(f.gain.subject), "task": f.gain.task.name, "measurable": f.measurable,
-                "base": f.gain.other.value, "baseline": f.gain.task.baseline,
-                "metric": f.gain.task.metric, "way": f.gain.way.label,
-                "floor_paired": f.floor_paired,
-                "above_floor": f.above_floor.value, "above_floor_stderr": f.above_floor.stderr,
-                "above_floor_low95": f.above_floor.low95,
-                "above_floor_high95": f.above_floor.high95,
-                "above_floor_low99": f.above_floor.low99,
-                **_columns("corrected_change", f.corrected or EMPTY),
-                **_columns("change", f.gain.pooled), "ratio": f.ratio,
-                "small_denominator": f.small_denominator,
-                "notes": "; ".join(gain_notes(analysis.book, f.gain)),
-            }
-            for f in analysis.forgetting
-        ],
-        "forgetting_means": [
-            {
-                **_subject(s.subject), "measurable": s.measurable, "unmeasurable": s.unmeasurable,
-                **_columns("mean", s.mean), "median": s.median, "mrc": s.mrc,
-                **{f"mean_{metric}": e.value for metric, e in s.by_metric.items()},
-                "median_ratio": s.median_ratio,
-                "small_denominators": " ".join(s.small_denominators),
-                "notes": "; ".join(notes_by_task(analysis.book, outside[s.subject.id])),
-            }
-            for s in analysis.forgetting_summaries
-        ],
-        "out_of_domain": [
-            _gain_row(analysis, g, p) for g, p in _with_p(analysis.out_of_domain)
-        ],
-        "prompt_spread": [
-            {
-                **_subject(s.subject), "task": s.task.name, "way": s.way.label,
-                "shots": s.way.shots,
-                **_spread(s.spread, ""), **(_spread(s.base, "base_") if s.base else {}),
-                "above_floor": s.above_floor, "variants": " ".join(s.variants),
-                "notes": _notes(analysis, s.subject, s.task, s.way, s.variants),
-            }
-            for s in analysis.spreads
-        ],
-        "best_of_prompts": [
-            {
-                **_subject(b.subject), "task": b.task.name, "way": b.way.label,
-                "prompts": b.prompts,
-                "base": b.base.value, "tuned": b.own.value, **_columns("gain", b.gain),
-                "chosen_base": " ".join(b.chosen_base), "chosen_tuned": " ".join(b.chosen_own),
-                "notes": "; ".join(best_notes(analysis, b)),
-            }
-            for b in analysis.best_of
-        ],
-        **{name: rows(analysis) for name, rows in FINDINGS.items()},
-        "flags": [asdict(f) for f in analysis.flags],
-        "cells": [{**r, "flags": " ".join(r["flags"])} for r in cells.to_pylist()],
-    }  # fmt: skip
+    return [
+        {
+            **_subject(s.subject), "measurable": s.measurable, "unmeasurable": s.unmeasurable,
+            **_columns("mean", s.mean), "median": s.median, "mrc": s.mrc,
+            **{f"mean_{metric}": e.value for metric, e in s.by_metric.items()},
+            "median_ratio": s.median_ratio,
+            "small_denominators": " ".join(s.small_denominators),
+            "notes": "; ".join(notes_by_task(analysis.book, outside[s.subject.id])),
+        }
+        for s in analysis.forgetting_summaries
+    ]  # fmt: skip
+
+
+def _out_of_domain_rows(analysis: Analysis) -> list[Row]:
+    return [_gain_row(analysis, g, p) for g, p in _with_p(analysis.out_of_domain)]
+
+
+def _prompt_spread_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            **_subject(s.subject), "task": s.task.name, "way": s.way.label,
+            "shots": s.way.shots,
+            **_spread(s.spread, ""), **(_spread(s.base, "base_") if s.base else {}),
+            "above_floor": s.above_floor, "variants": " ".join(s.variants),
+            "notes": _notes(analysis, s.subject, s.task, s.way, s.variants),
+        }
+        for s in analysis.spreads
+    ]  # fmt: skip
+
+
+def _best_of_prompts_rows(analysis: Analysis) -> list[Row]:
+    return [
+        {
+            **_subject(b.subject), "task": b.task.name, "way": b.way.label,
+            "prompts": b.prompts,
+            "base": b.base.value, "tuned": b.own.value, **_columns("gain", b.gain),
+            "chosen_base": " ".join(b.chosen_base), "chosen_tuned": " ".join(b.chosen_own),
+            "notes": "; ".join(best_notes(analysis, b)),
+        }
+        for b in analysis.best_of
+    ]  # fmt: skip
+
+
+_TABLES: dict[str, Callable[[Analysis], list[Row]]] = {
+    "study": lambda analysis: [_study_row(row) for row in study_rows(analysis)],
+    "summary": _summary_rows,
+    "contrasts": _contrasts_rows,
+    "curves": _curves_rows,
+    "gains": _gains_rows,
+    "gains_by_prompt": _gains_by_prompt_rows,
+    "controls": _controls_rows,
+    "forgetting": _forgetting_rows,
+    "forgetting_means": _forgetting_means_rows,
+    "out_of_domain": _out_of_domain_rows,
+    "prompt_spread": _prompt_spread_rows,
+    "best_of_prompts": _best_of_prompts_rows,
+    **FINDINGS,
+    "flags": lambda analysis: [asdict(flag) for flag in analysis.flags],
+}
+"""Name of a file -> its rows."""
+
+
+def write_tables(analysis: Analysis, cells: pa.Table, out_dir: Path) -> list[Path]:
+    """Writes every quantity as CSV into ``out_dir``; returns the paths."""
+    tables = {name: rows(analysis) for name, rows in _TABLES.items()}
+    tables["cells"] = [{**row, "flags": " ".join(row["flags"])} for row in cells.to_pylist()]
     return [write_csv(out_dir / f"{name}.csv", rows) for name, rows in tables.items()]
 
 
