@@ -90,7 +90,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj["debug"] = debug
     show_logs(debug)
     if own and ctx.invoked_subcommand in _RUN_NO_MODEL:
-        from evalcore.identity import runs_no_model
+        from evalcore.library import runs_no_model
 
         runs_no_model()
 

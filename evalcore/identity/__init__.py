@@ -34,7 +34,6 @@ from evalcore.identity.hub import (
     is_commit,
     is_offline,
 )
-from evalcore.identity.library import runs_no_model
 from evalcore.identity.lora import (
     LoraAdapter,
     ModuleDelta,
@@ -128,7 +127,6 @@ __all__ = [
     "reading_of",
     "resolve_subjects",
     "rows_fingerprint",
-    "runs_no_model",
     "safetensors_names",
     "search",
     "shares_embeddings",

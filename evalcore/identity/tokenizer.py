@@ -20,8 +20,8 @@ from typing import Any
 from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
-from evalcore.identity.library import library
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
+from evalcore.library import library
 from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json, read_text
 from evalcore.shown import one_line
 

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = [
-    "shown", "errors", "types", "machine", "deadline", "reading", "files", "checked", "identity",
+    "shown", "errors", "types", "machine", "deadline", "reading", "files", "checked", "library",
+    "identity",
     "tasks", "prompting", "config", "store", "lm_eval", "planning", "cluster", "engines", "scoring",
     "metrics", "analysis", "exports", "report", "app", "benchmark", "cli", "api",
 ]  # fmt: skip

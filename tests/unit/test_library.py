@@ -17,7 +17,8 @@ from tests.conftest import CHAT_TEMPLATE, CORPUS, write_tokenizer
 _ASK = """
 import json, os, sys
 from dataclasses import asdict
-from evalcore.identity import load_tokenizer, runs_no_model, tokenizer_facts
+from evalcore.identity import load_tokenizer, tokenizer_facts
+from evalcore.library import runs_no_model
 runs_no_model()
 said = []
 for folder, text in json.load(sys.stdin):
