@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalcore.errors import UnknownNameError
+from evalcore.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from evalcore.store import ResultStore
@@ -86,16 +86,23 @@ FORMATS: Mapping[str, Format] = {
 }  # fmt: skip
 
 
+# Endings somebody may hope for; a file of another form under them would only mislead.
+_NOT_WRITTEN = (".xlsx", ".xls", ".ods", ".json", ".sqlite")
+
+
 def export(store: ResultStore, output: Path, kind: str | None = None) -> Exported:
     """Writes results in a form; ``kind`` None: by the ending of the file's name, else parquet.
 
     Raises:
         UnknownNameError: There is no such form.
-        InputError: ``output`` cannot be written.
+        InputError: ``output`` cannot be written, or its ending is of a form that is not.
     """
     if kind is None:
         suffix = output.suffix.lower()
         kind = next((n for n, f in FORMATS.items() if suffix in f.suffixes), "parquet")
+        if suffix in _NOT_WRITTEN:
+            known = ", ".join(end for form in FORMATS.values() for end in form.suffixes)
+            raise InputError(f"export {output}: {suffix} is not written; endings: {known}")
     if kind not in FORMATS:
         raise UnknownNameError("format", kind, FORMATS)
     form = FORMATS[kind]

@@ -70,7 +70,7 @@ def search(paths: Sequence[str | Path], leave_out: Sequence[str] = ()) -> Found:
     for given in paths:
         folder = Path(given).expanduser()
         if not folder.is_dir():
-            raise InputError(f"adapter folder {given} does not exist")
+            raise InputError(f"adapter folder {given} does not exist{_missing_hint(given)}")
         root = folder.resolve()
         for path, names in _folders(folder, problems):
             if leave_out and _left_out(path, root, leave_out):
@@ -96,6 +96,15 @@ def search(paths: Sequence[str | Path], leave_out: Sequence[str] = ()) -> Found:
         tuple(sorted(others.values())),
         tuple(unique.values()),
     )
+
+
+def _missing_hint(given: str | Path) -> str:
+    """What may have been meant by a folder that is not there."""
+    if any(sign in str(given) for sign in "*?["):
+        return "; folders are searched to the bottom, so give the one above it, without a pattern"
+    if len(Path(given).parts) == 1:
+        return "; if it is a task or a prompt: several are joined by commas (-t A,B -p C,D)"
+    return ""
 
 
 def _left_out(path: Path, root: Path, globs: Sequence[str]) -> bool:

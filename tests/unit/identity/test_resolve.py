@@ -493,3 +493,13 @@ def test_a_model_saved_again_by_another_version_is_the_same(
     other = {"rope_parameters": {"rope_theta": 5000.0}}
     (again / "config.json").write_text(json.dumps({**config, **defaults, **other}))
     assert len(resolve_subjects([], given).subjects) == 2, "another model"
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("runs/*", "without a pattern"), ("pocket_facts", "-t A,B"), ("no/such", "$")],
+)
+def test_a_folder_that_is_not_there_comes_with_what_was_meant(given: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"adapter folder .* does not exist.*{hint}") as caught:
+        resolve_subjects([given])
+    assert "\n" not in str(caught.value)
