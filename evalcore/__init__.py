@@ -71,9 +71,9 @@ class _Tasks(ModuleType):
     """The package ``evalcore.tasks``, which can also be called: ``evalcore.tasks()``."""
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        from evalcore.api import tasks
+        from importlib import import_module
 
-        return tasks(*args, **more)
+        return import_module("evalcore.api").tasks(*args, **more)
 
 
 class _Front(ModuleType):
