@@ -69,8 +69,7 @@ class Memo:
             compute: Called where it is not known.
             keep: Whether it is worth keeping for a later report.
         """
-        text = json.dumps([MEMO_VERSION, self.about, *what])
-        digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        digest = self._digest(what)
         found = self._live.get(digest)
         if found is None:
             found = self.known.get(digest)
@@ -80,6 +79,16 @@ class Memo:
                     self.added.add(digest)
             self._live[digest] = found
         return found
+
+    def forget(self, what: tuple[Any, ...]) -> None:
+        """Keeps nothing of ``what``, which could not be computed as it should be."""
+        digest = self._digest(what)
+        self.added.discard(digest)
+        self._live.pop(digest, None)
+
+    def _digest(self, what: tuple[Any, ...]) -> str:
+        text = json.dumps([MEMO_VERSION, self.about, *what])
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     def table(self, *, everything: bool) -> pa.Table:
         """What is to be kept, of :data:`KEPT_SCHEMA`.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.errors import EvalcoreError
+from evalcore.errors import DataError, EvalcoreError
 from evalcore.identity import load_tokenizer, tokenizer_fingerprint
 
 
@@ -75,6 +75,9 @@ class SentPrompts:
             return None, []
         try:
             table = self._source.requests(cell["cell"])
+        except DataError as error:  # damaged: it names the file
+            self.lost.add(str(error))
+            return None, []
         except EvalcoreError:
             self.lost.add("prompts were not kept")
             return None, []

@@ -8,6 +8,7 @@ drawn by their ids, which are digests and so in no order that means anything.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from math import isfinite
 from pathlib import Path
@@ -27,6 +28,8 @@ from evalcore.report.words import visible
 
 if TYPE_CHECKING:
     from evalcore.prompting.sent import SentPrompts
+
+log = logging.getLogger("evalcore")
 
 BYTES = 1_500_000
 """What texts and answers of the sample may take in the page."""
@@ -57,25 +60,30 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
     """
     if source is None:
         return {}
+    from evalcore.prompting.sent import SentPrompts  # and with it jinja2: only pages need it
+
     kept = {c.cell: c.key for c in _shown_cells(analysis)}
     order = {task: _ranked(analysis, task) for task in analysis.book.tasks}
     decides = [sorted(kept.values()), order, most_bytes, _at_hand(analysis)]
 
-    def read() -> dict[str, Any]:
-        return _sampled(analysis, source, order, set(kept), most_bytes)
+    sent, what = SentPrompts(source), ("documents", SAMPLE_VERSION, *decides)
 
-    found: dict[str, Any] = analysis.book.memo.get(("documents", SAMPLE_VERSION, *decides), read)
+    def read() -> dict[str, Any]:
+        return _sampled(analysis, source, order, set(kept), most_bytes, sent)
+
+    found: dict[str, Any] = analysis.book.memo.get(what, read)
+    if sent.lost:  # another day they may be there
+        analysis.book.memo.forget(what)
+    for reason in sorted(sent.lost):
+        log.warning("documents without the prompt as sent: %s", reason)
     return found
 
 
 def _sampled(
     analysis: Analysis, source: Source, ranked: dict[str, tuple[list[str], int]], kept: set[str],
-    most_bytes: int,
+    most_bytes: int, sent: SentPrompts,
 ) -> dict[str, Any]:  # fmt: skip
     """What :func:`sample` gives, read from the source."""
-    from evalcore.prompting.sent import SentPrompts  # and with it jinja2: only pages need it
-
-    sent = SentPrompts(source)
     out: dict[str, Any] = {}
     queues: dict[str, list[str]] = {}
     for task in analysis.book.tasks:

@@ -85,3 +85,12 @@ def test_what_was_kept_is_kept_again() -> None:
 def test_a_mean_over_tasks_is_refused() -> None:
     with pytest.raises(TypeError, match="intervals of a layout"):
         written({"mean": {"e": mean_of_estimates(list(estimates().values())[:2])}})
+
+
+def test_what_is_forgotten_is_not_kept_and_made_anew() -> None:
+    memo, made = Memo(), iter(range(9))
+    for n in range(2):
+        assert memo.get(("documents", 1), lambda: {"n": next(made)}) == {"n": n}
+        memo.forget(("documents", 1))
+    assert memo.get(("documents", 2), lambda: {"n": 7}) == {"n": 7}
+    assert memo.table(everything=True).num_rows == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from evalcore.errors import InputError
+from evalcore.errors import DataError, InputError
 from evalcore.identity import load_tokenizer, tokenizer_fingerprint
 from evalcore.prompting.sent import SentPrompts
 
@@ -23,6 +23,8 @@ class Source:
         self.table = table
 
     def requests(self, cell: str) -> pa.Table:
+        if cell == "damaged":
+            raise DataError("requests/x.arrow: batch 0 fails its checksum")
         if cell != "known":
             raise InputError("no prompts")
         return self.table
@@ -83,6 +85,7 @@ def test_another_tokenizer_gives_no_text(
         ({"checkpoint_source": "/nowhere/at/all"}, "not at hand"),
         ({"checkpoint_source": None}, "not at hand"),
         ({"cell": "another"}, "not kept"),
+        ({"cell": "damaged"}, "requests/x.arrow"),
     ],
 )
 def test_what_is_missing_is_said(
