@@ -69,3 +69,44 @@ def test_every_family_of_experts(
     children: tuple[Child, Child], tmp_path: Path, family: str
 ) -> None:
     check(children, tmp_path, f"{family}-untied", [*ORDER, "tuned 1", "tuned 0", "base 1"])
+
+
+def make_fused(folder: str, kind: str, batch: ScoreBatch) -> tuple[dict[str, Subject], Any]:
+    """Two checkpoints and for each an adapter on experts that PEFT sees as one parameter."""
+    root = Path(folder)
+    subjects = {}
+    for i in range(2):
+        base = save_model(root / f"step-{i}", kind, i + 1, layers=2)
+        tuned = save_adapter(
+            root / f"fused-{i}", base, 20 + i, targets=("q_proj",), r=3,
+            target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+        )  # fmt: skip
+        subjects |= {f"base {i}": subject(base), f"fused {i}": subject(base, tuned)}
+    answers = oracle([(who, batch, None) for who in subjects.values()])
+    return subjects, dict(zip(subjects, answers, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family",
+    [
+        "mixtral",
+        *(pytest.param(f, marks=pytest.mark.proof) for f in ("olmoe", "qwen3moe")),
+    ],
+)
+def test_fused_experts_are_merged_in_a_living_engine(
+    children: tuple[Child, Child], tmp_path: Path, family: str
+) -> None:
+    """``target_parameters``: what vLLM scores after the merge is what PEFT scores, to 1e-4."""
+    batch = edge_batch(3)
+    subjects, expected = children[0].call(make_fused, str(tmp_path), f"{family}-untied", batch)
+    order = ["base 0", "fused 0", "fused 1", "base 0", "fused 0"]
+    visits = children[1].call(visit, SPEC, [subjects[n] for n in order], batch, None, True)
+    assert [report.kind for report, _, _ in visits] == ["start", "merge", "merge", "swap", "merge"]
+    for name, (_, scores, _) in zip(order, visits, strict=True):
+        assert_agrees(scores, expected[name], batch)
+        gap = np.abs(scores.token_logprobs - expected[name][0].token_logprobs).max()
+        assert gap <= 1e-4, (name, gap)
+    first, other = (expected[name][0].token_logprobs for name in ("base 0", "fused 0"))
+    assert np.abs(first - other).max() > 0.01, "an adapter that changes nothing would prove nothing"
+    assert visits[1][0].proven_share == 1
