@@ -102,7 +102,7 @@ def test_fused_experts_are_merged_in_a_living_engine(
     subjects, expected = children[0].call(make_fused, str(tmp_path), f"{family}-untied", batch)
     order = ["base 0", "fused 0", "fused 1", "base 0", "fused 0"]
     visits = children[1].call(visit, SPEC, [subjects[n] for n in order], batch, None, True)
-    assert [report.kind for report, _, _ in visits] == ["start", "merge", "merge", "swap", "merge"]
+    assert [report.kind for report, _, _ in visits] == ["start", "merge", "swap", "swap", "merge"]
     for name, (_, scores, _) in zip(order, visits, strict=True):
         assert_agrees(scores, expected[name], batch)
         gap = np.abs(scores.token_logprobs - expected[name][0].token_logprobs).max()
