@@ -16,6 +16,7 @@ logger = logging.getLogger("evalcore")
 
 NARROWINGS = 64  # of one job; one that costs its worker counts as several
 LOST_WORKER_COUNTS = 4
+PLACE_S = 300.0  # that a worker whose machine was lost may take to find another one
 GROUP_FAILURES = 3  # jobs of a group that failed, and none was done: it is the group
 
 
@@ -65,6 +66,7 @@ class Judge:
         self.again: list[Again] = []
         self.suspects = Suspects(self._place)
         self.to_park: dict[int, str] = {}
+        self._nodes: set[str] = set()  # all there ever were
         self._done_groups: set[str] = set()
         self._failed_groups: dict[str, EvalcoreError] = {}
         self._apart: set[str] = set()
@@ -211,7 +213,7 @@ class Judge:
         for index in case.workers:
             slot = self.slots[index]
             slot.unjudged.discard(case.key)
-            slot.restarts = max(0, slot.restarts - sum(i == index for i, _ in case.opinions))
+            slot.restarts = max(0, slot.restarts - sum(o.index == index for o in case.opinions))
         jobs, (kind, name) = self.suspects.convict(case), case.key
         if kind == "group":
             self._condemn(name, case.error, jobs)
@@ -274,10 +276,11 @@ class Judge:
                 self.to_park[index] = f"fails with what others can do; the last: {case.error}"
 
     def _active(self) -> list[Witness]:
-        return [slot.witness for slot in self.slots if slot.active]
+        """Workers not given up; not those whose machine is gone and that find no other one."""
+        return [slot.witness for slot in self.slots if slot.active and not slot.displaced(PLACE_S)]
 
     def _place(self, index: int) -> str:
         """A failure of the machine is tried on another one, where there is one."""
+        self._nodes.update(slot.node for slot in self.slots if slot.node)
         node = self.slots[index].node
-        several = len({slot.node for slot in self.slots if slot.active and slot.node}) > 1
-        return node if several and node else f"worker {index}"
+        return node if len(self._nodes) > 1 and node else f"worker {index}"

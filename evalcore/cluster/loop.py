@@ -218,6 +218,7 @@ class PoolRun:
     def _ending_when_quiet(self) -> Outcome | None:
         """Nothing is under way: everything is done, or there is nobody left to do the rest."""
         left = self.judge.waiting or self.source.growing
+        self.judge.review()  # who is there may have changed with time
         if any(slot.active for slot in self.slots):
             return None if left else "done"
         if not left and self.judge.next_new(0) is None:
@@ -275,7 +276,7 @@ class PoolRun:
             logger.warning("worker %d %s while closing", slot.index, news.reason)
             self.crew.rest(slot)
             return
-        self._on_fatal(slot, self.crew.lost_error(slot, news))
+        self._on_fatal(slot, self.crew.lost_error(slot, news), machine=news.machine)
 
     def _on_answer(self, slot: Slot, answer: Answer) -> None:
         """One that fits what the worker is at (:func:`check_fits`)."""
@@ -288,7 +289,7 @@ class PoolRun:
             self._on_raised(slot, answer.error)
         elif answer.kind == "ready":
             hello: Hello = answer.result
-            slot.node, slot.prepares = hello.node, hello.prepares
+            slot.node, slot.prepares, slot.left = hello.node, hello.prepares, None
             self.crew.report(slot, "ready")
             if slot.job is not None:
                 self.crew.send_job(slot)
@@ -407,8 +408,11 @@ class PoolRun:
 
     # When a worker must go
 
-    def _on_fatal(self, slot: Slot, error: EvalcoreError) -> None:
-        """The worker is gone or not to be trusted: kills it, and sees to its jobs."""
+    def _on_fatal(self, slot: Slot, error: EvalcoreError, *, machine: bool = False) -> None:
+        """The worker is gone or not to be trusted: kills it, and sees to its jobs.
+
+        That all of its machine is gone says nothing of them.
+        """
         self.last_error = error
         self.transport.kill(slot.index)
         self.crew.report(slot, "lost")
@@ -416,17 +420,16 @@ class PoolRun:
         if self.ending is None:
             self.events.on_trouble(slot.index, slot.node, str(error))
         slot.forget_process()
-        slot.state = State.DOWN
-        slot.restarts += 1
+        slot.lost_process(machine=machine)
         if self.ending is not None:  # not restarted; what was not committed is for the next run
             self.crew.report(slot, "stopped")
             return
-        if state in (State.RUNNING, State.PREPARING) and job is not None:
+        if state in (State.RUNNING, State.PREPARING) and job is not None and not machine:
             failure = Failure(error, of_group=state is State.PREPARING)
             self.judge.failed(slot, job, failure)
         elif job is not None:
             self.judge.returned(job)
-        if state is State.FLUSHING:  # any of those in the buffer may be the cause
+        if state is State.FLUSHING and not machine:  # any of those in the buffer may be it
             for suspect in pending:
                 self.judge.failed(slot, suspect, Failure(error, writing=True))
             pending = []

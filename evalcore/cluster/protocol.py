@@ -136,11 +136,13 @@ class Lost:
         reason: How it went, as the end of a sentence ("was killed by SIGKILL").
         log_tail: The last lines it wrote to stdout and stderr; empty if not known.
         log_path: The file they are in, if there is one to look at.
+        machine: Whether all of its machine is gone.
     """
 
     reason: str
     log_tail: str = ""
     log_path: str | None = None
+    machine: bool = False
 
 
 class Transport(Protocol):

@@ -229,7 +229,9 @@ class RayTransport:
         latest = self.explain(worker_index)
         detail = " ".join(str(error).split())
         kind = type(error).__name__
-        return Lost(f"was lost ({kind}: {detail[:300]})", latest.log_tail, latest.log_path)
+        gone = "node has died" in detail  # Ray 2.56: ActorDiedError, of a lost raylet
+        reason = f"was lost ({kind}: {detail[:300]})"
+        return Lost(reason, latest.log_tail, latest.log_path, machine=gone)
 
     def _log_path(self, worker_index: int) -> Path | None:
         return None if self._log_dir is None else self._log_dir / f"worker-{worker_index}.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -47,6 +48,7 @@ class Slot:
         moved: When it last showed progress.
         ticks, stage: Its pulse.
         why: Why it was given up.
+        left: When its machine was lost, until it has another one.
     """
 
     index: int
@@ -68,6 +70,7 @@ class Slot:
     ticks: int = -1
     stage: Stage = "load"
     why: str = ""
+    left: float | None = None
 
     @property
     def at_rest(self) -> bool:
@@ -76,6 +79,10 @@ class Slot:
     @property
     def active(self) -> bool:
         return self.state is not State.GIVEN_UP
+
+    def displaced(self, seconds: float) -> bool:
+        """Whether its machine was lost that long ago, and it has no other one."""
+        return self.left is not None and time.monotonic() - self.left > seconds
 
     @property
     def nothing_to_do(self) -> bool:
@@ -91,6 +98,12 @@ class Slot:
         self.job, self.since, self.dirty, self.doomed = None, None, False, None
         self.warm = False
         self.pending.clear()
+
+    def lost_process(self, *, machine: bool) -> None:
+        """It is to be started again; elsewhere, if its machine is gone."""
+        self.state, self.restarts = State.DOWN, self.restarts + 1
+        if machine:
+            self.node, self.left = "", time.monotonic()
 
     def did_well(self) -> None:
         """A job is finished: what went wrong before was not this worker."""

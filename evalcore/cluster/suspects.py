@@ -35,6 +35,23 @@ class Witness:
     process: int
 
 
+@dataclass(frozen=True)
+class Opinion:
+    """A failure, as a case keeps it.
+
+    Attributes:
+        index: Number of the worker.
+        process: Which of its processes.
+        place: Where that was, then.
+        of_place: Whether the error is about the machine: it says nothing against the input.
+    """
+
+    index: int
+    process: int
+    place: str
+    of_place: bool = False
+
+
 @dataclass
 class Case:
     """Something that failed and may be somebody else's fault.
@@ -42,7 +59,7 @@ class Case:
     Attributes:
         key: What it is about.
         error: The latest failure.
-        opinions: (worker, its process) of each failure.
+        opinions: One of each failure.
         jobs: Jobs that wait for the verdict; the first is tried next.
         trying: Id of the job that a worker has for a further opinion.
         of_group: Whether it was the group itself that failed, not one of its jobs.
@@ -52,7 +69,7 @@ class Case:
 
     key: CaseKey
     error: EvalcoreError
-    opinions: list[tuple[int, int]] = field(default_factory=list)
+    opinions: list[Opinion] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     trying: str | None = None
     of_group: bool = False
@@ -62,7 +79,7 @@ class Case:
     @property
     def workers(self) -> set[int]:
         """Who failed with it."""
-        return {index for index, _ in self.opinions}
+        return {opinion.index for opinion in self.opinions}
 
 
 def signature(kin: str, error: EvalcoreError) -> tuple[str, str, str]:
@@ -92,7 +109,8 @@ class Suspects:
         """Notes a failure; the job waits with its case."""
         case = self.cases.setdefault(key, Case(key, error))
         case.error, case.trying = error, None
-        case.opinions.append((witness.index, witness.process))
+        place, of_place = self._place(witness.index), isinstance(error, NodeError)
+        case.opinions.append(Opinion(witness.index, witness.process, place, of_place))
         case.jobs.insert(0, job)
         return case
 
@@ -102,12 +120,13 @@ class Suspects:
         elsewhere = [w for w in active if not self._has_been_at(case, w)]
         if len(said) >= OPINIONS and not elsewhere:
             return True
-        if isinstance(case.error, NodeError):
+        if said and said[-1].of_place:
             return False
         if self.taken_at_word(case, active):
             return True
-        trusted = {self._place(w.index) for w in active if w.works and w.index in case.workers}
-        return len(said) >= OPINIONS and len(trusted) >= OPINIONS
+        working = {w.index for w in active if w.works}
+        trusted = {o.place for o in said if o.index in working and not o.of_place}
+        return len(trusted) >= OPINIONS
 
     def taken_at_word(self, case: Case, active: Collection[Witness]) -> bool:
         """Whether groups of the same folder failed alike and were guilty."""
@@ -156,8 +175,8 @@ class Suspects:
     @staticmethod
     def needs_new_process(case: Case, witness: Witness) -> bool:
         """Whether this very process has had its say."""
-        return (witness.index, witness.process) in case.opinions
+        return any((o.index, o.process) == (witness.index, witness.process) for o in case.opinions)
 
     def _has_been_at(self, case: Case, witness: Witness) -> bool:
         """Whether it failed where this worker is."""
-        return self._place(witness.index) in {self._place(index) for index in case.workers}
+        return self._place(witness.index) in {opinion.place for opinion in case.opinions}

@@ -61,8 +61,8 @@ class Theatre:
             return []
         if deed == "hang" and kind in ("run", "flush", "prepare"):
             return []  # no answer, ever
-        if deed == "die":
-            return [(index, Lost("was killed"))]
+        if deed in ("die", "leave"):
+            return [(index, Lost("was killed", machine=deed == "leave"))]
         answer = self.runners[index].handle(blob)
         if deed == "die late":  # it has done it, and nobody hears of it
             return [(index, Lost("was killed"))]
@@ -95,7 +95,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names=st.lists(
         st.sampled_from(["good", "fine", "big:4", "row:InputError", *SICK]), max_size=12
     ),
-    deeds=st.lists(st.sampled_from(["answer"] * 5 + ["last", "die", "die late", "hang"]),
+    deeds=st.lists(st.sampled_from(["answer"] * 5 + ["last", "die", "die late", "leave", "hang"]),
                    max_size=30),
     stop_after=st.one_of(st.none(), st.integers(0, 60)),
 )  # fmt: skip
