@@ -28,12 +28,14 @@ class SentPrompts:
 
     Attributes:
         lost: What could not be decoded, a sentence per reason.
+        damaged: Those of them that are damaged files, which may be whole another day.
     """
 
     def __init__(self, source: Kept) -> None:
         self._source = source
         self._decoders: dict[tuple[str, str], Any] = {}
         self.lost: set[str] = set()
+        self.damaged: set[str] = set()
 
     def contexts(self, cell: Mapping[str, Any], docs: Collection[str]) -> dict[str, list[str]]:
         """Document -> its contexts, special tokens included; several where choices differ there.
@@ -76,6 +78,7 @@ class SentPrompts:
         try:
             table = self._source.requests(cell["cell"])
         except DataError as error:  # damaged: it names the file
+            self.damaged.add(str(error))
             self.lost.add(str(error))
             return None, []
         except EvalcoreError:

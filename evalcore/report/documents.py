@@ -72,9 +72,9 @@ def sample(analysis: Analysis, source: Source | None, most_bytes: int = BYTES) -
         return _sampled(analysis, source, order, set(kept), most_bytes, sent)
 
     found: dict[str, Any] = analysis.book.memo.get(what, read)
-    if sent.lost:  # another day they may be there
+    if sent.damaged:
         analysis.book.memo.forget(what)
-    for reason in sorted(sent.lost):
+    for reason in sorted(sent.damaged):
         log.warning("documents without the prompt as sent: %s", reason)
     return found
 

@@ -16,7 +16,7 @@ from evalcore.cli import main
 from evalcore.store import ResultStore, verify_folder
 
 KINDS = ["segments", "cells .arrow", "cells .json", "runs", "makers", "documents", "requests",
-         "clusters", "progress", "reduced .arrow", "reduced .json"]  # fmt: skip
+         "clusters", "progress", "reduced .arrow"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
