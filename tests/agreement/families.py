@@ -93,7 +93,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "deepseek-v3": _of("DeepseekV3", **_MLA, q_lora_rank=32, norm_topk_prob=True,
                        topk_method="noaux_tc", scoring_func="sigmoid"),
     "lfm2": _of("Lfm2", **_DENSE, layer_types=["conv", "full_attention"], conv_dim=128,
-                conv_dim_out=128, block_dim=128),
+                conv_dim_out=128, block_dim=128, tie_word_embeddings=True),
     "mamba": _of("Mamba", **_MAMBA),
     "mamba2": _of("Mamba2", **_MAMBA, num_heads=4, head_dim=32, n_groups=1),
     "falcon-mamba": _of("FalconMamba", **_MAMBA),

@@ -33,7 +33,10 @@ _SCALED = ("llama", "mistral")  # families of which vLLM believes a logit_scale
 # no more.
 _NEEDED = {"lfm2": ("block_dim", "conv_dim")}
 # How vLLM's models take the embeddings as their head.
-_TIES = re.compile(r"tie_w|lm_head = self\.\w*(model|transformer|decoder)?\.?\w*(emb|wte)")
+_TIES = re.compile(
+    r"tie_w|lm_head = self\.\w*(model|transformer|decoder)?\.?\w*(emb|wte)"
+    r"|self\.logits_processor\(\s*self\.\w+\.embed_tokens"
+)
 
 
 def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | None:
@@ -52,7 +55,7 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
             f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
             f"it to another folder"
         )
-    believed = _believed(config) or _never_tied(path, config) or _rope(config)
+    believed = _believed(config) or _head(path, config) or _rope(config)
     if believed is not None or device != "cpu":
         return believed
     coded = _unknown_codes(config)
@@ -96,17 +99,22 @@ def _believed(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _never_tied(path: str, config: Mapping[str, Any]) -> str | None:
-    """A head that vLLM's code of a family never takes from the embeddings, where it is not saved.
+def _head(path: str, config: Mapping[str, Any]) -> str | None:
+    """A head that vLLM's code of a family never takes from the embeddings, or always does.
 
-    OLMoE of vLLM 0.32 with ``tie_word_embeddings``: its head stays what it was made with.
+    OLMoE of vLLM 0.32 with ``tie_word_embeddings``: its head stays what it was made with. LFM2
+    without: the embeddings are its head.
     """
     layout = weight_layout(path)
-    if head_of(layout) is not None or not shares_embeddings(config, layout):
-        return None
+    saved, shared = head_of(layout) is not None, shares_embeddings(config, layout)
+    if saved == shared:
+        return None  # saved, though it is the embeddings; or not there: told elsewhere
     for name in map(str, config.get("architectures") or ()):
         source = model_source(name)
-        if "ParallelLMHead(" in source and not _TIES.search(source):
+        ties = _TIES.search(source)
+        if saved and ties and "tie_word_embeddings" not in source:
+            return f"its head is not its embeddings, which vLLM's {name} always takes instead of it"
+        if not saved and "ParallelLMHead(" in source and not ties:
             return (
                 f"config.json, key tie_word_embeddings: vLLM's {name} has a head of its own, which "
                 f"these files do not hold"

@@ -250,6 +250,9 @@ def test_a_head_that_vllm_never_ties_is_named(tiny_checkpoint: Path, tmp_path: P
     config = json.loads((folder / "config.json").read_text())
     olmoe = {**config, "architectures": ["OlmoeForCausalLM"], "tie_word_embeddings": True}
     assert unsupported(str(folder), olmoe, "cuda") is None, "the files hold a head"
+    for name in ("Gemma2ForCausalLM", "Lfm2ForCausalLM"):
+        own = {**olmoe, "architectures": [name], "tie_word_embeddings": False}
+        assert "always takes instead" in (unsupported(str(folder), own, "cuda") or ""), name
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors")
