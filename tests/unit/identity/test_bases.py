@@ -416,3 +416,5 @@ def test_a_key_that_only_vllm_needs_is_named(tiny_checkpoint: Path) -> None:
     found = unsupported(str(tiny_checkpoint), lfm2, "cuda")
     assert found == "config.json has no key block_dim, which vLLM's lfm2 goes by"
     assert unsupported(str(tiny_checkpoint), {**lfm2, "block_dim": 64}, "cuda") is None
+    found = unsupported(str(tiny_checkpoint), {**lfm2, "block_dim": 64}, "cpu")
+    assert "short convolutions" in (found or "")
