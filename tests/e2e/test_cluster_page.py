@@ -57,13 +57,15 @@ class Machine:
             "PATH": f"{self.home}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "LANG": "C.UTF-8", **more,
         }  # fmt: skip
-        done = subprocess.run(
-            ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--pid", "--net",
-             f"--wdns={self.home}", "bash", "-e", "-c", text],
-            env=env, text=True, capture_output=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{self.name}: {text}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
+        said = self.home / "said"
+        with said.open("w") as sink:  # not a pipe: what runs on behind would keep it open
+            done = subprocess.run(
+                ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--pid", "--net",
+                 f"--wdns={self.home}", "bash", "-e", "-c", text],
+                env=env, stdout=sink, stderr=sink, timeout=timeout_s, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, f"{self.name}: {text}\n{said.read_text()}"
+        return said.read_text()
 
     def off(self) -> None:
         self._process.kill()
