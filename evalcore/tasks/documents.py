@@ -252,16 +252,19 @@ def _order_key(spec: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
 
 
 def _check_label_names(task: Task, split: str, data_root: Path | None) -> None:
-    """Whether the file's own names of its label ids stand where the task's labels do.
+    """Whether the files' own names of their label ids agree, and stand where the task's labels do.
 
     Raises:
-        TaskDataError: If a name that is a label of the task has another number.
+        TaskDataError: If two files of the split differ, or a name that is a label of the task has
+            another number.
     """
     gold = task.spec.get("gold") or {}
+    if gold.get("column") is None:
+        return
+    names = label_names(task.spec["source"], split, str(gold["column"]), data_root)
     labels = (task.spec.get("choices") or {}).get("labels") or ()
     if not labels or any(gold.get(key) is not None for key in ("map", "among", "above")):
         return
-    names = label_names(task.spec["source"], split, data_root).get(str(gold.get("column")), ())
     plain = [_plain_name(label) for label in labels]
     wrong = [i for i, name in enumerate(names)
              if _plain_name(name) in plain and plain.index(_plain_name(name)) != i]  # fmt: skip

@@ -66,7 +66,7 @@ class DataFault(StrEnum):
     INCOMPLETE_FILES = "incomplete_files"  # a shard is missing
     MISSING_COLUMN = "missing_column"
     GOLD_KIND = "gold_kind"
-    GOLD_NAMES = "gold_names"  # the file names its label ids in another order than the task
+    GOLD_NAMES = "gold_names"  # label ids named otherwise than by the task or another file
     NOT_TEXT = "not_text"  # a mapping, a list in a list, bytes where a text is expected
     NO_USABLE_ROW = "no_usable_row"
 

@@ -232,7 +232,7 @@ def names_of_labels(file: Path) -> dict[str, tuple[str, ...]]:
         if file.suffix == ".parquet":
             schema = pq.read_schema(file)
         elif file.suffix == ".arrow":
-            schema = _arrow(file).schema
+            schema = _arrow_schema(file)
         else:
             return {}
     assert isinstance(schema, pa.Schema)
@@ -259,6 +259,17 @@ def _arrow(file: Path) -> Any:
         table = pa.ipc.open_stream(source).read_all()
     table.validate(full=True)  # the format's reader believes lengths and offsets
     return table
+
+
+def _arrow_schema(file: Path) -> Any:
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        try:
+            return pa.ipc.open_file(source).schema
+        except pa.ArrowInvalid:
+            source.seek(0)
+            return pa.ipc.open_stream(source).schema
 
 
 def _whole_json(file: Path) -> list[Row]:

@@ -47,13 +47,31 @@ def open_rows(source: Mapping[str, Any], split: str, data_root: Path | None = No
 
 
 def label_names(
-    source: Mapping[str, Any], split: str, data_root: Path | None = None
-) -> dict[str, tuple[str, ...]]:
-    """Column -> names of its label ids, as the file of a split states them; {} if it does not."""
+    source: Mapping[str, Any], split: str, column: str, data_root: Path | None = None
+) -> tuple[str, ...]:
+    """Names of a column's label ids, as the files of a split state them; () if none does.
+
+    Every file is asked; one that states no names does not disagree.
+
+    Raises:
+        TaskDataError: If two files name the ids differently: their rows cannot be read as one
+            split; or as of :func:`open_rows`.
+    """
     if source.get("generator"):
-        return {}
-    files = data_files(source, split_range(split)[0], data_root)
-    return names_of_labels(files[0]) if files else {}
+        return ()
+    stated: tuple[Path, tuple[str, ...]] | None = None
+    for file in data_files(source, split_range(split)[0], data_root):
+        names = names_of_labels(file).get(column, ())
+        if stated is None:
+            stated = (file, names) if names else None
+        elif names and names != stated[1]:
+            raise TaskDataError(
+                DataFault.GOLD_NAMES,
+                f"split {split}, column {column}: {stated[0]} calls its labels "
+                f"{', '.join(stated[1])} and {file} {', '.join(names)}: the same number means "
+                f"another label; write both with one order of names",
+            )
+    return stated[1] if stated else ()
 
 
 def data_state(task: Task, data_root: Path | None) -> list[list[Any]]:
