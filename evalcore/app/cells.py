@@ -110,7 +110,9 @@ class RequestFile:
         )  # fmt: skip
         shown = None if drawn is None else shots_fingerprint(drawn)
         table = read_requests(path)
-        findings = check_requests(task, variant, table, max_length=settings.max_length)
+        findings = check_requests(
+            task, variant, table, documents=documents, max_length=settings.max_length
+        )
         findings += _template_notes(task, variant, checkpoint)
         return cls(path, table["doc_id"].to_pylist(), request_costs(table), shown, findings)
 

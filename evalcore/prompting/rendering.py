@@ -148,7 +148,9 @@ def render_targets(
         The targets, choice by choice; and the choice each is of, empty where each has one text.
 
     Raises:
-        PromptError: If a target is empty: there would be nothing to score.
+        PromptError: If a target is empty: there would be nothing to score; or two labels of the
+            task have the same target: the first would be every document's answer. Equal targets of
+            choices that are the rows' own are found by :func:`evalcore.tasks.check_requests`.
     """
     values = _values(task, variant, document)
     answers: list[tuple[str, ...]] = [(text,) for text in document.references]
@@ -172,7 +174,30 @@ def render_targets(
             f"prompt {variant.group}/{variant.name}, key target: gives empty text for a choice of "
             f"task {task.name}, document {document.index}",
         )
+    if task.output_type == "multiple_choice" and task.choices:
+        _check_unlike(task, variant, document, targets, owners)
     return targets, owners if len(owners) > len(answers) else ()
+
+
+def _check_unlike(
+    task: Task,
+    variant: Variant,
+    document: Document,
+    targets: Sequence[str],
+    owners: Sequence[int],
+) -> None:
+    """Refuses a target that two labels have; texts of one label may be alike."""
+    first: dict[str, int] = {}
+    for target, owner in zip(targets, owners, strict=True):
+        other = first.setdefault(target, owner)
+        if other != owner:
+            raise PromptError(
+                PromptFault.SAME_WORDS,
+                f"prompt {variant.group}/{variant.name}, key target: labels "
+                f"{document.choices[other]!r} and {document.choices[owner]!r} of task {task.name} "
+                f"have the same words, {target!r} (document {document.index}): the first would "
+                "always be the answer; the target has to tell them apart",
+            )
 
 
 def gold_target(task: Task, variant: Variant, document: Document) -> str:

@@ -11,7 +11,7 @@ shots_leak         error    shots stand in the scored rows (warning where loadin
 train_leak         warning  rows to tune on stand in the scored rows (loading takes them out)
 unusable_rows      warning  rows left out because a value is missing
 empty_choices      error    a choice without text
-equal_choices      warning  two choices of a document are the same text
+equal_choices      warning  two choices of a document are the same text, or are written alike
 duplicates         warning  documents repeat another's text
 contradictory      warning  documents repeat another's text with another right answer
 empty_fields       warning  a field without text
@@ -196,7 +196,7 @@ def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
                 "labels", [], total,
             )
         )  # fmt: skip
-    equal = [d.index for d in docs if len({c.strip().lower() for c in d.choices}) < len(d.choices)]
+    equal = [doc.index for doc in docs if _has_equal_texts(doc)]
     found += _if_any(
         task, "warning", "equal_choices", equal,
         f"{len(equal)} of {total} documents have two equal choices",
@@ -209,6 +209,10 @@ def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
         "a choice without tokens has no log-probability",
     )  # fmt: skip
     return found
+
+
+def _has_equal_texts(document: Document) -> bool:
+    return len({c.strip().lower() for c in document.choices}) < len(document.choices)
 
 
 def check_counts(task: Task, role: Role, counts: LoadCounts) -> list[Finding]:
@@ -241,14 +245,22 @@ def check_counts(task: Task, role: Role, counts: LoadCounts) -> list[Finding]:
 
 
 def check_requests(
-    task: Task, variant: Variant, table: pa.Table, *, max_length: int | None = None
+    task: Task,
+    variant: Variant,
+    table: pa.Table,
+    *,
+    documents: Sequence[Document] = (),
+    max_length: int | None = None,
 ) -> list[Finding]:
-    """Looks at how prompts fitted: what was not scored, and what lost shots or its beginning.
+    """Looks at how prompts fitted: what was not scored, and what lost shots or its beginning; and
+    for choices that a prompt writes alike.
 
     Args:
         task: The task.
         variant: The prompt variant.
-        table: Its requests, with the columns ``flags``, ``doc_index`` and ``shots_dropped``.
+        table: Its requests, with the columns ``flags``, ``doc_index`` and ``shots_dropped``; where
+            the target is not the choice itself, with ``choices`` and ``choice_owners`` too.
+        documents: Those asked about: choices that are one text in the data were found there.
         max_length: Longest prompt and answer in tokens, for the message.
     """
     flags = table["flags"].to_pylist()
@@ -282,7 +294,27 @@ def check_requests(
             f"{len(rows)} of {total} prompts ({share:.1%}) under {variant.name} {what}",
             consequence,
         )  # fmt: skip
-    return found
+    return found + _written_alike(task, variant, table, documents)
+
+
+def _written_alike(
+    task: Task, variant: Variant, table: pa.Table, documents: Sequence[Document]
+) -> list[Finding]:
+    """Rows with choices of their own, two of which the prompt's target writes alike."""
+    if task.output_type != "multiple_choice" or variant.target == "{{ choice }}":
+        return []
+    known = {doc.index for doc in documents if _has_equal_texts(doc)}
+    columns = (table[name].to_pylist() for name in ("doc_index", "choices", "choice_owners"))
+    rows = []
+    for index, texts, owners in zip(*columns, strict=True):
+        owned = set(zip(texts, owners or range(len(texts)), strict=True))
+        if len(owned) > len(set(texts)) and index not in known:
+            rows.append(index)
+    return _if_any(
+        task, "warning", "equal_choices", rows,
+        f"{len(rows)} of {len(table)} documents have two choices that {variant.name} writes alike",
+        "of equal choices the first wins, right or wrong; the target has to tell them apart",
+    )  # fmt: skip
 
 
 def check_control_tokens(task: Task, rows: Sequence[int], total: int) -> list[Finding]:

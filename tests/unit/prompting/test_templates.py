@@ -249,6 +249,28 @@ def test_prompts_that_do_not_fit(changes: dict, task: Task, fault: PromptFault, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("listing", ["cloze", "letters"])
+@pytest.mark.parametrize("target", ["same", "{{ choice[:0] }}x", "{{ premise }}"])
+def test_targets_that_two_labels_have_are_refused(target: str, listing: Any) -> None:
+    variant = with_options(replace(PLAIN, target=target, listing=listing))
+    with pytest.raises(PromptError, match="'entailment' and 'not_entailment' of task t have") as no:
+        render(TASK, variant, DOCUMENT)
+    assert no.value.fault is PromptFault.SAME_WORDS
+    assert "key target" in str(no.value)
+
+
+def test_targets_that_may_be_alike() -> None:
+    """Texts of one label, and choices that are the rows' own: those are a finding."""
+    words = (("entailment", ("yes", "Yes")), ("not_entailment", "no"))
+    variant = with_options(replace(PLAIN, target="{{ choice | lower }}", label_words=words))
+    assert render(TASK, variant, DOCUMENT).targets == ("yes", "yes", "no")
+    own = replace(DOCUMENT, choices=("neutral", "negative"))
+    first = with_options(replace(PLAIN, target="{{ choice[:1] }}"))
+    assert render(replace(TASK, choices=()), first, own).targets == ("n", "n")
+    written = replace(DOCUMENT, choices=(), references=("a", "a"))
+    assert render(WRITER, PLAIN, written).targets == ("a", "a")
+
+
 def test_label_words_may_serve_tasks_with_other_labels() -> None:
     words = (("contradiction", "no"), ("entailment", "yes"), ("not_entailment", "no"))
     variant = with_options(replace(PLAIN, label_words=words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from evalcore.tasks import (
     load_task,
     task_from_definition,
 )
-from evalcore.types import Task, Variant
+from evalcore.types import Document, Task, Variant
 
 ROOT = Path(__file__).resolve().parents[2] / "data" / "root"
 ROWS: list[dict[str, Any]] = [{"sentence": f"S {i}", "label": i % 2} for i in range(30)]
@@ -144,6 +145,20 @@ def test_prompts_that_do_not_fit() -> None:
         found["overflow"].message
     )
     assert check_requests(toy(), VARIANT, requests([[], []])) == []
+
+
+def test_choices_that_a_prompt_writes_alike() -> None:
+    own = toy(choices={"column": "options"})
+    choices = [["x", "y"], ["n", "n"], ["n", "n", "y"], ["s", "s"], []]
+    owners = [None, None, [0, 0, 1], None, None]
+    table = requests([[]] * 5).append_column("choices", pa.array(choices, pa.list_(pa.string())))
+    table = table.append_column("choice_owners", pa.array(owners, pa.list_(pa.int32())))
+    same = Document("0" * 32, 13, {}, ("Same", "same "), 0)  # found in the data already
+    variant = replace(VARIANT, target="{{ choice[:1] }}")
+    (found,) = check_requests(own, variant, table, documents=[same])
+    assert (found.level, found.code, found.rows) == ("warning", "equal_choices", (11,))
+    assert "1 of 5 documents have two choices that default:shots=4 writes alike" in found.message
+    assert check_requests(own, VARIANT, table) == []
 
 
 def test_a_data_set_counted_twice() -> None:
