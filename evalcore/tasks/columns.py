@@ -18,7 +18,8 @@ _TITLE = re.compile(r"([.!?]?) \[title\]")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 _RUNS_OF_SPACES = re.compile(r" {2,}")
 _WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")  # a whole number as some tables write it
-_TRUTH = {"false": 0, "true": 1}
+_TRUTH = ("false", "true")
+_MEANING = {"true": True, "yes": True, "false": False, "no": False}
 _SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -194,9 +195,23 @@ def choice_texts(spec: Mapping[str, Any] | None, row: Row, key: str = "") -> tup
 
 
 def gold_index(
-    spec: Mapping[str, Any] | None, row: Row, choices: Sequence[str], where: str
+    spec: Mapping[str, Any] | None,
+    row: Row,
+    choices: Sequence[str],
+    where: str,
+    *,
+    shuffled: bool = False,
+    fixed: bool = False,
 ) -> int | None:
     """Index of the right choice; -1 if the value is outside the set; None if it is missing.
+
+    Args:
+        spec: The ``gold`` part of a task.
+        row: The row.
+        choices: Texts of its choices, in the order in which they are scored.
+        where: Of the row, for messages.
+        shuffled: Whether that order is not the data's: then only a text can name a choice.
+        fixed: Whether the choices are the task's labels, the same for every row.
 
     Raises:
         TaskDataError: If the value is of a kind that can be no answer.
@@ -217,7 +232,8 @@ def gold_index(
         known = listed.count(_key(value)) == 1 and len(listed) == len(choices)
         index = listed.index(_key(value)) if known else -1
     else:
-        index = _direct(value, choices, where)
+        reading = "text" if shuffled else spec.get("reading")
+        index = _direct(value, choices, reading, fixed, where)
     return index if 0 <= index < len(choices) else -1
 
 
@@ -246,25 +262,72 @@ def _above(value: Any, threshold: float, where: str) -> int:
     return -1 if number < 0 <= threshold else int(number > threshold)
 
 
-def _direct(value: Any, choices: Sequence[str], where: str) -> int:
-    if isinstance(value, bool) and len(choices) == 2:
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+def _direct(
+    value: Any, choices: Sequence[str], reading: str | None, fixed: bool, where: str
+) -> int:
+    """Index of a choice that a value names by its number, its text, or by being true or false.
+
+    Raises:
+        TaskDataError: It names none, or two: what was meant is not guessed.
+    """
+    text = _text_index(value, choices)
+    if reading == "text":
+        if text is None and not isinstance(value, str):
+            raise _no_gold(where, value, f"the text of one of {len(choices)} choices")
+        return -1 if text is None else text
+    if text is None and len(choices) == 2 and str(value).strip().lower() in _TRUTH:
+        return _truth(str(value).strip().lower() == "true", choices, where)
+    number = _number(value)
+    if number is None and not isinstance(value, str):
+        raise _no_gold(where, value, f"an index or a label of {len(choices)} choices")
+    if reading == "index" or number is None:
+        found = number if reading == "index" else text
+        return -1 if found is None else found
+    # A number in a column of numbers is an index, unless the task's own labels are numbers.
+    doubtful = text is not None and (fixed or isinstance(value, str))
+    if doubtful and text != number and number < len(choices):
+        raise TaskDataError(
+            DataFault.GOLD_KIND,
+            f"{where}: gold {value!r} is the number of choice {choices[number]!r} and the text of "
+            f"another; say which it is (gold.reading: index or text)",
+        )
+    return text if doubtful and text is not None else number
+
+
+def _text_index(value: Any, choices: Sequence[str]) -> int | None:
+    """Of the choice that is written as a value is."""
+    written = (value, value.strip()) if isinstance(value, str) else (_key(value),)
+    return next((list(choices).index(text) for text in written if text in choices), None)
+
+
+def _number(value: Any) -> int | None:
+    """A value that may be an index, as one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
     if isinstance(value, str):
-        for text in (value, value.strip()):
-            if text in choices:
-                return list(choices).index(text)
         key = _key(value)
-        if key.isdecimal():
-            return int(key)
-        return _TRUTH.get(key.lower(), -1) if len(choices) == 2 else -1
-    raise TaskDataError(
-        DataFault.GOLD_KIND,
-        f"{where}: gold should be an index or a label of {len(choices)} choices, not {value!r}",
-    )
+        return int(key) if key.isdecimal() else None
+    return int(value) if float(value).is_integer() else None
+
+
+def _truth(value: bool, choices: Sequence[str], where: str) -> int:
+    """Index of the choice that says whether something is so.
+
+    Raises:
+        TaskDataError: If the choices are not true and false, or yes and no, in some order.
+    """
+    meant = [_MEANING.get(choice.strip().casefold()) for choice in choices]
+    if sorted(map(str, meant)) != ["False", "True"]:
+        raise TaskDataError(
+            DataFault.GOLD_KIND,
+            f"{where}: gold is {str(value).lower()}, and which of {', '.join(map(repr, choices))} "
+            f"that means cannot be told; say it (gold.map: {{true: 1, false: 0}})",
+        )
+    return meant.index(value)
+
+
+def _no_gold(where: str, value: Any, expected: str) -> TaskDataError:
+    return TaskDataError(DataFault.GOLD_KIND, f"{where}: gold should be {expected}, not {value!r}")
 
 
 def reference_texts(spec: Mapping[str, Any] | None, row: Row) -> tuple[str, ...] | None:

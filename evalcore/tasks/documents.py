@@ -235,7 +235,11 @@ def _parts(
         if any(value is None or value is MISSING for value in fields.values()):
             return None
         choices = choice_texts(spec.get("choices"), row, _order_key(spec, fields))
-        gold = None if choices is None else gold_index(spec.get("gold"), row, choices, here)
+        gold = None
+        if choices is not None:
+            about = spec.get("choices") or {}
+            shuffled, fixed = about.get("order") == "shuffled", bool(about.get("labels"))
+            gold = gold_index(spec.get("gold"), row, choices, here, shuffled=shuffled, fixed=fixed)
         references = reference_texts(spec.get("references"), row)
     except TaskDataError as error:
         if error.fault is not DataFault.NOT_TEXT:

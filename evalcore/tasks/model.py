@@ -167,6 +167,10 @@ class Gold(_Strict):
     above: float | None = Field(
         None, description="A number: greater than this is choice 1, else choice 0."
     )
+    reading: Literal["index", "text"] | None = Field(
+        None,
+        description="What a value is that could be both a choice's number and another's text.",
+    )
 
     @field_validator("map", mode="before")
     @classmethod
@@ -175,11 +179,11 @@ class Gold(_Strict):
 
     @model_validator(mode="after")
     def _one_reading(self) -> Gold:
-        given = [n for n in ("map", "among", "above") if getattr(self, n) is not None]
+        given = [n for n in ("map", "among", "above", "reading") if getattr(self, n) is not None]
         if len(given) > 1:
             raise _fault(
                 TaskFault.GOLD_READING,
-                f"expected one of map, among, above; found {' and '.join(given)}",
+                f"expected one of map, among, above, reading; found {' and '.join(given)}",
             )
         return self
 

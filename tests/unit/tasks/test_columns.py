@@ -77,6 +77,63 @@ def test_golds_of_another_kind() -> None:
         assert made("arc_easy", row)[0].gold == gold
 
 
+def about(choices: dict[str, Any], **gold: Any) -> Task:
+    words = {"name": "t", "group": "nli", "source": {"path": "x"}, "metrics": ["acc"],
+             "version": 1, "output_type": "multiple_choice", "splits": {"score": "test"},
+             "fields": {"premise": "p", "hypothesis": "h"}, "primary": "acc",
+             "gold": {"column": "label", **gold}, "choices": choices}  # fmt: skip
+    return task_from_definition(TaskDefinition.model_validate(words))
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "gold"),
+    [
+        (["no", "yes"], True, 1), (["yes", "no"], True, 0), (["yes", "no"], "true", 0),
+        (["true", "false"], False, 1), (["True", "False"], "true", 0),
+        ([" False", "TRUE"], "true", 1),
+        (["a", "b"], True, "gold.map"), (["wrong", "right"], "False", "gold.map"),
+        (["yes", "true"], True, "gold.map"),
+        (["1", "2", "3"], 1, "gold.reading"), (["1", "0"], 0, "gold.reading"),
+        (["0", "1"], 1, 1), (["1", "2", "3"], 3, 2), (["a", "b"], 1, 1), (["a", "b"], "1", 1),
+        (["a", "1"], "b", -1),
+    ],
+)  # fmt: skip
+def test_what_a_gold_may_mean_is_not_guessed(labels: list[str], value: Any, gold: Any) -> None:
+    """A truth value was an index, whatever the labels say; a number, whichever came first."""
+    task, row = about({"labels": labels}), {"p": "p", "h": "h", "label": value}
+    if isinstance(gold, int):
+        assert documents_from_rows(task, [row], "rows")[0].gold == gold
+        return
+    with pytest.raises(TaskDataError, match=gold) as caught:
+        documents_from_rows(task, [row], "rows")
+    assert caught.value.fault == DataFault.GOLD_KIND
+
+
+def test_a_number_among_texts_of_a_row() -> None:
+    row = {"p": "p", "h": "h", "c": ["3", "1", "2", "0"]}
+    plain = {"column": "c"}
+    assert documents_from_rows(about(plain), [{**row, "label": 0}], "rows")[0].gold == 0
+    with pytest.raises(TaskDataError, match=r"number of choice '3'.*gold.reading"):
+        documents_from_rows(about(plain), [{**row, "label": "0"}], "rows")
+    for reading, gold in (("index", 0), ("text", 3)):
+        task = about(plain, reading=reading)
+        assert documents_from_rows(task, [{**row, "label": "0"}], "rows")[0].gold == gold
+    same = {**row, "c": ["0", "1"], "label": "1"}
+    assert documents_from_rows(about(plain), [same], "rows")[0].gold == 1, "both mean the same"
+
+
+def test_shuffled_choices_have_a_text_as_gold() -> None:
+    """An index is one of the order in the data, which is not the order that is scored."""
+    task = about({"column": "c", "order": "shuffled"})
+    row = {"p": "p", "h": "h", "c": ["aa", "bb", "cc", "1"]}
+    for value in ("aa", "cc", "1"):
+        made = documents_from_rows(task, [{**row, "label": value}], "rows")[0]
+        assert made.choices[made.gold] == value
+    with pytest.raises(TaskDataError, match="the text of one of 4 choices, not 0"):
+        documents_from_rows(task, [{**row, "label": 0}], "rows")
+    assert documents_from_rows(task, [{**row, "label": "0"}], "rows")[0].gold == -1
+
+
 def test_conversations_with_odd_turns() -> None:
     def talk(*turns: tuple[str, Any]) -> list[Document]:
         return made("tulu_v2", {"messages": [{"role": r, "content": c} for r, c in turns]})
