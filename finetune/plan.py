@@ -73,7 +73,8 @@ def plan_jobs(
 
     Raises:
         InputError: If a checkpoint is missing (as resolved by :func:`evalcore.identity`).
-        StudyError: If the study names a task, prompt variant or checkpoint that is not there.
+        StudyError: If the study names a task, prompt variant or checkpoint that is not there, or
+            two of its models would be one folder.
         IncompatibleError: If one was made with other settings (``on_changed="error"``).
     """
     out = Path(out_dir)
@@ -85,22 +86,44 @@ def plan_jobs(
         checkpoints = resolve_checkpoints(study, out)
     root = data_root if data_root is not None else study.data_folder
     maker = _JobMaker(study, out, None if root is None else str(root))
+    every = [
+        maker.make(checkpoint, tuning, seed, control)
+        for checkpoint in checkpoints
+        for tuning, seed, control in _wanted(study, checkpoint, checkpoints)
+    ]
+    _check_folders(study, every)
     jobs: list[TuneJob] = []
     finished: list[Path] = []
-    for checkpoint in checkpoints:
-        for tuning, seed, control in _wanted(study, checkpoint, checkpoints):
-            job = maker.make(checkpoint, tuning, seed, control)
-            changed = changed_settings(job)
-            if changed is None or (changed and on_changed == "replace"):
-                jobs.append(job)
-            elif not changed:
-                finished.append(Path(job.directory))
-            else:
-                raise IncompatibleError(
-                    f"{job.directory} was trained with other settings ({', '.join(changed)}); "
-                    f"give another output folder, or --replace-changed to train it anew"
-                )
+    for job in every:
+        changed = changed_settings(job)
+        if changed is None or (changed and on_changed == "replace"):
+            jobs.append(job)
+        elif not changed:
+            finished.append(Path(job.directory))
+        else:
+            raise IncompatibleError(
+                f"{job.directory} was trained with other settings ({', '.join(changed)}); "
+                f"give another output folder, or --replace-changed to train it anew"
+            )
     return TunePlan(tuple(jobs), tuple(finished), checkpoints, missing)
+
+
+def _check_folders(study: Study, jobs: Sequence[TuneJob]) -> None:
+    """Whether every model has a name of its own, on file systems that fold letters too."""
+    seen: dict[str, TuneJob] = {}
+    for job in jobs:
+        other = seen.setdefault(job.id.casefold(), job)
+        if other is not job:
+            text = (
+                f"two models would be named {job.id}: {_described(other)} and {_described(job)}; "
+                f"rename one of the tunings"
+            )
+            raise StudyError(study.file, [(StudyFault.NAME_TWICE, text)])
+
+
+def _described(job: TuneJob) -> str:
+    control = f", control {job.control}" if job.control else ""
+    return f"tuning {job.tuning} (seed {job.seed}{control}) of {job.checkpoint.name}"
 
 
 def scored_tasks(study: Study) -> tuple[str, ...]:

@@ -80,6 +80,32 @@ def test_a_mix_is_one_job_of_several_parts(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ("seeds: [0, 1]", "{name: nli-seed1, task: pocket_paraphrase, examples: 30}", "nli-seed1"),
+        ("seeds: [0]", "{name: nli-shuffled_labels, task: pocket_nli}", "nli-shuffled_labels"),
+        ("seeds: [0]", "{name: NLI, task: pocket_nli, examples: 20}", "NLI"),
+        (
+            "seeds: [0, 1]",
+            "{name: nli-seed1, task: pocket_nli, method: {kind: full, learning_rate: 1.0e-5}}",
+            "nli-seed1",
+        ),
+    ],
+)
+def test_two_models_never_share_a_folder(out: Path, first: str, second: str, name: str) -> None:
+    controls = "controls: [{kind: shuffled_labels, of: [nli]}]\nevaluation:"
+    tunings = NLI.replace("}", f", {first}}}") + f"\n  - {second}"
+    with pytest.raises(StudyError) as caught:
+        plan(out, tunings, STUDY.replace("evaluation:", controls))
+    assert caught.value.codes == (StudyFault.NAME_TWICE,)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "two models would be named step-00002/" in said
+    assert "tuning nli (seed" in said
+    assert f"tuning {name} (seed 0) of step-00002" in said
+
+
+@pytest.mark.parametrize(
     ("held_out", "expected", "rows"),
     [
         ("0.1", Selection((1e-3, 1e-4), held_out_fraction=0.1), 3),
