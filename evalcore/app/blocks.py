@@ -43,6 +43,8 @@ def prompt_blocks(
     if not named:
         return ((tasks, rest),)
     ours, theirs = split_selection(tasks)
+    if ours:
+        select_tasks(ours, search=search)  # two files of one name are seen together
     chosen: dict[str, tuple[Task, str]] = {}  # name -> (task, how to ask for it again)
     for word in filter(None, ours.split(",")):
         for task in select_tasks(word, search=search):

@@ -124,7 +124,8 @@ def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
 
     Raises:
         UnknownNameError: With the nearest names.
-        DefinitionError: If a file is broken, or the selection is empty.
+        DefinitionError: If a file is broken, the selection is empty, or a file given by its path
+            defines a task that is known by that name with another definition.
     """
     names = [part.strip() for part in selection.split(",") if part.strip()]
     if not names:
@@ -134,6 +135,7 @@ def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
     tasks = list_tasks(search)
     by_name = {task.name: task for task in tasks}
     groups = {task.group for task in tasks}
+    from_files: dict[str, Task] = {}
     chosen: dict[str, Task] = {}
     for name in names:
         if name == "all":
@@ -143,7 +145,10 @@ def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
         elif name in groups:
             found = [task for task in tasks if task.group == name]
         elif name.endswith((".yaml", ".yml")):
-            found = [read_task(Path(name))]
+            own = read_task(Path(name))
+            for other in (by_name.get(own.name), from_files.get(own.name)):
+                _check_once(other, own, name)
+            found = [from_files.setdefault(own.name, own)]
         else:
             found = [task for task in tasks if fnmatch.fnmatchcase(task.name, name)]
         if not found:
@@ -152,3 +157,16 @@ def select_tasks(selection: str, search: Sequence[Path] = ()) -> list[Task]:
         for task in found:
             chosen.setdefault(task.name, task)
     return list(chosen.values())
+
+
+def _check_once(known: Task | None, task: Task, file: str) -> None:
+    """Refuses a file whose name another definition has; descriptions and the like may differ."""
+    if known is None:
+        return
+    same_intervals = known.spec.get("cluster") == task.spec.get("cluster")
+    if known.fingerprint != task.fingerprint or not same_intervals:
+        raise TaskError(
+            TaskFault.DEFINED_TWICE,
+            f"task {task.name} is defined twice: {file} differs from the task already known by "
+            f"that name; give the file's task another name",
+        )
