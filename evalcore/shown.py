@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Controls (tab and line end apart), marks that turn the direction of writing, other line ends,
 # halves of pairs: a terminal or a reader would do something else than show them.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+_SELECTORS = frozenset("\u180b\u180c\u180d\u180f").union(  # of how the sign before is drawn
+    map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 )
 
 
@@ -19,3 +23,25 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Text on one line, as it may be shown: names may hold line ends."""
     return printable(text).replace("\n", "\\n")
+
+
+def is_visible(sign: str) -> bool:
+    """Whether a character writes something: no space, line end, control, mark of direction or
+    joining (Unicode categories Z, Cc, Cf), or variation selector."""
+    category = unicodedata.category(sign)
+    return not (category[0] == "Z" or category in ("Cc", "Cf") or sign in _SELECTORS)
+
+
+def visible_start(text: str) -> int:
+    """Position of the first visible character; the length of the text if there is none."""
+    return next((at for at, sign in enumerate(text) if is_visible(sign)), len(text))
+
+
+def visible_part(text: str) -> str:
+    """The text from its first visible character to its last."""
+    return text[visible_start(text) : len(text) - visible_start(text[::-1])]
+
+
+def caseless(text: str) -> str:
+    """The visible part of a text, whatever its case: what tells free answers apart."""
+    return visible_part(text).casefold()

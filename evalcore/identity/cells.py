@@ -23,6 +23,8 @@ CELL_KEY_VERSION = 3
 """Raised when the same question to the same model would get another key (docs/identity.md)."""
 STOP_RULE = 2
 """Raised when the same tokens would end in another place (:mod:`evalcore.engines.text`)."""
+ANSWER_RULE = 2
+"""Raised when the same free text would be another choice (:mod:`evalcore.scoring.answers`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ class KeyMaker:
             self.parts["generation"] = differences(settings)
             if settings.run_on:
                 self.parts["stop_rule"] = STOP_RULE
+        if variant.answer == "free":
+            self.parts["answer_rule"] = ANSWER_RULE
         self._written: dict[str, str] | None = None
 
     def parts_of(self, checkpoint: Checkpoint, numerics: NumericsClass) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from evalcore.errors import InputError
 from evalcore.prompting.chat import chat_text
 from evalcore.prompting.faults import PromptError, PromptFault
 from evalcore.prompting.templates import TemplateFault, fill
+from evalcore.shown import caseless
 from evalcore.types import Document, Task, Variant
 
 
@@ -186,10 +187,14 @@ def _check_unlike(
     targets: Sequence[str],
     owners: Sequence[int],
 ) -> None:
-    """Refuses a target that two labels have; texts of one label may be alike."""
+    """Refuses a target that two labels have; texts of one label may be alike.
+
+    Free answers are not told apart by case or by what is not visible at their ends.
+    """
+    told_by = caseless if variant.answer == "free" else str
     first: dict[str, int] = {}
     for target, owner in zip(targets, owners, strict=True):
-        other = first.setdefault(target, owner)
+        other = first.setdefault(told_by(target), owner)
         if other != owner:
             raise PromptError(
                 PromptFault.SAME_WORDS,

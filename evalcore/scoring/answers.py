@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-import string
+import unicodedata
 from collections.abc import Sequence
 
-_TRIMMED = string.whitespace + string.punctuation
+from evalcore.shown import caseless, is_visible
+
+_SIGNS = "-\u2212\u2013."  # before a digit they are part of the number: -1, .5
+_POINTS = (".", ",")
 
 
 def constrained_choice(tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> int:
@@ -46,24 +49,57 @@ def _ends(going_on: list[float]) -> bool:
 def written_choice(text: str, choices: Sequence[str]) -> int:
     """The choice a freely written text begins with; -1 if there is none.
 
-    Case, and white space and ASCII punctuation at either end, do not count; the longest choice
-    that fits is taken, and it must end where a word ends.
+    Case does not count, nor does what is not visible at either end. A choice is looked for as it
+    is, behind any punctuation and signs the text begins with, and without its own at either end
+    (which the sign of a number is not). The longest that fits is taken; of equals the one that is
+    written as it is, then the earlier in the text, then the first. It must end where a word ends,
+    and a number where no other begins: ``2`` is not in ``2.5``, ``1`` not in ``-1``.
 
     Args:
         text: Generated text.
         choices: The words shown for each choice.
     """
-    best, found = 0, -1
+    given = caseless(text)
+    lead = _word_start(given)
+    best, found = (0, False, 0), -1
     for i, choice in enumerate(choices):
-        wanted, given = _plain(choice), _plain(text)
-        if not wanted:  # a choice of punctuation alone
-            wanted, given = choice.strip(), text.strip()
-        follows = given[len(wanted) : len(wanted) + 1]
-        at_word_end = not (follows.isalnum() or follows == "_") or not wanted[-1:].isalnum()
-        if wanted and given.startswith(wanted) and at_word_end and len(wanted) > best:
-            best, found = len(wanted), i
+        whole = caseless(choice)
+        plain = _plain(whole)
+        for wanted in {whole, plain} - {""}:
+            last = lead if plain else 0  # a sign alone is no punctuation before an answer
+            for at in range(last + 1):
+                rank = (len(wanted), wanted == whole, -at)
+                if rank > best and _stands(given, wanted, at):
+                    best, found = rank, i
     return found
 
 
+def _stands(given: str, wanted: str, at: int) -> bool:
+    """Whether a text has these words at a place, and they end there."""
+    if not given.startswith(wanted, at):
+        return False
+    follows = given[at + len(wanted) :][:2]
+    if wanted[-1].isalnum() and (follows[:1].isalnum() or follows[:1] == "_"):
+        return False
+    if wanted[-1].isdecimal() and follows[:1] in _POINTS and follows[1:].isdecimal():
+        return False
+    is_number = wanted.lstrip(_SIGNS)[:1].isdecimal()
+    return not (is_number and at and given[at - 1] in _SIGNS)
+
+
 def _plain(text: str) -> str:
-    return text.casefold().strip(_TRIMMED)
+    """Without punctuation and signs at its ends; a number keeps its sign."""
+    begin, end = _word_start(text), len(text) - _word_start(text[::-1])
+    if begin < len(text) and text[begin].isdecimal():
+        begin = len(text[:begin].rstrip(_SIGNS))
+    return text[begin:end]
+
+
+def _word_start(text: str) -> int:
+    """Position of the first visible character that is no punctuation (P) and no sign (S)."""
+    inside = (
+        at
+        for at, sign in enumerate(text)
+        if is_visible(sign) and unicodedata.category(sign)[0] not in "PS"
+    )
+    return next(inside, len(text))

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from evalcore.identity import is_commit, text_fingerprint
+from evalcore.shown import caseless
 from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, asked_key, content_key
 from evalcore.tasks.hub import data_resolution
 from evalcore.tasks.rouge import is_seen, rouge_kind
@@ -259,7 +260,8 @@ def check_requests(
         task: The task.
         variant: The prompt variant.
         table: Its requests, with the columns ``flags``, ``doc_index`` and ``shots_dropped``; where
-            the target is not the choice itself, with ``choices`` and ``choice_owners`` too.
+            the target is not the choice itself, and for free answers, with ``choices`` and
+            ``choice_owners`` too.
         documents: Those asked about: choices that are one text in the data were found there.
         max_length: Longest prompt and answer in tokens, for the message.
     """
@@ -301,14 +303,16 @@ def _written_alike(
     task: Task, variant: Variant, table: pa.Table, documents: Sequence[Document]
 ) -> list[Finding]:
     """Rows with choices of their own, two of which the prompt's target writes alike."""
-    if task.output_type != "multiple_choice" or variant.target == "{{ choice }}":
+    free = variant.answer == "free"
+    if task.output_type != "multiple_choice" or not (free or variant.target != "{{ choice }}"):
         return []
     known = {doc.index for doc in documents if _has_equal_texts(doc)}
     columns = (table[name].to_pylist() for name in ("doc_index", "choices", "choice_owners"))
     rows = []
     for index, texts, owners in zip(*columns, strict=True):
-        owned = set(zip(texts, owners or range(len(texts)), strict=True))
-        if len(owned) > len(set(texts)) and index not in known:
+        told = [caseless(text) for text in texts] if free else texts
+        owned = set(zip(told, owners or range(len(told)), strict=True))
+        if len(owned) > len(set(told)) and index not in known:
             rows.append(index)
     return _if_any(
         task, "warning", "equal_choices", rows,

@@ -371,6 +371,19 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path, dtype: str) -> No
         assert nonfinite_tensor(file) == (None if word is None else ("b", word))
 
 
+def test_another_answer_rule_counts_where_answers_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(Checkpoint("c", "/x", "0" * 32, "1" * 32, end_tokens=(2,)))
+    numerics = NumericsClass("hf", "float32", "float32", "cpu")
+    picks = Task("t", 1, "g", "multiple_choice", ("acc",), "acc")
+    free = Variant("v", "g", "x", fingerprint="3" * 32, answer="free")
+    ways = (free, replace(free, answer="choices"))
+    before = [cell_key(subject, picks, way, EncodingSettings(), numerics) for way in ways]
+    monkeypatch.setattr("evalcore.identity.cells.ANSWER_RULE", 99)
+    after = [cell_key(subject, picks, way, EncodingSettings(), numerics) for way in ways]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_another_stop_rule_counts_where_text_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject(Checkpoint("c", "/x", "0" * 32, "1" * 32, end_tokens=(2,)))
     variant = Variant("v", "g", "x", fingerprint="3" * 32)

@@ -259,6 +259,18 @@ def test_targets_that_two_labels_have_are_refused(target: str, listing: Any) -> 
     assert "key target" in str(no.value)
 
 
+def test_labels_that_free_answers_do_not_tell_apart_are_refused() -> None:
+    task = made_task(["Yes", "yes", "C++", "C"])
+    document = replace(DOCUMENT, choices=task.choices)
+    assert len(render(task, PLAIN, document).targets) == 4
+    with pytest.raises(PromptError, match="labels 'Yes' and 'yes' of task t") as no:
+        render(task, with_options(replace(PLAIN, answer="free")), document)
+    assert no.value.fault is PromptFault.SAME_WORDS
+    told = replace(task, choices=task.choices[1:])
+    free = with_options(replace(PLAIN, answer="free"))
+    assert len(render(told, free, replace(document, choices=told.choices)).targets) == 3
+
+
 def test_targets_that_may_be_alike() -> None:
     """Texts of one label, and choices that are the rows' own: those are a finding."""
     words = (("entailment", ("yes", "Yes")), ("not_entailment", "no"))

@@ -282,6 +282,28 @@ def test_free_answers_by_letter_and_by_sign() -> None:
     assert written_choice("yes", []) == -1
 
 
+@pytest.mark.parametrize(
+    ("choices", "texts"),
+    [
+        (["C", "C++", "C#"], {"C++": 1, "**C++**": 1, "c# is": 2, "C": 0, "C.": 0, "(C)": 0}),
+        (["1", "-1"], {"-1": 1, "**-1**": 1, " 1": 0, "- 1": 0, "1.": 0, "--1": -1, "\u22121": -1}),
+        (["2", "3"], {"2.5": -1, "2,000": -1, "-2": -1, ".2": -1, "2. So": 0, "3, 2": 1, "$3": 1}),
+        (["2", "2.5", ".5"], {"2.5": 1, "2": 0, ".5": 2, "5": -1}),
+        (["-1", "-2"], {"1": -1, "-2": 1}),
+        (["(a)", "(b)"], {"b": 1, "(B)": 1, "a) x": 0}),
+        (
+            ["yes", "no"],
+            {"\u200fyes": 0, "\ufeffno": 1, "“no”": 1, "«yes»": 0, "\x00yes": 0, "、no": 1},
+        ),
+        (["sí", "no"], {"¿sí?": 0, "¡No!": 1, "sín": -1, "\u00a0\u2060sí\u200b": 0}),
+        (["👍", "👎\ufe0f"], {"👎": 1, "👍\ufe0f": 0, "no 👍": -1}),
+        (["-", "1"], {"- 1": 0, "1 -": 1, "*-": -1}),
+    ],
+)
+def test_free_answers_as_they_are_written(choices: list[str], texts: dict[str, int]) -> None:
+    assert {text: written_choice(text, choices) for text in texts} == texts
+
+
 def test_free_rows_take_the_written_choice() -> None:
     rows = [
         {"doc_id": f"d{i}", "doc_index": i, "gold": 0, "contexts": [[i]], "continuations": [[2]],

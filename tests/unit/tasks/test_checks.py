@@ -159,6 +159,11 @@ def test_choices_that_a_prompt_writes_alike() -> None:
     assert (found.level, found.code, found.rows) == ("warning", "equal_choices", (11,))
     assert "1 of 5 documents have two choices that default:shots=4 writes alike" in found.message
     assert check_requests(own, VARIANT, table) == []
+    choices = [["a\u200f", "A"], ["C", "C++"]]
+    table = requests([[], []]).append_column("choices", pa.array(choices, pa.list_(pa.string())))
+    table = table.append_column("choice_owners", pa.nulls(2, pa.list_(pa.int32())))
+    (found,) = check_requests(own, replace(VARIANT, answer="free"), table)
+    assert (found.code, found.rows) == ("equal_choices", (10,))
 
 
 def test_a_data_set_counted_twice() -> None:
