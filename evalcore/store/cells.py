@@ -42,6 +42,7 @@ from evalcore.checked import (
 )
 from evalcore.errors import ResultsError, UnknownNameError
 from evalcore.files import utc_stamp
+from evalcore.store.access import patiently
 from evalcore.store.cell_rows import CellRows, Codes
 from evalcore.store.migration import OLDEST_VERSION, check_version, upgrade_cells
 from evalcore.store.schema import CELL_SCHEMA, SCHEMA_VERSION
@@ -148,10 +149,10 @@ class CellTables:
         tables = []
         for path in files:
             try:
-                written, table = read_cells_file(path)
+                written, table = patiently(path, read_cells_file)
             except FileNotFoundError:
                 continue
-            except (DamagedFile, OSError) as error:
+            except DamagedFile as error:
                 self._warn(path, str(error))
                 continue
             tables.append((written, path.name, table))
@@ -260,13 +261,13 @@ class CellTables:
         sampled: dict[str, dict[str, Any]] = {}
         for path in self.mark_files():
             try:
-                record = read_json(path)
+                record = patiently(path, read_json)
                 cells = record["cells"]
                 if "sampled" not in record:
                     dropped = dropped | set(cells) if record["dropped"] else dropped - set(cells)
                     continue
                 how = record["sampled"]
-            except (DamagedFile, OSError, KeyError) as error:
+            except (DamagedFile, FileNotFoundError, KeyError) as error:
                 self._warn(path, str(error))
                 continue
             for cell in cells:
@@ -307,9 +308,7 @@ def read_cells_file(path: Path) -> tuple[str, pa.Table]:
                     raise DamagedFile("not a cells table of evalcore")
                 table = reader.read_all()
                 table.validate(full=True)
-        except FileNotFoundError:
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, ValueError) as error:
             raise DamagedFile(str(error).split("\n")[0][:200]) from error
     return metadata[_WRITTEN_KEY].decode(), upgrade_cells(table, version, str(path))
 

@@ -23,6 +23,7 @@ from evalcore.checked import (
 )
 from evalcore.errors import DataError, InputError
 from evalcore.identity.away import Named, NamedWeights
+from evalcore.store.access import patiently
 from evalcore.store.cells import not_writable
 from evalcore.store.schema import DOCUMENT_SCHEMA
 
@@ -57,9 +58,9 @@ class Makers:
         found = {}
         for path in sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}")):
             try:
-                record = read_json(path)
+                record = patiently(path, read_json)
                 found[str(record.pop("maker"))] = record
-            except (DamagedFile, OSError, KeyError) as error:
+            except (DamagedFile, FileNotFoundError, KeyError) as error:
                 self._warn(path, str(error))
         return found
 
@@ -97,8 +98,8 @@ class WeightNames:
         found: dict[str, Named] = {}
         for path in sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}")):
             try:
-                rows = [Named(**row) for row in read_json(path)["rows"]]
-            except (DamagedFile, OSError, KeyError, TypeError) as error:
+                rows = [Named(**row) for row in patiently(path, read_json)["rows"]]
+            except (DamagedFile, FileNotFoundError, KeyError, TypeError) as error:
                 self._warn(path, str(error))
                 continue
             for row in rows:
@@ -155,8 +156,8 @@ class Documents:
         seen: set[str] = set()
         for path in sorted(folder.glob(f"[!.]*{ARROW_SUFFIX}")):
             try:
-                table = read_table(path)
-            except (DamagedFile, OSError) as error:
+                table = patiently(path, read_table)
+            except (DamagedFile, FileNotFoundError) as error:
                 self._warn(path, str(error))
                 continue
             ids = table["doc_id"].to_pylist()
@@ -199,10 +200,10 @@ class Clusters:
         found: dict[str, str] = {}
         for path in sorted(self.folder.glob(f"[!.]*{ARROW_SUFFIX}")):
             try:
-                table = read_table(path)
+                table = patiently(path, read_table)
                 documents, clusters = (table[name].to_pylist() for name in CLUSTER_SCHEMA.names)
                 found.update(zip(documents, clusters, strict=True))
-            except (DamagedFile, OSError, KeyError) as error:
+            except (DamagedFile, FileNotFoundError, KeyError) as error:
                 self._warn(path, str(error))
         return found
 
@@ -231,19 +232,19 @@ class Requests:
         """See ``ResultStore.requests``."""
         path = self.path(name)
         try:
-            return read_table(path)
+            return patiently(path, read_table)
         except FileNotFoundError:
             raise InputError(
                 f"{path}: these prompts were not kept (--no-documents, or an earlier evalcore); "
                 "run the same command again to keep them"
             ) from None
-        except (DamagedFile, OSError) as error:
+        except DamagedFile as error:
             raise DataError(f"{path}: {error}; `evalcore verify` sets it aside") from error
 
 
 def _sound_json(path: Path) -> bool:
     try:
-        read_json(path)
+        patiently(path, read_json)
     except (DamagedFile, FileNotFoundError):
         return False
     return True

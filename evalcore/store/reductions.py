@@ -5,7 +5,7 @@
 
 Nothing here is authoritative: everything is filed under a digest of what it was derived from, is
 made again where it is missing, and may be deleted at any time. A damaged file is left out, as one
-that is not there, and removed where that is allowed.
+that is not there, and removed where that is allowed; one that cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Reductions:
         """The rows of a place.
 
         Raises:
-            DamagedFile: They are not as they were written; the file was removed.
+            DamagedFile: They are not as they were written (the file was removed), or cannot be
+                read.
         """
         try:
             return self._open(place.path).read(place.batch)
@@ -143,8 +144,10 @@ class Reductions:
         return sorted(self.folder.glob(f"estimates-*{ARROW_SUFFIX}"))
 
     def _discard(self, path: Path, error: Exception) -> None:
+        refused = isinstance(error, OSError) and error.errno is not None  # that is not damage
         if not isinstance(error, FileNotFoundError):
             log.info("%s: %s; made again", path, error)
+        if not refused:
             _remove([path])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
 from evalcore.errors import ResultsError
 from evalcore.files import utc_stamp
+from evalcore.store.access import patiently
 
 log = logging.getLogger("evalcore")
 
@@ -40,8 +41,8 @@ class RunLog:
         records = []
         for path in sorted(self.folder.glob("[!.]*.json")):
             try:
-                records.append(read_json(path))
-            except (OSError, DamagedFile) as error:
+                records.append(patiently(path, read_json))
+            except (FileNotFoundError, DamagedFile) as error:
                 log.warning("ignored %s: %s", path, error)
         return records
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import secrets
 import time
@@ -33,6 +34,7 @@ from evalcore.checked import (
 )
 from evalcore.errors import IncompatibleError, ResultsError
 from evalcore.files import utc_stamp
+from evalcore.store.access import patiently, read_bytes
 from evalcore.store.coverage import SegmentCoverage
 from evalcore.store.migration import check_version
 from evalcore.store.schema import EXAMPLE_SCHEMA, SCHEMA_VERSION, conform
@@ -210,10 +212,20 @@ def merged_name(oldest: Path) -> str:
 
 
 def list_segments(folder: Path) -> list[Path]:
-    """Paths of committed segments, in the order in which the first of equal rows wins."""
-    return sorted(
-        path for path in folder.glob(f"*{SEGMENT_SUFFIX}") if not path.name.startswith(".")
-    )
+    """Paths of committed segments, in the order in which the first of equal rows wins.
+
+    Raises:
+        ResultsError: The folder cannot be read: what is committed cannot be told.
+    """
+    try:
+        names = patiently(folder, lambda folder: os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [
+        folder / name
+        for name in sorted(names)
+        if name.endswith(SEGMENT_SUFFIX) and not name.startswith(".")
+    ]
 
 
 def read_info(path: Path) -> SegmentInfo:
@@ -223,6 +235,7 @@ def read_info(path: Path) -> SegmentInfo:
         UnreadableSegment: Damaged, torn, or not written by evalcore.
         IncompatibleError: Of a newer schema.
         FileNotFoundError: Gone (a compaction replaced it).
+        ResultsError: It cannot be read; that is not damage.
     """
     metadata, num_bytes = _footer(path)
     with _stated():
@@ -234,24 +247,25 @@ def read_info(path: Path) -> SegmentInfo:
 def _footer(path: Path) -> tuple[Mapping[bytes, bytes], int]:
     """(metadata of a segment's checked footer, bytes of the file)."""
     try:
-        require_regular(path)
-        num_bytes = path.stat().st_size
-        if is_checked(path):
-            metadata = read_end(path).metadata
-        else:
-            with pa.OSFile(str(path)) as source:
-                metadata = ipc.open_file(source).metadata or {}
-    except FileNotFoundError:
-        raise
+        metadata, num_bytes = patiently(path, _stated_metadata)
     except DamagedFile as error:
         raise UnreadableSegment(f"damaged: {error}") from error
-    except (pa.ArrowException, OSError) as error:
+    except pa.ArrowException as error:
         raise UnreadableSegment(f"not a whole Arrow file ({_first_line(error)})") from error
     if _VERSION_KEY not in metadata or _COVERAGE_KEY not in metadata:
         raise UnreadableSegment("not written by evalcore (its footer states no coverage)")
     with _stated():
         check_version(int(metadata[_VERSION_KEY]), str(path))
     return metadata, num_bytes
+
+
+def _stated_metadata(path: Path) -> tuple[Mapping[bytes, bytes], int]:
+    require_regular(path)
+    num_bytes = path.stat().st_size
+    if is_checked(path):
+        return read_end(path).metadata, num_bytes
+    with pa.OSFile(str(path)) as source:
+        return ipc.open_file(source).metadata or {}, num_bytes
 
 
 @contextlib.contextmanager
@@ -278,12 +292,12 @@ def read_rows(info: Segment, columns: Sequence[str] | None = None) -> SegmentRow
 
     Raises:
         FileNotFoundError: Gone (a compaction replaced it).
+        ResultsError: It cannot be read; that is not damage.
     """
     names = EXAMPLE_SCHEMA.names if columns is None else list(columns)
     schema = pa.schema([EXAMPLE_SCHEMA.field(name) for name in names])
     try:
-        require_regular(info.path)
-        data = info.path.read_bytes()
+        data = read_bytes(info.path)
         lost: list[tuple[int, int]] = []
         sound = None
         if info.checked:

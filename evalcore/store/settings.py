@@ -7,6 +7,7 @@ from typing import Any
 
 from evalcore.checked import DamagedFile, read_json, write_json
 from evalcore.errors import IncompatibleError, InputError
+from evalcore.store.access import patiently
 from evalcore.store.cells import not_writable
 from evalcore.store.migration import check_version
 from evalcore.store.schema import SCHEMA_VERSION
@@ -24,8 +25,8 @@ def open_settings(folder: Path, *, read_only: bool) -> int:
 
     Raises:
         IncompatibleError: Another format, a newer schema, or a damaged file.
-        ResultsError: The file cannot be written.
-        InputError: It cannot be read.
+        ResultsError: The file cannot be read or written.
+        InputError: It is missing.
     """
     path = folder / SETTINGS_FILE
     if not read_only and not path.exists():
@@ -49,9 +50,9 @@ def check_settings(path: Path) -> int:
     """The schema version that a ``store.json`` states; raises as :func:`open_settings` does."""
     again = "give another results folder, or let `evalcore verify` write it anew"
     try:
-        content: dict[str, Any] = read_json(path, required=False)
+        content = patiently(path, _read)
         name, version = content["format"], content["schema_version"]
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except DamagedFile as error:
         raise IncompatibleError(f"{path} is damaged or not evalcore's: {error}; {again}") from error
@@ -69,9 +70,13 @@ def check_settings(path: Path) -> int:
     return version
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, required=False)
+
+
 def _has_checksum(path: Path) -> bool:
     try:
-        read_json(path, required=True)
-    except (DamagedFile, OSError):
+        patiently(path, lambda path: read_json(path, required=True))
+    except (DamagedFile, FileNotFoundError):
         return False
     return True

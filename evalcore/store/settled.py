@@ -15,6 +15,7 @@ from pathlib import Path
 from evalcore.checked import JSON_SUFFIX, DamagedFile, json_bytes, read_json
 from evalcore.errors import ResultsError
 from evalcore.files import fsync_folder, write_atomically
+from evalcore.store.access import patiently
 from evalcore.store.cells import not_writable
 
 
@@ -50,10 +51,10 @@ class Settled:
 
     def _read(self, path: Path) -> str | None:
         try:
-            return str(read_json(path)["strategy"])
+            return str(patiently(path, read_json)["strategy"])
         except FileNotFoundError:
             return None
-        except (DamagedFile, OSError, KeyError) as error:
+        except (DamagedFile, KeyError) as error:
             raise ResultsError(
                 f"{path}: {error}; `evalcore verify {self.folder.parent}` sets it aside"
             ) from error

@@ -19,8 +19,9 @@ from evalcore.checked import (
     read_table,
     require_regular,
 )
-from evalcore.errors import IncompatibleError
+from evalcore.errors import IncompatibleError, ResultsError
 from evalcore.files import fsync_folder
+from evalcore.store.access import patiently
 from evalcore.store.cells import not_writable, read_cells_file
 from evalcore.store.coverage import Coverage, SegmentCoverage
 from evalcore.store.segments import (
@@ -153,7 +154,7 @@ def _lost_cells(info: SegmentInfo, sound: pa.Table) -> tuple[str, ...]:
 
 def _other_files(folder: Path) -> Iterator[Path]:
     yield folder / SETTINGS_FILE
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_refuse):
         at = Path(root)
         if at == folder:
             folders[:] = [f for f in folders if f not in ("segments", DAMAGED_FOLDER)]
@@ -164,22 +165,15 @@ def _other_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise ResultsError(f"{error.filename} cannot be read ({error.strerror})") from error
+
+
 def _other(folder: Path, path: Path, report: VerifyReport, set_aside: bool) -> None:
     name = str(path.relative_to(folder))
     try:
-        require_regular(path)
-        num_bytes = path.stat().st_size
-        if name == SETTINGS_FILE:
-            check_settings(path)
-        elif path.suffix == ".json":
-            read_json(path)
-        elif path.parent == folder / "cells":
-            read_cells_file(path)
-        elif is_checked(path):
-            read_end(path)
-            read_table(path)
-    except FileNotFoundError:
-        raise
+        num_bytes = patiently(path, lambda path: _check(folder, path))
     except (DamagedFile, IncompatibleError) as error:
         moved = set_aside and _move(folder, path)
         if moved and name == SETTINGS_FILE:
@@ -189,6 +183,22 @@ def _other(folder: Path, path: Path, report: VerifyReport, set_aside: bool) -> N
     report.files += 1
     report.num_bytes += num_bytes
     report.unchecked += name != SETTINGS_FILE and not is_checked(path)
+
+
+def _check(folder: Path, path: Path) -> int:
+    """Reads a file that is no segment; returns its bytes."""
+    require_regular(path)
+    num_bytes = path.stat().st_size
+    if path == folder / SETTINGS_FILE:
+        check_settings(path)
+    elif path.suffix == ".json":
+        read_json(path)
+    elif path.parent == folder / "cells":
+        read_cells_file(path)
+    elif is_checked(path):
+        read_end(path)
+        read_table(path)
+    return num_bytes
 
 
 def _move(folder: Path, path: Path) -> bool:
