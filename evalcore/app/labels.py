@@ -117,7 +117,8 @@ def known_labels(store: ResultStore) -> dict[str, tuple[Labels, str]]:
             names = [n for n in LABEL_COLUMNS if n != "step" or row["labels_from"] == "label"]
             labels = Labels(**{name: row[name] for name in names})
             weights = "+".join(row[name] for name in own if row[name] is not None)
-            found[weights] = (labels, row["labels_from"])
+            if row["labels_from"] == "label" or found.get(weights, ((), ""))[1] != "label":
+                found[weights] = (labels, row["labels_from"])
     return found
 
 
@@ -146,6 +147,7 @@ class ModelLabels:
             ``label``); None if nobody did.
         changed: Whether this call changed them.
         cells: Cells it has.
+        otherwise: Those of them whose labels are others than ``labels``.
     """
 
     model: str
@@ -153,6 +155,7 @@ class ModelLabels:
     said_by: str | None
     changed: bool
     cells: int
+    otherwise: int = 0
 
 
 def not_scored_lines(results: Path, models: Sequence[ModelLabels]) -> list[str]:
@@ -299,8 +302,9 @@ def _relabel(row: dict[str, Any], new: Labels, clears: Sequence[str]) -> None:
 
 
 def _model(cells: Sequence[Mapping[str, Any]]) -> ModelLabels:
-    row = cells[0]
-    labels = Labels(**{name: row[name] for name in LABEL_COLUMNS})
+    row = next((row for row in cells if row["labels_from"] == "label"), cells[0])
+    said = [Labels(**{name: each[name] for name in LABEL_COLUMNS}) for each in (row, *cells)]
+    labels, otherwise = said[0], sum(each != said[0] for each in said)
     name = row["checkpoint"] + (f" + {row['adapter']}" if "+" in row["subject"] else "")
     changed = any("_changed" in row for row in cells)
-    return ModelLabels(name, labels, row["labels_from"], changed, len(cells))
+    return ModelLabels(name, labels, row["labels_from"], changed, len(cells), otherwise)

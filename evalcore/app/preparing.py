@@ -21,6 +21,7 @@ from evalcore.app.outcome import ScoreOutcome
 from evalcore.app.pairs import draw, settle_marks
 from evalcore.app.pieces import pieces, shard_of
 from evalcore.app.place import Place
+from evalcore.app.relabelled import LabelsSince
 from evalcore.app.settling import OldKeys, Settled
 from evalcore.cluster import Stop, StopSignals
 from evalcore.config import ScoreConfig
@@ -48,6 +49,7 @@ class Preparer:
         store: The results; nothing is written into them in a dry run.
         settled: What all cells have in common.
         block_size: Tokens of a block of the engines' cache.
+        relabelled: Labels set since the subjects were labelled; None: since now.
 
     Attributes:
         grids: Of the pieces so far.
@@ -55,8 +57,14 @@ class Preparer:
     """
 
     def __init__(
-        self, config: ScoreConfig, store: ResultStore, settled: Settled, block_size: int
+        self,
+        config: ScoreConfig,
+        store: ResultStore,
+        settled: Settled,
+        block_size: int,
+        relabelled: LabelsSince | None = None,
     ) -> None:
+        self._relabelled = LabelsSince(store) if relabelled is None else relabelled
         self._config, self._store, self._settled = config, store, settled
         self._order = Order(settled.survey.grid.cells)
         self._coverage = store.coverage()
@@ -102,7 +110,8 @@ class Preparer:
             require_documents(self._settled.maker.findings())
         if self._config.run.dry_run:
             return self._planned(grid)
-        self._store.write_cells(grid.rows, self._known)
+        rows = self._relabelled.applied(grid.rows)
+        self._relabelled.own(self._store.write_cells(rows, self._known))
         settle_marks(self._store, grid, marks, self._known.sampled)
         if self._kept.keep(grid, self._coverage):
             self._coverage = self._store.coverage()

@@ -26,6 +26,7 @@ from evalcore.app.outcome import (
 )
 from evalcore.app.place import Place
 from evalcore.app.preparing import Prepared, Preparer, Rest, StopOrFail
+from evalcore.app.relabelled import LabelsSince
 from evalcore.app.settling import (
     applied_by,
     set_aside,
@@ -133,6 +134,7 @@ def _prepare(
     said: list[str],
 ) -> tuple[ScoreOutcome, Prepared | None]:
     """What has to be done before the first unit; None for a dry run, where nothing follows."""
+    relabelled = LabelsSince(store)
     subjects, problems, notes = settle_subjects(config, place, store)
     notes += said
     if not config.run.dry_run:
@@ -154,7 +156,7 @@ def _prepare(
         asked=asked_names(settled.survey) if config.run.dry_run else {},
         engines=f"{settled.spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
     )
-    preparer = Preparer(config, store, settled, BLOCK_SIZES[place.device])
+    preparer = Preparer(config, store, settled, BLOCK_SIZES[place.device], relabelled)
     preparer.first(outcome)
     if not config.run.dry_run:
         return outcome, Prepared(store, place, settled, preparer)

@@ -73,7 +73,7 @@ def label(
 def _lines(models: list[ModelLabels], most: int | None) -> list[str]:
     if not models:
         return ["no tuned models in these results"]
-    shown = sorted(models, key=lambda m: (not m.changed, m.model))[:most]
+    shown = sorted(models, key=lambda m: (not m.changed, not m.otherwise, m.model))[:most]
     width = min(48, max(len(m.model) for m in shown))
     lines = []
     for model in shown:
@@ -85,7 +85,14 @@ def _lines(models: list[ModelLabels], most: int | None) -> list[str]:
             if value is not None and not said:
                 known.append(f"{key} {value}")
         source = f"  [{model.said_by}]" if model.said_by else ""
-        lines.append(f"{model.model:<{width}}  {', '.join(known)}{source}")
+        lines.append(f"{model.model:<{width}}  {', '.join(known)}{source}{_otherwise(model)}")
     if len(shown) < len(models):
         lines.append(f"... {len(models) - len(shown):,} more (--all)")
     return lines
+
+
+def _otherwise(model: ModelLabels) -> str:
+    """What is said of a model whose cells disagree."""
+    if not model.otherwise:
+        return ""
+    return f"  {model.otherwise:,} of {model.cells:,} cells say otherwise: label it again"

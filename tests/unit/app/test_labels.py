@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from evalcore.app.cells import Question, RequestFile
-from evalcore.app.labels import label, labelled_subjects, not_scored_lines
+from evalcore.app.labels import known_labels, label, labelled_subjects, not_scored_lines
+from evalcore.app.relabelled import LabelsSince
+from evalcore.cli import cli
 from evalcore.config import SubjectsConfig
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import NumericsClass
 from evalcore.store import ResultStore
-from evalcore.store.schema import cell_row
+from evalcore.store.cell_rows import CellRows
+from evalcore.store.schema import CELL_SCHEMA, cell_row
 from evalcore.types import Cell, EncodingSettings, Task, Variant
 from tests.toys.tables import digest, subject_columns, task_columns
 
@@ -139,3 +144,38 @@ def test_what_fits_nothing_changes_nothing(results: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="no results"):
         label(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_label_set_while_a_run_is_under_way_stays(results: Path) -> None:
+    """Cells recorded later have it too, though the run planned with others."""
+    store = ResultStore(results)
+    label(results, tuned_on=["lora=old,seed=1"])
+    planned = [{**row, "cell": digest(row["cell"]), "task": "other", "recorded": None}
+               for row in store.cells().to_pylist()]  # fmt: skip
+    since = LabelsSince(store)
+    asked = CellRows.of_table(pa.Table.from_pylist(planned, schema=CELL_SCHEMA))
+    assert since.applied(asked) is asked
+    label(results, tuned_on=["lora=first", "lora=mine,step=700,seed=-"])
+    rows = since.applied(asked)
+    since.own(store.write_cells(rows))
+    (model,) = label(results)
+    assert (model.labels.tuned_on, model.labels.seed, model.labels.step) == ("mine", None, 700)
+    assert (model.cells, model.otherwise, model.said_by) == (4, 0, "label")
+    steps = {row["subject"]: row["step"] for row in rows.to_pylist()}
+    assert steps == {BASE["subject"]: 700, LORA["subject"]: 700, FULL["subject"]: 50}
+    assert since.applied(rows).to_pylist() == rows.to_pylist()
+
+
+def test_models_whose_cells_disagree_are_named(results: Path) -> None:
+    label(results, tuned_on=["lora=mine,seed=1"])
+    rows = ResultStore(results).cells().to_pylist()
+    odd = next(row for row in rows if row["subject"] == LORA["subject"])
+    ResultStore(results).write_cells([{**odd, "tuned_on": "old", "labels_from": "record"}])
+    (model,) = label(results)
+    assert (model.labels.tuned_on, model.otherwise) == ("mine", 1)
+    said = CliRunner().invoke(cli, ["label", str(results)]).output
+    assert "1 of 2 cells say otherwise" in said
+    (of,) = known_labels(ResultStore(results)).values()
+    assert (of[0].tuned_on, of[1]) == ("mine", "label")
+    label(results, tuned_on=["lora=mine"])
+    assert "otherwise" not in CliRunner().invoke(cli, ["label", str(results)]).output
