@@ -219,7 +219,7 @@ class GenerationSettings:
         max_tokens: New tokens at most.
         stops: Strings that end a text (they are not part of it).
         run_on: True: generation goes on past the stop strings, the raw text is kept as well, and a
-            stop string counts only once something visible was written (stop rule 2). False: the
+            stop string counts only once something visible was written (stop rule 3). False: the
             first stop string ends the generation, wherever it stands, as in lm-evaluation-harness.
         think_end: What closes a thinking part, of which only what comes after it is the answer: no
             stop string ends the thinking, and the raw text is kept. Empty where nobody thinks.

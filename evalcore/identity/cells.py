@@ -21,8 +21,9 @@ from evalcore.types import (
 
 CELL_KEY_VERSION = 3
 """Raised when the same question to the same model would get another key (docs/identity.md)."""
-STOP_RULE = 2
-"""Raised when the same tokens would end in another place (:mod:`evalcore.engines.text`)."""
+STOP_RULE = 3
+"""Raised when the same tokens would end in another place (:mod:`evalcore.engines.text`,
+:mod:`evalcore.scoring.generating`)."""
 ANSWER_RULE = 2
 """Raised when the same free text would be another choice (:mod:`evalcore.scoring.answers`)."""
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from evalcore.engines.protocol import Engine
 from evalcore.engines.text import first_stop
+from evalcore.shown import visible_start
 from evalcore.types import (
     GenerateBatch,
     GenerateResult,
@@ -26,10 +27,11 @@ def score_and_generate(
 
     A stop string then cuts the text but not the generation: the token count is that of the raw
     text. Text that runs on is cut after its first visible character only: an answer that begins on
-    a new line has not ended there. Of text that thinks, only what comes after the thinking is the
-    answer; nothing, if it never ends. Why a text ended: ``stop`` an end token, or nothing visible
-    after the stop string; ``run_on`` a stop string past which the model wrote on; ``length``
-    neither; ``empty`` nothing visible is left.
+    a new line has not ended there, nor one that begins with a mark that writes nothing (of
+    direction, of byte order: :func:`evalcore.shown.is_visible`). Of text that thinks, only what
+    comes after the thinking is the answer; nothing, if it never ends. Why a text ended: ``stop`` an
+    end token, or nothing visible after the stop string; ``run_on`` a stop string past which the
+    model wrote on; ``length`` neither; ``empty`` nothing visible is left.
     """
     answers, made = engine.score_and_generate(batch, generations)
     return answers, _answered(generations, made)
@@ -62,25 +64,31 @@ def _answered(
 def _cut(raw: GenerateResult, settings: GenerationSettings) -> GenerateResult:
     texts, reasons = [], []
     for whole, reason in zip(raw.texts, raw.finish_reasons, strict=True):
-        answer = _after_thinking(whole, settings.think_end)
-        begun = len(answer) - len(answer.lstrip()) if settings.run_on else 0
+        answer = _after_thinking(whole, settings)
+        begun = visible_start(answer) if settings.run_on else 0
         at = first_stop(answer[begun:], settings.stops)
         kept = answer if at is None else answer[: begun + at]
         texts.append(kept)
-        if not kept.strip():
+        if not _shown(kept, settings):
             reasons.append("empty")
         elif at is None:
             reasons.append(reason)
         else:
-            reasons.append("run_on" if answer[len(kept) :].strip() else "stop")
+            reasons.append("run_on" if _shown(answer[len(kept) :], settings) else "stop")
     return replace(raw, texts=texts, raw_texts=list(raw.texts), finish_reasons=reasons)
 
 
-def _after_thinking(text: str, end: str) -> str:
+def _shown(text: str, settings: GenerationSettings) -> str:
+    """A text from its first visible character; lm-eval's tasks know white space alone."""
+    return text[visible_start(text) :] if settings.run_on else text.strip()
+
+
+def _after_thinking(text: str, settings: GenerationSettings) -> str:
     """The answer: all of a text that does not think, nothing of one that never stops thinking."""
+    end = settings.think_end
     if not end:
         return text
     _, found, answer = text.rpartition(end)
     if found:
         return answer.lstrip()
-    return "" if text.lstrip().startswith(end.replace("/", "", 1)) else text
+    return "" if _shown(text, settings).startswith(end.replace("/", "", 1)) else text

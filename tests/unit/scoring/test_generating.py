@@ -39,6 +39,24 @@ def test_text_and_reason(raw: str, ended: str, text: str, reason: str) -> None:
     assert found.finish_reasons == [reason]
 
 
+@pytest.mark.parametrize(
+    "mark", ["\u200f", "\ufeff", "\u200b", "\u2060\u00ad", "\x00", "\ufe0f", "\u3000", " \u200e\n "]
+)
+def test_what_writes_nothing_does_not_begin_an_answer(mark: str) -> None:
+    ours = GenerationSettings(8, ("\n",), run_on=True, think_end="</think>")
+    raw = [f"{mark}\nhello\nmore", f"{mark}\n{mark}", f"hello\n{mark}", f"{mark}<think> a"]
+    found = _cut(made(*((text, "length") for text in raw)), ours)
+    assert found.texts == [f"{mark}\nhello", raw[1], "hello", ""]
+    assert found.finish_reasons == ["run_on", "empty", "stop", "empty"]
+
+
+def test_tasks_of_lm_eval_keep_their_stop_strings() -> None:
+    theirs = GenerationSettings(8, ("\n",), think_end="</think>")
+    found = _cut(made(("a</think>\u200f\nhello", "length"), ("\u200f\n", "length")), theirs)
+    assert found.texts == ["\u200f", "\u200f"]
+    assert found.finish_reasons == ["run_on", "stop"]
+
+
 def test_without_stop_strings_only_the_engine_ends() -> None:
     assert _cut(made(("a\nb", "length")), GenerationSettings(8, (), run_on=True)).texts == ["a\nb"]
 
