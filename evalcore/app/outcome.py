@@ -13,7 +13,7 @@ from evalcore.app.cells import Grid, installed_versions
 from evalcore.app.flops import peak_flops, run_flops
 from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import EngineSpec
-from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED
+from evalcore.errors import EXIT_BAD_INPUT, EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import numeric_config
 from evalcore.planning import NO_PLAN, Plan
 from evalcore.scoring import RunSummary
@@ -69,7 +69,10 @@ class ScoreOutcome:
     @property
     def exit_status(self) -> int:
         if self.summary.error is not None:
-            return self.summary.error.exit_status
+            status = self.summary.error.exit_status
+            # of bad input it says that nothing was done
+            told = self.summary.units and status == EXIT_BAD_INPUT
+            return EXIT_CELLS_FAILED if told else status
         if self.summary.stopped:
             return EXIT_STOPPED
         failed = self.problems or self.summary.failed_cells or not self.certified
@@ -130,17 +133,25 @@ def asked_names(survey: Survey) -> dict[str, tuple[str, ...]]:
 def count_flops(outcome: ScoreOutcome, prepared: Prepared, peak_tflops: float | None) -> None:
     """What the engines computed, in operations, checkpoint by checkpoint: shapes may differ."""
     limits = outcome.limits
+    if "attended" not in limits:  # preparation failed before any were known
+        return
     mean_context = limits["attended"] / max(limits["token_limit"], 1)
-    configs = {s.checkpoint.fingerprint: Path(s.checkpoint.path) for s in prepared.subjects}
-    counts = [
-        run_flops(
-            numeric_config(configs[fingerprint]),
+    paths = {s.checkpoint.fingerprint: Path(s.checkpoint.path) for s in prepared.subjects}
+    counts: list[float | None] = []
+    for fingerprint, effort in outcome.summary.checkpoints.items():
+        try:
+            config = numeric_config(paths[fingerprint])
+        except (InputError, OSError) as error:  # gone since it was scored
+            outcome.notes.append(f"operations were not counted: {error}")
+            counts.append(None)
+            continue
+        count = run_flops(
+            config,
             computed_tokens=effort.computed_tokens,
             head_rows=effort.head_rows,
             mean_context=mean_context,
         )
-        for fingerprint, effort in outcome.summary.checkpoints.items()
-    ]
+        counts.append(count)
     known = [count for count in counts if count is not None]
     outcome.flops = sum(known) if len(known) == len(counts) else None
     spec = prepared.spec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -41,10 +41,10 @@ from evalcore.cluster.ray_session import joined
 from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import BLOCK_SIZES
 from evalcore.engines.vllm.compat import unverified, vllm_version
-from evalcore.errors import InputError, ResultsError
+from evalcore.errors import EvalcoreError, InputError, ResultsError
 from evalcore.files import remove_dead_scratch, scratch_folder, utc_stamp
 from evalcore.planning import PlanCounts
-from evalcore.scoring import Feed, Progress, Watch, WorkerConfig, score_units
+from evalcore.scoring import Feed, Progress, RunSummary, Watch, WorkerConfig, score_units
 from evalcore.store import ResultStore
 
 
@@ -180,28 +180,55 @@ def _run(
     if outcome.plan.units:
         summary = outcome.summary
         try:
-            with tidying(store, lambda: bool(summary.stopped or summary.error)) as kept:
-                _score_plan(outcome, config, prepared, progress, signals, watch, early)
-            outcome.notes += kept.lines()
+            with _rows_stay(summary):
+                with tidying(store, lambda: bool(summary.stopped or summary.error)) as kept:
+                    _score_plan(outcome, config, prepared, progress, signals, watch, early)
+                outcome.notes += kept.lines()
         finally:
-            prepared.preparer.tell(outcome)
-            count_flops(outcome, prepared, config.cluster.peak_tflops)
-            name_failures(outcome, prepared.grids)
-            _record(outcome, config, prepared)
+            _conclude(outcome, config, prepared)
     else:
         prepared.preparer.keep_inputs()
         prepared.preparer.tell(outcome)
     if (work := prepared.lm_eval) is not None and outcome.summary.error is None:
         from evalcore.lm_eval.outcomes import write_outcomes  # only where its tasks are asked for
 
-        outcome.lm_eval, unmeasured = write_outcomes(store, work)
-        outcome.problems += unmeasured
+        with _rows_stay(outcome.summary):
+            outcome.lm_eval, unmeasured = write_outcomes(store, work)
+            outcome.problems += unmeasured
+
+
+@contextmanager
+def _rows_stay(summary: RunSummary) -> Iterator[None]:
+    """Once rows are committed, what turns out wrong ends the run, which still says what it did."""
+    try:
+        yield
+    except InputError as error:
+        if not summary.units:
+            raise
+        summary.error = summary.error or error
+
+
+def _conclude(outcome: ScoreOutcome, config: ScoreConfig, prepared: Prepared) -> None:
+    """Says what came of the scoring and records it, whatever of the former cannot be had."""
+
+    def attempt(what: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (EvalcoreError, OSError) as error:
+            outcome.notes.append(f"{what}: not known ({error})")
+
+    with ExitStack() as last:  # in turn from the last to the first, each whatever became of others
+        last.callback(_record, outcome, config, prepared)
+        last.callback(attempt, "failures", lambda: name_failures(outcome, prepared.grids))
+        peak = config.cluster.peak_tflops
+        last.callback(attempt, "operations", lambda: count_flops(outcome, prepared, peak))
+        last.callback(attempt, "what was planned", lambda: prepared.preparer.tell(outcome))
 
 
 def _record(outcome: ScoreOutcome, config: ScoreConfig, prepared: Prepared) -> None:
     try:
         prepared.store.runs.append(run_record(outcome, config, prepared.spec))
-    except InputError as error:
+    except (InputError, OSError) as error:
         # The folder may be what ended the run: that is the error to show.
         outcome.summary.error = outcome.summary.error or ResultsError(str(error))
 
@@ -222,11 +249,12 @@ def _score_plan(
     )  # fmt: skip
     feed = Feed(progress, watch, apart=frozenset(slow), certify=config.run.certify)
     with Rest(prepared.preparer, outcome, feed) as rest:
+        stop = StopOrFail(signals, rest)
         score_units(
             feed,
             worker,
             progress,
-            StopOrFail(signals, rest),
+            stop,
             apart=replace(worker, spec=hf_spec(spec)) if slow else None,
             time_left_s=signals.left_s,
             summary=summary,
@@ -235,9 +263,10 @@ def _score_plan(
             **pool_options(config, prepared.place, watch.name),
         )
     progress.ended()
-    rest.judge(summary)
     if summary.stopped:
-        summary.stopped = signals.reason or "time limit"
+        limit = "time limit" if signals.left_s() is not None else summary.stopped
+        summary.stopped = stop.reason or limit
+    rest.judge(summary)
     outcome.problems += left_out(prepared, summary.disagreed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from evalcore.app.settling import Settled
 from evalcore.app.survey import Survey
 from evalcore.config import ScoreConfig, SubjectsConfig
 from evalcore.engines.protocol import EngineSpec, numerics_class
-from evalcore.errors import ResultsError
+from evalcore.errors import EXIT_CELLS_FAILED, InputError, ResultsError
 from evalcore.identity import NumericsClass, resolve_subjects
 from evalcore.planning import Plan, PlanCounts, plan_units
 from evalcore.store import ResultStore, read_progress
@@ -277,6 +278,41 @@ def test_a_preparation_that_fails_later_ends_the_run_and_keeps_what_was_scored(
             failed = runs(tmp_path / "results")
             assert failed.exit_status == ResultsError.exit_status
             assert failed.how_it_ended == "no room"
+            assert failed.summary.stopped in (None, "preparation failed"), "there is no time limit"
     assert may_have_work(ResultStore(tmp_path / "results"))
     assert runs(tmp_path / "results").exit_status == 0
     assert ResultStore(tmp_path / "results").coverage().num_examples == 192
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_checkpoint_that_goes_after_its_rows_are_committed_leaves_a_summary_and_a_record(
+    runs: Callable[..., ScoreOutcome], tmp_path: Path, broken: bool
+) -> None:
+    class Goes(Silent):
+        def ended(self) -> None:
+            if broken:
+                (tmp_path / "step-0" / "config.json").write_text("{")
+            else:
+                shutil.rmtree(tmp_path / "step-0")
+
+    outcome = runs(tmp_path / "results", progress=Goes())
+    assert (outcome.exit_status, outcome.summary.examples, outcome.flops) == (0, 192, None)
+    (note,) = [note for note in outcome.notes if note.startswith("operations were not counted: ")]
+    assert str(tmp_path / "step-0") in note
+    (kept,) = ResultStore(tmp_path / "results").runs.list()
+    assert (kept["flops"], kept["summary"]["examples"]) == (None, 192)
+
+
+def test_what_is_found_wrong_once_rows_are_committed_is_told_with_what_was_done(
+    runs: Callable[..., ScoreOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise InputError("it is gone")
+
+    monkeypatch.setattr(Preparer, "tell", fails)
+    monkeypatch.setattr(sys.modules["evalcore.app.score"], "left_out", fails)
+    outcome = runs(tmp_path / "results")
+    assert (outcome.exit_status, outcome.how_it_ended) == (EXIT_CELLS_FAILED, "it is gone")
+    assert outcome.flops is not None, "each step of the end is for itself"
+    (kept,) = ResultStore(tmp_path / "results").runs.list()
+    assert kept["summary"]["examples"] == 192
