@@ -17,7 +17,7 @@ import pyarrow as pa
 import evalcore
 from evalcore.files import write_atomically
 from evalcore.identity import cache_dir, text_fingerprint
-from evalcore.tasks import data_state
+from evalcore.tasks import KEY_VERSION, data_state
 from finetune.data import TrainingSet, build_training_set
 from finetune.jobs import TRAINING_VERSION, TuneJob, known_task, training_variants
 
@@ -46,7 +46,7 @@ def _key(job: TuneJob, max_length: int) -> str:
     scored = [known_task(name, job.search) for name in job.held_out]
     return text_fingerprint(
         {
-            "version": [TRAINING_VERSION, evalcore.__version__],
+            "version": [TRAINING_VERSION, evalcore.__version__, KEY_VERSION],
             "libraries": [metadata.version(name) for name in ("tokenizers", "transformers")],
             "tasks": [[task.fingerprint, data_state(task, root)] for task in learned],
             "examples": [[part.examples, part.share] for part in job.tasks],

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from evalcore.identity import PROVENANCE_FILE, read_provenance
-from evalcore.tasks import ROWS_SHOWN, Finding, texts_key
+from evalcore.tasks import KEY_VERSION, ROWS_SHOWN, Finding, texts_key
 from evalcore.types import Document, Subject, Task
 
 _CONSEQUENCE = {
@@ -23,7 +23,8 @@ class LearnedRows:
     """Compares the documents of a task with what each tuned model learned, by its record.
 
     Rows are the same where their ids are (same task) or all their texts are, in any order of
-    fields, punctuation apart (any task). Models without a record of ours cannot be compared.
+    fields, punctuation apart (any task; keys of older versions are said to be unknown). Models
+    without a record of ours cannot be compared.
 
     Args:
         task: The task.
@@ -41,6 +42,8 @@ class LearnedRows:
         if tuned.path not in self._found:
             ids, keys = learned_rows(tuned.path)
             found: list[Finding] = []
+            if any(not key.startswith(f"{KEY_VERSION}:") for key in keys):
+                found.append(self._unknown(subject, len(keys)))
             if ids or keys:
                 for code, what, rows in (
                     ("trained_rows_scored", "scored", self._scored_keys),
@@ -70,6 +73,19 @@ class LearnedRows:
     @cached_property
     def _pool_keys(self) -> list[tuple[Document, str]]:
         return [(document, texts_key(self._task, document)) for document in self._pool]
+
+    def _unknown(self, subject: Subject, rows: int) -> Finding:
+        consequence = (
+            "rows of the same task are found, the same texts in rows of another are not; tune "
+            "again to have them looked for"
+        )
+        message = (
+            f"task {self._task.name}: the record of {subject.label} keeps {rows} texts "
+            f"as an older version wrote them: {consequence}"
+        )
+        return Finding(
+            "warning", "trained_rows_unknown", message, rows, self._task.name, (), consequence
+        )
 
     def _finding(
         self, code: str, what: str, subject: Subject, known: Sequence[int], of: int

@@ -27,7 +27,7 @@ from evalcore.tasks.documents import (
 from evalcore.tasks.faults import DataFault, FileFault, TaskDataError, TaskError, TaskFault
 from evalcore.tasks.hub import data_commits, data_resolution
 from evalcore.tasks.model import TaskDefinition
-from evalcore.tasks.overlaps import Compared, ScoredRows, texts_key
+from evalcore.tasks.overlaps import KEY_VERSION, Compared, ScoredRows, texts_key
 from evalcore.tasks.reading import (
     UniqueKeyLoader,
     definition_error,
@@ -47,6 +47,7 @@ from evalcore.tasks.sample import RowLimit
 from evalcore.tasks.sources import data_state
 
 __all__ = [
+    "KEY_VERSION",
     "ROWS_SHOWN",
     "Compared",
     "DataFault",

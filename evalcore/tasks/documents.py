@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from evalcore.tasks.columns import (
 from evalcore.tasks.faults import DataFault, TaskDataError, TaskError, TaskFault
 from evalcore.tasks.rows import Rows
 from evalcore.tasks.sources import label_names, load_rows, open_rows
+from evalcore.tasks.wording import stripped
 from evalcore.types import Document, Task
 
 logger = logging.getLogger("evalcore")
@@ -152,13 +152,13 @@ def content_key(document: Document) -> str:
 
 
 def asked_key(document: Document) -> str:
-    """Like :func:`content_key`, whatever the order of the fields, signs at the ends apart.
+    """Like :func:`content_key`, whatever the order of the fields, punctuation at the ends apart.
 
     A pair shown the other way round, or without its full stop, gives its answer away as well.
+    Punctuation is that of every script; the sign of a number stays (see ``stripped``).
     """
     texts = [str(value) for value in document.fields.values()] + list(document.choices)
-    plain = (" ".join(text.split()).lower() for text in texts)
-    return "\x1f".join(sorted(text.strip(string.punctuation) or text for text in plain))
+    return "\x1f".join(sorted(map(stripped, texts)))
 
 
 @dataclass(frozen=True, slots=True)

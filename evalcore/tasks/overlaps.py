@@ -1,7 +1,10 @@
 """Scored rows inside rows that are learned: by word n-grams, and by equal texts in any order.
 
-Words are runs of letters and digits in lower case: punctuation, quotes, spaces and the names and
-order of fields do not count; fields that are the same in every row (``text:``) are left out.
+Words are runs of letters and digits of any script in one case, NFKC; in scripts without spaces
+(Chinese, Japanese, Thai, ...) every character is one. Punctuation, quotes, ``_``, spaces and the
+names and order of fields do not count; fields that are the same in every row (``text:``) are left
+out. Where texts are compared as a whole, signs beside digits count (``12 + 3``), and a text without
+words is itself (see :mod:`evalcore.tasks.wording`).
 
 A training row holds a scored document if one of these is so:
 
@@ -16,7 +19,6 @@ The first 2,000 characters of a scored field are compared. Other wordings are no
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,20 +27,17 @@ from typing import Any
 import numpy as np
 
 from evalcore.identity import text_fingerprint
+from evalcore.tasks.wording import same_key, words
 from evalcore.types import Document, Task
 
+KEY_VERSION = 2
+"""Raised when equal texts get other keys: keys of two versions cannot be compared."""
 N = 8
 SHARE = 0.7
 SHORTEST = 4
 _MOST_OF = 0.6
 _CHARACTERS = 2000
-_WORDS = re.compile(r"\w+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-
-
-def words(text: str) -> list[str]:
-    """Words of a text, in lower case."""
-    return _WORDS.findall(text.lower())
 
 
 def field_texts(task: Task, document: Document) -> list[str]:
@@ -56,13 +55,20 @@ def field_texts(task: Task, document: Document) -> list[str]:
 
 
 def texts_key(task: Task, document: Document) -> str:
-    """16 hex digits, equal where the fields hold the same words, in any order of fields."""
-    return _key([words(text) for text in field_texts(task, document)])
+    """Equal where the fields say the same (see ``same_key``), in any order of fields.
+
+    ``KEY_VERSION``, a colon and 16 hex digits: keys stand in records of tuned models.
+    """
+    return _key([same_key(text) for text in field_texts(task, document)])
 
 
-def _key(texts: Sequence[Sequence[str]]) -> str:
+def _key(texts: Sequence[str]) -> str:
     # a conversation stands twice in a document, as text and as turns: equal texts count once
-    return text_fingerprint(sorted({" ".join(text) for text in texts}))[:16]
+    return f"{KEY_VERSION}:{text_fingerprint(sorted(set(texts)))[:16]}"
+
+
+def _alike(texts: Sequence[Sequence[str]]) -> int:
+    return hash(frozenset(" ".join(text) for text in texts))
 
 
 def answer_text(document: Document) -> str:
@@ -110,6 +116,7 @@ class ScoredRows:
     compared: list[Compared] = field(default_factory=list)
     _vocabulary: dict[str, int] = field(default_factory=dict)
     _keys: dict[str, set[int]] = field(default_factory=dict)
+    _alike: set[int] = field(default_factory=set)  # of the words alone
     _documents: list[tuple[int, int]] = field(default_factory=list)  # (task, texts indexed) of each
     _texts: list[tuple[int, int]] = field(default_factory=list)  # (document, grams) of each text
     _answers: dict[int, str] = field(default_factory=dict)
@@ -121,8 +128,10 @@ class ScoredRows:
         owner = len(self.compared)
         grams = questions = 0
         for document in documents:
+            fields = field_texts(task, document)
             self._keys.setdefault(texts_key(task, document), set()).add(owner)
-            texts = [words(text[:_CHARACTERS]) for text in field_texts(task, document)]
+            self._alike.add(_alike([words(text) for text in fields]))
+            texts = [words(text[:_CHARACTERS]) for text in fields]
             most = _MOST_OF * sum(map(len, texts))
             long = [text for text in texts if len(text) >= N]
             longest = max(texts, key=len, default=[])
@@ -152,8 +161,11 @@ class ScoredRows:
 
     def found_in(self, task: Task, document: Document) -> set[str]:
         """Names of the tasks of which a row to be learned holds a scored document."""
-        texts = [words(text) for text in field_texts(task, document)]
-        owners = set(self._keys.get(_key(texts), ()))
+        fields = field_texts(task, document)
+        texts = [words(text) for text in fields]
+        owners: set[int] = set()
+        if _alike(texts) in self._alike:  # equal texts have equal words; the key costs more
+            owners |= self._keys.get(texts_key(task, document), set())
         tokens = [word for text in texts for word in text]
         tokens += words(answer_text(document))
         ids = np.asarray([self._vocabulary.get(word, 0) for word in tokens], dtype=np.uint64)

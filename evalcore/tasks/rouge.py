@@ -91,11 +91,26 @@ class UnicodeWords:
 
     def tokenize(self, text: str) -> list[str]:
         """Words of a text."""
-        kept = "".join(
-            char if unicodedata.category(char)[0] in "LMN" else " "
-            for char in unicodedata.normalize("NFKC", text).casefold()
-        )
-        return _WITHOUT_SPACES.sub(lambda found: f" {found.group()} ", kept).split()
+        if text.isascii():
+            return _ASCII_WORDS.findall(text.lower())
+        return unicodedata.normalize("NFKC", text).casefold().translate(_SPACED).split()
+
+
+class _Spaced(dict[int, str]):
+    """Character -> itself, itself between spaces (scripts without them), or a space; as met."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        if _WITHOUT_SPACES.match(char) and unicodedata.category(char)[0] in "LMN":
+            kept = f" {char} "
+        else:
+            kept = char if unicodedata.category(char)[0] in "LMN" else " "
+        self[code] = kept
+        return kept
+
+
+_ASCII_WORDS = re.compile("[a-z0-9]+")
+_SPACED = _Spaced()
 
 
 def is_seen(text: str) -> bool:

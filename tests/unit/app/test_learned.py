@@ -12,10 +12,13 @@ from evalcore.app.grid import build_grid
 from evalcore.app.learned import learned_rows
 from evalcore.config import GridConfig
 from evalcore.identity import NumericsClass, open_checkpoint, resolve_subjects
-from evalcore.tasks import load_documents, load_task, texts_key
+from evalcore.tasks import KEY_VERSION, load_documents, load_task, texts_key
 from evalcore.types import Subject
 
 NUMERICS = NumericsClass("hf", "float32", "float32", "cpu")
+
+
+NO_ROW = f"{KEY_VERSION}:{'0' * 16}"
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def found(folder: Path, prompts: str, tmp_path: Path) -> tuple[list[tuple], list
 def test_rows_learned_are_found_among_scored_and_shown(tuned: Callable, tmp_path: Path) -> None:
     task = load_task("pocket_nli")
     scored, shots = load_documents(task), load_documents(task, "shots")
-    folder = tuned("same-task", 1, row_ids=[d.id for d in scored], row_keys=["0" * 16])
+    folder = tuned("same-task", 1, row_ids=[d.id for d in scored], row_keys=[NO_ROW])
     learned, (messages,) = found(folder, "default", tmp_path)
     assert learned == [("trained_rows_scored", 50)]  # of the rows within the limit
     assert len(messages) == 1
@@ -64,7 +67,7 @@ def test_rows_learned_are_found_among_scored_and_shown(tuned: Callable, tmp_path
     folder = tuned("other-task", 2, row_ids=["f" * 32], row_keys=keys)
     learned, _ = found(folder, "default:shots=2", tmp_path)
     assert ("trained_rows_shown", 3) in learned
-    clean = tuned("clean", 3, row_ids=["f" * 32], row_keys=["0" * 16])
+    clean = tuned("clean", 3, row_ids=["f" * 32], row_keys=[NO_ROW])
     assert found(clean, "default:shots=2", tmp_path) == ([], [[]])
 
 
@@ -75,7 +78,7 @@ def tiny_label(folder: Path) -> str:
 
 def test_models_that_learned_the_same_rows_are_one_line(tuned: Callable, tmp_path: Path) -> None:
     ids = [d.id for d in load_documents(load_task("pocket_nli"))]
-    folders = [tuned(f"alike-{i}", 10 + i, row_ids=ids, row_keys=["0" * 16]) for i in range(3)]
+    folders = [tuned(f"alike-{i}", 10 + i, row_ids=ids, row_keys=[NO_ROW]) for i in range(3)]
     subjects = resolve_subjects(folders).subjects
     grid = build_grid(
         subjects, GridConfig((("pocket_nli", "default"),), limit=5), NUMERICS, tmp_path / "cache"
@@ -87,3 +90,11 @@ def test_models_that_learned_the_same_rows_are_one_line(tuned: Callable, tmp_pat
 def test_a_record_without_rows_says_nothing(tuned: Callable, tmp_path: Path) -> None:
     assert found(tuned("silent", 4), "default", tmp_path) == ([], [[]])
     assert learned_rows(str(tmp_path)) == (frozenset(), frozenset())
+
+
+def test_texts_recorded_by_an_older_version_are_said_to_be_unknown(
+    tuned: Callable, tmp_path: Path
+) -> None:
+    """Keys that can equal nothing looked like rows that were never learned."""
+    folder = tuned("older", 5, row_ids=["f" * 32], row_keys=[f"{i:016}" for i in range(7)])
+    assert found(folder, "default", tmp_path)[0] == [("trained_rows_unknown", 7)]

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalcore.tasks.rouge import _WITHOUT_SPACES, UnicodeWords
 
 TEXTS = (
     "the running dogs were happily jumping\nover lazy relational ponies", "The dog RAN; and jumped",
@@ -48,3 +55,16 @@ def test_scores_are_those_of_rouge_score_and_nothing_else_is_loaded() -> None:
     assert any(0 < pair["rouge_l"] < 1 for pair in ours)
     assert before == []
     assert stem == "run"
+
+
+def _words_char_by_char(text: str) -> list[str]:
+    kept = "".join(
+        char if unicodedata.category(char)[0] in "LMN" else " "
+        for char in unicodedata.normalize("NFKC", text).casefold()
+    )
+    return re.sub(_WITHOUT_SPACES, lambda found: f" {found.group()} ", kept).split()
+
+
+@given(st.text() | st.text(st.characters(codec="ascii")))
+def test_words_of_every_script_are_those_found_char_by_char(text: str) -> None:
+    assert UnicodeWords().tokenize(text) == _words_char_by_char(text)
