@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,9 +101,9 @@ class RowEncoder:
         """Ids that fit; None if the row is to be left out. Counts what it does.
 
         ``truncate`` never cuts an answer, nor the words of the prompt: a conversation loses its
-        last exchanges; else the document's longest text loses its end. Where that is not enough
-        (worked examples that fill the length), the prompt is cut after its first tokens (BOS).
-        An answer that shares a token with the end of its prompt is not learned.
+        last exchanges; else the longest text that the prompt shows loses its end. Where that is
+        not enough (worked examples that fill the length), the prompt is cut after its first tokens
+        (BOS). An answer that shares a token with the end of its prompt is not learned.
         """
         try:
             return self._fitted(document, counts)
@@ -127,15 +127,21 @@ class RowEncoder:
         return self._shortened(document, first)
 
     def _shortened(self, document: Document, row: EncodedRow) -> EncodedRow:
-        for _ in range(TRIES):
-            text = self._longest(document)
-            if not text:
-                break
+        idle: set[str] = set()  # texts that the prompt does not show: cutting them is for nothing
+        tries = 0
+        while tries < TRIES and (text := self._longest(document, idle)):
             tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             over = len(row) - self.max_length
-            kept = _cut(text, 1 - (over + 1) / max(tokens, 1))
-            document = _replaced(document, text, kept)
-            row = self.encode(document).cut_after(1)
+            shorter = _replaced(document, text, _cut(text, 1 - (over + 1) / max(tokens, 1)))
+            cut = self._first_answer(shorter)
+            if len(cut) >= len(row):
+                if len(self._first_answer(_replaced(document, text, text[:1]))) >= len(row):
+                    idle.add(text)
+                    continue
+                shorter = _replaced(document, text, _cut(text, 0.5))  # its end is not shown
+                cut = self._first_answer(shorter)
+            tries += 1
+            document, row = shorter, cut
             if len(row) <= self.max_length:
                 return row
         prefix = Encoder(self.tokenizer, SETTINGS, by_pieces=False).prefix
@@ -145,11 +151,14 @@ class RowEncoder:
         rest = row.prompt[len(row.prompt) - (room - len(start)) :]
         return replace(row, prompt=[*start, *rest])
 
-    def _longest(self, document: Document) -> str:
-        """The longest text that the document brings to the prompt."""
+    def _first_answer(self, document: Document) -> EncodedRow:
+        return self.encode(document).cut_after(1)
+
+    def _longest(self, document: Document, idle: Collection[str]) -> str:
+        """The longest text that the document brings, those left aside that the prompt has not."""
         name = turns_field(self.task)
         texts = _texts(document.fields if name is None else document.fields[name])
-        return max(texts, key=len, default="")
+        return max((text for text in texts if text not in idle), key=len, default="")
 
 
 def _texts(value: Any) -> list[str]:

@@ -20,7 +20,7 @@ from evalcore.types import Checkpoint, Task, Variant
 from finetune.method import MethodSpec
 from finetune.search import PACKAGED, Search
 
-TRAINING_VERSION = 4
+TRAINING_VERSION = 5
 """Raised when the same settings would train another model."""
 ADAPTERS_DIR = "adapters"
 TUNED_DIR = "checkpoints-tuned"

@@ -187,3 +187,39 @@ def test_truncation_keeps_bos_and_the_prompts_own_words(tokenizer: Any) -> None:
     assert len(row) == tight
     assert row.prompt[0] == tokenizer.bos_token_id
     assert row.completion == whole.completion
+
+
+@pytest.mark.parametrize("note", ["note " * 2000, "n" * 5000])
+def test_texts_that_the_prompt_does_not_show_are_not_cut(tokenizer: Any, note: str) -> None:
+    """Before, a longer text beside took all cuts, and then the prompt's own words went."""
+    task = load_task("xsum")
+    document = load_documents(task, "train", limit=1, data_root=DATA)[0]
+    text = " ".join(f"word{i}" for i in range(300))
+    alone = replace(document, fields={"document": text})
+    beside = replace(document, fields={"note": note, "more": [note + "b"], "document": text})
+    (prompt,) = load_variants(task.group, "default")
+    whole = RowEncoder(task, prompt, (), tokenizer, 10_000, "truncate").encode(alone)
+    for length in (len(whole) - 1, len(whole) // 2, len(whole.completion) + 30):
+        counts: Counter[str] = Counter()
+        encoder = RowEncoder(task, prompt, (), tokenizer, length, "truncate")
+        row = encoder.fitted(beside, counts)
+        assert row == encoder.fitted(alone, counts)
+        assert row is not None
+        assert tokenizer.decode(row.prompt).startswith("<s>### Input: word0 word1")
+
+
+def test_a_text_whose_end_is_not_shown_is_cut_where_it_is(tokenizer: Any) -> None:
+    task = load_task("xsum")
+    document = load_documents(task, "train", limit=1, data_root=DATA)[0]
+    text = " ".join(f"word{i}" for i in range(900))
+    document = replace(document, fields={"document": text})
+    (prompt,) = load_variants(task.group, "default")
+    prompt = replace(prompt, template="### Input: {{ document[:600] }}\n### Summary:")
+    whole = RowEncoder(task, prompt, (), tokenizer, 10_000, "truncate").encode(document)
+    length = len(whole) - 1
+    row = RowEncoder(task, prompt, (), tokenizer, length, "truncate").fitted(document, Counter())
+    assert row is not None
+    assert len(row) <= length
+    shown = tokenizer.decode(row.prompt)
+    assert shown.startswith("<s>### Input: word0 word1")
+    assert shown.endswith("\n### Summary:")
