@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from evalcore.errors import EvalcoreError, InputError
 
 MAX_CONFIG_BYTES = 16_000_000
@@ -23,6 +25,9 @@ MAX_DEPTH = 100
 """Levels of nesting; what is hashed and compared afterwards is walked recursively."""
 MAX_VALUES = 12_000_000
 """Values of one JSON text, which bounds the memory they take."""
+
+MAX_NUMBER_CHARACTERS = 100
+"""Characters of a number in YAML, whose bases (60 too) would make thousands of digits of more."""
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small text begins that ``git clone`` leaves in the place of a file kept in Git LFS."""
@@ -152,6 +157,35 @@ def check_depth(value: Any, where: str, most: int = MAX_DEPTH) -> None:
         if not level:
             return
     raise InputError(f"{where} is nested too deeply (more than {most} levels)")
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Safe loader of YAML whose whole numbers fit 64 bits: larger ones fit no table and no hash."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        _check_length(node)
+        number = int(super().construct_yaml_int(node))
+        if not -(2**63) <= number < 2**63:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a whole number is too large: expected 64 bits", node.start_mark
+            )
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        _check_length(node)
+        return float(super().construct_yaml_float(node))
+
+
+BoundedLoader.add_constructor("tag:yaml.org,2002:int", BoundedLoader.construct_yaml_int)
+BoundedLoader.add_constructor("tag:yaml.org,2002:float", BoundedLoader.construct_yaml_float)
+
+
+def _check_length(node: yaml.ScalarNode) -> None:
+    if len(str(node.value)) > MAX_NUMBER_CHARACTERS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number has more than {MAX_NUMBER_CHARACTERS} characters",
+            node.start_mark,
+        )  # fmt: skip
 
 
 def _not_regular(path: Path, what: str, mode: int) -> InputError:

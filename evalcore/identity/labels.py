@@ -20,11 +20,13 @@ import yaml
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity.globs import fits, plain, split_at
 from evalcore.identity.sources import step_of
-from evalcore.reading import read_json, read_text
+from evalcore.reading import BoundedLoader, read_json, read_text
 from evalcore.shown import one_line
 
 LABEL_FILES = ("labels.yaml", "labels.yml", "labels.csv")
-_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_CHECKPOINT = re.compile(r"^checkpoint-([0-9]{1,18})$")
+CONTROLS = ("format_only", "shuffled_labels")
+"""Kinds of controls: models tuned as others are, on what they cannot learn the task from."""
 _FORM = "expected GLOB=TASK[,seed=N,control=KIND,tuning=NAME,method=NAME,step=N,tuning_step=N]"
 
 
@@ -82,16 +84,20 @@ def _value(key: str, value: Any, where: str) -> Any:
         return None
     if key in ("seed", "step", "tuning_step"):
         number = step_of(str(value)) if key != "seed" and isinstance(value, str) else value
-        if isinstance(number, str) and number.isdigit():
+        if isinstance(number, str) and re.fullmatch("[0-9]{1,19}", number):
             number = int(number)
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
-            raise InputError(f"{where}: {key} should be a whole number, not {value!r}")
+            said = repr(value[:40] if isinstance(value, str) else value)
+            raise InputError(f"{where}: {key} should be a whole number, not {said}")
         return number
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise InputError(f"{where}: {key} should be a short text, not {value!r}")
     text = str(value).strip()
     if not text.isprintable() or len(text) > 200:
         raise InputError(f"{where}: {key} should be a short text, not {text[:40]!r}")
+    if key == "control" and text and text not in CONTROLS:
+        hint = f"expected {', '.join(CONTROLS)}, or control=- (in a file: nothing) for none"
+        raise UnknownNameError("kind of control", text, CONTROLS, f"{where}: {hint}")
     return text or None
 
 
@@ -154,8 +160,8 @@ def read_labels(file: Path) -> list[Rule]:
 
 def _yaml_rows(file: Path, text: str) -> list[tuple[str, Mapping[str, Any], str]]:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=BoundedLoader)
+        data = yaml.load(text, Loader=BoundedLoader)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise InputError(f"labels: {file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(data, Mapping) or not isinstance(node, yaml.MappingNode):
@@ -176,6 +182,13 @@ def _yaml_rows(file: Path, text: str) -> list[tuple[str, Mapping[str, Any], str]
 
 
 def _csv_rows(file: Path, text: str) -> list[tuple[str, Mapping[str, Any], str]]:
+    try:
+        return _rows_of_csv(file, text)
+    except csv.Error as error:
+        raise InputError(f"labels: {file} is not CSV ({error}); expected short fields") from None
+
+
+def _rows_of_csv(file: Path, text: str) -> list[tuple[str, Mapping[str, Any], str]]:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     if "path" not in (reader.fieldnames or ()):
         raise InputError(f"{file}: no column 'path' (a glob over adapters) in its first line")

@@ -37,7 +37,7 @@ from evalcore.types import Checkpoint
 logger = logging.getLogger("evalcore")
 
 _STEP = re.compile(
-    r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?!\d)", re.I
+    r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?([0-9]{1,18})(?!\d)", re.I
 )
 _WEIGHTS = "*.safetensors"
 _SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -52,7 +52,7 @@ def is_local(text: str) -> bool:
 
 def step_of(name: str) -> int | None:
     """The pre-training step in a name (``step-00400``, ``step1000-tokens4B``, ``00400``)."""
-    if name.isdigit():
+    if name.isascii() and name.isdecimal() and len(name) <= 18:
         return int(name)
     found = _STEP.findall(name)
     return int(found[-1]) if found else None

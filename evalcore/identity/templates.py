@@ -9,6 +9,7 @@ from typing import Any
 
 from evalcore.errors import InputError
 from evalcore.identity.hashing import canonical_json
+from evalcore.reading import check_depth
 from evalcore.types import TEMPLATE_DATE
 
 # What evalcore gives a template itself.
@@ -65,9 +66,12 @@ def parse_template_args(text: str | None) -> str:
     """
     if not text:
         return ""
-    what = f"--chat-template-args {text!r}"
+    what = f"--chat-template-args {text if len(text) <= 200 else text[:60] + '...'!r}"
     try:
         values = json.loads(text)
+        check_depth(values, what)
+    except RecursionError:
+        raise InputError(f'{what}: is nested too deeply; give {{"name": value}}') from None
     except ValueError as error:
         raise InputError(f'{what}: is not JSON ({error}); give {{"name": value}}') from None
     if not isinstance(values, dict):

@@ -21,7 +21,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 # Repository, configuration and split become folder names under --data-root: no "..", no separators.
 _REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 _CONFIG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
-_SPLIT = re.compile(r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)(?:\[(\d*):(\d*)\])?$")
+_SPLIT = re.compile(r"^([A-Za-z0-9_][A-Za-z0-9_.-]*)(?:\[(\d{0,18}):(\d{0,18})\])?$")
 _RESERVED_FIELDS = {"choice", "choices", "index", "listing", "letters"}
 
 
@@ -317,7 +317,7 @@ class References(_Strict):
 class Generation(_Strict):
     """When greedy generation ends."""
 
-    max_tokens: int = Field(32, ge=1, description="New tokens at most.")
+    max_tokens: int = Field(32, ge=1, le=2**31 - 1, description="New tokens at most.")
     stops: list[str] = Field(
         ["\n"],
         description="Strings that end a text, once something visible was written. Generation goes "
@@ -336,7 +336,9 @@ class TaskDefinition(_Strict):
     """One task file."""
 
     name: str = Field(pattern=NAME_PATTERN)
-    version: int = Field(ge=1, description="Raise it when documents or their meaning change.")
+    version: int = Field(
+        ge=1, le=2**31 - 1, description="Raise it when documents or their meaning change."
+    )
     group: str = Field(pattern=NAME_PATTERN, description="Prompt group: prompts/<group>/.")
     description: str = ""
     licence: str = Field("", description="Licence of the data.")

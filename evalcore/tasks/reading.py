@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from evalcore.errors import InputError
-from evalcore.reading import read_bytes
+from evalcore.reading import BoundedLoader, read_bytes
 from evalcore.tasks.faults import FileFault, TaskError, TaskFault
 
 Read = TypeVar("Read")
@@ -32,7 +32,7 @@ class BombError(yaml.constructor.ConstructorError):
     """Aliases and merges that stand for more than a file should say."""
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
+class UniqueKeyLoader(BoundedLoader):
     """Safe loader that refuses a key given twice (YAML keeps the last one in silence).
 
     A few lines of aliases of aliases can stand for more values than there is memory; what they

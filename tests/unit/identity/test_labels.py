@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -12,6 +12,7 @@ from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity import resolve_subjects
 from evalcore.identity.labelling import LabelSources, label_subjects
 from evalcore.identity.labels import (
+    CONTROLS,
     Labels,
     NamePattern,
     parse_tuned_on,
@@ -21,6 +22,7 @@ from evalcore.identity.labels import (
 )
 from evalcore.identity.parents import ParentMap
 from evalcore.types import Adapter, Checkpoint, Subject
+from finetune.study import ControlSpec
 
 CHECKPOINT = Checkpoint("base", "/models/base", "b" * 32, "t" * 32)
 
@@ -159,12 +161,39 @@ def test_yaml_and_csv_say_the_same(tmp_path: Path) -> None:
         ("labels.csv", "path,seed\nx,1,2", "line 2: too many values"),
         ("labels.csv", "path,loss\nx,1", "line 2"),
         ("labels.csv", "\xff", "UTF-8"),
+        ("labels.csv", "path,seed\nx," + "9" * 5000, "line 2: seed should be a whole number"),
+        ("labels.csv", "path,step\nx," + "9" * 5000, "line 2: step should be a whole number"),
+        ("labels.csv", f"path,tuned_on\nx,{'y' * 140_000}", "labels.csv is not CSV"),
+        (
+            "labels.csv",
+            "path,control\nx,shuffled",
+            "kind of control 'shuffled'; nearest",
+        ),
+        ("labels.yaml", "a: {seed: 0x" + "f" * 100_000 + "}", "is not YAML"),
+        ("labels.yaml", "a: {seed: " + "1:" * 3000 + "1}", "is not YAML"),
     ],
 )
 def test_wrong_files_say_where(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=says):
         read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize("number", ["²", "٣", "9" * 5000, "9" * 19])
+def test_seeds_are_numbers_as_tables_hold_them(number: str) -> None:
+    with pytest.raises(InputError, match="seed should be a whole number"):
+        parse_tuned_on(f"x=nli,seed={number}")
+    with pytest.raises(InputError, match="step should be a whole number"):
+        parse_tuned_on(f"x=nli,step={number}")
+
+
+def test_a_control_is_of_a_known_kind() -> None:
+    assert set(CONTROLS) == set(get_args(ControlSpec.model_fields["kind"].annotation))
+    for known in CONTROLS:
+        assert parse_tuned_on(f"x=nli,control={known}").labels.control == known
+    assert parse_tuned_on("x=nli,control=-").clears == ("control",)
+    with pytest.raises(InputError, match=r"'shuffled'; nearest: shuffled_labels.*format_only"):
+        parse_tuned_on("x=nli,control=shuffled")
 
 
 # Sources ----------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_steps_in_names() -> None:
     names = {
         "step-00400": 400, "step400": 400, "step1000-tokens4B": 1000, "checkpoint-20": 20,
         "00300": 300, "main": None, "OLMo-1B-0724": None, "base@step200": 200, "a_step_7": 7,
-        "footstep9": None,
+        "footstep9": None, "²": None, "9" * 5000: None, "step-" + "9" * 5000: None,
     }  # fmt: skip
     assert {name: step_of(name) for name in names} == names
 

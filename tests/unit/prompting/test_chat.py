@@ -227,7 +227,13 @@ def test_arguments_of_a_template_are_part_of_the_variant(make: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "is not JSON"), ("[1]", "should be a JSON object"), ('{"messages": []}', "not for you")],
+    [
+        ("{", "is not JSON"),
+        ("[1]", "should be a JSON object"),
+        ('{"messages": []}', "not for you"),
+        ('{"a": ' + "[" * 20_000 + "]" * 20_000 + "}", "is nested too deeply"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "is nested too deeply"),
+    ],
 )
 def test_wrong_arguments_are_one_line(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):

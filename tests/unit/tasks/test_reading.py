@@ -37,6 +37,10 @@ YAML: dict[str, tuple[str, str]] = {
     "deep": ("a: " + "[" * 5000, "nested too deeply|broken YAML"),
     "digits": ("a: " + "9" * 5000, "broken YAML"),
     "date": ("a: 2026-13-45", "broken YAML"),
+    "a number of 23 digits": ("version: 99999999999999999999999", "too large: expected 64 bits"),
+    "a long number": ("version: 0x" + "f" * 100_000, "more than 100 characters"),
+    "a long number of base 60": ("version: " + "1:" * 3000 + "1", "more than 100 characters"),
+    "a long float of base 60": ("version: " + "1:" * 3000 + "1.5", "more than 100 characters"),
     "unhashable": ("? [1, 2]\n: 3", "broken YAML"),
 }
 
