@@ -35,6 +35,10 @@ class BrokenBaseError(InputError):
         super().__init__(message)
 
 
+_NAMED = 3
+"""Adapters that are named where an entry fits none."""
+
+
 class Bases:
     """Checkpoints opened so far, by source and by fingerprint.
 
@@ -78,6 +82,7 @@ class Bases:
                 self.broken.setdefault(error.source, error)
         self._map = [self._parse(entry) for entry in base_map]
         self._assume = assume_base
+        self._assumed = False
 
     @staticmethod
     def _parse(entry: str) -> tuple[str, str]:
@@ -258,10 +263,40 @@ class Bases:
                     self._open(place, f"adapter {path}")
         return self._is(base, record.base.fingerprint)
 
-    def _mapped(self, path: Path) -> tuple[str, str] | None:
+    def check_map(self, paths: Sequence[Path]) -> None:
+        """Refuses entries of ``--base-map`` that fit none of the adapters that are there.
+
+        Raises:
+            InputError: Of the first of them.
+        """
+        names = [self._names(path) for path in paths] if self._map else []
+        for glob, source in self._map:
+            if not any(fits(glob, own) for own in names):
+                there = ", ".join(str(self.origins.get(path, path)) for path in paths[:_NAMED])
+                more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+                raise InputError(
+                    f"--base-map {glob}={source}: no adapter's path or name fits {glob!r} "
+                    f"(there: {there or 'none'}{more})"
+                )
+
+    def assumed_note(self) -> list[str]:
+        """A line where ``--assume-base`` was given and nothing asked for it."""
+        if self._assume is None or self._assumed:
+            return []
+        return [f"--assume-base {self._assume}: no adapter needed it"]
+
+    def _open_assumed(self, source: str) -> Checkpoint:
+        self._assumed = True
+        return self._open(source, "--assume-base")
+
+    def _names(self, path: Path) -> set[str]:
         names = {str(path), path.as_posix(), str(path.resolve()), path.resolve().name}
         if (origin := self.origins.get(path)) is not None:
             names |= {str(origin), origin.repo, f"{origin.repo}#{origin.folder}"}
+        return names
+
+    def _mapped(self, path: Path) -> tuple[str, str] | None:
+        names = self._names(path) if self._map else set()
         for glob, source in self._map:
             if fits(glob, names):
                 return glob, source
@@ -285,7 +320,7 @@ class Bases:
         if changed is None and record.base.path and self._is_broken(Path(record.base.path)):
             self._open(record.base.path, f"adapter {path}")  # named, but not there: says so
         if self._assume is not None:
-            base = self._open(self._assume, "--assume-base")
+            base = self._open_assumed(self._assume)
             if self._is(base, want):
                 return base
             self._require_read(path, base, f"--assume-base {self._assume}")
@@ -343,7 +378,7 @@ class Bases:
         if hub and isinstance(revision, str) and revision and name.count("/") <= 1:
             return self._open(f"{name}@{revision}", f"adapter {path}")
         if self._assume is not None:
-            base = self._open(self._assume, "--assume-base")
+            base = self._open_assumed(self._assume)
             note = f"adapter {path}: base assumed to be {self._assume} ({base.fingerprint[:12]})"
             self.notes.append(note)
             return base

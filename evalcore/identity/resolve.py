@@ -111,6 +111,7 @@ def resolve_subjects(
             if not any(fits(glob, names) for glob in leave_out):
                 bases.origins[path] = origin
     problems = list(found.problems)
+    bases.check_map([*found.adapters, *bases.origins, *(Path(each.path) for each in problems)])
     faults: list[tuple[Path, InputError]] = []
     lost = {source: (error, list[Path]()) for source, error in bases.broken.items()}
     tuned: dict[str, dict[str, list[Adapter]]] = {}  # base -> adapter's fingerprint -> copies
@@ -153,7 +154,7 @@ def resolve_subjects(
     return Resolved(
         _subjects(bases.known, alone, groups, bases.readings),
         tuple(problems),
-        tuple(notes + bases.notes),
+        tuple(notes + bases.notes + bases.assumed_note()),
     )
 
 

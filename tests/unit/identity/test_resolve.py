@@ -335,6 +335,23 @@ def test_a_base_that_moved_needs_a_map(
         resolve_subjects([adapter], base_map=["one=/nowhere"])
 
 
+def test_what_is_said_of_bases_for_nothing_is_told(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    adapter = make_adapter(tmp_path / "a/one", tiny_checkpoint)
+    base = str(tiny_checkpoint)
+    with pytest.raises(InputError, match=r"--base-map two=.*fits 'two' \(there: .*a/one\)$"):
+        resolve_subjects([tmp_path / "a"], base_map=[f"one={base}", f"two={base}"])
+    with pytest.raises(InputError, match=r"fits 'two' \(there: none\)$"):
+        resolve_subjects([], [base], base_map=[f"two={base}"])
+    found = resolve_subjects([adapter], base_map=[f"*/one={base}"], assume_base=base)
+    assert found.notes == (f"--assume-base {base}: no adapter needed it",)
+    shutil.rmtree(adapter)
+    make_adapter(adapter, "org/unknown")
+    (note,) = resolve_subjects([adapter], assume_base=base).notes
+    assert "base assumed to be" in note
+
+
 def test_a_hub_base_without_revision_is_an_error(
     tmp_path: Path, hub: str, make_adapter: Make
 ) -> None:
