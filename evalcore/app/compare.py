@@ -72,7 +72,7 @@ def compare(
     Args:
         sides: Results folders that hold one model, ``FOLDER::MODEL``, models of ``results``, or
             lm-eval's ``samples_*.jsonl`` (files or folders of them).
-        results: A folder whose models may be named alone.
+        results: A folder whose models may be named alone; its names go before paths.
         tasks: Only these.
         allow_mixed: Allow other numerics classes on the two sides.
 
@@ -134,10 +134,10 @@ def _against(book: Any, side: Side, reference: Side, allow_mixed: bool) -> Compa
 def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) -> Side:
     place, sign, model = text.partition("::")
     path = Path(place)
+    if not sign and results is not None and (text in _models(results) or not path.exists()):
+        return _of_results(text, number, results, text, codes)
     if sign or (path / "store.json").is_file():
         return _of_results(text, number, path, model, codes)
-    if results is not None and not path.exists():
-        return _of_results(text, number, results, text, codes)
     files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else [path]
     if path.suffix == ".jsonl" or (path.is_dir() and files):
         return _of_samples(text, number, files, codes)
@@ -149,12 +149,17 @@ def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) ->
     )
 
 
-def _of_results(text: str, number: str, folder: Path, model: str, codes: DocumentCodes) -> Side:
+def _models(folder: Path) -> dict[str, str]:
+    """Name -> subject of the models of a results folder."""
     from evalcore.analysis.scores import model_names
     from evalcore.analysis.subjects import subject_infos
 
-    store = open_results(folder)
-    ids = {name: id_ for id_, name in model_names(subject_infos(store.cells()).values()).items()}
+    infos = subject_infos(open_results(folder).cells()).values()
+    return {name: id_ for id_, name in model_names(infos).items()}
+
+
+def _of_results(text: str, number: str, folder: Path, model: str, codes: DocumentCodes) -> Side:
+    store, ids = open_results(folder), _models(folder)
     if not model and len(ids) == 1:
         model = next(iter(ids))
     if not model:

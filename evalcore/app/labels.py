@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import Applied, Resolved, resolve_subjects, search
 from evalcore.identity.away import AwayRule
-from evalcore.identity.globs import fits, plain, split_at
+from evalcore.identity.globs import fits, plain, split_at, typed
 from evalcore.identity.labelling import LabelSources, label_subjects
 from evalcore.identity.labels import (
     Labels,
@@ -227,7 +227,9 @@ def label(
     for where, glob in wanted:
         if where not in used:
             names = ", ".join(m.model for m in models[:3]) or "none"
-            raise InputError(f"{where}: {glob!r} fits no tuned model of {results} (there: {names})")
+            raise InputError(
+                f"{where}: {typed(glob)} fits no tuned model of {results} (there: {names})"
+            )
     _write(results, [row for row in rows if row.pop("_changed", False)])
     return sorted(models, key=lambda m: m.model)
 
@@ -248,17 +250,21 @@ def _set_parents(rows: Sequence[dict[str, Any]], entries: Sequence[str]) -> None
         *globs, name = split_at(entry, "=")
         glob, name = "=".join(globs), plain(name)
         if not (glob and name):
-            raise InputError(f"--parent-map {entry!r}: expected GLOB=CHECKPOINT of the results")
+            raise InputError(
+                f"--parent-map {typed(entry)}: expected GLOB=CHECKPOINT of the results"
+            )
         parents = [s for s, row in alone.items() if row["checkpoint"] == name or s == name]
         if len(parents) != 1:
             known = [row["checkpoint"] for row in alone.values()]
-            raise UnknownNameError("checkpoint", name, known, f"--parent-map {entry!r}")
+            raise UnknownNameError("checkpoint", name, known, f"--parent-map {typed(entry)}")
         fitting = [
             s for s, row in alone.items()
             if s != parents[0] and fits(glob, _names(row))
         ]  # fmt: skip
         if not fitting:
-            raise InputError(f"--parent-map {entry!r}: no other checkpoint's name fits {glob!r}")
+            raise InputError(
+                f"--parent-map {typed(entry)}: no other checkpoint's name fits {typed(glob)}"
+            )
         for row in rows:
             if row["subject"] in fitting and row["base"] != parents[0]:
                 row.update(base=parents[0], method="full", adapter=FULLY_TUNED, _changed=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evalcore.app.survey import Survey
 
 
-@dataclass
+@dataclass(repr=False)
 class ScoreOutcome:
     """What came of :func:`evalcore.app.score`.
 
@@ -57,6 +57,17 @@ class ScoreOutcome:
     cells: frozenset[str] = frozenset()
     asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     engines: str = ""
+
+    def __repr__(self) -> str:
+        """Counts and times alone: the plan of a run may be long."""
+        s, dry = self.summary, "dry run, " if self.dry_run else ""
+        failed = f"{s.failed_examples:,} failed, " if s.failed_examples else ""
+        problems = f", {len(self.problems):,} problems" if self.problems else ""
+        return (
+            f"ScoreOutcome({str(self.output)!r}: {dry}{s.examples:,} of {s.planned:,} examples "
+            f"scored, {failed}{s.covered:,} were there already, {len(self.cells):,} cells, "
+            f"{s.wall_s:.1f} s, status {self.exit_status}{problems})"
+        )
 
     def add(self, plan: Plan, grid: Grid) -> None:
         """Takes in a piece of the run's grid, and its plan."""

@@ -187,6 +187,7 @@ def _run(
         finally:
             _conclude(outcome, config, prepared)
     else:
+        watch.planned(outcome.plan)
         prepared.preparer.keep_inputs()
         prepared.preparer.tell(outcome)
     if (work := prepared.lm_eval) is not None and outcome.summary.error is None:

@@ -113,11 +113,16 @@ def _body(seen: Seen) -> list[str]:
     if record["phase"] == "preparing":
         return [f"preparing for {_span(record['running_s'])}"]
     share = f" ({100 * committed / planned:.0f} %)" if planned else ""
-    least = "" if record.get("whole", True) else "at least "  # its preparation goes on
+    covered, whole = int(record["covered"]), record.get("whole", True)
+    if not planned and whole:
+        return [f"nothing to do: all {covered:,} examples were there already"]
+    if not planned and seen.life in ("ended", "dead"):
+        return ["nothing was planned"]
+    least = "" if whole else "at least "  # its preparation goes on
     lost = f", {failed:,} cannot be scored" if failed else ""
     lines.append(
         f"{committed:,} of {least}{planned:,} examples committed{share}{lost}; "
-        f"{int(record['covered']):,} were there already"
+        f"{covered:,} were there already"
     )
     if seen.life in ("running", "silent"):
         left_s = record.get("left_s")

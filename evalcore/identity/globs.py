@@ -10,6 +10,8 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
+from evalcore.shown import one_line
+
 
 def split_at(text: str, sign: str) -> list[str]:
     """Parts of a text between the signs that stand after no backslash; they keep backslashes."""
@@ -32,4 +34,10 @@ def fits(glob: str, names: Iterable[str]) -> bool:
     pattern = re.sub(
         r"\\(.)", lambda m: f"[{m[1]}]" if m[1] in "*?[" else m[1], glob, flags=re.DOTALL
     )
-    return any(name == glob or fnmatch.fnmatchcase(name, pattern) for name in names)
+    letters = (glob, plain(glob))
+    return any(name in letters or fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def typed(glob: str) -> str:
+    """A glob or an entry in quotes, as it was typed: its backslashes are single."""
+    return f"'{one_line(glob)}'"

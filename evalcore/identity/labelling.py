@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
+from evalcore.identity.globs import typed
 from evalcore.identity.labels import (
     LABEL_FILES,
     Labels,
@@ -73,6 +74,7 @@ class _Finder:
         self._used: set[int] = set()
         self._fitted = False
         self._recorded = 0
+        self._there: list[str] = []
 
     def labels(self, subject: Subject) -> tuple[Labels, str | None]:
         """(labels, who says so) of a subject."""
@@ -80,6 +82,7 @@ class _Finder:
         known, said_by = self.sources.known.get(subject.weights, (Labels(), ""))
         if subject.base_id is None:
             return Labels(step=known.step), None
+        self._there.append(subject.label)
         paths = [Path(own.path)]
         paths += [Path(copy) for copy in getattr(own, "copies", ())]  # named by any of its places
         names = [name for path in paths for name in path_names(path, self.roots)]
@@ -152,7 +155,11 @@ class _Finder:
             return
         for rule in self.sources.rules:
             if id(rule) not in self._used:
-                raise InputError(f"{rule.where}: no model's path or name fits {rule.glob!r}")
+                there = ", ".join(self._there[:3]) + (", ..." if len(self._there) > 3 else "")
+                raise InputError(
+                    f"{rule.where}: no model's path or name fits {typed(rule.glob)} "
+                    f"(there: {there})"
+                )
         for rule in (rule for rules in self._files.values() for rule in rules):
             if id(rule) not in self._used:
                 self.notes.append(f"{rule.where}: fits no model here")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from evalcore.errors import InputError, UnknownNameError
-from evalcore.identity.globs import fits, plain, split_at
+from evalcore.identity.globs import fits, plain, split_at, typed
 from evalcore.identity.sources import step_of
 from evalcore.reading import BoundedLoader, read_json, read_text
 from evalcore.shown import one_line
@@ -127,7 +127,7 @@ def parse_tuned_on(entry: str, option: str = "--tuned-on") -> Rule:
     head, *pairs = split_at(entry, ",")
     *globs, task = split_at(head, "=")
     glob = "=".join(globs)
-    where = f"{option} {entry!r}"
+    where = f"{option} {typed(entry)}"
     if not (glob and task):
         raise InputError(f"{where}: {_FORM}")
     values: dict[str, Any] = {"tuned_on": plain(task)}
@@ -136,7 +136,7 @@ def parse_tuned_on(entry: str, option: str = "--tuned-on") -> Rule:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
             hint = "; a comma of a name is written \\," if glob else ""
-            raise InputError(f"{where}: {pair!r} is not KEY=VALUE; {_FORM}{hint}")
+            raise InputError(f"{where}: {typed(pair)} is not KEY=VALUE; {_FORM}{hint}")
         values[key.strip()] = plain(value.strip())
     clears = tuple(k for k, v in values.items() if v == "-" and k in keys)
     kept = {k: v for k, v in values.items() if k not in clears}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity.away import AwayRule
-from evalcore.identity.globs import fits, plain, split_at
+from evalcore.identity.globs import fits, plain, split_at, typed
 from evalcore.identity.labels import path_names, trainer_labels
 from evalcore.identity.search import search
 from evalcore.identity.sources import open_checkpoint
@@ -41,7 +41,9 @@ class ParentMap:
         for entry in entries:
             *globs, source = split_at(entry, "=")
             if not (any(globs) and source):
-                raise InputError(f"--parent-map {entry!r}: expected GLOB=PATH or GLOB=REPO@REV")
+                raise InputError(
+                    f"--parent-map {typed(entry)}: expected GLOB=PATH or GLOB=REPO@REV"
+                )
             parsed.append(("=".join(globs), plain(source)))
         if not parsed:
             return cls()
@@ -82,7 +84,7 @@ class ParentMap:
         for glob, source in self.entries:
             if source not in used:
                 raise InputError(
-                    f"--parent-map {glob}={source}: no checkpoint's path or name fits {glob!r}"
+                    f"--parent-map {glob}={source}: no checkpoint's path or name fits {typed(glob)}"
                 )
         return out
 

@@ -47,7 +47,7 @@ def scores_text(rows: Sequence[ScoreRow], *, most: int | None = None, rest: str 
     lines = [lines[0], rule, *lines[1:], rule]
     if hidden:
         lines.append(f"{hidden:,} more lines (each task shows its best here): {rest}")
-    lines += _foot(shown)
+    lines += foot_lines(shown)
     lines += note_lines(_notes(shown))
     return [line.rstrip() for line in lines]
 
@@ -106,16 +106,16 @@ def _range(row: ScoreRow) -> str:
     return f"{plain(score.low_prompt)} to {plain(score.high_prompt)}"
 
 
-def _foot(rows: Sequence[ScoreRow]) -> list[str]:
+def foot_lines(rows: Sequence[ScoreRow]) -> list[str]:
     """What errors and intervals are about."""
     claims = list(dict.fromkeys(r.score.claim for r in rows if r.score.claim))
     lines = [f"± standard error; it is about {'; '.join(claims)}"] if claims else []
     gains = list(dict.fromkeys(r.gain.claim for r in rows if r.gain.claim))
     if gains:
-        lines.append(
-            f"gain: paired by document, [95 % interval] about {'; '.join(gains)}; "
-            "by document alone: see scores.csv"
-        )
+        lines += [
+            f"gain: paired by document, [95 % interval] about {'; '.join(gains)}",
+            "by document alone: `evalcore scores RESULTS -o scores.csv`",
+        ]
     turned = sum(bool(r.gain.turned) for r in rows)
     if turned:
         lines.append(f"in {turned} rows some prompts have the other sign than the mean gain")

@@ -184,10 +184,10 @@ def test_text_of_one_adapter_is_short() -> None:
     lines = scores_text(rows_of([
         *cell_rows(BASE, TASK, "a", right("0011")), *cell_rows(TUNED, TASK, "a", right("0111")),
     ]))  # fmt: skip
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert "+0.250 [" in lines[3]
-    assert lines[-2] == "± standard error; it is about these prompts, this run"
-    assert lines[-1].startswith("gain: paired by document, [95 % interval] about these prompts")
+    assert lines[-3] == "± standard error; it is about these prompts, this run"
+    assert lines[-2].startswith("gain: paired by document, [95 % interval] about these prompts")
 
 
 def test_the_score_of_raw_text_stands_beside_that_of_text_up_to_a_stop() -> None:

@@ -83,6 +83,24 @@ def test_models_of_one_folder_by_name_and_on_the_command_line(tmp_path: Path) ->
         compare(["step-00100", "step-00200"], results=Path(place), tasks=["nlli"])
 
 
+def test_names_of_the_results_go_before_folders_called_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        row
+        for step, right in ((100, A_RIGHT), (200, B_RIGHT))
+        for row in cell_rows(subject_columns(step), NLI, "default", right)
+    ]
+    fill(tmp_path / "both", to_table(rows), parts=1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "step-00100").mkdir()
+    folder(tmp_path / "step-00200", 300, A_RIGHT)  # results, even
+    (found,) = compare(["step-00100", "step-00200"], results=Path("both"))
+    assert found.gains[0].pooled.value == pytest.approx((B_RIGHT - A_RIGHT).mean())
+    with pytest.raises(InputError, match="no results folder"):
+        compare(["step-00100", "step-00200"])
+
+
 def test_what_cannot_be_paired_is_said(tmp_path: Path) -> None:
     a, far = folder(tmp_path / "a", 100, A_RIGHT), tmp_path / "far"
     rows = cell_rows(subject_columns(100), NLI, "default", B_RIGHT, first_document=500)

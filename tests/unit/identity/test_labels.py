@@ -241,7 +241,7 @@ def test_later_lines_and_nearer_files_win(tmp_path: Path) -> None:
 
 def test_what_fits_nothing_is_told(tmp_path: Path) -> None:
     one = subject(tmp_path / "runs" / "a")
-    with pytest.raises(InputError, match=r"--tuned-on 'b\*=nli': no model's path or name fits"):
+    with pytest.raises(InputError, match=r"no model's path or name fits 'b\*' \(there: base .*a\)"):
         labelled([one], tmp_path, rules=(parse_tuned_on("b*=nli"),))
     with pytest.raises(InputError, match="fits no model's path"):
         labelled([one], tmp_path, pattern=NamePattern.parse("{tuning}-seed{seed}"))
@@ -341,3 +341,13 @@ def test_wrong_parent_maps_are_refused(
     given = ParentMap.parse([f"tuned={tiny_checkpoint}"], [tmp_path])
     with pytest.raises(IncompatibleError, match="tuned from another checkpoint by its record"):
         given.applied(known, [tmp_path])
+
+
+def test_a_name_letter_by_letter_fits_with_an_escaped_comma_too() -> None:
+    """The page's own example: a folder that is literally called so."""
+    rule = parse_tuned_on(r"lr=1e-4\,r[8]=pocket_nli")
+    assert rule.labels.tuned_on == "pocket_nli"
+    assert rule.matches(["lr=1e-4,r[8]"])
+    assert rule.matches(["lr=1e-4,r8"]), "it is a glob still"
+    assert not rule.matches(["lr=1e-4,r9"])
+    assert rule.where == r"--tuned-on 'lr=1e-4\,r[8]=pocket_nli'", "as it was typed"

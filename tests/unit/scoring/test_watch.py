@@ -215,3 +215,18 @@ def test_files_of_long_ago_are_removed_by_a_later_run(tmp_path: Path) -> None:
         os.utime(path, (0, time.time() - age_s))
     Watch("new", tmp_path)._write_file()
     assert {s.record["run"] for s in read_progress(tmp_path).runs} == {"young", "new"}
+
+
+def test_a_run_with_nothing_to_do_says_what_is_there(tmp_path: Path) -> None:
+    ResultStore(tmp_path)
+    with Watch("run-1", tmp_path) as told:
+        told.planned(Plan((), PlanCounts(1, 1, 2, 0, 0, 0, 1240, 0, 0), {}))
+        told.end(0, "done")
+    said = "\n".join(status(tmp_path).lines())
+    assert "nothing to do: all 1,240 examples were there already" in said
+    assert "at least" not in said
+    with Watch("run-2", tmp_path) as told:
+        told.end(2, "wrong")
+    said = "\n".join(status(tmp_path).lines())
+    assert "nothing was planned" in said
+    assert "at least" not in said
