@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -13,10 +12,9 @@ import pyarrow as pa
 
 from evalcore.metrics.arrays import FloatArray, column, integers, matches, strings
 from evalcore.tasks.rouge import ROUGE_TYPES, Reading, rouge_scorer
+from evalcore.tasks.wording import normal_tokens
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 Values = Callable[[pa.Table], FloatArray]
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -60,11 +58,6 @@ def exact_match(text: str, references: Sequence[str]) -> float:
 def verbatim(text: str, references: Sequence[str]) -> float:
     """1.0 if the text equals a reference character by character."""
     return float(text in references)
-
-
-def normal_tokens(text: str) -> list[str]:
-    """Lower-case words without punctuation and English articles (SQuAD's published rules)."""
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def token_f1(text: str, references: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ equal_choices      warning  two choices of a document are the same text, or are 
 duplicates         warning  documents repeat another's text
 contradictory      warning  documents repeat another's text with another right answer
 empty_fields       warning  a field without text
-unseen_references  warning  references without a word that the metric sees (other scripts)
+unseen_references  warning  references without a word that the metric sees (other scripts, signs)
 overflow           error    prompts that do not fit even without shots: recorded, never scored
 shots_dropped      warning  prompts that lost shots to fit
 truncated          warning  prompts whose beginning was cut
@@ -38,7 +38,8 @@ from evalcore.identity import is_commit, text_fingerprint
 from evalcore.shown import caseless
 from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, asked_key, content_key
 from evalcore.tasks.hub import data_resolution
-from evalcore.tasks.rouge import is_seen, rouge_kind
+from evalcore.tasks.rouge import rouge_kind
+from evalcore.tasks.wording import sees
 from evalcore.types import Document, Task, Variant
 
 if TYPE_CHECKING:
@@ -136,17 +137,34 @@ def _right(document: Document) -> str | None:
 
 def _unseen_references(task: Task, docs: Sequence[Document]) -> list[Finding]:
     """Documents whose references hold no word that a metric of the task can see."""
-    blind = [m for m in task.metrics if (kind := rouge_kind(m)) and kind[1] != "unicode"]
-    rows = [
-        doc.index
-        for doc in (docs if blind else ())
-        if doc.references and not any(is_seen(text) for text in doc.references)
-    ]
-    return _if_any(
-        task, "warning", "unseen_references", rows,
-        f"{len(rows)} of {len(docs)} documents have references without a letter a-z or a digit",
-        f"{', '.join(blind)} give 0 for any answer to them; use rouge_l_unicode",
-    )  # fmt: skip
+    blind: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+    for metric in task.metrics:
+        seen = sees(metric)
+        if seen is not None:
+            # one reference without a word is enough for token_f1: it agrees with an empty answer
+            some = all if metric == "token_f1" else any
+            rows = [d.index for d in docs if d.references and not some(map(seen, d.references))]
+            blind[tuple(rows)].append(metric)
+    return [
+        finding
+        for rows, metrics in blind.items()
+        for finding in _if_any(
+            task, "warning", "unseen_references", rows,
+            f"{len(rows)} of {len(docs)} documents have references without a word that "
+            f"{', '.join(metrics)} can see", _unseen_consequence(metrics),
+        )
+    ]  # fmt: skip
+
+
+def _unseen_consequence(metrics: Sequence[str]) -> str:
+    rouge = [metric for metric in metrics if rouge_kind(metric)]
+    latin = any(kind[1] != "unicode" for m in rouge if (kind := rouge_kind(m)))
+    advice = "use rouge_l_unicode, or exact_match for signs" if latin else "use exact_match"
+    said = [f"{', '.join(rouge)} give 0 for any answer to them; {advice}"] if rouge else []
+    if "token_f1" in metrics:
+        said.append("token_f1 gives 1 to an answer without words and 0 to the others; use "
+                    "exact_match")  # fmt: skip
+    return "; ".join(said)
 
 
 def check_sample(

@@ -8,20 +8,37 @@ are not seen (zero-width spaces, soft hyphens) are left out.
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
-from evalcore.tasks.rouge import UnicodeWords
+from evalcore.tasks.rouge import UnicodeWords, is_seen, rouge_kind
 
 _UNSEEN = dict.fromkeys([0x00AD, 0x200B, 0x2060, 0xFEFF])
 _DASHES = dict.fromkeys([0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2212, 0xFE63, 0xFF0D], "-")
 _BESIDE = re.compile(r"(?<=\d)\s*+[^\w\s]++|(?<![^\w\s])[^\w\s]++(?=\s*+\d)")  # in linear time
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 _TOKENIZER = UnicodeWords()
 
 
 def words(text: str) -> list[str]:
     """Words of a text."""
     return _TOKENIZER.tokenize(_seen(text))
+
+
+def normal_tokens(text: str) -> list[str]:
+    """Lower-case words without punctuation and English articles (SQuAD's published rules)."""
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def sees(metric: str) -> Callable[[str], bool] | None:
+    """Whether a metric's own tokenizer finds a word in a text; None where it has no tokenizer."""
+    kind = rouge_kind(metric)
+    if kind is not None:
+        return is_seen if kind[1] != "unicode" else lambda text: bool(_TOKENIZER.tokenize(text))
+    return (lambda text: bool(normal_tokens(text))) if metric == "token_f1" else None
 
 
 def same_key(text: str, tokens: list[str] | None = None) -> str:

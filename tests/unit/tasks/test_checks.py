@@ -93,6 +93,27 @@ def test_references_that_the_metric_does_not_see() -> None:
         assert check_documents(other, documents_from_rows(other, rows, "rows")) == []
 
 
+@pytest.mark.parametrize(
+    ("metric", "blind", "said"),
+    [("rouge_l", (0, 1, 2), "use rouge_l_unicode"), ("rouge_l_unicode", (0, 1), "give 0 for any"),
+     ("rouge_l_unicode_raw", (0, 1), "give 0"), ("token_f1", (1, 3), "gives 1 to an answer"),
+     ("exact_match", (), "")],
+)  # fmt: skip
+def test_each_metric_is_asked_which_references_it_sees(
+    metric: str, blind: tuple[int, ...], said: str
+) -> None:
+    """An empty answer to the reference "A" had token F1 1.0; emoji had ROUGE 0 from any answer."""
+    task = toy(
+        output_type="generate_until", choices=None, gold=None, references={"column": "said"},
+        metrics=[metric], primary=metric,
+    )  # fmt: skip
+    texts = ["\U0001f600", "+ - !", "\u0441\u043e\u0431\u0430\u043a\u0430", "A", "a dog"]
+    rows = [{"sentence": f"s{i}", "said": said} for i, said in enumerate(texts)]
+    found = check_documents(task, documents_from_rows(task, rows, "rows"))
+    assert [(f.code, f.rows) for f in found] == ([("unseen_references", blind)] if blind else [])
+    assert all(said in finding.message for finding in found)
+
+
 def test_text_the_task_gives_itself_may_be_empty() -> None:
     task = toy(fields={"text": "sentence", "context": {"text": ""}})
     assert check_documents(task, documents_from_rows(task, ROWS, "rows")) == []
