@@ -45,6 +45,7 @@ _RANGE = struct.Struct("<QII")  # bytes, their CRC-32, rows
 _END = struct.Struct("<II8s")  # CRC-32 of the sums, their length, _TAIL
 _FOOTER_END = struct.Struct("<i6s")
 _READ_AT_ONCE = 1 << 16
+_NAME_KEY = b"evalcore.name"
 _SUM_KEY = b',\n "checksum": "'
 _SUM_END = b'"\n}\n'
 _SUM_DIGITS = 32
@@ -363,6 +364,30 @@ def _parse_end(end: bytes | memoryview, size: int) -> CheckedArrow:
     if start + needed != size:
         raise DamagedFile("bytes are missing or too many")
     return CheckedArrow(footer, tuple(parts))
+
+
+def name_metadata(path: Path) -> dict[bytes, bytes]:
+    """Footer metadata that states under which name a file was written, for :func:`check_name`."""
+    return {_NAME_KEY: _plain_name(path).encode()}
+
+
+def check_name(path: Path) -> bool:
+    """Whether a file states its name (files of earlier versions do not).
+
+    Raises:
+        DamagedFile: It was written under another name, or its end is not what was written.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read.
+    """
+    stated = read_end(path).metadata.get(_NAME_KEY)
+    if stated is not None and stated != _plain_name(path).encode():
+        name = stated.decode(errors="replace")
+        raise DamagedFile(f"it was written as {name} and lies under another file's name")
+    return stated is not None
+
+
+def _plain_name(path: Path) -> str:
+    return path.name.split(".")[0]
 
 
 # JSON ---------------------------------------------------------------------------------------------

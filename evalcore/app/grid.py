@@ -19,7 +19,7 @@ from evalcore.app.cells import (
 from evalcore.app.learned import LearnedRows
 from evalcore.app.lm_eval import LmEvalAsking
 from evalcore.config import GridConfig
-from evalcore.errors import DataError, InputError
+from evalcore.errors import DataError, InputError, ResultsError
 from evalcore.identity import (
     NumericsClass,
     parse_template_args,
@@ -331,6 +331,8 @@ class _Files:
         if at not in self.known and at not in self.faults:
             try:
                 self.of(checkpoint)
+            except ResultsError:  # not the checkpoint's fault: the next one finds no room either
+                raise
             except InputError as error:
                 self.faults[at] = error
         return self.faults.get(at)

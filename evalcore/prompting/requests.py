@@ -14,8 +14,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalcore.checked import ARROW_SUFFIX, DamagedFile, is_checked, map_table, write_batches
-from evalcore.errors import InputError, NodeError
+from evalcore.checked import (
+    ARROW_SUFFIX,
+    DamagedFile,
+    check_name,
+    is_checked,
+    map_table,
+    name_metadata,
+    write_batches,
+)
+from evalcore.errors import InputError, NodeError, ResultsError
 from evalcore.identity import load_tokenizer, text_fingerprint, tokenizer_facts
 from evalcore.identity.cache import locked
 from evalcore.prompting.encoding import Encoder
@@ -133,6 +141,9 @@ def cached_requests(
 
     Returns:
         Path of the file; memory-map it to read.
+
+    Raises:
+        ResultsError: The file cannot be written (no room, no permission).
     """
     generation = generation_of(task, variant)
     facts = tokenizer_facts(tokenizer_path)
@@ -166,9 +177,13 @@ def cached_requests(
         )  # fmt: skip
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_batches(path, REQUEST_SCHEMA, batches, compression=None)
+            about = name_metadata(path)
+            write_batches(path, REQUEST_SCHEMA, batches, metadata=about, compression=None)
         except OSError as error:
-            raise InputError(f"cannot write requests to {path.parent}: {error.strerror}") from None
+            raise ResultsError(
+                f"cannot write requests to {path.parent}: {error.strerror or error}; make room, "
+                "or give another folder"
+            ) from error
     return path
 
 
@@ -176,11 +191,12 @@ def read_requests(path: str | Path) -> pa.Table:
     """Memory-maps a request file; its bytes are checked first.
 
     Raises:
-        NodeError: This machine sees other bytes than were written.
+        NodeError: This machine sees other bytes than were written, or another file's.
     """
     path = Path(path)
     try:
         if is_checked(path):
+            check_name(path)
             return map_table(path)
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_file(source).read_all()
@@ -190,8 +206,10 @@ def read_requests(path: str | Path) -> pa.Table:
 
 
 def _is_sound(path: Path, *, tell: bool = False) -> bool:
-    """Whether the file is there as it was written; ``tell``: a damaged one is worth a warning."""
+    """Whether the file is there, as written and named; ``tell``: a damaged one is warned of."""
     try:
+        if not check_name(path):
+            raise DamagedFile("it does not state whose prompts it holds (an earlier evalcore)")
         map_table(path)
     except FileNotFoundError:
         return False

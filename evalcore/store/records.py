@@ -16,6 +16,8 @@ from evalcore.checked import (
     ARROW_SUFFIX,
     JSON_SUFFIX,
     DamagedFile,
+    check_name,
+    name_metadata,
     read_json,
     read_table,
     write_json,
@@ -223,15 +225,24 @@ class Requests:
         path = self.path(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_table(path, table)
+            write_table(path, table, metadata=name_metadata(path))
         except OSError as error:
             raise not_writable(self.folder, error) from error
         return path
+
+    def has(self, name: str) -> bool:
+        """See ``ResultStore.has_requests``."""
+        try:
+            patiently(self.path(name), check_name)
+        except (DamagedFile, FileNotFoundError):
+            return False
+        return True
 
     def read(self, name: str) -> pa.Table:
         """See ``ResultStore.requests``."""
         path = self.path(name)
         try:
+            patiently(path, check_name)
             return patiently(path, read_table)
         except FileNotFoundError:
             raise InputError(

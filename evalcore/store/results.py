@@ -241,8 +241,12 @@ class ResultStore:
         return self._requests.write(name, table)
 
     def has_requests(self, name: str) -> bool:
-        """Whether these prompts are kept already."""
-        return self._requests.path(name).is_file()
+        """Whether these prompts are kept already, under their own name.
+
+        Raises:
+            ResultsError: The file cannot be read.
+        """
+        return self._requests.has(name)
 
     def compact(self, **options: Any) -> CompactReport:
         """Merges small segments into few and drops doubled rows; safe to kill, safe beside writers.

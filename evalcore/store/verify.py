@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from evalcore.checked import (
     DamagedFile,
+    check_name,
     is_checked,
-    read_end,
     read_json,
     read_table,
     require_regular,
@@ -196,7 +196,7 @@ def _check(folder: Path, path: Path) -> int:
     elif path.parent == folder / "cells":
         read_cells_file(path)
     elif is_checked(path):
-        read_end(path)
+        check_name(path)
         read_table(path)
     return num_bytes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from evalcore.app.cells import Grid, Question, RequestFile
 from evalcore.app.inputs import keep_inputs
-from evalcore.errors import InputError, NodeError
+from evalcore.checked import write_table
+from evalcore.errors import DataError, InputError, NodeError
 from evalcore.identity import NumericsClass
 from evalcore.prompting import cached_requests, load_tokenizer, read_requests
 from evalcore.store import ResultStore
@@ -69,3 +71,48 @@ def test_a_damaged_request_file_is_made_again(
         assert asked(tmp_path, tiny_tokenizer_dir) == path
         assert path.read_bytes() == data
     assert caplog.text.count("; made again") == 3
+
+
+def test_prompts_under_another_files_name_are_not_used(
+    tmp_path: Path, tiny_tokenizer_dir: Path
+) -> None:
+    path = asked(tmp_path / "cache", tiny_tokenizer_dir)
+    right = path.read_bytes()
+    other = cached_requests(
+        path.parent, TASK, VARIANT, DOCUMENTS[:2], [], tiny_tokenizer_dir, EncodingSettings()
+    )
+    shutil.copy(other, path)
+    with pytest.raises(NodeError, match="lies under another file's name"):
+        read_requests(path)
+    assert asked(path.parent, tiny_tokenizer_dir) == path
+    assert path.read_bytes() == right
+
+    store = ResultStore(tmp_path / "results")
+    store.write_cells([{"cell": "c", "requests": path.name}])
+    for file in (path, other):
+        store.write_requests(file.name, read_requests(file))
+        assert store.has_requests(file.name)
+    kept, wrong = (store.path / "requests" / file.name for file in (path, other))
+    shutil.copy(wrong, kept)
+    assert not store.has_requests(path.name)
+    with pytest.raises(DataError, match="lies under another file's name"):
+        store.requests("c")
+    (damage,) = store.verify(set_aside=False).damaged
+    assert damage.file == f"requests/{path.name}"
+    assert other.name.split(".")[0] in damage.reason
+
+
+def test_prompts_of_earlier_versions(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    """They do not state their name: taken where they are kept, made anew in the cache."""
+    path = asked(tmp_path / "cache", tiny_tokenizer_dir)
+    right, table = path.read_bytes(), read_requests(path)
+    store = ResultStore(tmp_path / "results")
+    store.write_cells([{"cell": "c", "requests": path.name}])
+    kept = store.write_requests(path.name, table)
+    for file in (path, kept):
+        write_table(file, table)
+    assert store.has_requests(path.name)
+    assert store.requests("c").equals(table)
+    assert store.verify().sound
+    assert asked(path.parent, tiny_tokenizer_dir) == path
+    assert path.read_bytes() == right

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalcore.errors import DataError, DefinitionError, InputError, UnknownNameError
+from evalcore.errors import DataError, DefinitionError, InputError, ResultsError, UnknownNameError
 from evalcore.prompting import (
     REQUEST_SCHEMA,
     cached_requests,
@@ -501,7 +501,7 @@ def test_a_failed_request_file_leaves_nothing(tmp_path: Path, tiny_tokenizer_dir
     assert not list(tmp_path.iterdir())
     blocked = tmp_path / "file"
     blocked.touch()
-    with pytest.raises(InputError, match="cannot write requests"):
+    with pytest.raises(ResultsError, match="cannot write requests"):
         cached_requests(
             blocked, NLI, PLAIN, [nli_document(1)], [], tiny_tokenizer_dir, EncodingSettings()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalcore.errors import InputError
+from evalcore.errors import InputError, ResultsError
 from evalcore.prompting import (
     REQUEST_SCHEMA,
     cached_requests,
@@ -361,3 +362,18 @@ def test_answers_that_share_a_token_with_their_prompt_are_flagged(tokenizer: Any
     assert [row["flags"] for row in found] == [["border_merged"], []]
     spaced = rows_of(task, documents, tokenizer, replace(bare, delimiter=" "))
     assert [row["flags"] for row in spaced] == [[], []]
+
+
+def test_a_full_disk_is_the_results_fault(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(ResultsError, match="cannot write requests") as refused:
+            cached_requests(
+                tmp_path, LABELS, PLAIN, [labelled(1)], [], tiny_tokenizer_dir, SETTINGS
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in str(refused.value)
+    assert refused.value.exit_status == 74
+    assert list(tmp_path.iterdir()) == []
