@@ -19,9 +19,9 @@ TargetModules = Literal["all-linear"] | Annotated[list[str], Field(min_length=1)
 
 
 class Strict(BaseModel):
-    """A part of a study file: unknown keys are mistakes, values do not change."""
+    """A part of a study file: unknown keys are mistakes, numbers finite, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 _SCHEMA: dict[str, Any] = {
@@ -56,7 +56,7 @@ class MethodSpec(Strict):
     learning_rate: float = Field(2e-4, gt=0, le=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
     batch_size: int = Field(16, ge=1, description="rows of one batch, over all devices together")
     gradient_accumulation: int = Field(1, ge=1, description="batches per optimizer step")
     max_length: int | None = Field(None, ge=8, description="prompt + completion, tokens")

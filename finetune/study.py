@@ -7,6 +7,7 @@ from these models for editors. Nothing here imports torch or looks at a checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,7 +60,7 @@ class HubCheckpoints(Strict):
         "step{step}",
         description="name of a step's revision; {step}, and {tokens}: billions of tokens, whole",
     )
-    tokens_per_step: float | None = Field(None, gt=0, description="for {tokens}")
+    tokens_per_step: float | None = Field(None, gt=0, le=1e12, description="for {tokens}")
     parameters: int | None = Field(
         None, ge=1, description="weights of the model; estimates use it while it is not at hand"
     )
@@ -91,8 +92,8 @@ class HubCheckpoints(Strict):
     def sources(self) -> list[str]:
         """``repo@revision`` of each checkpoint."""
         steps = self.steps.steps if isinstance(self.steps, StepRange) else self.steps or []
-        per_step = self.tokens_per_step or 0.0
-        named = [self.revision.format(step=s, tokens=int(s * per_step / 1e9)) for s in steps]
+        per_step = Fraction(self.tokens_per_step or 0)
+        named = [self.revision.format(step=s, tokens=s * per_step // 10**9) for s in steps]
         return [f"{self.repo}@{revision}" for revision in [*named, *self.revisions]]
 
 
@@ -403,7 +404,8 @@ def _deal_out(total: int | None, weights: list[float]) -> Iterator[int | None]:
     """Whole numbers that sum to ``total``, in proportion (largest remainders round up)."""
     if total is None:
         return iter([None] * len(weights))
-    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth; no sum is too large
+    exact = [total * part / sum(parts) for part in parts]
     dealt = [int(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (dealt[i] - exact[i], i))
     for i in by_remainder[: total - sum(dealt)]:

@@ -169,6 +169,52 @@ def test_the_rows_of_a_mix(mix: str, examples: str, expected: list[tuple[str, in
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("rank: 4", "epochs: .inf", "tunings.0.method.epochs"),
+        ("steps: 5", "epochs: .inf", "method.epochs"),
+        ("steps: 5", "epochs: 1e308", "method.epochs"),
+        ("rank: 4", "alpha: .inf", "tunings.0.method.alpha"),
+        ("steps: 5", "weight_decay: .inf", "method.weight_decay"),
+        ("steps: 5", "max_grad_norm: .nan", "method.max_grad_norm"),
+        ("examples: 20", "grid: {alpha: [.inf]}", "tunings.0"),
+        ("examples: 20", "grid: {examples: [.inf]}", "tunings.0.grid"),
+        ("task: pocket_nli", "mix: [{task: a, weight: .inf}, {task: b}]", "tunings.0.mix.0.weight"),
+        (
+            "examples: 20",
+            "select: {learning_rate: [1e-3, 1e-4], held_out: .inf}",
+            "tunings.0.select.held_out",
+        ),
+        (
+            'paths: ["step-*"]',
+            "hub: [{repo: m, steps: [1], revision: 's{tokens}', tokens_per_step: .inf}]",
+            "checkpoints.hub.0.tokens_per_step",
+        ),
+        (
+            'paths: ["step-*"]',
+            "hub: [{repo: m, steps: [1000], revision: 's{tokens}', tokens_per_step: 1e308}]",
+            "checkpoints.hub.0.tokens_per_step",
+        ),
+    ],
+)
+def test_numbers_without_end_are_mistakes(old: str, new: str, key: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        parse_study(GOOD.replace(old, new, 1), Path("s.yaml")).method.rows_seen(20)
+    assert all(line.startswith(f"s.yaml: {key}") for line in caught.value.lines), caught.value
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [("1e308, 1e308", [10, 10]), ("0.1, 0.3", [5, 15]), ("5e-324, 1.5e-323", [5, 15])],
+)
+def test_weights_of_any_size_are_shares(weights: str, expected: list[int]) -> None:
+    one, two = weights.split(", ")
+    mix = f"mix: [{{task: a, weight: {one}}}, {{task: b, weight: {two}}}]"
+    tuning = parse_study(GOOD.replace("task: pocket_nli", mix), Path("s.yaml")).tunings[0]
+    assert [rows for _, rows, _ in tuning.parts] == expected
+
+
+@pytest.mark.parametrize(
     ("new", "expected"),
     [
         ("mix: [{task: a}], task: b", "give task or mix, one of them"),
