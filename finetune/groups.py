@@ -7,19 +7,19 @@ from typing import Literal
 from pydantic import Field
 
 from evalcore.types import AnswerWay, Variant, option_of
-from finetune.method import Strict
+from finetune.method import Filled, Strict
 
 
 class GroupSpec(Strict):
     """Tasks whose scores are averaged in the table per checkpoint."""
 
-    tasks: list[str] = Field(min_length=1)
-    tuned_by: str | None = Field(
+    tasks: list[Filled] = Field(min_length=1)
+    tuned_by: Filled | None = Field(
         None,
         description="gains of models tuned on this; default: each task's own tuned_by, every "
         "tuning where the study has none for it",
     )
-    prompts: list[str] = Field(
+    prompts: list[Filled] = Field(
         [], description="only these prompts; default: all of the primary way of asking"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,10 @@ class MixPart:
     share: float | None = None
 
     def rows_of(self, total: int) -> int | None:
-        """Rows wanted of a split of ``total`` (a share is rounded down); None for all."""
-        return self.examples if self.share is None else max(1, int(total * self.share))
+        """Rows wanted of a split of ``total`` (a decimal share is rounded down); None for all."""
+        if self.share is None:
+            return self.examples
+        return max(1, int(total * Fraction(str(self.share))))
 
     @property
     def wanted(self) -> str:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from finetune.faults import StudyFault
@@ -15,13 +22,33 @@ LORA_ONLY = ("rank", "alpha", "dropout", "targets", "rslora", "dora", "init")
 NOT_IN_TENSORS = ("save_every", "gradient_checkpointing", "devices")
 """Keys that change how fast a job runs or what it survives, not (but for rounding) its result."""
 DEFAULT_EPOCHS = 3.0
-TargetModules = Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+Filled = Annotated[str, Field(pattern=r"\S")]
+"""A name that is not empty."""
+TargetModules = Literal["all-linear"] | Annotated[list[Filled], Field(min_length=1)]
 
 
 class Strict(BaseModel):
     """A part of a study file: unknown keys are mistakes, numbers finite, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bool) for one in values):
+            kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError("expected a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """Types that an annotation is made of; of a Literal, those of its values."""
+    inner = get_args(annotation)
+    if not inner:
+        return {annotation if isinstance(annotation, type) else type(annotation)}
+    return {kind for one in inner for kind in _kinds(one)}
 
 
 _SCHEMA: dict[str, Any] = {

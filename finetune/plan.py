@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from evalcore.errors import IncompatibleError
 from evalcore.types import Checkpoint
@@ -73,8 +73,8 @@ def plan_jobs(
 
     Raises:
         InputError: If a checkpoint is missing (as resolved by :func:`evalcore.identity`).
-        StudyError: If the study names a task, prompt variant or checkpoint that is not there, or
-            two of its models would be one folder.
+        StudyError: If the study names a task, prompt variant or checkpoint that is not there, a
+            control has seeds that its tuning has not, or two models would be one folder.
         IncompatibleError: If one was made with other settings (``on_changed="error"``).
     """
     out = Path(out_dir)
@@ -222,8 +222,20 @@ def _wanted(
                 every = _seeds_at(tuning, checkpoint, checkpoints, study)
                 seeds = every if control.seeds == "all" else control.seeds
                 for seed in seeds or tuning.seeds[:1]:
-                    wanted[tuning.name, seed, control.kind] = (tuning, seed, control)
+                    if seed not in every:
+                        there = ", ".join(map(str, every))
+                        text = f"tuning {tuning.name} has no seed {seed} at {checkpoint.name}"
+                        _refuse(study, f"controls.{i}.seeds: {text}; it has {there}")
+                    key = (tuning.name, seed, control.kind)
+                    if key in wanted and control.kind == "format_only":
+                        text = f"format_only of tuning {tuning.name}, seed {seed}, is asked for"
+                        _refuse(study, f"controls.{i}: {text} twice at {checkpoint.name}")
+                    wanted[key] = (tuning, seed, control)
     return list(wanted.values())
+
+
+def _refuse(study: Study, text: str) -> NoReturn:
+    raise StudyError(study.file, [(StudyFault.WRONG_VALUE, text)])
 
 
 def _named(tuning: TuningSpec, names: Sequence[str], study: Study) -> bool:

@@ -26,7 +26,7 @@ from evalcore.config import Option, check_value, study_keys
 from evalcore.errors import InputError
 from finetune.grids import Value, as_number, expand_grid, grid_keys
 from finetune.groups import GroupSpec, PrimarySpec, tasks_in_several
-from finetune.method import MethodSpec, Strict
+from finetune.method import Filled, MethodSpec, Strict
 from finetune.search import Search
 
 LAST = "last"
@@ -207,6 +207,9 @@ class TuningSpec(Strict):
         names = [entry.task for entry in self.mix]
         if len(set(names)) != len(names):
             raise ValueError("a task is in the mix twice")
+        fixed = sum(entry.examples or 0 for entry in self.mix)
+        if "examples" in self.model_fields_set and fixed > (self.examples or fixed):
+            raise ValueError(f"mix: its entries ask for {fixed} rows, examples for {self.examples}")
         if self.share is not None and (self.mix or "examples" in self.model_fields_set):
             raise ValueError("share goes with task, in place of examples")
         if self.select is not None and "learning_rate" in self.grid:
@@ -292,7 +295,7 @@ class EvaluationSpec(_ScoringKeys):
     tasks: list[str] = Field(min_length=1)
     prompts: str = "default,instruct,io"
     extra: list[ExtraEvaluation] = Field([])
-    groups: dict[str, GroupSpec] = Field(
+    groups: dict[Filled, GroupSpec] = Field(
         {}, description="name -> tasks that the table per checkpoint averages; a task in one group"
     )
     primary: PrimarySpec | None = Field(

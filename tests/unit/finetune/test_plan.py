@@ -106,6 +106,34 @@ def test_two_models_never_share_a_folder(out: Path, first: str, second: str, nam
 
 
 @pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        (
+            "{kind: format_only, of: [nli]}, {kind: format_only, of: [nli], examples: 10}",
+            "controls.1: format_only of tuning nli, seed 0, is asked for twice at step-00002",
+        ),
+        (
+            "{kind: shuffled_labels, of: [nli], seeds: [0, 7]}",
+            "controls.0.seeds: tuning nli has no seed 7 at step-00002; it has 0",
+        ),
+    ],
+)
+def test_controls_that_make_no_sense(out: Path, controls: str, said: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        plan(out, text=STUDY.replace("evaluation:", f"controls: [{controls}]\nevaluation:"))
+    assert caught.value.codes == (StudyFault.WRONG_VALUE,)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "rows"), [(0.29, 100, 29), (0.57, 100, 57), (0.05, 19, 1), (1e-9, 10, 1)]
+)
+def test_a_share_is_the_decimal_it_is_written_as(share: float, total: int, rows: int) -> None:
+    assert MixPart("t", None, share=share).rows_of(total) == rows
+
+
+@pytest.mark.parametrize(
     ("held_out", "expected", "rows"),
     [
         ("0.1", Selection((1e-3, 1e-4), held_out_fraction=0.1), 3),

@@ -204,6 +204,40 @@ def test_numbers_without_end_are_mistakes(old: str, new: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("rank: 4", "rank: true", "tunings.0.method.rank: expected a number, not True"),
+        ("steps: 5", "steps: true", "method.steps: expected a number, not True"),
+        ("examples: 20", "examples: true", "tunings.0.examples: expected a number"),
+        ("examples: 20", "grid: {rank: [true]}", "tunings.0.method.rank: expected a number"),
+        ("examples: 20", "share: true", "tunings.0.share: expected a number"),
+        ('paths: ["step-*"]', "hub: [{repo: m, steps: [true]}]", "checkpoints.hub.0.steps"),
+        ("steps: 5", "steps: 5, targets: ['']", "method.targets.0: "),
+        ("method: {steps", "evaluation: {tasks: [a], groups: {'': {tasks: [a]}}}\nmethod: {steps",
+         "evaluation.groups."),
+        ("method: {steps", "evaluation: {tasks: [a], groups: {g: {tasks: ['']}}}\nmethod: {steps",
+         "evaluation.groups.g.tasks.0: "),
+        ("task: pocket_nli", "mix: [{task: a, examples: 30}, {task: b, examples: 30}]",
+         "tunings.0: mix: its entries ask for 60 rows, examples for 20"),
+    ],
+)  # fmt: skip
+def test_values_that_would_mean_something_else(old: str, new: str, key: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        parse_study(GOOD.replace(old, new, 1), Path("s.yaml"))
+    assert f"s.yaml: {key}" in str(caught.value)
+
+
+def test_truth_stays_where_it_is_asked_for_and_whole_numbers_in_their_spellings() -> None:
+    grid = "examples: 20, grid: {dora: [true, false], rank: [8.0]}"
+    text = GOOD.replace("examples: 20", grid).replace("steps: 5", "steps: 5.0, rslora: true")
+    study = parse_study(text, Path("s.yaml"))
+    methods = [study.method_of(point) for point in study.expanded()]
+    assert [(m.dora, m.rank, m.steps, m.rslora) for m in methods] == [
+        (True, 8, 5, True), (False, 8, 5, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("weights", "expected"),
     [("1e308, 1e308", [10, 10]), ("0.1, 0.3", [5, 15]), ("5e-324, 1.5e-323", [5, 15])],
 )
