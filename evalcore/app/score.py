@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import gettempdir
 from typing import Any
 
@@ -83,7 +84,7 @@ def score(
             return score(config, progress, own)
     ray = joined(config.cluster.ray_address) if config.cluster.backend == "ray" else nullcontext()
     with ray, nullcontext(Watch()) if config.run.dry_run else _watch(config) as watch:
-        with EarlyWorkers(config, watch.name) as early:
+        with _nothing_left(config, watch.name), EarlyWorkers(config, watch.name) as early:
             with signals.interrupting(), _results(config) as (store, cache, place, notes):
                 asked = selected(config.grid)  # unknown names are told before anything is started
                 early.begin(place, store)
@@ -102,10 +103,27 @@ def _watch(config: ScoreConfig) -> Watch:
 
 
 @contextmanager
+def _nothing_left(config: ScoreConfig, name: str) -> Iterator[None]:
+    """Where the output became no results, what early workers left there is removed again."""
+    output = config.run.output
+    made = [path for path in (output, *output.parents) if not path.exists()]
+    known = config.run.dry_run or (output / "store.json").exists()
+    try:
+        yield
+    finally:
+        if not (known or (output / "store.json").exists()):
+            rmtree(output / "logs" / name, ignore_errors=True)
+            for path in (output / "logs", *made):
+                with suppress(OSError):  # not there, or no longer this run's alone
+                    path.rmdir()
+
+
+@contextmanager
 def _results(config: ScoreConfig) -> Iterator[tuple[ResultStore, Path, Place, list[str]]]:
     """(results, folder for encoded requests, where the engines are, what is to be said of that).
 
-    Results are made last, so that what is refused leaves no folder; a dry run writes nothing but
+    A new folder is made once it is known what is scored (:func:`_prepare`), so that what is refused
+    leaves none; a dry run writes nothing but
     into a temporary one.
     """
     known = (config.run.output / "store.json").is_file()
@@ -113,7 +131,7 @@ def _results(config: ScoreConfig) -> Iterator[tuple[ResultStore, Path, Place, li
     place, notes = settle_place(config, there)
     if not config.run.dry_run:
         remove_dead_scratch(Path(gettempdir()))
-        store = ResultStore(config.run.output)
+        store = ResultStore(config.run.output, later=True)
         yield store, store.cache_folder, place, notes
         return
     with scratch_folder("plan") as folder:
@@ -138,6 +156,7 @@ def _prepare(
     subjects, problems, notes = settle_subjects(config, place, store)
     notes += said
     if not config.run.dry_run:
+        store.create()
         notes += set_aside(store)
     if config.engine.kind != "hf" and (unknown := unverified(vllm_version())) is not None:
         notes.append(unknown)

@@ -69,7 +69,8 @@ def settle_subjects(
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     subjects = _supported(config, place, resolved.subjects, problems)
     part = config.run.shard is not None and not config.run.dry_run
-    if part and (name := grid_name()) is not None:
+    if part and subjects and (name := grid_name()) is not None:
+        store.create()
         subjects, gone = agreed(store.path, subjects, name)
         what = "part of this array job's grid, but not found by this part: scored by the next run"
         problems += [(f"subject {subject_id[:12]}", what) for subject_id in gone]

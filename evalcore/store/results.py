@@ -84,6 +84,7 @@ class ResultStore:
     Args:
         path: The folder.
         read_only: Create and change nothing; the folder must be one already.
+        later: Where it is none yet, only :meth:`create` makes it; until then it reads as empty.
 
     Raises:
         ResultsError: The folder cannot be written.
@@ -91,7 +92,9 @@ class ResultStore:
         IncompatibleError: Its results are of a newer schema, or its store.json is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, read_only: bool = False, later: bool = False
+    ) -> None:
         self.path = Path(path)
         self.read_only = read_only
         self.cells_folder = self.path / "cells"
@@ -117,9 +120,9 @@ class ResultStore:
                     f"no results in {self.path}: it has no store.json; give the folder that "
                     "`evalcore score -o` wrote"
                 )
-        else:
-            self._create()
-        open_settings(self.path, read_only=read_only)
+            open_settings(self.path, read_only=True)
+        elif not later or (self.path / "store.json").exists():
+            self.create()
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -609,7 +612,13 @@ class ResultStore:
             self._warned.add(str(path))
             log.warning("%s: %s", path if ignored else self.path, reason)
 
-    def _create(self) -> None:
+    def create(self) -> None:
+        """Makes what is missing of the folder, and checks that it can be written.
+
+        Raises:
+            ResultsError: It cannot.
+            IncompatibleError: It is of a newer schema, or its store.json is damaged.
+        """
         folders = (self.segments_folder, self.cells_folder, self.runs.folder, self.cache_folder)
         try:
             for folder in folders:
@@ -623,3 +632,4 @@ class ResultStore:
                 remove_stale_temporaries(folder)
         except OSError as error:
             raise not_writable(self.path, error) from error
+        open_settings(self.path, read_only=False)
