@@ -20,6 +20,7 @@ from evalcore.app.adapters import AdapterPlan
 from evalcore.app.cells import Grid
 from evalcore.app.early import may_have_work
 from evalcore.app.grid import GridMaker, build_grid
+from evalcore.app.labels import label
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
 from evalcore.app.outcome import ScoreOutcome
@@ -316,3 +317,24 @@ def test_what_is_found_wrong_once_rows_are_committed_is_told_with_what_was_done(
     assert outcome.flops is not None, "each step of the end is for itself"
     (kept,) = ResultStore(tmp_path / "results").runs.list()
     assert kept["summary"]["examples"] == 192
+
+
+def test_a_label_set_before_a_piece_is_recorded_is_recorded_with_it(
+    subjects: list[Subject], tmp_path: Path
+) -> None:
+    """Cells of another prompt are there and get a label, while this run has planned already."""
+    in_pieces(subjects, config(tmp_path / "whole"), tmp_path / "cache")
+    rows = ResultStore(tmp_path / "whole").cells().to_pylist()
+    own = config(tmp_path / "results")
+    store = ResultStore(own.run.output)
+    store.write_cells([row for row in rows if row["variant"] == "default"])
+    preparer = Preparer(own, store, settled(own, subjects, tmp_path / "cache"), 32)
+    label(store.path, tuned_on=["*=wanted"])
+    while preparer.left:
+        preparer.next()
+    found = ResultStore(store.path).cells().to_pylist()
+    assert len(found) == len(rows)
+    tuned = [row for row in found if row["base"] is not None]
+    assert {(row["tuned_on"], row["labels_from"]) for row in tuned} == {("wanted", "label")}
+    assert {row["variant"] for row in tuned} > {"default"}
+    assert all(not model.otherwise for model in label(store.path))
