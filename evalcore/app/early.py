@@ -17,6 +17,7 @@ from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import EngineSpec
 from evalcore.scoring import warm_workers
 from evalcore.store import ResultStore
+from evalcore.store.cells import not_writable
 
 
 class EarlyWorkers:
@@ -84,14 +85,23 @@ def may_have_work(store: ResultStore) -> bool:
 
 
 def pool_options(config: ScoreConfig, place: Place, run_name: str) -> dict[str, Any]:
-    """How a run's pool is made (see :class:`evalcore.cluster.JobPool`)."""
+    """How a run's pool is made (see :class:`evalcore.cluster.JobPool`).
+
+    Raises:
+        ResultsError: Its logs cannot be written.
+    """
+    logs = config.run.output / "logs" / run_name
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(config.run.output, error) from error
     gpus = place.gpus if config.cluster.backend == "local" else ()  # Ray gives its actors their own
     return {
         "workers": place.workers,
         "backend": config.cluster.backend,
         "patience": Patience(),
         "env": partial(worker_env, place.threads, config.cluster.tensor_parallel, gpus),
-        "log_dir": config.run.output / "logs" / run_name,
+        "log_dir": logs,
         "ray_options": {**place.ray_options, "address": config.cluster.ray_address},
     }
 
