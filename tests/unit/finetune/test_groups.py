@@ -49,7 +49,7 @@ CASES = [
     ("evaluation.groups.g.prompts", ["defualt"], "unknown-variant", "task rte has no prompts def"),
     ("evaluation.groups.g.tuned_by", "paws", "unknown-tuning", "nothing is tuned on 'paws'"),
     ("evaluation.groups.g.promts", ["default"], "unknown-key", "groups.g.promts: unknown key"),
-    ("tunings.0.seeds", [True], "wrong-value", "should be a valid integer, not True"),
+    ("tunings.0.seeds", [True], "wrong-value", "expected a number"),
     ("checkpoints.hub.0.revisions", ["a", "a"], "wrong-value", "org/m@a is named twice"),
     ("checkpoints.hub.0.revisions", ["../x"], "wrong-value", "no branch, tag or commit"),
     ("checkpoints.hub.0.revisions", [" "], "wrong-value", "no branch, tag or commit"),
