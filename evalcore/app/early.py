@@ -7,7 +7,6 @@ but the engine's kind and device. What it needs to start its engine it is told w
 from __future__ import annotations
 
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 from evalcore.app.engines import likely_kind
@@ -31,12 +30,7 @@ class EarlyWorkers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def begin(self, place: Place, store: ResultStore) -> None:

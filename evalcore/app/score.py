@@ -123,8 +123,7 @@ def _results(config: ScoreConfig) -> Iterator[tuple[ResultStore, Path, Place, li
     """(results, folder for encoded requests, where the engines are, what is to be said of that).
 
     A new folder is made once it is known what is scored (:func:`_prepare`), so that what is refused
-    leaves none; a dry run writes nothing but
-    into a temporary one.
+    leaves none; a dry run writes nothing but into a temporary one.
     """
     known = (config.run.output / "store.json").is_file()
     there = ResultStore(config.run.output, read_only=True) if known else None

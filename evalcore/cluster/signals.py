@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from evalcore.cluster.protocol import Stop
@@ -103,12 +103,7 @@ class StopSignals:
             threading.Thread(target=self._watch, name="evalcore-stop", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         for number, handler in self._previous.items():
             # None: the old handler was not installed from Python and cannot be put back.

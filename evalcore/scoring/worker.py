@@ -12,7 +12,8 @@ import json
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,11 +93,12 @@ def _results_of(config: WorkerConfig) -> ResultStore:
         raise NodeError(f"{where}: {error}; mount it there at the same path") from error
 
 
-def _require_seen(subjects: Sequence[Subject]) -> None:
-    """As :func:`require_seen`; what it raises is about the subjects as a whole."""
+@contextmanager
+def _of_group() -> Iterator[None]:
+    """What is raised in here is about the subjects as a whole, not about the unit at hand."""
     try:
-        require_seen(subjects)
-    except NodeError as error:
+        yield
+    except Exception as error:
         error.of_group = True  # type: ignore[attr-defined]
         raise
 
@@ -243,41 +245,41 @@ class ScoringWorker:
         return tuple(refused)
 
     def _localised(self, job: UnitJob) -> UnitJob:
-        """The job with this machine's paths; what it raises is about the subjects as a whole."""
-        try:
+        """The job with this machine's paths."""
+        with _of_group():
             return replace(job, unit=self._files.unit(job.unit))
-        except Exception as error:
-            error.of_group = True  # type: ignore[attr-defined]
-            raise
 
     def _load(self, subjects: Sequence[Subject]) -> tuple[list[LoadReport], list[dict[str, Any]]]:
         """Loads each subject: the last one is in place, the others beside the weights with it.
-
-        What it raises is about the subjects as a whole, not about the unit at hand.
 
         Returns:
             What each load was, and what makes the subject's rows from then on.
         """
         pulse.enter("load")
-        loads, makers = [], []
-        try:
-            if self._engine is None:
-                self._engine = create_engine(self._config.spec)
-                self._engine.settle = self._store.settle
-                # Only now: an engine looks at how busy the machine is when it is made.
-                if self._engine.needs_witness:
-                    self._witness.begin()
-            for subject in subjects:
-                load = self._engine.load(subject)
-                self._witness.loaded(subject, load)
-                loads.append(load)
-                makers.append(self._engine.made_by())
-        except Exception as error:
-            if isinstance(error, InputError | OSError):
-                _require_seen(subjects)
-            error.of_group = True  # type: ignore[attr-defined]
-            raise
+        with _of_group():
+            try:
+                found = self._load_each(subjects)
+            except (InputError, OSError):
+                require_seen(subjects)
+                raise
         pulse.enter("work")
+        return found
+
+    def _load_each(
+        self, subjects: Sequence[Subject]
+    ) -> tuple[list[LoadReport], list[dict[str, Any]]]:
+        loads, makers = [], []
+        if self._engine is None:
+            self._engine = create_engine(self._config.spec)
+            self._engine.settle = self._store.settle
+            # Only now: an engine looks at how busy the machine is when it is made.
+            if self._engine.needs_witness:
+                self._witness.begin()
+        for subject in subjects:
+            load = self._engine.load(subject)
+            self._witness.loaded(subject, load)
+            loads.append(load)
+            makers.append(self._engine.made_by())
         return loads, makers
 
     def _with_prepared(

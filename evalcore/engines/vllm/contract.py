@@ -93,6 +93,7 @@ def architectures() -> frozenset[str]:
     return frozenset(model_classes())
 
 
+@functools.cache
 def model_source(architecture: str) -> str:
     """The installed vLLM's code of an architecture; ``""`` where it is not found."""
     root, module = installed(), model_classes().get(architecture, ("", ""))[0]
