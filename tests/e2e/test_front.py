@@ -219,7 +219,7 @@ def test_scoring_in_an_event_loop_with_a_ray_driver(own: Own, results: ec.Result
     """As in a notebook on a cluster: a running loop, and Ray initialised by the user."""
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
 
         async def cell() -> ec.Results:

@@ -32,7 +32,7 @@ def test_what_is_refused_creates_no_folder(
     wrong: dict[str, Any], there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def warm(spec: object, *, log_dir: Path, **more: object) -> _Waiting:
-        log_dir.mkdir(parents=True)
+        assert log_dir.is_dir()
         (log_dir / "worker-0.log").write_text("importing")
         return _Waiting()
 
