@@ -210,6 +210,12 @@ class TuningSpec(Strict):
         fixed = sum(entry.examples or 0 for entry in self.mix)
         if "examples" in self.model_fields_set and fixed > (self.examples or fixed):
             raise ValueError(f"mix: its entries ask for {fixed} rows, examples for {self.examples}")
+        whole = self.mix and all(entry.examples is not None for entry in self.mix)
+        if whole and "examples" in self.model_fields_set and self.examples not in (None, fixed):
+            raise ValueError(
+                f"mix: its entries ask for {fixed} rows in all, examples for {self.examples}; "
+                "leave examples out, or leave one entry without examples: it has the rest"
+            )
         if self.share is not None and (self.mix or "examples" in self.model_fields_set):
             raise ValueError("share goes with task, in place of examples")
         if self.select is not None and "learning_rate" in self.grid:

@@ -66,7 +66,8 @@ def training_turns(
 
     Raises:
         PromptError: If the chat template refuses a conversation, or writes an answer differently
-            once the conversation goes on: it cannot be learned then as it would be asked.
+            once the conversation goes on (it cannot be learned then as it would be asked), or
+            leaves out a turn.
     """
     name = turns_field(task)
     if name is None:
@@ -146,13 +147,21 @@ def _chat_turns(
     for asked, answer in exchanges:
         *before, last = asked
         question = render_question(task, variant, _asking(task, document, last["content"], answer))
-        messages += [*before, {**last, "content": question}]
+        new = [*before, {**last, "content": question}]
+        messages += new
         text = conversation_text(variant, messages, tokenizer)
         if not text.startswith(done):
             raise PromptError(
                 PromptFault.CHAT_REFUSED,
                 f"prompt {variant.group}/{variant.name}: the chat template writes an answer "
                 "differently once the conversation goes on; tune without chat=1",
+            )
+        lost = [turn["role"] for turn in new if turn["content"].strip() not in text[len(done) :]]
+        if lost:
+            raise PromptError(
+                PromptFault.CHAT_REFUSED,
+                f"prompt {variant.group}/{variant.name}: the chat template leaves out a turn of "
+                f"{lost[0]}; tune without chat=1",
             )
         # the token that closes an answer is learned with it, as an id
         pairs.append((text[len(done) :].removeprefix(end if pairs else ""), answer))

@@ -11,7 +11,6 @@ from evalcore.tasks.checks import (
     check_selection,
     check_source,
 )
-from evalcore.tasks.columns import conversation
 from evalcore.tasks.documents import (
     ROWS_SHOWN,
     DocumentRows,
@@ -45,6 +44,7 @@ from evalcore.tasks.registry import (
 )
 from evalcore.tasks.sample import RowLimit
 from evalcore.tasks.sources import data_state
+from evalcore.tasks.turns import conversation
 
 __all__ = [
     "KEY_VERSION",

@@ -9,6 +9,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from evalcore.tasks.faults import DataFault, TaskDataError
+from evalcore.tasks.turns import conversation, written
 
 Row = Mapping[str, Any]
 MISSING: Any = object()
@@ -20,7 +21,6 @@ _RUNS_OF_SPACES = re.compile(r" {2,}")
 _WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")  # a whole number as some tables write it
 _TRUTH = ("false", "true")
 _MEANING = {"true": True, "yes": True, "false": False, "no": False}
-_SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 def value_at(row: Row, column: str) -> Any:
@@ -82,7 +82,7 @@ def joined(spec: Mapping[str, Any], row: Row) -> str | None:
         found = value if isinstance(value, list) else [value]
         if not found or any(one is None or one is MISSING for one in found):
             return None
-        texts += [_written(one, column).strip() for one in found]
+        texts += [written(one, column).strip() for one in found]
     each, between = spec.get("each", EACH), spec.get("between", " ")
     return str(between).join(
         each.format(letter=_letter(i), number=i + 1, text=text) for i, text in enumerate(texts)
@@ -102,66 +102,6 @@ def cleaned(text: str, how: str | None) -> str:
         return text
     text = _BRACKETS.sub("", _TITLE.sub(lambda m: f"{m[1] or '.'} ", text))
     return _RUNS_OF_SPACES.sub(" ", text).strip()
-
-
-def conversation(messages: Any, part: str) -> Any:
-    """A part of chat messages up to the last turn of the assistant; None if there is no such turn,
-    or nothing before it.
-
-    ``answer``: that turn's text. ``turns``: the list of those before it. ``prompt``: those as
-    text: a single message as it is, several with their speaker in front. A turn without text was
-    not said: it is left out, whoever's it is.
-
-    Raises:
-        TaskDataError: If a turn is no mapping with role and content.
-    """
-    if not isinstance(messages, (list, tuple)):
-        return None
-    turns = [turn for message in messages if (turn := _turn(message))["content"].strip()]
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
-    if last == 0:
-        return None
-    if part == "answer":
-        return turns[last]["content"]
-    before = turns[:last]
-    if part == "turns":
-        return before
-    if len(before) == 1:
-        return before[0]["content"]
-    return "\n\n".join(f"{_SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in before)
-
-
-def _turn(message: Any) -> dict[str, str]:
-    """Role and text of one message; of a content in parts its texts, one after the other."""
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        keys = ", ".join(map(str, message)) if isinstance(message, Mapping) else "none"
-        raise TaskDataError(
-            DataFault.NOT_TEXT,
-            f"a turn of a conversation has keys {keys}, where role and content are expected; "
-            "rename them in the file",
-        )
-    content = message["content"]
-    parts = content if isinstance(content, (list, tuple)) else [content]
-    texts = [p["text"] if isinstance(p, Mapping) and "text" in p else p for p in parts]
-    found = ["" if text is None else _written(text, "content") for text in texts]
-    return {"role": str(message["role"]), "content": "\n".join(found)}
-
-
-def _written(value: Any, column: str) -> str:
-    """A value as text.
-
-    Raises:
-        TaskDataError: If it is none: its Python spelling would stand in prompts and references.
-    """
-    if not isinstance(value, (Mapping, list, tuple, bytes)):
-        return str(value)
-    inside = ""
-    if isinstance(value, Mapping):
-        inside = f" (name what is inside: {column}.{next(iter(value), 'key')})"
-    raise TaskDataError(
-        DataFault.NOT_TEXT,
-        f"column {column} holds a {type(value).__name__} where a text is expected{inside}",
-    )
 
 
 def choice_texts(spec: Mapping[str, Any] | None, row: Row, key: str = "") -> tuple[str, ...] | None:
@@ -186,7 +126,7 @@ def choice_texts(spec: Mapping[str, Any] | None, row: Row, key: str = "") -> tup
     if len(values) < 2 or any(value is None or value is MISSING for value in values):
         return None
     texts = [
-        cleaned(_written(value, columns[min(i, len(columns) - 1)]), spec.get("clean"))
+        cleaned(written(value, columns[min(i, len(columns) - 1)]), spec.get("clean"))
         for i, value in enumerate(values)
     ]
     if spec.get("order") == "shuffled":
@@ -339,7 +279,7 @@ def reference_texts(spec: Mapping[str, Any] | None, row: Row) -> tuple[str, ...]
     else:
         value = value_at(row, spec["column"])
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    there = (_written(v, str(spec.get("column"))) for v in values if v not in (None, MISSING))
+    there = (written(v, str(spec.get("column"))) for v in values if v not in (None, MISSING))
     return tuple(text for text in there if text.strip()) or None
 
 

@@ -29,7 +29,8 @@ TRIMMING = (
     "{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
 REWRITING = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if loop.last else m['content'][:3] }}"
+    "{% for m in messages %}<{{ m['role'] }}>"
+    "{{ m['content'][:3] if m['role'] == 'assistant' else m['content'] }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -113,6 +114,26 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(tokenizer: Any) -> 
         with pytest.raises(PromptError, match="writes an answer differently") as caught:
             encoder(tokenizer, "default:chat=1").encode(talk())
         assert caught.value.fault is PromptFault.CHAT_REFUSED
+    finally:
+        tokenizer.chat_template = kept
+
+
+def test_a_template_that_leaves_out_a_turn_is_refused(tokenizer: Any) -> None:
+    """Many templates write users and assistants alone, and say nothing of the others."""
+    from evalcore.prompting import PromptError, PromptFault
+
+    kept = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = TRIMMING.replace(
+            "{% for m in messages %}",
+            "{% for m in messages if m['role'] in ('user', 'assistant') %}",
+        )
+        chat = encoder(tokenizer, "default:chat=1")
+        assert "By the harbour." in learned(tokenizer, chat.encode(talk(*TALK[1:])))[0]
+        for turns in (TALK, [*TALK[1:4], ("tool", "12"), *TALK[4:]]):
+            with pytest.raises(PromptError, match=r"leaves out a turn of (system|tool)") as caught:
+                chat.encode(talk(*turns))
+            assert caught.value.fault is PromptFault.CHAT_REFUSED
     finally:
         tokenizer.chat_template = kept
 

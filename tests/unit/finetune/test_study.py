@@ -219,6 +219,8 @@ def test_numbers_without_end_are_mistakes(old: str, new: str, key: str) -> None:
          "evaluation.groups.g.tasks.0: "),
         ("task: pocket_nli", "mix: [{task: a, examples: 30}, {task: b, examples: 30}]",
          "tunings.0: mix: its entries ask for 60 rows, examples for 20"),
+        ("task: pocket_nli", "mix: [{task: a, examples: 3}, {task: b, examples: 4}]",
+         "tunings.0: mix: its entries ask for 7 rows in all, examples for 20; leave examples out"),
     ],
 )  # fmt: skip
 def test_values_that_would_mean_something_else(old: str, new: str, key: str) -> None:

@@ -49,8 +49,14 @@ def refused(fault: DataFault, name: str, row: dict[str, Any]) -> str:
                        "activity_label": "x"}, "column endings holds a dict"),
         ("tweetqa_qg_answers", {"Tweet": "t", "Question": "q", "Answer": [["a"]]},
          "column Answer holds a list"),
-        ("tulu_v2", {"messages": ["a", "b"]}, "keys none, where role and content are expected"),
-        ("tulu_v2", {"messages": [{"from": "human", "value": "a"}]}, "keys from, value"),
+        ("tulu_v2", {"messages": ["a", "b"]}, "keys none, where role and content .* are expected"),
+        ("tulu_v2", {"messages": [{"who": "human", "value": "a"}]}, "keys who, value"),
+        ("tulu_v2", {"messages": [{"role": None, "content": "a"}]}, "keys role, content"),
+        ("tulu_v2", {"messages": [{"role": "narrator", "content": "a"}]},
+         "'narrator', which is no role .system, .*rename it in the file"),
+        ("tulu_v2", {"messages": '[{"role": "user", "content": "a"}]'}, "a text where a list"),
+        ("tulu_v2", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]},
+         "calls a tool, which is no text"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_no_text(name: str, row: dict[str, Any], words: str) -> None:
@@ -150,6 +156,36 @@ def test_conversations_with_odd_turns() -> None:
     assert (ended.fields["prompt"], ended.references) == ("a", ("c",))
     (parts,) = talk(("user", [{"type": "text", "text": "a"}]), ("assistant", "c"))
     assert parts.fields["prompt"] == "a"
+
+
+def test_roles_and_keys_of_other_tools_are_read() -> None:
+    """Turns of "Assistant" were no answers: the row was gone, or ended at an earlier answer."""
+    plain = made(
+        "tulu_v2",
+        {
+            "messages": [
+                {"role": role, "content": text}
+                for role, text in (
+                    ("system", "s"),
+                    ("user", "a"),
+                    ("assistant", "b"),
+                    ("user", "c"),
+                    ("assistant", "d"),
+                )
+            ]
+        },
+    )
+    for names in (("System", " User", "ASSISTANT"), ("developer", "human", "gpt"),
+                  ("system", "Human", "model")):  # fmt: skip
+        for keys in (("role", "content"), ("from", "value")):
+            roles = (names[0], *names[1:] * 2)
+            turns = [
+                dict(zip(keys, pair, strict=True)) for pair in zip(roles, "sabcd", strict=True)
+            ]
+            assert made("tulu_v2", {"messages": turns}) == plain
+    called = made("tulu_v2", {"messages": [{"role": r, "content": t} for r, t in (
+        ("user", "a"), ("observation", "12"), ("assistant", "b"))]})  # fmt: skip
+    assert called[0].fields["prompt"] == "User: a\n\nTool: 12"
 
 
 def codes(name: str, rows: list[dict[str, Any]]) -> dict[str, int]:
