@@ -9,6 +9,8 @@ batch costs its own rows only.
 
 A checked JSON file ends in a member ``checksum`` over all bytes before it.
 
+Files are read, never memory-mapped: one that is cut off under a map kills its readers.
+
 Both carry ``.checked`` in their name. A name cannot flip a bit unnoticed, so a damaged file never
 passes for one of the time before there were checksums.
 """
@@ -212,7 +214,7 @@ def write_batches(
 ) -> None:
     """Like :func:`write_table` for batches that come one by one.
 
-    ``compression=None`` makes a file that is worth memory-mapping (:func:`map_table`).
+    ``compression=None`` makes a file that is quick to read.
     """
     assert is_checked(path), path
 
@@ -272,19 +274,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     return table if columns is None else table.select(columns)
 
 
-def map_table(path: Path) -> pa.Table:
-    """Like :func:`read_table`, memory-mapped: for files that many processes of a machine read."""
-    require_regular(path)
-    with pa.memory_map(str(path)) as source:
-        data = memoryview(source.read_buffer())
-        damaged = parse_whole(data).damaged(data)
-        if damaged:
-            raise DamagedFile(f"{len(damaged)} of its parts fail their checksum")
-        return ipc.open_file(source).read_all()
-
-
 class CheckedBatches:
-    """A checked Arrow file, memory-mapped, of which single batches are read and checked.
+    """A checked Arrow file of which single batches are checked and unpacked; its bytes are kept.
 
     Args:
         path: The file.
@@ -297,9 +288,8 @@ class CheckedBatches:
 
     def __init__(self, path: Path) -> None:
         require_regular(path)
-        with pa.memory_map(str(path)) as source:
-            self._data = source.read_buffer()
-        self._end = parse_whole(memoryview(self._data))
+        self._data = path.read_bytes()
+        self._end = parse_whole(self._data)
         self._sound: set[int] = set()
         self._reader: Any = None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 
@@ -30,6 +30,7 @@ _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\.safetensors$")
 _DIGESTS = "tensor-digests-1"
 _SHA256 = "sha256-1"
+_PIECE_BYTES = 4 << 20
 _SMALL_BYTES = 8 << 20
 """Threads cost more than they save on smaller files (an adapter's)."""
 
@@ -175,10 +176,29 @@ def remembered_digests(path: Path) -> dict[str, str]:
 
 def tensor_digest(name: str, info: TensorInfo, data: Any) -> str:
     """32 hex digits over a tensor's name, dtype, shape and bytes (any buffer)."""
+    return _of_tensor(name, info, [data])
+
+
+def _of_tensor(name: str, info: TensorInfo, pieces: Iterable[Any]) -> str:
     head = f"{name}\0{info.dtype}\0{','.join(map(str, info.shape))}\0"
     hasher = hashlib.blake2b(head.encode(), digest_size=DIGEST_BYTES)
-    hasher.update(data)  # releases the GIL: threads hash side by side
+    for piece in pieces:
+        hasher.update(piece)  # releases the GIL: threads hash side by side
     return hasher.hexdigest()
+
+
+def _pieces(file: IO[bytes], start: int, stop: int, path: Path) -> Iterator[bytes]:
+    """Bytes [start, stop) of an open file, by reading: of a map, what is cut off kills the reader.
+
+    Raises:
+        InputError: If the file ends before.
+    """
+    while start < stop:
+        piece = os.pread(file.fileno(), min(_PIECE_BYTES, stop - start), start)
+        if not piece:
+            raise InputError(f"{path} was cut short while it was read; write it again, whole")
+        yield piece
+        start += len(piece)
 
 
 def hash_tensors(path: Path, sums: list[str] | None = None) -> dict[str, str]:
@@ -194,28 +214,31 @@ def hash_tensors(path: Path, sums: list[str] | None = None) -> dict[str, str]:
     tensors, data_start = read_header(path)
     if not tensors:
         return {}
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
 
         def digest(name: str) -> str:
             info = tensors[name]
-            with view[data_start + info.start : data_start + info.stop] as part:
-                return tensor_digest(name, info, part)
+            start, stop = data_start + info.start, data_start + info.stop
+            return _of_tensor(name, info, _pieces(file, start, stop, path))
+
+        def whole() -> str:
+            hasher = hashlib.sha256()
+            for piece in _pieces(file, 0, size, path):
+                hasher.update(piece)
+            return hasher.hexdigest()
 
         names = sorted(tensors, key=lambda name: tensors[name].start)
-        if len(view) < _SMALL_BYTES:
+        if size < _SMALL_BYTES:
             found = {name: digest(name) for name in names}
             if sums is not None:
-                sums.append(hashlib.sha256(view).hexdigest())
+                sums.append(whole())
             return found
         with ThreadPoolExecutor(max_workers=4) as pool:
-            file_sum = pool.submit(hashlib.sha256, view) if sums is not None else None
+            file_sum = pool.submit(whole) if sums is not None else None
             found = dict(zip(names, pool.map(digest, names), strict=True))
             if sums is not None and file_sum is not None:
-                sums.append(file_sum.result().hexdigest())
+                sums.append(file_sum.result())
             return found
 
 

@@ -19,8 +19,8 @@ from evalcore.checked import (
     DamagedFile,
     check_name,
     is_checked,
-    map_table,
     name_metadata,
+    read_table,
     write_batches,
 )
 from evalcore.errors import InputError, NodeError, ResultsError
@@ -188,7 +188,7 @@ def cached_requests(
 
 
 def read_requests(path: str | Path) -> pa.Table:
-    """Memory-maps a request file; its bytes are checked first.
+    """Reads a request file; its bytes are checked first.
 
     Raises:
         NodeError: This machine sees other bytes than were written, or another file's.
@@ -197,8 +197,8 @@ def read_requests(path: str | Path) -> pa.Table:
     try:
         if is_checked(path):
             check_name(path)
-            return map_table(path)
-        with pa.memory_map(str(path)) as source:
+            return read_table(path)
+        with pa.OSFile(str(path)) as source:
             return pa.ipc.open_file(source).read_all()
     except (DamagedFile, OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
@@ -210,7 +210,7 @@ def _is_sound(path: Path, *, tell: bool = False) -> bool:
     try:
         if not check_name(path):
             raise DamagedFile("it does not state whose prompts it holds (an earlier evalcore)")
-        map_table(path)
+        read_table(path)
     except FileNotFoundError:
         return False
     except (DamagedFile, OSError, pa.ArrowException) as error:

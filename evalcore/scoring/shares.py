@@ -22,6 +22,9 @@ from evalcore.scoring.generating import Answer
 from evalcore.scoring.rows import example_rows
 from evalcore.types import AnswerWay, Cell, GenerationSettings, Subject, generation_of
 
+KEPT_BYTES = 1 << 30
+"""Of request files that a worker keeps in memory."""
+
 
 @dataclass(frozen=True)
 class CellWork:
@@ -80,10 +83,24 @@ class UnitJob:
     later: Subject | None = None
 
 
-@lru_cache(maxsize=64)
-def _request_table(path: str) -> pa.Table:
-    """A request file; units of many subjects ask for the same few."""
-    return read_requests(path)
+class _Tables:
+    """Request files that were read last: units of many subjects ask for the same few."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, pa.Table] = {}
+
+    def of(self, path: str) -> pa.Table:
+        """The rows of a file; of those read before as many are kept as ``KEPT_BYTES`` hold."""
+        table = self._tables.pop(path, None)
+        if table is None:
+            table = read_requests(path)
+        self._tables[path] = table
+        while len(self._tables) > 1 and sum(t.nbytes for t in self._tables.values()) > KEPT_BYTES:
+            del self._tables[next(iter(self._tables))]
+        return table
+
+
+_tables = _Tables()
 
 
 @lru_cache(maxsize=4)
@@ -99,7 +116,7 @@ def _batched(
         Request rows of each slice; scoring requests of all together; generation requests of each.
     """
     tables = [
-        _request_table(path).take(pa.array(np.frombuffer(rows, dtype=np.int32)))
+        _tables.of(path).take(pa.array(np.frombuffer(rows, dtype=np.int32)))
         for path, rows, _ in asked
     ]
     generated = [

@@ -58,7 +58,7 @@ class Reductions:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open = lru_cache(maxsize=64)(CheckedBatches)
+        self._open = lru_cache(maxsize=16)(CheckedBatches)
 
     def cells(self) -> dict[str, Place]:
         """Key -> where it lies; only the ends of files are read."""

@@ -12,7 +12,6 @@ import gzip
 import io
 import itertools
 import json
-import mmap
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -138,14 +137,10 @@ class JsonLines:
         found: list[Row] = []
         if not len(numbers):
             return found
-        with (
-            reading(self._file),
-            self._file.open("rb") as content,
-            mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as text,
-        ):
+        with reading(self._file), self._file.open("rb") as content:
             for number in numbers:
-                text.seek(int(self._places[number]))
-                found.append(_json_row(text.readline(), self._lines[number]))
+                content.seek(int(self._places[number]))
+                found.append(_json_row(content.readline(_MAX_LINE + 1), self._lines[number]))
             check_depth(found, f"data: {self._file}")
         return found
 
@@ -251,12 +246,13 @@ def names_of_labels(file: Path) -> dict[str, tuple[str, ...]]:
 def _arrow(file: Path) -> Any:
     import pyarrow as pa
 
-    source = pa.memory_map(str(file))  # the table holds on to it
-    try:
-        table = pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid:
-        source.seek(0)
-        table = pa.ipc.open_stream(source).read_all()
+    # Read, not mapped: whoever cuts off a mapped file kills its readers.
+    with pa.OSFile(str(file)) as source:
+        try:
+            table = pa.ipc.open_file(source).read_all()
+        except pa.ArrowInvalid:
+            source.seek(0)
+            table = pa.ipc.open_stream(source).read_all()
     table.validate(full=True)  # the format's reader believes lengths and offsets
     return table
 
@@ -264,7 +260,7 @@ def _arrow(file: Path) -> Any:
 def _arrow_schema(file: Path) -> Any:
     import pyarrow as pa
 
-    with pa.memory_map(str(file)) as source:
+    with pa.OSFile(str(file)) as source:
         try:
             return pa.ipc.open_file(source).schema
         except pa.ArrowInvalid:

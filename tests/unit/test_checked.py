@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -245,3 +247,43 @@ def test_flipped_bits_through_resume_report_and_export(tmp_path: Path) -> None:
     counts = bitflips.run((4, 4, 6), 1, tmp_path / "results")
     assert list(counts) == ["segments", "cells", "other"]
     assert all(set(own) <= {"found", "no effect"} for own in counts.values()), counts
+
+
+_CUT = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from evalcore.checked import CheckedBatches, DamagedFile, write_batches
+from evalcore.prompting import read_requests
+from evalcore.tasks.rows import open_file
+
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+table = pa.table({"a": np.arange(200_000)})
+path = folder / ("x.arrow" if kind == "data" else "x.checked.arrow")
+if kind == "data":
+    with pa.ipc.new_file(path, table.schema) as sink:
+        sink.write_table(table)
+else:
+    write_batches(path, table.schema, table.to_batches(), compression=None)
+opened = {"requests": read_requests, "batches": CheckedBatches, "data": open_file}[kind](path)
+os.truncate(path, 0)
+if kind == "requests":
+    assert opened.equals(table)
+elif kind == "batches":
+    assert opened.read(0).num_rows == table.num_rows
+else:
+    assert opened.take([199_999]) == [{"a": 199_999}]
+"""
+
+
+@pytest.mark.parametrize("kind", ["requests", "batches", "data"])
+def test_a_file_cut_short_under_its_reader_kills_nobody(tmp_path: Path, kind: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _CUT, str(tmp_path), kind], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_no_file_is_memory_mapped() -> None:
+    maps = ("memory_map", "mmap.mmap", "np.memmap")
+    for file in (Path(__file__).parents[2] / "evalcore").rglob("*.py"):
+        assert not any(word in file.read_text() for word in maps), file

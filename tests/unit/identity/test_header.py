@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from evalcore.errors import InputError
-from evalcore.identity import read_header
+from evalcore.identity import read_header, weights
 
 GOOD: dict[str, Any] = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -121,3 +122,19 @@ def test_what_the_formats_own_reader_refuses_is_refused(tmp_path: Path) -> None:
             raise AssertionError(f"accepted here, refused there: {data!r}: {error}") from None
     assert accepted > 50
     assert refused > 200
+
+
+def test_weights_cut_short_while_they_are_hashed_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map of the file would kill whoever reads it; so does what safetensors itself does."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros((3, 1 << 20), np.float32)}, path)
+    whole = weights.hash_tensors(path)
+    monkeypatch.setattr(weights, "_PIECE_BYTES", 1 << 16)
+    assert weights.hash_tensors(path) == whole
+    known = weights.read_header(path)
+    monkeypatch.setattr(weights, "read_header", lambda file: known)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match="cut short while it was read"):
+        weights.hash_tensors(path)
