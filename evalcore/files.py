@@ -26,6 +26,8 @@ _SCRATCH = "evalcore-"
 # What file systems answer that know no fsync of this kind (FUSE, CIFS, object stores).
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
+_NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Makes ``path`` appear with its full contents, durably, or not at all.
@@ -53,6 +55,37 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink()
         raise
     fsync_folder(path.parent)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """Like :func:`write_atomically`, only where there is no such file yet; else nothing is done.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    # A link fails where a rename would replace.
+    whose = _writer(os.getpid())
+    own = path.with_name(f".{path.name}.{whose}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    try:
+        write_atomically(own, lambda sink: sink.write(data))
+        os.link(own, path)
+        fsync_folder(path.parent)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        if not path.exists():
+            write_atomically(path, lambda sink: sink.write(data))
+    finally:
+        with contextlib.suppress(OSError):
+            own.unlink()
+
+
+def pinned(path: Path) -> Path:
+    """A path without its links, where it has some: one pointed elsewhere later moves nothing."""
+    real = Path(os.path.realpath(path))
+    return path if real == Path(os.path.abspath(path)) else real
 
 
 def try_lock(file: IO[Any]) -> bool | None:

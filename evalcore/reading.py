@@ -7,6 +7,7 @@ contents or with one line.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -40,6 +41,21 @@ def pointer(path: Path) -> InputError:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this name, be it nothing that can be read: then reading it says so.
+
+    A file that may be left out is left out where this is false; a pipe or a link to nothing in its
+    place is no reason to go on without it.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
+
+
 def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
     """Contents of a regular file.
 
@@ -62,8 +78,10 @@ def read_bytes(path: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
         if data.startswith(POINTER):
             raise pointer(path)
     except FileNotFoundError:
-        raise InputError(f"{what}: {path} is missing") from None
+        raise InputError(f"{what}: {path} is {_absent(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if getattr(error, "errno", None) == errno.ENXIO:  # what opening a socket is told
+            regular_size(path, what)
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{what}: {path} cannot be read ({reason})") from None
     if len(data) > most:
@@ -80,7 +98,7 @@ def regular_size(path: Path, what: str) -> int:
     try:
         about = path.stat()
     except FileNotFoundError:
-        raise InputError(f"{what}: {path} is missing") from None
+        raise InputError(f"{what}: {path} is {_absent(path)}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{what}: {path} cannot be read ({reason})") from None
@@ -186,6 +204,10 @@ def _check_length(node: yaml.ScalarNode) -> None:
             None, None, f"a number has more than {MAX_NUMBER_CHARACTERS} characters",
             node.start_mark,
         )  # fmt: skip
+
+
+def _absent(path: Path) -> str:
+    return "a link to nothing; copy what it leads to there" if path.is_symlink() else "missing"
 
 
 def _not_regular(path: Path, what: str, mode: int) -> InputError:

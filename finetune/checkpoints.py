@@ -11,6 +11,7 @@ from pathlib import Path
 
 from evalcore.errors import InputError
 from evalcore.identity import open_checkpoint, step_of
+from evalcore.reading import is_there
 from evalcore.types import Checkpoint
 from finetune.study import Study
 
@@ -28,15 +29,30 @@ class Missing:
     message: str
 
 
-def resolve_checkpoints(study: Study, out_dir: Path) -> tuple[Checkpoint, ...]:
+def resolve_checkpoints(
+    study: Study, out_dir: Path
+) -> tuple[tuple[Checkpoint, ...], tuple[Missing, ...]]:
     """Opens the study's checkpoints, sorted by step and name, each once.
 
+    One that cannot be opened keeps its place (a tuning of the last checkpoint is of no other), has
+    neither path nor fingerprint, and is missing.
+
     Raises:
-        InputError: If a path or pattern matches nothing, or two have the same name.
+        InputError: If a path or pattern matches nothing, two have the same name, or none can be
+            opened.
     """
-    sources = checkpoint_sources(study, out_dir)
-    found = [open_checkpoint(source, what=str(study.file)) for source in sources]
-    return _sorted(study, found)
+    found: list[Checkpoint] = []
+    missing: list[Missing] = []
+    for source in checkpoint_sources(study, out_dir):
+        try:
+            found.append(open_checkpoint(source, what=str(study.file)))
+        except (InputError, OSError) as error:
+            found.append(_absent(source))
+            missing.append(Missing(found[-1].name, _why(source, error)))
+    if found and len(missing) == len(found):
+        more = f" (and {len(missing) - 1} more checkpoints)" if len(missing) > 1 else ""
+        raise InputError(missing[0].message + more)
+    return _sorted(study, found), tuple(missing)
 
 
 def known_checkpoints(
@@ -109,14 +125,25 @@ def _look(source: str, study: Study) -> tuple[Checkpoint, Missing | None]:
     try:
         with offline():
             return open_checkpoint(source, what=str(study.file)), None
-    except InputError as error:
+    except (InputError, OSError) as error:
+        absent = _absent(source)
         repo, at, revision = source.rpartition("@")
-        name = f"{repo.split('/')[-1]}@{revision}" if at else Path(source).name
         fetch = f"hf download {repo} --revision {revision}"
-        message = f"not at hand; fetched when it is needed, or by {fetch}" if at else str(error)
-        return Checkpoint(name, "", "", "", step=step_of(name), source=source), Missing(
-            name, message
-        )
+        fetched = f"not at hand; fetched when it is needed, or by {fetch}"
+        return absent, Missing(absent.name, fetched if at else _why(source, error))
+
+
+def _absent(source: str) -> Checkpoint:
+    """One that cannot be opened, by the name it has where it can."""
+    repo, at, revision = source.rpartition("@")
+    name = f"{repo.split('/')[-1]}@{revision}" if at else Path(source).name
+    return Checkpoint(name, "", "", "", step=step_of(name), source=source)
+
+
+def _why(source: str, error: InputError | OSError) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{source} cannot be read ({error.strerror or error})"
 
 
 def _to_be_pretrained(study: Study, pattern: str) -> list[Checkpoint]:
@@ -138,7 +165,7 @@ def _expand(text: str, study: Study, out_dir: Path) -> list[str]:
     else:
         roots, pattern = [out_dir, study.file.parent], text
     for root in roots:
-        found = sorted(str(p) for p in root.glob(pattern) if (p / "config.json").is_file())
+        found = sorted(str(p) for p in root.glob(pattern) if _is_checkpoint(p))
         if found:
             return found
     if "@" in text:
@@ -148,6 +175,14 @@ def _expand(text: str, study: Study, out_dir: Path) -> list[str]:
         f"{study.file}: checkpoints.paths: {text!r} matches no checkpoint (a folder with "
         f"config.json) in {where}"
     )
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether it is one, or was: weights without a configuration are named, not passed over."""
+    if is_there(folder / "config.json"):
+        return True
+    weights = [file.name for file in folder.glob("*.safetensors")]
+    return any(not name.startswith("adapter") for name in weights)
 
 
 def _sorted(study: Study, found: list[Checkpoint]) -> tuple[Checkpoint, ...]:

@@ -44,13 +44,16 @@ class TunePlan:
         jobs: Models to tune, checkpoint outermost.
         finished: Directories of those that are there already.
         checkpoints: All bases of the study, by step.
-        missing: Bases that are not at hand (only where a plan is made without them).
+        missing: Bases that are not at hand, or cannot be opened.
+        lost: Models that cannot be tuned for that; where a plan is made without bases at hand,
+            these are among ``jobs``.
     """
 
     jobs: tuple[TuneJob, ...]
     finished: tuple[Path, ...]
     checkpoints: tuple[Checkpoint, ...]
     missing: tuple[Missing, ...] = ()
+    lost: tuple[TuneJob, ...] = ()
 
 
 def plan_jobs(
@@ -72,18 +75,15 @@ def plan_jobs(
         at_hand_only: Fetch nothing; checkpoints that are not there are planned for by name.
 
     Raises:
-        InputError: If a checkpoint is missing (as resolved by :func:`evalcore.identity`).
+        InputError: If no checkpoint can be opened (one of several costs itself: ``missing``).
         StudyError: If the study names a task, prompt variant or checkpoint that is not there, a
             control has seeds that its tuning has not, or two models would be one folder.
         IncompatibleError: If one was made with other settings (``on_changed="error"``).
     """
     out = Path(out_dir)
     check_names(study)
-    missing: tuple[Missing, ...] = ()
-    if at_hand_only:
-        checkpoints, missing = known_checkpoints(study, out)
-    else:
-        checkpoints = resolve_checkpoints(study, out)
+    resolve = known_checkpoints if at_hand_only else resolve_checkpoints
+    checkpoints, missing = resolve(study, out)
     root = data_root if data_root is not None else study.data_folder
     maker = _JobMaker(study, out, None if root is None else str(root))
     every = [
@@ -105,7 +105,10 @@ def plan_jobs(
                 f"{job.directory} was trained with other settings ({', '.join(changed)}); "
                 f"give another output folder, or --replace-changed to train it anew"
             )
-    return TunePlan(tuple(jobs), tuple(finished), checkpoints, missing)
+    gone = set() if at_hand_only else {one.name for one in missing}
+    lost = tuple(job for job in jobs if job.checkpoint.name in gone)
+    can = tuple(job for job in jobs if job.checkpoint.name not in gone)
+    return TunePlan(can, tuple(finished), checkpoints, missing, lost)
 
 
 def _check_folders(study: Study, jobs: Sequence[TuneJob]) -> None:

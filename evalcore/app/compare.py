@@ -14,7 +14,7 @@ import numpy as np
 from evalcore.app.reduction import DocumentCodes, read_cells
 from evalcore.app.report import open_results
 from evalcore.errors import InputError, UnknownNameError
-from evalcore.reading import MAX_TABLE_BYTES, parse_json, read_bytes
+from evalcore.reading import MAX_TABLE_BYTES, is_there, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from evalcore.analysis.book import ReducedCell
@@ -136,7 +136,7 @@ def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) ->
     path = Path(place)
     if not sign and results is not None and (text in _models(results) or not path.exists()):
         return _of_results(text, number, results, text, codes)
-    if sign or (path / "store.json").is_file():
+    if sign or is_there(path / "store.json"):
         return _of_results(text, number, path, model, codes)
     files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else [path]
     if path.suffix == ".jsonl" or (path.is_dir() and files):

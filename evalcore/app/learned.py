@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from evalcore.identity import PROVENANCE_FILE, read_provenance
+from evalcore.reading import is_there
 from evalcore.tasks import KEY_VERSION, ROWS_SHOWN, Finding, texts_key
 from evalcore.types import Document, Subject, Task
 
@@ -106,7 +107,7 @@ class LearnedRows:
 def learned_rows(directory: str) -> tuple[frozenset[str], frozenset[str]]:
     """(ids, text keys) of the rows a model was trained on; empty without a record that says so."""
     folder = Path(directory)
-    if not (folder / PROVENANCE_FILE).is_file():
+    if not is_there(folder / PROVENANCE_FILE):
         return frozenset(), frozenset()
     record = read_provenance(folder)
     data = record.data if record is not None else {}

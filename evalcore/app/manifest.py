@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
+from evalcore.checked import JSON_SUFFIX, DamagedFile, json_bytes, read_json
 from evalcore.errors import InputError, ResultsError
+from evalcore.files import write_once
+from evalcore.store.access import patiently
+from evalcore.store.cells import not_writable
 from evalcore.types import Subject
 
 VARIABLES = ("EVALCORE_GRID", "SLURM_ARRAY_JOB_ID")
@@ -35,18 +37,28 @@ def agreed(
     """
     path = results / "grids" / f"{name}{JSON_SUFFIX}"
     try:
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            own = path.with_name(f"{name}.{os.getpid()}.part")
-            write_json(own, {"subjects": [subject.id for subject in subjects]})
-            with contextlib.suppress(FileExistsError):  # another part was first: its list holds
-                os.link(own, path)
-            own.unlink()
-        wanted = read_json(path)["subjects"]
-    except (OSError, DamagedFile, KeyError, TypeError) as error:
+        wanted = _wanted(path)
+        if wanted is None:
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write_once(path, json_bytes({"subjects": [subject.id for subject in subjects]}))
+            except OSError as error:
+                raise not_writable(path.parent, error) from error
+            wanted = _wanted(path)  # another part's, if that was faster
+        if wanted is None:
+            raise DamagedFile("it is gone again")
+    except (DamagedFile, KeyError, TypeError) as error:
         raise ResultsError(
             f"{path}: the list of subjects cannot be used ({error}); `evalcore verify {results}` "
             "sets a damaged one aside: then start all parts of the array again"
         ) from error
     known = {subject.id: subject for subject in subjects}
     return [known[i] for i in wanted if i in known], [i for i in wanted if i not in known]
+
+
+def _wanted(path: Path) -> list[str] | None:
+    """Ids of the subjects of a list; None where there is none."""
+    try:
+        return list(patiently(path, read_json)["subjects"])
+    except FileNotFoundError:
+        return None

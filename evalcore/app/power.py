@@ -14,6 +14,7 @@ import numpy as np
 from evalcore.app.reduction import read_book
 from evalcore.app.report import open_results
 from evalcore.errors import InputError
+from evalcore.reading import is_there
 
 if TYPE_CHECKING:
     from evalcore.analysis.book import ScoreBook
@@ -124,7 +125,7 @@ def results_of(place: Path) -> Path:
     """
     folder = place.parent if place.is_file() else place
     for results in (folder, folder / "results"):
-        if (results / "store.json").is_file():
+        if is_there(results / "store.json"):
             return results
     raise InputError(
         f"{place}: no results there: variances come from results; give a results folder, or score "

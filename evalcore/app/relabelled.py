@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from evalcore.app.labels import LABEL_COLUMNS
 from evalcore.checked import DamagedFile
 from evalcore.store import ResultStore
+from evalcore.store.access import listed
 from evalcore.store.cell_rows import CellRows
 from evalcore.store.cells import read_cells_file
 
@@ -36,7 +37,7 @@ class LabelsSince:
         self._steps: dict[str, int] = {}
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("[!.]*.arrow"))
+        return listed(self._folder, "[!.]*.arrow")
 
     def own(self, path: Path | None) -> None:
         """Notes a file that the run itself wrote."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import globs
+from evalcore.reading import is_there
 from evalcore.store import ResultStore, text_columns
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def export(results: Path, output: Path, kind: str | None = None) -> Exported:
 
 def open_results(results: Path) -> ResultStore:
     """An existing results folder (reading must not create one)."""
-    if not (results / "store.json").is_file():
+    if not is_there(results / "store.json"):
         raise InputError(
             f"{results}: no results there (no store.json); give the folder of `evalcore score -o`"
         )

@@ -43,8 +43,9 @@ from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import BLOCK_SIZES
 from evalcore.engines.vllm.compat import unverified, vllm_version
 from evalcore.errors import EvalcoreError, InputError, ResultsError
-from evalcore.files import remove_dead_scratch, scratch_folder, utc_stamp
+from evalcore.files import pinned, remove_dead_scratch, scratch_folder, utc_stamp
 from evalcore.planning import PlanCounts
+from evalcore.reading import is_there
 from evalcore.scoring import Feed, Progress, RunSummary, Watch, WorkerConfig, score_units
 from evalcore.store import ResultStore
 
@@ -79,6 +80,7 @@ def score(
         InputError: Something given is wrong; nothing was scored.
         StoppedError: It was stopped before anything was scored.
     """
+    config = config.changed(output=pinned(config.run.output))
     if signals is None:
         with StopSignals(config.run.time_limit, config.run.stop_grace) as own:
             return score(config, progress, own)
@@ -107,11 +109,11 @@ def _nothing_left(config: ScoreConfig, name: str) -> Iterator[None]:
     """Where the output became no results, what early workers left there is removed again."""
     output = config.run.output
     made = [path for path in (output, *output.parents) if not path.exists()]
-    known = config.run.dry_run or (output / "store.json").exists()
+    known = config.run.dry_run or is_there(output / "store.json")
     try:
         yield
     finally:
-        if not (known or (output / "store.json").exists()):
+        if not (known or is_there(output / "store.json")):
             rmtree(output / "logs" / name, ignore_errors=True)
             for path in (output / "logs", *made):
                 with suppress(OSError):  # not there, or no longer this run's alone
@@ -125,7 +127,7 @@ def _results(config: ScoreConfig) -> Iterator[tuple[ResultStore, Path, Place, li
     A new folder is made once it is known what is scored (:func:`_prepare`), so that what is refused
     leaves none; a dry run writes nothing but into a temporary one.
     """
-    known = (config.run.output / "store.json").is_file()
+    known = is_there(config.run.output / "store.json")
     there = ResultStore(config.run.output, read_only=True) if known else None
     place, notes = settle_place(config, there)
     if not config.run.dry_run:

@@ -21,7 +21,7 @@ from evalcore.config import GridConfig, ScoreConfig
 from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.errors import InputError
 from evalcore.identity import CELL_KEY_VERSION, Applied, NumericsClass, numeric_config
-from evalcore.store import ResultStore
+from evalcore.store import ResultStore, aside_lines
 from evalcore.types import Subject, generation_of
 
 CHECKED_AT_START_BYTES = 4 << 30
@@ -160,10 +160,11 @@ def set_aside(store: ResultStore) -> list[str]:
 
     Large results are not read from end to end by every run: `evalcore verify` does that.
     """
+    earlier = aside_lines(store.path)
     if store.num_bytes > CHECKED_AT_START_BYTES:
-        return []
+        return earlier
     report = store.verify()
-    return [] if report.sound else report.lines()
+    return earlier if report.sound else [*report.lines(), *earlier]
 
 
 class OldKeys:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.errors import EvalcoreError, InputError
-from evalcore.store import ResultStore, Seen, read_progress
+from evalcore.reading import is_there
+from evalcore.store import ResultStore, Seen, aside_lines, read_progress
 
 SHOWN_ENDED = 3
 SHOWN_GROUPS = 40
@@ -25,6 +26,7 @@ class Status:
         runs: Runs that left a progress file, oldest first.
         damaged: Progress files that cannot be read -> why.
         note: Why rows could not be counted.
+        aside: What was damaged and set aside.
     """
 
     results: Path
@@ -32,6 +34,7 @@ class Status:
     runs: list[Seen] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    aside: list[str] = field(default_factory=list)
 
     @property
     def under_way(self) -> list[Seen]:
@@ -49,6 +52,7 @@ class Status:
                 for seen in self._shown(every)
             ],
             "damaged": self.damaged,
+            "set_aside": self.aside,
         }  # fmt: skip
 
     def lines(self, *, every: bool = False) -> list[str]:
@@ -64,6 +68,7 @@ class Status:
         if not self.runs:
             lines.append("no run has left word here within a week")
         lines += [f"{name}: {why}; left out" for name, why in self.damaged.items()]
+        lines += self.aside
         return lines
 
     def __str__(self) -> str:
@@ -80,10 +85,10 @@ def status(results: Path) -> Status:
     Raises:
         InputError: There are no results.
     """
-    if not (results / "store.json").exists() and not (results / "progress").is_dir():
+    if not is_there(results / "store.json") and not (results / "progress").is_dir():
         raise InputError(f"{results}: no results there; give the folder of `evalcore score -o`")
     found = read_progress(results)
-    told = Status(results, runs=found.runs, damaged=found.damaged)
+    told = Status(results, runs=found.runs, damaged=found.damaged, aside=aside_lines(results))
     try:
         told.examples = ResultStore(results, read_only=True).coverage().num_examples
     except (EvalcoreError, OSError) as error:

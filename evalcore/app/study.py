@@ -31,6 +31,7 @@ from evalcore.app.tuning import (
 from evalcore.cluster import StopSignals
 from evalcore.config import ScoreConfig, study_keys
 from evalcore.errors import EvalcoreError, InputError
+from evalcore.files import pinned
 from evalcore.machine import cores
 from evalcore.scoring import Progress
 
@@ -146,6 +147,7 @@ def study(
     """
     from finetune import load_study
 
+    options = replace(options, output=pinned(options.output))
     spec = as_given(load_study(options.file), options)
     run = options.scoring.run
     # Without a limit a model at hand is tuned to its end, however long that takes.
@@ -274,6 +276,7 @@ def finetune(options: StudyOptions, progress: StudyProgress) -> TuneSummary:
     """
     from finetune import load_study
 
+    options = replace(options, output=pinned(options.output))
     spec = as_given(load_study(options.file), options)
     pretrain(spec, options, progress)
     return tune_missing(spec, options, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import PROVENANCE_FILE, read_provenance
 from evalcore.lm_eval.names import split_selection
 from evalcore.machine import cores, gpu_bytes, visible_gpus
+from evalcore.reading import is_there
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         JobEstimate,
         Study,
         TuneEvent,
+        TuneFailure,
         TuneJob,
         TunePlan,
         TuneSummary,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 LOSS_FILE = "loss.arrow"
 MOST_JOBS_PER_GPU = 8
+MOST_NAMED = 20
 MOVED_SHARE = 0.5
 """Below this share of moved weights a model is named: most of what it learned was rounded away."""
 GPU_SHARE = 0.85
@@ -51,11 +55,27 @@ def plan_tuning(spec: Study, options: StudyOptions, progress: StudyProgress) -> 
         data_root=options.data_root,
         on_changed="replace" if options.replace_changed else "error",
     )
+    for failure in _lost(plan):
+        progress.failure(failure.job_id, str(failure.error))
     reports = check_data(plan.jobs, strict=options.scoring.grid.strict)
     lines = [f.line for report in reports.values() for f in report.findings]
     for line in dict.fromkeys([*lines, *_not_compared(spec)]):
         progress.stage("data", line)
     return plan
+
+
+def _lost(plan: TunePlan) -> list[TuneFailure]:
+    """Checkpoints that cannot be opened, each with the models that are not tuned for it."""
+    from finetune import TuneFailure
+
+    failures = []
+    for one in plan.missing:
+        jobs = [job.id for job in plan.lost if job.checkpoint.name == one.name]
+        shown = ", ".join(jobs[:MOST_NAMED]) + (" ..." if len(jobs) > MOST_NAMED else "")
+        with_it = f"; with it {len(jobs)} models: {shown}" if jobs else ""
+        error = InputError(f"{one.message}{with_it}")
+        failures.append(TuneFailure(f"checkpoint {one.name}", error))
+    return failures
 
 
 def _not_compared(spec: Study) -> list[str]:
@@ -78,7 +98,10 @@ def tune(
     gpus: Sequence[str] | None = None,
     should_stop: Callable[[], Stop | bool] | None = None,
 ) -> TuneSummary:
-    """Trains what a plan says is missing; ``gpus`` are those to use (default: all there are)."""
+    """Trains what a plan says is missing; ``gpus`` are those to use (default: all there are).
+
+    Checkpoints that could not be opened are among the failures.
+    """
     from finetune import tune as run
     from finetune.api import Devices
 
@@ -91,7 +114,7 @@ def tune(
     share = options.jobs_per_gpu or (jobs_per_gpu(plan.jobs) if names else 1)
     workers = options.tune_workers or count * share or min(2, here)
     threads = max(1, here // workers)
-    return run(
+    summary = run(
         plan.jobs,
         workers=workers,
         backend=options.scoring.cluster.backend,
@@ -107,6 +130,7 @@ def tune(
         ray_options={"address": options.scoring.cluster.ray_address, "num_cpus": threads},
         log_dir=options.output / "logs" / "finetune",
     )
+    return replace(summary, failures=(*_lost(plan), *summary.failures))
 
 
 def _devices(options: StudyOptions, gpus: Sequence[str] | None) -> tuple[tuple[str, ...], int, int]:
@@ -358,7 +382,7 @@ def collect_loss_curves(output: Path) -> pa.Table:
     adapters, checkpoints = tuned_models(output)
     for directory in [*adapters, *checkpoints]:
         file = directory / LOSS_FILE
-        if file.is_file():
+        if is_there(file):
             tables.append(_loss_curve(file, schema))
     return pa.concat_tables(tables)
 

@@ -18,7 +18,7 @@ from evalcore.identity.cache import FileMemo, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.header import read_header
 from evalcore.identity.weights import nonfinite_tensor, tensor_bits, tensor_digests
-from evalcore.reading import read_json
+from evalcore.reading import is_there, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -88,10 +88,8 @@ def adapter_file(path: str | Path) -> Path:
         InputError: If there is none that evalcore reads.
     """
     file = Path(path) / ADAPTER_WEIGHTS
-    if not file.is_file() and away_at(path) is None:
+    if not is_there(file) and away_at(path) is None:
         hint = "; copy it there, or remove the folder"
-        if file.is_symlink():
-            raise InputError(f"adapter {path}: {ADAPTER_WEIGHTS} is a link to nothing{hint}")
         others = sorted(other.name for other in Path(path).glob("adapter_model*"))
         if "adapter_model.bin" in others:
             own = shlex.quote(str(path))

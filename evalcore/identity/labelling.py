@@ -18,6 +18,7 @@ from evalcore.identity.labels import (
     read_labels,
     trainer_labels,
 )
+from evalcore.reading import is_there
 from evalcore.shown import one_line
 from evalcore.types import Adapter, Checkpoint, Subject
 
@@ -134,7 +135,7 @@ class _Finder:
 
     def _rules(self, folder: Path) -> tuple[Rule, ...]:
         if folder not in self._files:
-            there = [folder / name for name in LABEL_FILES if (folder / name).is_file()]
+            there = [folder / name for name in LABEL_FILES if is_there(folder / name)]
             if len(there) > 1:
                 names = ", ".join(file.name for file in there)
                 raise InputError(f"{folder} has {names}: keep one, so that one is believed")

@@ -20,6 +20,7 @@ from evalcore.identity.search import Problem, unfinished
 from evalcore.identity.sources import is_local, open_checkpoint
 from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.weights import weight_layout
+from evalcore.reading import is_there
 from evalcore.types import Checkpoint
 
 
@@ -360,7 +361,7 @@ class Bases:
             places.append(path / record.base.path_relative)
         if record.base.path:
             places.append(Path(record.base.path))
-        found = [str(place) for place in places if (place / "config.json").is_file()]
+        found = [str(place) for place in places if is_there(place / "config.json")]
         source = record.base.source
         if not found and source and record.base.revision and not Path(source).exists():
             place = HubPlace.parse(source if "@" in source else f"{source}@main")
@@ -372,7 +373,7 @@ class Bases:
         name, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
         if name:
             for place in (Path(os.path.expanduser(name)), path / name):
-                if (place / "config.json").is_file() or self._is_broken(place):
+                if is_there(place / "config.json") or self._is_broken(place):
                     return self._open(str(place), f"adapter {path}")
         hub = bool(name) and not name.startswith((".", "/", "~"))
         if hub and isinstance(revision, str) and revision and name.count("/") <= 1:

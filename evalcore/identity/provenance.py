@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evalcore.errors import InputError
-from evalcore.reading import read_json
+from evalcore.reading import is_there, read_json
 
 PROVENANCE_FILE = "provenance.json"
 UNFINISHED_FILE = "unfinished"
@@ -76,7 +76,7 @@ def read_provenance(directory: Path) -> Provenance | None:
         InputError: If the record is broken.
     """
     file = directory / PROVENANCE_FILE
-    if not file.is_file():
+    if not is_there(file):
         return None
     try:
         return Provenance.model_validate(read_json(file, "provenance record"))

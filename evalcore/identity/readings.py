@@ -18,6 +18,7 @@ from evalcore.identity.tokenizer import (
     load_tokenizer,
     tokenizer_facts,
 )
+from evalcore.reading import is_there
 from evalcore.types import Checkpoint
 
 _SETTINGS = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
@@ -99,7 +100,7 @@ def adapter_reading(path: Path, base: Checkpoint) -> tuple[Checkpoint | None, st
         InputError: If its template or its ends need tokens for which there are no weights.
     """
     if not has_vocabulary(path):
-        files = [name for name in _SETTINGS if (path / name).is_file()]
+        files = [name for name in _SETTINGS if is_there(path / name)]
         if not files:
             return None, ""
         return None, (

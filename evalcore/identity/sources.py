@@ -31,7 +31,7 @@ from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.identity.readings import read_through, with_tokenizer
 from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.weights import file_sha256, weight_files, weight_layout, weight_names
-from evalcore.reading import read_json
+from evalcore.reading import is_there, read_json
 from evalcore.types import Checkpoint
 
 logger = logging.getLogger("evalcore")
@@ -217,11 +217,11 @@ def describe_checkpoint(
     Raises:
         InputError: If it is not a checkpoint directory, or not the one its record describes.
     """
-    if not (path / "config.json").is_file():
+    if not is_there(path / "config.json"):
         inside = sorted(item.parent.name for item in path.glob("*/config.json"))
         hint = f"; it holds {len(inside)} checkpoints: {', '.join(inside[:4])}" if inside else ""
         raise InputError(f"base missing on disk: {path} has no config.json{hint}")
-    if (path / ADAPTER_CONFIG).is_file():
+    if is_there(path / ADAPTER_CONFIG):
         # transformers would apply it once more, vLLM would read it as weights (peft #1381).
         raise InputError(
             f"checkpoint {path} holds a whole model and an adapter ({ADAPTER_CONFIG}), which may "
@@ -229,7 +229,7 @@ def describe_checkpoint(
         )
     name = name or name_of(path)
     record_file = path / "checkpoint.json"
-    record = read_json(record_file, "checkpoint") if record_file.is_file() else {}
+    record = read_json(record_file, "checkpoint") if is_there(record_file) else {}
     tuned = read_provenance(path)
     step = record.get("step")
     if step is None and tuned is not None:

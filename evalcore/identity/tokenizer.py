@@ -22,7 +22,7 @@ from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
 from evalcore.library import library
-from evalcore.reading import MAX_TABLE_BYTES, read_bytes, read_json, read_text
+from evalcore.reading import MAX_TABLE_BYTES, is_there, read_bytes, read_json, read_text
 from evalcore.shown import one_line
 
 # Raise it when the same tokenizer would get another fingerprint.
@@ -95,7 +95,7 @@ def tokenizer_facts(path: str | Path) -> TokenizerFacts:
 
 def has_vocabulary(path: str | Path) -> bool:
     """Whether a directory holds a tokenizer (settings and templates alone are none)."""
-    return any((Path(path) / name).is_file() for name in ("tokenizer.json", *_VOCABULARY_FILES))
+    return any(is_there(Path(path) / name) for name in ("tokenizer.json", *_VOCABULARY_FILES))
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
@@ -128,7 +128,7 @@ def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         file = Path(path) / name
-        if not file.is_file():
+        if not is_there(file):
             continue
         config = read_json(file, "checkpoint")
         value = config.get("eos_token_id")
@@ -155,7 +155,7 @@ def _state(directory: Path) -> str:
     parts = {
         file.relative_to(directory).as_posix(): cached_file_fact(file, "bytes-2", _hash_bytes)
         for file in files
-        if file.is_file()
+        if is_there(file)
     }
     return text_fingerprint(["tokenizer-state", _versions(), parts])
 
@@ -247,7 +247,7 @@ def _read(path: str) -> tuple[Any, str]:
 def _published(directory: Path) -> Any:
     """tokenizer.json as the tokenizers library reads it, without what its last user left behind."""
     file = directory / "tokenizer.json"
-    if not file.is_file():
+    if not is_there(file):
         return None
     from tokenizers import Tokenizer
 
@@ -266,7 +266,7 @@ def _published(directory: Path) -> Any:
 
 def _settings(directory: Path) -> dict[str, Any]:
     file = directory / "tokenizer_config.json"
-    return read_json(file, "tokenizer") if file.is_file() else {}
+    return read_json(file, "tokenizer") if is_there(file) else {}
 
 
 def _set_prefix_space(tokenizer: Any, wanted: Any) -> None:
@@ -305,7 +305,7 @@ def _named_tokens(directory: Path) -> set[str]:
     found: set[str] = set()
     todo: list[Any] = [_settings(directory)]
     for name in ("special_tokens_map.json", "added_tokens.json"):
-        if (directory / name).is_file():
+        if is_there(directory / name):
             data = read_json(directory / name, "tokenizer", MAX_TABLE_BYTES)
             found.update(data)
             todo.append(data)

@@ -23,7 +23,7 @@ from evalcore.identity.cache import (
 )
 from evalcore.identity.hashing import DIGEST_BYTES
 from evalcore.identity.header import TensorInfo, read_header
-from evalcore.reading import MAX_TABLE_BYTES, read_json
+from evalcore.reading import MAX_TABLE_BYTES, is_there, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -66,30 +66,30 @@ def weight_names(path: Path, there: Collection[str] | None = None) -> list[str]:
         raise InputError(f"base missing on disk: {path} is not a directory")
     coming = there if there is not None else away.names if (away := away_at(path)) else ()
 
-    def is_there(name: str) -> bool:
-        return name in coming or (path / name).is_file()
+    def named(name: str) -> bool:
+        return name in coming or is_there(path / name)
 
     index = path / _INDEX
-    if index.is_file():
+    if is_there(index):
         weight_map = read_json(index, "checkpoint", MAX_TABLE_BYTES).get("weight_map")
         names = sorted({*weight_map.values()} if _is_index(weight_map) else ())
         if not names:
             raise InputError(
                 f"{index} is broken: key weight_map should map tensor names to files beside it"
             )
-        if is_there(_SINGLE) and _SINGLE not in names:
+        if named(_SINGLE) and _SINGLE not in names:
             # transformers reads the first, vLLM the second.
             raise InputError(
                 f"{path} holds two sets of weights, {_SINGLE} and the {len(names)} files of "
                 f"{_INDEX}; remove one of them"
             )
-    elif is_there(_SINGLE):
+    elif named(_SINGLE):
         names = [_SINGLE]
     else:
         every = safetensors_names(path) if there is None else there
         names = sorted(name for name in every if not name.startswith("adapter"))
         _require_every_shard(path, names)
-    missing = [name for name in names if not is_there(name)]
+    missing = [name for name in names if not named(name)]
     if missing:
         raise InputError(f"{path}: weight file {missing[0]} named by {_INDEX} is missing")
     if not names:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from evalcore.checked import (
     write_json,
     write_table,
 )
-from evalcore.errors import EvalcoreError, InputError
+from evalcore.errors import EvalcoreError
 from evalcore.identity import text_fingerprint
 from evalcore.lm_eval import COLUMNS, VERSION, Built, Loaded, Outcome, aggregate_groups, evaluate
 from evalcore.store import ResultStore
+from evalcore.store.access import listed, patiently
+from evalcore.store.cells import not_writable
 from evalcore.store.reading import split_by_cell
 from evalcore.store.schema import adapter_name
 from evalcore.types import Cell
@@ -73,7 +76,7 @@ def write_outcomes(store: ResultStore, work: LmEvalWork) -> tuple[list[str], lis
         (lines for the summary, (cell, message) of what could not be computed).
 
     Raises:
-        InputError: The folder cannot be written.
+        ResultsError: The folder cannot be written.
     """
     keys = [planned.cell.key for planned in work.cells]
     table = store.examples(["cell", *COLUMNS], cells=keys)
@@ -109,23 +112,31 @@ def write_outcomes(store: ResultStore, work: LmEvalWork) -> tuple[list[str], lis
 
 
 def read_outcomes(results: Path) -> list[dict[str, Any]]:
-    """Every record of lm-eval's metrics in a results folder: cells, then groups, by file name."""
+    """Every record of lm-eval's metrics in a results folder: cells, then groups, by file name.
+
+    Raises:
+        ResultsError: A file cannot be read; whether it is damaged cannot be told.
+    """
     records = []
     for file in _newest(results, ".json"):
         try:
-            records.append(read_json(file))
-        except (DamagedFile, OSError) as error:
+            records.append(patiently(file, read_json))
+        except (DamagedFile, FileNotFoundError) as error:
             log.warning("ignored %s: %s; the next run makes it again", file, error)
     return records
 
 
 def read_values(results: Path) -> pa.Table:
-    """lm-eval's metrics of every document in a results folder (:data:`VALUES_SCHEMA`)."""
+    """lm-eval's metrics of every document in a results folder (:data:`VALUES_SCHEMA`).
+
+    Raises:
+        ResultsError: A file cannot be read; whether it is damaged cannot be told.
+    """
     tables = [VALUES_SCHEMA.empty_table()]
     for file in _newest(results, ".arrow"):
         try:
-            tables.append(_read_values(file))
-        except (DamagedFile, OSError, pa.ArrowException) as error:
+            tables.append(patiently(file, _read_values))
+        except (DamagedFile, FileNotFoundError, pa.ArrowException) as error:
             log.warning("ignored %s: %s; the next run makes it again", file, error)
     return pa.concat_tables(tables)
 
@@ -140,7 +151,7 @@ def _read_values(file: Path) -> pa.Table:
 def _newest(results: Path, suffix: str) -> list[Path]:
     """Files of ``outside``, one of each name: cells, then groups; checked ones come first."""
     files: dict[str, Path] = {}
-    for file in sorted((Path(results) / FOLDER).glob(f"[!.]*{suffix}"), key=is_checked):
+    for file in sorted(listed(Path(results) / FOLDER, f"[!.]*{suffix}"), key=is_checked):
         files[file.name.removesuffix(suffix).removesuffix(MARK)] = file
     return [files[name] for name in sorted(files, key=lambda n: (n.startswith("group-"), n))]
 
@@ -168,9 +179,9 @@ def _write(results: Path, one: LmEvalCell, outcome: Outcome) -> None:
         pa.array(c, kind.type) for c, kind in zip(columns, list(VALUES_SCHEMA)[1:], strict=True)
     ]
     table = pa.Table.from_arrays(arrays, schema=VALUES_SCHEMA)
-    folder = _folder(results)
-    write_table(folder / f"{cell.key}{ARROW_SUFFIX}", table)
-    write_json(folder / f"{cell.key}{JSON_SUFFIX}", record)
+    with _folder(results) as folder:
+        write_table(folder / f"{cell.key}{ARROW_SUFFIX}", table)
+        write_json(folder / f"{cell.key}{JSON_SUFFIX}", record)
 
 
 def _write_group(
@@ -187,16 +198,19 @@ def _write_group(
         "n": metrics["sample_len"],
     }
     key = text_fingerprint([name, *of])
-    write_json(_folder(results) / f"group-{key}{JSON_SUFFIX}", record)
+    with _folder(results) as folder:
+        write_json(folder / f"group-{key}{JSON_SUFFIX}", record)
 
 
-def _folder(results: Path) -> Path:
+@contextmanager
+def _folder(results: Path) -> Iterator[Path]:
+    """The folder to write to; what goes wrong with that is the results folder's fault."""
     folder = results / FOLDER
     try:
         folder.mkdir(exist_ok=True)
+        yield folder
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
-    return folder
+        raise not_writable(folder, error) from error
 
 
 def _shown(outcome: Outcome) -> str:

@@ -10,7 +10,7 @@ from evalcore.store.runs import RunLog
 from evalcore.store.schema import CELL_SCHEMA, EXAMPLE_SCHEMA, SCHEMA_VERSION
 from evalcore.store.segments import SegmentWriter
 from evalcore.store.spreadsheet import text_cell, text_columns
-from evalcore.store.verify import VerifyReport, verify_folder
+from evalcore.store.verify import VerifyReport, aside_lines, verify_folder
 
 __all__ = [
     "CELL_SCHEMA",
@@ -27,6 +27,7 @@ __all__ = [
     "SeenRuns",
     "SegmentWriter",
     "VerifyReport",
+    "aside_lines",
     "merge",
     "read_progress",
     "text_cell",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,3 +49,26 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
     return patiently(path, read)
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """Paths in a folder whose names fit, sorted; none where there is no such folder.
+
+    Raises:
+        ResultsError: It cannot be looked into: what is in it cannot be told.
+    """
+    try:
+        names = patiently(folder, os.listdir)
+    except (FileNotFoundError, DamagedFile):
+        return []
+    return [folder / name for name in sorted(names) if fnmatchcase(name, pattern)]
+
+
+def refuse(error: OSError) -> None:
+    """What a walk through folders makes of one that it cannot look into.
+
+    Raises:
+        ResultsError: It is still there.
+    """
+    if not isinstance(error, FileNotFoundError):
+        raise ResultsError(f"{error.filename} cannot be read ({error.strerror})") from error

@@ -42,7 +42,7 @@ from evalcore.checked import (
 )
 from evalcore.errors import ResultsError, UnknownNameError
 from evalcore.files import utc_stamp
-from evalcore.store.access import patiently
+from evalcore.store.access import listed, patiently
 from evalcore.store.cell_rows import CellRows, Codes
 from evalcore.store.migration import OLDEST_VERSION, check_version, upgrade_cells
 from evalcore.store.schema import CELL_SCHEMA, SCHEMA_VERSION
@@ -127,10 +127,10 @@ class CellTables:
         self._kept: tuple[tuple[object, ...], pa.Table] | None = None
 
     def files(self) -> list[Path]:
-        return sorted(self.folder.glob("[!.]*.arrow"))
+        return listed(self.folder, "[!.]*.arrow")
 
     def mark_files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}"))
+        return listed(self.folder, f"[!.]*{JSON_SUFFIX}")
 
     def read(self) -> CellRecords:
         """Every cell's newest record.

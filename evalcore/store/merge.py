@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalcore.checked import DamagedFile
 from evalcore.errors import InputError, ResultsError
 from evalcore.files import write_atomically
+from evalcore.store.access import read_bytes, refuse
 from evalcore.store.cells import not_writable
 from evalcore.store.results import ResultStore
 
@@ -71,16 +73,22 @@ def merge(parts: Sequence[Path], output: Path) -> MergeReport:
 
 def _files(folder: Path) -> Iterator[Path]:
     for name in _FOLDERS:
-        for root, folders, names in os.walk(folder / name):
+        for root, folders, names in os.walk(folder / name, onerror=refuse):
             folders.sort()
             yield from (Path(root) / n for n in sorted(names) if not n.startswith("."))
 
 
 def _copy(source: Path, target: Path) -> bool:
-    data = source.read_bytes()
+    data = read_bytes(source)
     try:
-        if target.exists() and target.read_bytes() == data:
+        if read_bytes(target) == data:
             return False
+    except FileNotFoundError:
+        pass
+    except DamagedFile as error:
+        again = f"`evalcore verify {target.parent.parent}` sets it aside"
+        raise ResultsError(f"{target}: {error}; {again}, then merge again") from error
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, lambda sink: sink.write(data))
     except OSError as error:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
+from evalcore.errors import ResultsError
 from evalcore.files import remove_stale_temporaries, utc_stamp
 from evalcore.machine import machine_id, process_start
+from evalcore.store.access import listed, patiently
 
 FOLDER = "progress"
 SILENT_S = 60.0  # a beat is due every few seconds
@@ -99,15 +101,19 @@ class SeenRuns:
 
 
 def read_progress(results: Path) -> SeenRuns:
-    """What the progress files of a results folder say; damaged ones are listed, never fatal."""
+    """What the progress files of a results folder say; those that cannot be read are listed.
+
+    Raises:
+        ResultsError: Their folder cannot be looked into.
+    """
     found = SeenRuns()
-    for path in sorted((results / FOLDER).glob(f"[!.]*{JSON_SUFFIX}")):
+    for path in listed(results / FOLDER, f"[!.]*{JSON_SUFFIX}"):
         try:
-            age_s = max(time.time() - path.stat().st_mtime, 0.0)
-            record = read_json(path)
+            age_s = max(time.time() - patiently(path, os.stat).st_mtime, 0.0)
+            record = patiently(path, read_json)
         except FileNotFoundError:
             continue  # tidied away meanwhile
-        except (OSError, DamagedFile) as error:
+        except (ResultsError, DamagedFile) as error:
             found.damaged[f"{FOLDER}/{path.name}"] = str(error)
             continue
         found.runs.append(_judged(record, age_s))

@@ -25,7 +25,7 @@ from evalcore.checked import (
 )
 from evalcore.errors import DataError, InputError
 from evalcore.identity.away import Named, NamedWeights
-from evalcore.store.access import patiently
+from evalcore.store.access import listed, patiently
 from evalcore.store.cells import not_writable
 from evalcore.store.schema import DOCUMENT_SCHEMA
 
@@ -58,7 +58,7 @@ class Makers:
     def read(self) -> dict[str, dict[str, Any]]:
         """Id -> record."""
         found = {}
-        for path in sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}")):
+        for path in listed(self.folder, f"[!.]*{JSON_SUFFIX}"):
             try:
                 record = patiently(path, read_json)
                 found[str(record.pop("maker"))] = record
@@ -98,7 +98,7 @@ class WeightNames:
     def read(self) -> NamedWeights:
         """See ``ResultStore.weights``."""
         found: dict[str, Named] = {}
-        for path in sorted(self.folder.glob(f"[!.]*{JSON_SUFFIX}")):
+        for path in listed(self.folder, f"[!.]*{JSON_SUFFIX}"):
             try:
                 rows = [Named(**row) for row in patiently(path, read_json)["rows"]]
             except (DamagedFile, FileNotFoundError, KeyError, TypeError) as error:
@@ -146,7 +146,7 @@ class Documents:
 
     def read(self, task: str | None = None, data: str | None = None) -> pa.Table:
         """Documents of a task (None: of all), each once."""
-        folders = [f for f in sorted(self.folder.glob("[!.]*")) if f.is_dir()]
+        folders = [f for f in listed(self.folder, "[!.]*") if f.is_dir()]
         table = pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *map(self._read, folders)])
         for name, value in (("task", task), ("data", data)):
             if value is not None:
@@ -156,7 +156,7 @@ class Documents:
     def _read(self, folder: Path) -> pa.Table:
         tables = [DOCUMENT_SCHEMA.empty_table()]
         seen: set[str] = set()
-        for path in sorted(folder.glob(f"[!.]*{ARROW_SUFFIX}")):
+        for path in listed(folder, f"[!.]*{ARROW_SUFFIX}"):
             try:
                 table = patiently(path, read_table)
             except (DamagedFile, FileNotFoundError) as error:
@@ -200,7 +200,7 @@ class Clusters:
     def read(self) -> dict[str, str]:
         """Document id -> cluster; where two files differ, that of the later name counts."""
         found: dict[str, str] = {}
-        for path in sorted(self.folder.glob(f"[!.]*{ARROW_SUFFIX}")):
+        for path in listed(self.folder, f"[!.]*{ARROW_SUFFIX}"):
             try:
                 table = patiently(path, read_table)
                 documents, clusters = (table[name].to_pylist() for name in CLUSTER_SCHEMA.names)

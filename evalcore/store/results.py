@@ -29,6 +29,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,8 @@ from evalcore.checked import is_checked
 from evalcore.errors import InputError, ResultsError, UnknownNameError
 from evalcore.files import remove_stale_temporaries, try_folder
 from evalcore.identity.away import Named, NamedWeights
+from evalcore.reading import is_there
+from evalcore.store.access import patiently
 from evalcore.store.cell_rows import CellRows
 from evalcore.store.cells import CellRecords, CellState, CellTables, not_writable
 from evalcore.store.compaction import CompactReport, compact_segments
@@ -67,7 +70,7 @@ from evalcore.store.settings import open_settings
 from evalcore.store.settled import Settled
 from evalcore.store.survey import Index, Survey
 from evalcore.store.tidying import tidy_segments
-from evalcore.store.verify import VerifyReport, verify_folder
+from evalcore.store.verify import VerifyReport, aside_lines, verify_folder
 from evalcore.store.whole import CellPlaces, find_cells, read_documents, read_whole
 
 log = logging.getLogger("evalcore")
@@ -115,13 +118,13 @@ class ResultStore:
         self.reductions = Reductions(self.path / "reduced")
         self._index = Index(self.path / "index", keep=not read_only)
         if read_only:
-            if not (self.path / "store.json").is_file():
+            if not is_there(self.path / "store.json"):
                 raise InputError(
                     f"no results in {self.path}: it has no store.json; give the folder that "
                     "`evalcore score -o` wrote"
                 )
             open_settings(self.path, read_only=True)
-        elif not later or (self.path / "store.json").exists():
+        elif not later or is_there(self.path / "store.json"):
             self.create()
 
     # Writing ---------------------------------------------------------------------------------
@@ -279,7 +282,11 @@ class ResultStore:
     @property
     def num_bytes(self) -> int:
         """Size of all segments."""
-        return sum(path.stat().st_size for path in list_segments(self.segments_folder))
+        total = 0
+        for path in list_segments(self.segments_folder):
+            with suppress(FileNotFoundError):  # a compaction beside us
+                total += patiently(path, os.stat).st_size
+        return total
 
     def verify(self, *, set_aside: bool = True) -> VerifyReport:
         """Checks every byte of the folder.
@@ -355,6 +362,7 @@ class ResultStore:
             for state, text in texts.items()
             if (count := sum(found == state for found in states))
         ]
+        lines += aside_lines(self.path)
         return lines + [f"{name}: {text}" for name, text in sorted(self.damage.items())]
 
     def weights(self) -> NamedWeights:

@@ -10,7 +10,7 @@ from typing import Any
 from evalcore.checked import JSON_SUFFIX, DamagedFile, read_json, write_json
 from evalcore.errors import ResultsError
 from evalcore.files import utc_stamp
-from evalcore.store.access import patiently
+from evalcore.store.access import listed, patiently
 
 log = logging.getLogger("evalcore")
 
@@ -39,7 +39,7 @@ class RunLog:
     def list(self) -> list[dict[str, Any]]:
         """All records, oldest first; unreadable files are named in a warning and left out."""
         records = []
-        for path in sorted(self.folder.glob("[!.]*.json")):
+        for path in listed(self.folder, "[!.]*.json"):
             try:
                 records.append(patiently(path, read_json))
             except (FileNotFoundError, DamagedFile) as error:

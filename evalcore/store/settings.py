@@ -7,6 +7,7 @@ from typing import Any
 
 from evalcore.checked import DamagedFile, read_json, write_json
 from evalcore.errors import IncompatibleError, InputError
+from evalcore.reading import is_there
 from evalcore.store.access import patiently
 from evalcore.store.cells import not_writable
 from evalcore.store.migration import check_version
@@ -29,7 +30,7 @@ def open_settings(folder: Path, *, read_only: bool) -> int:
         InputError: It is missing.
     """
     path = folder / SETTINGS_FILE
-    if not read_only and not path.exists():
+    if not read_only and not is_there(path):
         write_settings(folder)  # two processes may both come here: they write the same
     version = check_settings(path)
     if not read_only and version < SCHEMA_VERSION:

@@ -7,14 +7,11 @@ the others, of this run and of later ones, on whatever machine, are told.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from pathlib import Path
 
 from evalcore.checked import JSON_SUFFIX, DamagedFile, json_bytes, read_json
 from evalcore.errors import ResultsError
-from evalcore.files import fsync_folder, write_atomically
+from evalcore.files import write_once
 from evalcore.store.access import patiently
 from evalcore.store.cells import not_writable
 
@@ -43,7 +40,7 @@ class Settled:
         if found is None and chosen:
             try:
                 self.folder.mkdir(exist_ok=True)
-                self._write(path, json_bytes({"kind": kind, "strategy": chosen}))
+                write_once(path, json_bytes({"kind": kind, "strategy": chosen}))
             except OSError as error:
                 raise not_writable(self.folder, error) from error
             found = self._read(path)  # another's, if that was faster
@@ -58,18 +55,3 @@ class Settled:
             raise ResultsError(
                 f"{path}: {error}; `evalcore verify {self.folder.parent}` sets it aside"
             ) from error
-
-    def _write(self, path: Path, data: bytes) -> None:
-        """Whole, and only where there is none: a link fails where a rename would replace."""
-        own = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            write_atomically(own, lambda sink: sink.write(data))
-            os.link(own, path)
-            fsync_folder(self.folder)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            write_atomically(path, lambda sink: sink.write(data))
-        finally:
-            with contextlib.suppress(OSError):
-                own.unlink()

@@ -19,9 +19,9 @@ from evalcore.checked import (
     read_table,
     require_regular,
 )
-from evalcore.errors import IncompatibleError, ResultsError
+from evalcore.errors import IncompatibleError
 from evalcore.files import fsync_folder
-from evalcore.store.access import patiently
+from evalcore.store.access import patiently, refuse
 from evalcore.store.cells import not_writable, read_cells_file
 from evalcore.store.coverage import Coverage, SegmentCoverage
 from evalcore.store.segments import (
@@ -106,6 +106,29 @@ class VerifyReport:
         return lines
 
 
+def aside_lines(folder: Path) -> list[str]:
+    """A line about the damaged files that were set aside here, until somebody removes them.
+
+    Whoever moved them may have been killed before it said so.
+
+    Raises:
+        ResultsError: The folder they are in cannot be looked into.
+    """
+    names = [
+        str((Path(root) / name).relative_to(folder / DAMAGED_FOLDER))
+        for root, _, names in os.walk(folder / DAMAGED_FOLDER, onerror=refuse)
+        for name in names
+    ]
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+    return [
+        f"{len(names)} damaged file{'s were' if len(names) > 1 else ' was'} set aside ({shown}): "
+        "what that held is missing until the same `evalcore score` is run again; then remove "
+        f"{folder / DAMAGED_FOLDER}"
+    ]
+
+
 def verify_folder(folder: Path, *, set_aside: bool) -> VerifyReport:
     """See ``ResultStore.verify``."""
     report = VerifyReport()
@@ -154,7 +177,7 @@ def _lost_cells(info: SegmentInfo, sound: pa.Table) -> tuple[str, ...]:
 
 def _other_files(folder: Path) -> Iterator[Path]:
     yield folder / SETTINGS_FILE
-    for root, folders, names in os.walk(folder, onerror=_refuse):
+    for root, folders, names in os.walk(folder, onerror=refuse):
         at = Path(root)
         if at == folder:
             folders[:] = [f for f in folders if f not in ("segments", DAMAGED_FOLDER)]
@@ -163,11 +186,6 @@ def _other_files(folder: Path) -> Iterator[Path]:
             path = at / name
             if not name.startswith(".") and (is_checked(path) or at.name in ("cells", "runs")):
                 yield path
-
-
-def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise ResultsError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
 def _other(folder: Path, path: Path, report: VerifyReport, set_aside: bool) -> None:

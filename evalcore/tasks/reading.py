@@ -170,21 +170,19 @@ def parse_yaml(text: str, path: Path, what: str) -> dict[str, Any]:
 
 def _yaml_error(error: yaml.YAMLError, path: Path, what: str) -> TaskError:
     mark = getattr(error, "problem_mark", None)
-    where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    place = f"{what} {path}" + (f": line {mark.line + 1}, column {mark.column + 1}" if mark else "")
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if isinstance(error, DuplicateKeyError):
-        return TaskError(
-            FileFault.KEY_TWICE, f"{what} {path}:{where}: {problem}; remove one of the two"
-        )
+        return TaskError(FileFault.KEY_TWICE, f"{place}: {problem}; remove one of the two")
     if "constructor for the tag" in problem:
         tag = problem.rpartition("tag ")[2]
         return TaskError(
             FileFault.YAML_TAG,
-            f"{what} {path}:{where}: broken YAML: tag {tag} is not allowed; write plain values",
+            f"{place}: broken YAML: tag {tag} is not allowed; write plain values",
         )
     return TaskError(
         FileFault.BROKEN_YAML,
-        f"{what} {path}:{where}: broken YAML ({problem}); check quotes and indentation there",
+        f"{place}: broken YAML ({problem}); check quotes and indentation there",
     )
 
 

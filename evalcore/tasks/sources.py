@@ -9,6 +9,7 @@ from typing import Any
 
 from evalcore.errors import UnknownNameError
 from evalcore.identity import HubError
+from evalcore.reading import is_there
 from evalcore.tasks.columns import Row
 from evalcore.tasks.faults import DataFault, TaskDataError
 from evalcore.tasks.hub import check_complete, hub_files
@@ -177,7 +178,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     found: dict[str, list[Path]] = {}
     for suffix in _SUFFIXES:
         single = folder / f"{split}.{suffix}"
-        if single.is_file():
+        if is_there(single):
             found[single.name] = [single]
         shards = sorted(folder.glob(f"{split}-*-of-*.{suffix}"))
         if shards:

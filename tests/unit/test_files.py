@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from evalcore.errors import ResultsError
-from evalcore.files import remove_dead_scratch, scratch_folder, try_folder, try_lock
+from evalcore.files import pinned, remove_dead_scratch, scratch_folder, try_folder, try_lock
 from evalcore.store import ResultStore
 
 
@@ -100,3 +100,14 @@ def test_a_lock_is_free_held_or_not_known(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("fcntl.flock", unknown)
     with open(tmp_path / "lock", "ab") as file:
         assert try_lock(file) is None
+
+
+def test_a_path_through_links_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that is pointed elsewhere during a run moves nothing of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("one").mkdir()
+    Path("link").symlink_to("one")
+    assert pinned(Path("link/results")) == tmp_path / "one/results"
+    assert pinned(Path("one/results")) == Path("one/results")
+    Path("nothing").symlink_to("two")
+    assert pinned(Path("nothing")) == tmp_path / "two"

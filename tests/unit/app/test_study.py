@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from click.testing import CliRunner
 import evalcore.tasks.registry
 from evalcore.app import StudyOptions, tuned_lines
 from evalcore.app.study import scoring_config, study
-from evalcore.app.tuning import plan_tuning
+from evalcore.app.tuning import plan_tuning, tune_missing, tuned_status
 from evalcore.cli import cli
 from evalcore.cli.progress import StudyProgress
 from evalcore.cli.study import _study_options, run
 from evalcore.cluster import StopSignals
 from evalcore.config import ScoreConfig
-from evalcore.errors import InputError
+from evalcore.errors import EXIT_CELLS_FAILED, InputError
 from evalcore.prompting import load_tokenizer
 from evalcore.prompting.variants import prompts_root
 from finetune import TuneSummary, check_data, load_study, plan_jobs
@@ -268,3 +269,28 @@ def test_no_gpu_trains_and_scores_at_once(
         with pytest.raises(Begun):
             begin()
         assert begun["tuning"] == (["0"] if gpus == 2 else [])
+
+
+def test_a_broken_checkpoint_is_named_and_the_rest_of_the_study_goes_on(
+    file: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "step-9"
+    shutil.copytree(tiny_checkpoint, broken)
+    (broken / "config.json").write_text("{")
+    text = file.read_text().replace("]}\ntunings", f", {broken}]}}\ntunings")
+    file.write_text(text.replace("examples: 8", "examples: 8, checkpoints: [step-9]"))
+    told: list[str] = []
+
+    class Told(StudyProgress):
+        def failure(self, label: str, message: str) -> None:
+            told.append(f"{label}: {message}")
+
+    with Told(quiet=True) as progress:
+        summary = tune_missing(load_study(file), StudyOptions(file, tmp_path), progress)
+    assert tuned_status(summary) == EXIT_CELLS_FAILED
+    (line,) = (line for line in tuned_lines(summary) if line.startswith("not trained: "))
+    assert line == f"not trained: {told[0]}"
+    assert told[0].startswith(
+        f"checkpoint step-9: checkpoint: {broken}/config.json is not readable"
+    )
+    assert told[0].endswith("; with it 1 models: step-9/nli")

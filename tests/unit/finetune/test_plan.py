@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -311,3 +313,27 @@ def test_each_seed_may_draw_its_own_rows(out: Path) -> None:
     assert [(j.seed, j.data_seed) for j in plan(out, tuning).jobs] == [(3, 3), (8, 8)]
     same = plan(out, tuning.replace("per_seed", "5")).jobs
     assert [(j.seed, j.data_seed) for j in same] == [(3, 5), (8, 5)]
+
+
+@pytest.mark.parametrize("how", ["no config", "bad size", "weights cut"])
+def test_a_broken_checkpoint_costs_itself_and_keeps_its_place(
+    tmp_path: Path, make_checkpoint: Callable[..., Path], how: str
+) -> None:
+    """A tuning of the last checkpoint is not moved to the one before where the last is broken."""
+    folders = [make_checkpoint(tmp_path / f"step-0000{i}", seed=i) for i in (1, 2)]
+    if how == "no config":
+        (folders[1] / "config.json").unlink()
+    elif how == "bad size":
+        (folders[1] / "config.json").write_text('{"hidden_size": -1}')
+    else:
+        os.truncate(folders[1] / "model.safetensors", 900)
+    tunings = f"{NLI}\n  - {{name: more, task: pocket_nli, examples: 20, checkpoints: last}}"
+    found = plan(tmp_path, tunings)
+    assert [job.id for job in found.jobs] == ["step-00001/nli"]
+    assert [job.id for job in found.lost] == ["step-00002/nli", "step-00002/more"]
+    (missing,) = found.missing
+    assert missing.name == "step-00002"
+    assert str(folders[1]) in missing.message
+    shutil.rmtree(folders[0])
+    with pytest.raises(InputError, match="step-00002"):
+        plan(tmp_path, tunings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -351,3 +352,17 @@ def test_a_name_letter_by_letter_fits_with_an_escaped_comma_too() -> None:
     assert rule.matches(["lr=1e-4,r8"]), "it is a glob still"
     assert not rule.matches(["lr=1e-4,r9"])
     assert rule.where == r"--tuned-on 'lr=1e-4\,r[8]=pocket_nli'", "as it was typed"
+
+
+@pytest.mark.parametrize("name", ["labels.yaml", "labels.csv"])
+@pytest.mark.parametrize("how", ["pipe", "link"])
+def test_a_labels_file_that_is_none_is_named(name: str, how: str, tmp_path: Path) -> None:
+    (run := tmp_path / "runs" / "a").mkdir(parents=True)
+    file = tmp_path / "runs" / name
+    if how == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("nowhere")
+    reason = "a pipe, expected a regular file" if how == "pipe" else "a link to nothing"
+    with pytest.raises(InputError, match=f"{name} is {reason}"):
+        labelled([subject(run)], tmp_path / "runs")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ def _directory(base: Path) -> None:
     (base / WEIGHTS).mkdir()
 
 
+def _pipe(base: Path, name: str) -> None:
+    """Where a small file may be left out, a pipe of its name is no reason to go on without it."""
+    (base / name).unlink(missing_ok=True)
+    os.mkfifo(base / name)
+
+
 BREAK: dict[str, tuple[Callable[[Path], Any], str]] = {
     "gone": (shutil.rmtree, "missing on disk"),
     "no config": (lambda base: (base / "config.json").unlink(), "no config.json"),
@@ -52,7 +60,14 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing shard": (_missing_shard, "model-2.safetensors"),
     "no tokenizer": (lambda base: (base / "tokenizer.json").unlink(), "tokenizer"),
     "a directory": (_directory, WEIGHTS),
-}
+} | {
+    f"a pipe: {name}": (partial(_pipe, name=name), rf"{name} is a pipe, expected a regular file")
+    for name in (
+        "config.json", "checkpoint.json", "provenance.json", "tokenizer.json",
+        "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+        "generation_config.json", WEIGHTS, "model.safetensors.index.json",
+    )
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", BREAK)
@@ -116,3 +131,18 @@ def test_a_dry_run_and_a_run_say_the_same(
         with pytest.raises(InputError, match="tokenizer"):
             score(ScoreConfig.of(**{**options, "output": tmp_path / "x", "dry_run": dry_run}))
     assert not list((tmp_path / "x").glob("segments/*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "provenance.json",
+             "tokenizer.json"],
+)  # fmt: skip
+def test_a_pipe_among_an_adapters_files_costs_the_adapter(
+    name: str, tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    bad, _ = (make_adapter(tmp_path / f"a/{i}", tiny_checkpoint, seed=i) for i in (1, 2))
+    _pipe(bad, name)
+    resolved = resolve_subjects([tmp_path / "a"], [str(tiny_checkpoint)])
+    (problem,) = resolved.problems
+    assert f"{name} is a pipe, expected a regular file" in problem.message
+    assert len(resolved.subjects) == 2

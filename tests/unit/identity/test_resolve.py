@@ -171,7 +171,7 @@ def test_adapters_that_do_not_fit_or_are_uncertain_cost_only_themselves(
     found = {os.path.basename(problem.path): problem for problem in resolved.problems}
     assert {name: problem.kind for name, problem in found.items()} == {
         "deep": "misfit", "uncertain": "uncertain", "other": "uncertain", "home": "uncertain",
-        "long": "broken", "nul": "uncertain", "two\nlines": "uncertain",
+        "long": "uncertain", "nul": "uncertain", "two\nlines": "uncertain",
         "empty": "broken", "rows": "broken",
         "whole": "broken", "\udcff\udcfe": "broken",
     }  # fmt: skip

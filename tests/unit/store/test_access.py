@@ -15,7 +15,8 @@ import pytest
 from bench import bitflips
 from evalcore import checked
 from evalcore.errors import ResultsError
-from evalcore.store import ResultStore, access
+from evalcore.lm_eval import outcomes
+from evalcore.store import ResultStore, access, read_progress
 
 KINDS = ["segments", "cells .arrow", "cells .json", "runs", "makers", "documents", "requests",
          "clusters"]  # fmt: skip
@@ -124,3 +125,44 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(
     monkeypatch.setattr("evalcore.store.segments.os.listdir", refuse)
     with pytest.raises(ResultsError, match=r"segments cannot be read \(Permission denied\)"):
         store.coverage()
+
+
+@pytest.mark.parametrize("room", ["makers", "cells", "documents", "runs", "clusters"])
+def test_no_folder_that_cannot_be_listed_is_empty(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    results = Path(shutil.copytree(folder, tmp_path / "results"))
+    monkeypatch.setattr(access, "_PAUSES_S", ())
+
+    def refuse(path: Path) -> list[str]:
+        if path.name == room:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.listdir(path)
+
+    monkeypatch.setattr(access, "os", SimpleNamespace(listdir=refuse))
+    store = ResultStore(results)
+    read = {"makers": store.makers, "cells": store.cells, "documents": store.documents,
+            "runs": store.runs.list, "clusters": store.clusters}  # fmt: skip
+    with pytest.raises(ResultsError, match=rf"{room} cannot be read \(Permission denied\)"):
+        read[room]()
+
+
+def test_a_progress_file_that_cannot_be_read_is_told_so(
+    folder: Path, tmp_path: Path, fail: Fail
+) -> None:
+    results = Path(shutil.copytree(folder, tmp_path / "results"))
+    path = a_file(results, "progress")
+    fail(path, errno.EIO, 99)
+    (why,) = read_progress(results).damaged.values()
+    assert f"{path.name} cannot be read (Input/output error)" in why
+    assert path.is_file()
+
+
+def test_metrics_of_others_that_cannot_be_read_are_refused(tmp_path: Path, fail: Fail) -> None:
+    path = tmp_path / "outside" / f"{'0' * 32}.checked.json"
+    path.parent.mkdir()
+    checked.write_json(path, {"cell": "0" * 32})
+    assert len(outcomes.read_outcomes(tmp_path)) == 1
+    fail(path, errno.EIO, 99)
+    with pytest.raises(ResultsError, match=r"cannot be read \(Input/output error"):
+        outcomes.read_outcomes(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_many_choose_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, li
     if not links:
 
         def refuse(*_: Any) -> None:
-            raise PermissionError("no links here")
+            raise PermissionError(errno.EPERM, "no links here")
 
         monkeypatch.setattr(os, "link", refuse)
     stores = [ResultStore(tmp_path / "r") for _ in range(8)]

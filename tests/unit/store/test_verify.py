@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from bench import bitflips
+from evalcore.app.settling import set_aside
+from evalcore.app.status import status
 from evalcore.cli import main
-from evalcore.store import ResultStore, verify_folder
+from evalcore.store import ResultStore, aside_lines, verify_folder
 
 KINDS = ["segments", "cells .arrow", "cells .json", "runs", "makers", "documents", "requests",
          "clusters", "progress", "reduced .arrow"]  # fmt: skip
@@ -87,3 +89,21 @@ def test_a_name_that_is_not_utf8_is_one_line(
     assert capsys.readouterr().err.splitlines()[-1] == (
         r"evalcore: \udcff.csv: this name is not UTF-8; give another"
     )
+
+
+def test_what_was_set_aside_is_told_until_it_is_removed(folder: Path, tmp_path: Path) -> None:
+    """Whoever set it aside may have been killed before it said so."""
+    results = Path(shutil.copytree(folder, tmp_path / "results"))
+    assert not aside_lines(results)
+    (path,) = list((results / "runs").iterdir())[:1]
+    path.write_bytes(path.read_bytes()[:20])
+    verify_folder(results, set_aside=True)
+    (line,) = aside_lines(results)
+    assert line.startswith(f"1 damaged file was set aside (runs/{path.name}): what that held is")
+    assert line in ResultStore(results, read_only=True).left_out()
+    assert line in set_aside(ResultStore(results))
+    told = status(results)
+    assert line in told.lines()
+    assert told.as_record()["set_aside"] == [line]
+    shutil.rmtree(results / "damaged")
+    assert line not in ResultStore(results, read_only=True).left_out()

@@ -14,8 +14,8 @@ import pytest
 
 from evalcore.errors import DefinitionError, EvalcoreError
 from evalcore.tasks import read_yaml
-from evalcore.tasks.faults import DataFault, TaskDataError
-from evalcore.tasks.reading import MAX_NODES, load_yaml
+from evalcore.tasks.faults import DataFault, TaskDataError, TaskError
+from evalcore.tasks.reading import MAX_NODES, load_yaml, parse_yaml
 from evalcore.tasks.rows import read_rows
 from finetune.reading import parse_study
 
@@ -163,3 +163,10 @@ def test_numbers_that_are_none_are_missing_values(tmp_path: Path) -> None:
     documents, counts = load_documents_counted(above, "score", data_root=tmp_path)
     assert [d.gold for d in documents] == [0, 1]
     assert json.dumps(counts.unusable) == "2"
+
+
+def test_an_error_without_a_line_has_one_colon() -> None:
+    deep = "[" * 3000 + "]" * 3000
+    with pytest.raises(TaskError) as caught:
+        parse_yaml(deep, Path("x.yaml"), "task file")
+    assert str(caught.value).startswith("task file x.yaml: broken YAML (")
