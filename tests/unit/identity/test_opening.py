@@ -60,14 +60,15 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing shard": (_missing_shard, "model-2.safetensors"),
     "no tokenizer": (lambda base: (base / "tokenizer.json").unlink(), "tokenizer"),
     "a directory": (_directory, WEIGHTS),
-} | {
-    f"a pipe: {name}": (partial(_pipe, name=name), rf"{name} is a pipe, expected a regular file")
-    for name in (
-        "config.json", "checkpoint.json", "provenance.json", "tokenizer.json",
-        "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-        "generation_config.json", WEIGHTS, "model.safetensors.index.json",
-    )
-}  # fmt: skip
+}
+for _name in (
+    "config.json", "checkpoint.json", "provenance.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "generation_config.json", WEIGHTS,
+    "model.safetensors.index.json",
+):  # fmt: skip
+    BREAK[f"a pipe: {_name}"] = (
+        partial(_pipe, name=_name), f"{_name} is a pipe, expected a regular file",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("how", BREAK)
