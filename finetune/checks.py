@@ -16,6 +16,7 @@ from evalcore.prompting import (
     MergedBorderError,
     PromptError,
     PromptFault,
+    check_variant,
     load_tokenizer,
     load_variants,
     turns_field,
@@ -79,7 +80,8 @@ def check_names(study: Study) -> None:
                 text = f"{where}: task {name} has no split to train on (key splits.train)"
                 mistakes.append((StudyFault.NO_TRAIN_SPLIT, text))
             try:
-                training_variants(task, tuning.variants, study.search)
+                mistakes += _unfit(task, training_variants(task, tuning.variants, study.search),
+                                   where)  # fmt: skip
             except InputError as error:
                 mistakes.append((StudyFault.UNKNOWN_VARIANT, f"{where}: {error}"))
     asked: dict[str, list[Variant]] = {}
@@ -87,7 +89,9 @@ def check_names(study: Study) -> None:
         try:
             for task in own_tasks(tasks, study.search):
                 try:
-                    asked.setdefault(task.name, []).extend(_variants(study, task, prompts))
+                    own = _variants(study, task, prompts)
+                    asked.setdefault(task.name, []).extend(own)
+                    mistakes += _unfit(task, own, "evaluation")
                 except InputError as error:
                     text = f"evaluation, task {task.name}: {error}"
                     mistakes.append((StudyFault.UNKNOWN_VARIANT, text))
@@ -97,6 +101,15 @@ def check_names(study: Study) -> None:
         mistakes = _declared(study, asked)
     if mistakes:
         raise StudyError(study.file, list(dict.fromkeys(mistakes)))
+
+
+def _unfit(task: Task, variants: Sequence[Variant], where: str) -> Iterator[Mistake]:
+    """Prompts that do not fit a task they are chosen for."""
+    for variant in variants:
+        try:
+            check_variant(task, variant)
+        except PromptError as error:
+            yield StudyFault.UNFIT_VARIANT, f"{where}: {error}"
 
 
 def _variants(study: Study, task: Task, prompts: str) -> list[Variant]:
@@ -222,6 +235,8 @@ class _Look:
     tokens: int = 0
     kept: int = 0
     known: bool = True
+    answers: dict[int, str] = field(default_factory=dict)
+    """Of the prompts of a task, by hash: the answer of the first row that has it."""
 
     def report(self) -> DataReport:
         for part in self.job.tasks:
@@ -259,6 +274,14 @@ class _Look:
             self._find(
                 DataFault.EVALUATION_ROWS, f"{what}; {done}", fatal=self.strict, count=leaked
             )
+        if counts["unusable"]:
+            self._find(
+                DataFault.UNUSABLE_ROWS,
+                f"task {task.name}: {counts['unusable']} of {counts['looked_at']} rows of the "
+                "train split lack a value (of conversations: an answer); they are left out",
+                fatal=False,
+                count=counts["unusable"],
+            )
         if chosen.shots_learned:
             self._find(
                 DataFault.SHOTS_TRAINED,
@@ -286,11 +309,15 @@ class _Look:
         example: dict[str, int] = {}
         looked_at = chosen[:CHECKED_ROWS]
         encoders = row_encoders(self.job, task, chosen, self.tokenizer, self.max_length)
+        self.answers = {}
         for i, document in enumerate(looked_at):
             for code in self._faults(task, encoders[i % len(encoders)], document):
                 counts[code] += 1
                 example.setdefault(code, document.index)
         self.checked += len(looked_at)
+        if len(self.answers) == len(encoders) and counts[DataFault.CONTRADICTORY_ROWS]:
+            counts[DataFault.SAME_PROMPT] = counts.pop(DataFault.CONTRADICTORY_ROWS)
+            example[DataFault.SAME_PROMPT] = example[DataFault.CONTRADICTORY_ROWS]
         for code, count in counts.items():
             self._judge(task, DataFault(code), count, len(looked_at), example[code])
 
@@ -305,6 +332,9 @@ class _Look:
                 raise
             yield DataFault.REFUSED_BY_TEMPLATE
             return
+        prompt, answer = turns[0]
+        if self.answers.setdefault(hash(prompt), answer) != answer:
+            yield DataFault.CONTRADICTORY_ROWS
         # What is for tuning only is never generated for: its stops and limits say nothing.
         scored = task.spec.get("splits", {}).get("score") is not None
         generated = scored and task.output_type == "generate_until"
@@ -338,6 +368,9 @@ class _Look:
         where = f"task {task.name}, train split: {count} of {of} rows (first: row {first})"
         limit = task.generation.max_tokens
         texts: dict[DataFault, str] = {
+            DataFault.SAME_PROMPT: "are asked as another row is, all in the same words; the "
+            "template has to show the task's fields",
+            DataFault.CONTRADICTORY_ROWS: "are asked as an earlier row is and answered otherwise",
             DataFault.EMPTY_COMPLETION: "have an empty completion; remove them or mend the variant",
             DataFault.TRUNCATED_COMPLETION: f"have a completion of {self.max_length} tokens or "
             f"more, which would be cut; they are left out, or raise method.max_length",
@@ -359,7 +392,8 @@ class _Look:
             DataFault.TRUNCATED_COMPLETION, DataFault.LEFT_OUT_TOO_LONG,
             DataFault.REFUSED_BY_TEMPLATE, DataFault.MERGED_BORDER,
         )  # fmt: skip
-        fatal = code is DataFault.EMPTY_COMPLETION or (code in left_out and count == of)
+        never = (DataFault.EMPTY_COMPLETION, DataFault.SAME_PROMPT)
+        fatal = code in never or (code in left_out and count == of)
         if fatal and code is DataFault.LEFT_OUT_TOO_LONG:
             code = DataFault.NOTHING_FITS
             text = f"are longer than {self.max_length} tokens: none is left; raise max_length"

@@ -30,7 +30,7 @@ class TrainingSet:
         row_ids: Document ids, one per row; those of one task stand together.
         fingerprint: 32 hex digits over ids, prompts and completions.
         counts: What was left out or cut and why (``in_scored_split``, ``in_evaluation``,
-            ``in_shots``, ``too_long``, ``truncated``, ``merged_border``).
+            ``in_shots``, ``unusable``, ``too_long``, ``truncated``, ``merged_border``).
         parts: (task, rows) of a mix, in the order of ``row_ids``.
         row_keys: What each row asks, whatever its task (``evalcore.tasks.texts_key``).
         compared: For each (learned task, scored task): how they were compared, rows found.
@@ -96,14 +96,14 @@ def build_training_set(job: TuneJob, tokenizer: Any, max_length: int) -> Trainin
     rows: list[EncodedRow] = []
     documents: list[Document] = []
     keys: list[str] = []
-    counts: Counter[str] = Counter(in_scored_split=0, in_evaluation=0, in_shots=0)
+    counts: Counter[str] = Counter(in_scored_split=0, in_evaluation=0, in_shots=0, unusable=0)
     compared: list[dict[str, Any]] = []
     parts = []
     for part in job.tasks:
         before = len(documents)
         data_root = Path(job.data_root) if job.data_root else None
         chosen = choose_rows(part, job.data_seed, job.held_out, data_root, job.search)
-        for code in ("in_scored_split", "in_evaluation", "in_shots"):
+        for code in ("in_scored_split", "in_evaluation", "in_shots", "unusable"):
             counts[code] += chosen.counts[code]
         compared += [
             {"learned": part.task, **asdict(one), "found": chosen.found[one.task]}

@@ -26,6 +26,7 @@ class StudyFault(StrEnum):
     BAD_GRID = "bad-grid"
     UNKNOWN_TASK = "unknown-task"
     UNKNOWN_VARIANT = "unknown-variant"
+    UNFIT_VARIANT = "unfit-variant"
     NO_TRAIN_SPLIT = "no-train-split"
     UNKNOWN_CHECKPOINT = "unknown-checkpoint"
 
@@ -35,6 +36,9 @@ class DataFault(StrEnum):
 
     MISSING_DATA = "missing-data"
     TOO_FEW_ROWS = "too-few-rows"
+    UNUSABLE_ROWS = "unusable-rows"
+    SAME_PROMPT = "same-prompt"
+    CONTRADICTORY_ROWS = "contradictory-rows"
     EMPTY_COMPLETION = "empty-completion"
     TRUNCATED_COMPLETION = "truncated-completion"
     NOTHING_FITS = "nothing-fits"

@@ -28,16 +28,14 @@ from evalcore.metrics import needs_unconditional
 from evalcore.planning import PlannedCell
 from evalcore.prompting import (
     cached_requests,
+    check_requests,
     read_requests,
     request_costs,
     shots_fingerprint,
 )
 from evalcore.store.cell_rows import CellRows, Codes
 from evalcore.store.schema import CellFacts
-from evalcore.tasks import (
-    Finding,
-    check_requests,
-)
+from evalcore.tasks import Finding
 from evalcore.types import (
     Cell,
     Checkpoint,

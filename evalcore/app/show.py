@@ -13,6 +13,7 @@ from evalcore.prompting import (
     Example,
     PromptError,
     PromptFault,
+    check_unlike,
     check_variant,
     count_formats,
     example,
@@ -21,7 +22,9 @@ from evalcore.prompting import (
     load_variants,
     read_prompt,
     render,
+    shown_fields,
     shown_role,
+    varying_fields,
     with_options,
 )
 from evalcore.tasks import list_tasks, load_documents, load_task, select_tasks
@@ -145,14 +148,18 @@ def _check_file(file: Path, tasks: Sequence[Task], data_root: Path | None) -> st
         )
     real: list[str] = []
     made_up: list[str] = []
+    hidden: frozenset[str] = frozenset()
     for task in own:
         check_variant(task, variant)
         documents = _some_rows(task, data_root)
         (real if documents else made_up).append(task.name)
         for document in documents or [_made_up(task)]:  # still finds wrong variables
             render(task, variant, document)
+        check_unlike(task, variant, documents)
+        hidden |= varying_fields(task) - shown_fields(task, variant)
     parts = [f"renders rows of {', '.join(real)}"] if real else []
     parts += [f"renders made-up text for {', '.join(made_up)} (no rows here)"] if made_up else []
+    parts += [f"does not show {', '.join(sorted(hidden))}"] if hidden else []
     return f"{file}: {variant.group}/{variant.name} {' and '.join(parts)}"
 
 

@@ -131,6 +131,7 @@ def _check_task(task: Task, limit: str | None, data_root: Path | None) -> tuple[
     from evalcore.tasks import (
         RowLimit,
         check_counts,
+        check_prefixes,
         check_sample,
         check_source,
         load_documents_counted,
@@ -140,6 +141,7 @@ def _check_task(task: Task, limit: str | None, data_root: Path | None) -> tuple[
     cut = RowLimit.of(limit)
     scored = cut.take(documents) if cut is not None else documents
     found = check_counts(task, "score", counts) + check_sample(task, scored, documents)
+    found += check_prefixes(task, scored)
     without, shots = "", 0
     if task.spec.get("splits", {}).get("shots"):
         try:

@@ -1,6 +1,7 @@
 """Prompting: documents -> text -> token ids, once and the same for scoring and tuning."""
 
 from evalcore.identity import load_tokenizer
+from evalcore.prompting.checks import check_requests
 from evalcore.prompting.encoding import Encoder, encode_pair, encode_training, encode_turns
 from evalcore.prompting.example import Border, Example, document_example, example, shown_role
 from evalcore.prompting.faults import MergedBorderError, PromptError, PromptFault
@@ -9,11 +10,14 @@ from evalcore.prompting.guarding import control_pattern, holds
 from evalcore.prompting.model import PromptDefinition
 from evalcore.prompting.rendering import (
     Rendered,
+    check_unlike,
     check_variant,
     gold_target,
     render,
     render_question,
     render_targets,
+    shown_fields,
+    varying_fields,
 )
 from evalcore.prompting.requests import (
     FLAG_NO_TOKENS,
@@ -57,6 +61,8 @@ __all__ = [
     "PromptFault",
     "Rendered",
     "cached_requests",
+    "check_requests",
+    "check_unlike",
     "check_variant",
     "control_pattern",
     "count_formats",
@@ -84,10 +90,12 @@ __all__ = [
     "request_costs",
     "same_requests",
     "shots_fingerprint",
+    "shown_fields",
     "shown_role",
     "training_pair",
     "training_turns",
     "turns_field",
     "variant_fingerprint",
+    "varying_fields",
     "with_options",
 ]

@@ -29,6 +29,8 @@ class PromptFault(StrEnum):
     EMPTY_TARGET = "empty_target"
     # the file and a task
     OTHER_GROUP = "other_group"
+    NO_FIELD = "no_field"  # the template shows nothing of a document
+    SAME_PROMPT = "same_prompt"  # documents that differ are asked alike
     NO_LABELS = "no_labels"
     NO_CHOICES = "no_choices"
     TOO_MANY_CHOICES = "too_many_choices"

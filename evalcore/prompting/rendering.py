@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
@@ -11,9 +11,13 @@ from typing import Any
 from evalcore.errors import InputError
 from evalcore.prompting.chat import chat_text
 from evalcore.prompting.faults import PromptError, PromptFault
-from evalcore.prompting.templates import TemplateFault, fill
+from evalcore.prompting.templates import TemplateFault, fill, variables
 from evalcore.shown import caseless
+from evalcore.tasks import content_key
 from evalcore.types import Document, Task, Variant
+
+CHOICE_VARIABLES = frozenset({"choices", "letters", "listing"})
+"""Variables of a template that show the choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,9 @@ def check_variant(task: Task, variant: Variant) -> None:
     by another label's words. Keys that are labels of other tasks of the group are left aside.
 
     Raises:
-        PromptError: Other group; label words that do not cover the task's labels, or are the
-            same for two of them; listed or answered choices where the task has none.
+        PromptError: Other group; a template that shows nothing of a document; label words that do
+            not cover the task's labels, or are the same for two of them; listed or
+            answered choices where the task has none.
     """
     where = f"prompt {variant.group}/{variant.name}"
     if variant.group != task.group:
@@ -62,8 +67,61 @@ def check_variant(task: Task, variant: Variant) -> None:
                     PromptFault.NO_CHOICES,
                     f"{where}, key {key}: {value} needs choices, task {task.name} has none",
                 )
+    _check_shows(task, variant, where)
     if variant.label_words:
         _check_label_words(task, variant, where)
+
+
+def _check_shows(task: Task, variant: Variant, where: str) -> None:
+    """Whether the template shows anything of a document; names it does not know fail elsewhere."""
+    used, fields = variables(variant.template), varying_fields(task)
+    own = frozenset() if task.choices else CHOICE_VARIABLES
+    every = {*(task.spec.get("fields") or {}), *CHOICE_VARIABLES}
+    if fields and used <= every and not used & (fields | own) and not _unasked(task):
+        raise PromptError(
+            PromptFault.NO_FIELD,
+            f"{where}, key template: shows nothing of a document, so that all of task {task.name} "
+            f"are asked the same; its fields are {', '.join(sorted(fields))}",
+        )
+
+
+def check_unlike(task: Task, variant: Variant, documents: Sequence[Document]) -> None:
+    """Whether documents that differ are asked different questions.
+
+    Raises:
+        PromptError: If all of them are asked the same, or a template is wrong.
+    """
+    asked = {render_question(task, variant, doc) for doc in documents}
+    if len(asked) == 1 and len({content_key(doc) for doc in documents}) > 1 and not _unasked(task):
+        raise PromptError(
+            PromptFault.SAME_PROMPT,
+            f"prompt {variant.group}/{variant.name}, key template: {len(documents)} documents of "
+            f"task {task.name} are asked the same; its fields are "
+            f"{', '.join(sorted(varying_fields(task)))}",
+        )
+
+
+def _unasked(task: Task) -> bool:
+    """Whether texts may well be scored after nothing."""
+    return task.output_type.startswith("loglikelihood")
+
+
+def shown_fields(task: Task, variant: Variant) -> frozenset[str]:
+    """Fields of a task, those that are the same in every document apart, that a prompt shows."""
+    used = variables(variant.template) | variables(variant.target)
+    return used & varying_fields(task)
+
+
+def varying_fields(task: Task) -> frozenset[str]:
+    """Fields of a task but those with the same text in every document, and lists of turns."""
+    fields = task.spec.get("fields") or {}
+    aside = {
+        name
+        for name, part in fields.items()
+        if isinstance(part, Mapping)
+        and (part.get("text") is not None or part.get("part") == "turns")
+    }
+    return frozenset(fields) - aside
 
 
 def _check_label_words(task: Task, variant: Variant, where: str) -> None:
@@ -151,7 +209,7 @@ def render_targets(
     Raises:
         PromptError: If a target is empty: there would be nothing to score; or two labels of the
             task have the same target: the first would be every document's answer. Equal targets of
-            choices that are the rows' own are found by :func:`evalcore.tasks.check_requests`.
+            choices that are the rows' own are found by :func:`evalcore.prompting.check_requests`.
     """
     values = _values(task, variant, document)
     answers: list[tuple[str, ...]] = [(text,) for text in document.references]

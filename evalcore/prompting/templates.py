@@ -13,7 +13,7 @@ from functools import lru_cache, wraps
 from types import BuiltinMethodType
 from typing import Any, cast
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -223,6 +223,15 @@ def check_template(text: str) -> None:
         TemplateFault: If it is not a template, or uses what is not offered.
     """
     _compiled(text)
+
+
+@lru_cache(maxsize=4096)
+def variables(text: str) -> frozenset[str]:
+    """Names of the variables a template asks for; none where it is no template."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
+    except (TemplateSyntaxError, RecursionError):
+        return frozenset()
 
 
 @lru_cache(maxsize=4096)

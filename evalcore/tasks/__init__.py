@@ -2,17 +2,14 @@
 
 from evalcore.tasks.baseline import floor_by_document, trivial_baseline
 from evalcore.tasks.checks import (
-    Finding,
     check_control_tokens,
     check_counts,
     check_documents,
-    check_requests,
     check_sample,
     check_selection,
     check_source,
 )
 from evalcore.tasks.documents import (
-    ROWS_SHOWN,
     DocumentRows,
     LoadCounts,
     asked_key,
@@ -24,6 +21,7 @@ from evalcore.tasks.documents import (
     open_documents,
 )
 from evalcore.tasks.faults import DataFault, FileFault, TaskDataError, TaskError, TaskFault
+from evalcore.tasks.finding import ROWS_SHOWN, Finding
 from evalcore.tasks.hub import data_commits, data_resolution
 from evalcore.tasks.model import TaskDefinition
 from evalcore.tasks.overlaps import KEY_VERSION, Compared, ScoredRows, texts_key
@@ -44,6 +42,7 @@ from evalcore.tasks.registry import (
 )
 from evalcore.tasks.sample import RowLimit
 from evalcore.tasks.sources import data_state
+from evalcore.tasks.texts import check_prefixes
 from evalcore.tasks.turns import conversation
 
 __all__ = [
@@ -66,7 +65,7 @@ __all__ = [
     "check_control_tokens",
     "check_counts",
     "check_documents",
-    "check_requests",
+    "check_prefixes",
     "check_sample",
     "check_selection",
     "check_source",

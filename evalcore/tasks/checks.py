@@ -1,6 +1,6 @@
 """Checks of the data before anything is scored: each fault here has spoilt a published number.
 
-Codes (``Finding.code``) are stable:
+Those of prompts are in :mod:`evalcore.prompting.checks`. Codes (``Finding.code``) are stable:
 
 =================  =======  ====================================================================
 no_documents       error    nothing to score
@@ -11,15 +11,17 @@ shots_leak         error    shots stand in the scored rows (warning where loadin
 train_leak         warning  rows to tune on stand in the scored rows (loading takes them out)
 unusable_rows      warning  rows left out because a value is missing
 empty_choices      error    a choice without text
-equal_choices      warning  two choices of a document are the same text, or are written alike
+equal_choices      warning  two choices of a document are the same text
+prefix_choices     warning  a choice is the beginning of another (error: of labels; note: acc_norm)
+answer_shown       error    a field is the right answer
+list_as_text       warning  lists written as text: "['a', 'b']"
+numbers_as_floats  warning  whole numbers as answers, written as 5.0
+letters_in_parts   warning  answers with letters in parts (NFD); note where they are few
+stop_in_reference  warning  references that go on after a stop string (note: but exact_match)
 duplicates         warning  documents repeat another's text
 contradictory      warning  documents repeat another's text with another right answer
 empty_fields       warning  a field without text
 unseen_references  warning  references without a word that the metric sees (other scripts, signs)
-overflow           error    prompts that do not fit even without shots: recorded, never scored
-shots_dropped      warning  prompts that lost shots to fit
-truncated          warning  prompts whose beginning was cut
-border_merged      warning  answers that share a token with the end of the prompt
 counted_twice      warning  a data set stands twice in a group's mean
 trained_rows_*     warning  a tuned model learned rows it is scored on, or may be shown
 not_pinned         note     rows of a revision that can move; the commit they came from
@@ -31,46 +33,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from evalcore.identity import is_commit, text_fingerprint
-from evalcore.shown import caseless
-from evalcore.tasks.documents import ROWS_SHOWN, LoadCounts, Role, asked_key, content_key
+from evalcore.tasks.documents import LoadCounts, Role, asked_key, content_key
+from evalcore.tasks.finding import Finding, Level, if_any, make_finding
 from evalcore.tasks.hub import data_resolution
 from evalcore.tasks.rouge import rouge_kind
+from evalcore.tasks.texts import check_texts, has_equal_texts
 from evalcore.tasks.wording import sees
-from evalcore.types import Document, Task, Variant
+from evalcore.types import Document, Task
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-Level = Literal["error", "warning", "note"]
 ONE_CLASS_FROM = 10  # so few documents may well be of one class
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something about a task's data that a person should know.
-
-    Attributes:
-        level: ``error``: scores would mean nothing; ``warning``: they need a remark; ``note``: for
-            the record (no reason to stop a strict run).
-        code: Stable name of the check.
-        message: One line with numbers, the first rows, and the consequence.
-        count: Documents concerned.
-        task: Name of the task (of several, joined by commas).
-        rows: Numbers of the first rows concerned, counted in their split (after its cut) from 0.
-        consequence: What it does to the scores.
-    """
-
-    level: Level
-    code: str
-    message: str
-    count: int
-    task: str = ""
-    rows: tuple[int, ...] = ()
-    consequence: str = ""
 
 
 def check_documents(
@@ -84,21 +58,23 @@ def check_documents(
         shots: The pool shots are drawn from.
     """
     if not docs:
-        return [_finding(task, "error", "no_documents", "no documents", "there is no score", [], 1)]
+        return [
+            make_finding(task, "error", "no_documents", "no documents", "there is no score", [], 1)
+        ]
     found = _gold_findings(task, docs) if task.output_type == "multiple_choice" else []
     total = len(docs)
     keys: defaultdict[str, list[Document]] = defaultdict(list)
     for doc in docs:
         keys[content_key(doc)].append(doc)
     copies = sorted(doc.index for same in keys.values() for doc in same[1:])
-    found += _if_any(
+    found += if_any(
         task, "warning", "duplicates", copies,
         f"{len(copies)} of {total} documents repeat another's text",
         "they count more than once and standard errors come out too small",
     )  # fmt: skip
     unlike = [same for same in keys.values() if len({_right(doc) for doc in same}) > 1]
     rows = sorted(doc.index for same in unlike for doc in same[1:])
-    found += _if_any(
+    found += if_any(
         task, "warning", "contradictory", rows,
         f"{len(rows)} of {total} documents repeat another's text with another right answer",
         "one of the two is wrong whatever is answered; mend the data or the gold column",
@@ -113,15 +89,16 @@ def check_documents(
         for doc in docs
         if any(not str(v).strip() for k, v in doc.fields.items() if k not in constant)
     ]
-    found += _if_any(
+    found += if_any(
         task, "warning", "empty_fields", empty,
         f"{len(empty)} of {total} documents have an empty field",
         "their prompts lack a part of the question",
     )  # fmt: skip
     found += _unseen_references(task, docs)
+    found += check_texts(task, docs)
     asked = {asked_key(doc): doc.index for doc in reversed(docs)} if shots else {}
     leaked = sorted(asked[key] for shot in shots if (key := asked_key(shot)) in asked)
-    found += _if_any(
+    found += if_any(
         task, "error", "shots_leak", leaked,
         f"{len(leaked)} of {len(shots)} shots stand in the scored rows",
         "the answer is in the prompt; draw shots from another split",
@@ -148,7 +125,7 @@ def _unseen_references(task: Task, docs: Sequence[Document]) -> list[Finding]:
     return [
         finding
         for rows, metrics in blind.items()
-        for finding in _if_any(
+        for finding in if_any(
             task, "warning", "unseen_references", rows,
             f"{len(rows)} of {len(docs)} documents have references without a word that "
             f"{', '.join(metrics)} can see", _unseen_consequence(metrics),
@@ -192,14 +169,14 @@ def check_sample(
 def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
     total, found = len(docs), []
     outside = [doc.index for doc in docs if doc.gold < 0]
-    found += _if_any(
+    found += if_any(
         task, "error", "gold_outside", outside,
         f"{len(outside)} of {total} gold values are outside the choices (hidden labels?)",
         "accuracy would be a share of predictions, not of right answers; take a labelled split",
     )  # fmt: skip
     classes = {doc.gold for doc in docs if doc.gold >= 0}
     if len(classes) == 1 and not outside and total >= ONE_CLASS_FROM:
-        found += _if_any(
+        found += if_any(
             task, "error" if task.choices else "warning", "one_class", [d.index for d in docs],
             f"all {total} gold values are choice {next(iter(classes))}",
             "hidden labels, or the right choice always in one place: a model that always says it "
@@ -208,30 +185,26 @@ def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
     labels = [label for i, label in enumerate(task.choices) if i not in classes]
     if labels and len(classes) > 1 and total >= ONE_CLASS_FROM * len(task.choices):
         found.append(
-            _finding(
+            make_finding(
                 task, "warning", "class_missing",
                 f"none of {total} documents has the gold {', '.join(map(repr, labels))}",
                 "another data set, a part of one, or a wrong mapping: the floor is of the other "
                 "labels", [], total,
             )
         )  # fmt: skip
-    equal = [doc.index for doc in docs if _has_equal_texts(doc)]
-    found += _if_any(
+    equal = [doc.index for doc in docs if has_equal_texts(doc)]
+    found += if_any(
         task, "warning", "equal_choices", equal,
         f"{len(equal)} of {total} documents have two equal choices",
         "of equal choices the first wins, right or wrong",
     )  # fmt: skip
     blank = [doc.index for doc in docs if any(not choice.strip() for choice in doc.choices)]
-    found += _if_any(
+    found += if_any(
         task, "error", "empty_choices", blank,
         f"{len(blank)} of {total} documents have an empty choice",
         "a choice without tokens has no log-probability",
     )  # fmt: skip
     return found
-
-
-def _has_equal_texts(document: Document) -> bool:
-    return len({c.strip().lower() for c in document.choices}) < len(document.choices)
 
 
 def check_counts(task: Task, role: Role, counts: LoadCounts) -> list[Finding]:
@@ -246,14 +219,14 @@ def check_counts(task: Task, role: Role, counts: LoadCounts) -> list[Finding]:
         consequence = "they were taken out, or the answer would be known; check splits of the task"
         what = {"shots": "shots_leak", "train": "train_leak"}[role]
         found.append(
-            _finding(
+            make_finding(
                 task, "warning", what, f"{where} stand in the scored rows", consequence,
                 counts.leaked_rows, counts.leaked,
             )
         )  # fmt: skip
     if counts.unusable:
         found.append(
-            _finding(
+            make_finding(
                 task, "warning", "unusable_rows",
                 f"{counts.unusable} of {counts.rows} rows of the {role} split lack a value",
                 "they are left out, so the score is of the others only",
@@ -261,82 +234,6 @@ def check_counts(task: Task, role: Role, counts: LoadCounts) -> list[Finding]:
             )
         )  # fmt: skip
     return found
-
-
-def check_requests(
-    task: Task,
-    variant: Variant,
-    table: pa.Table,
-    *,
-    documents: Sequence[Document] = (),
-    max_length: int | None = None,
-) -> list[Finding]:
-    """Looks at how prompts fitted: what was not scored, and what lost shots or its beginning; and
-    for choices that a prompt writes alike.
-
-    Args:
-        task: The task.
-        variant: The prompt variant.
-        table: Its requests, with the columns ``flags``, ``doc_index`` and ``shots_dropped``; where
-            the target is not the choice itself, and for free answers, with ``choices`` and
-            ``choice_owners`` too.
-        documents: Those asked about: choices that are one text in the data were found there.
-        max_length: Longest prompt and answer in tokens, for the message.
-    """
-    flags = table["flags"].to_pylist()
-    indices = table["doc_index"].to_pylist()
-    total, found = len(flags), []
-    room = f" into {max_length} tokens" if max_length else ""
-    texts: dict[str, tuple[Level, str, str]] = {
-        "overflow": (
-            "error", f"do not fit{room} even without shots",
-            "they are recorded and not scored, so the score is of the shorter documents only",
-        ),
-        "shots_dropped": (
-            "warning", f"lost shots to fit{room}",
-            "they are answered with fewer shots than the variant names",
-        ),
-        "border_merged": (
-            "warning", "have an answer that shares a token with the end of the prompt",
-            "what is scored does not spell it (the rule of lm-evaluation-harness); give the prompt "
-            "a delimiter, or end it with a sign",
-        ),
-        "truncated": (
-            "warning", f"lost their beginning to fit{room}",
-            "they are answered without a part of the shots or of the question",
-        ),
-    }  # fmt: skip
-    for flag, (level, what, consequence) in texts.items():
-        rows = [index for index, own in zip(indices, flags, strict=True) if flag in (own or ())]
-        share = len(rows) / total if total else 0.0
-        found += _if_any(
-            task, level, flag, rows,
-            f"{len(rows)} of {total} prompts ({share:.1%}) under {variant.name} {what}",
-            consequence,
-        )  # fmt: skip
-    return found + _written_alike(task, variant, table, documents)
-
-
-def _written_alike(
-    task: Task, variant: Variant, table: pa.Table, documents: Sequence[Document]
-) -> list[Finding]:
-    """Rows with choices of their own, two of which the prompt's target writes alike."""
-    free = variant.answer == "free"
-    if task.output_type != "multiple_choice" or not (free or variant.target != "{{ choice }}"):
-        return []
-    known = {doc.index for doc in documents if _has_equal_texts(doc)}
-    columns = (table[name].to_pylist() for name in ("doc_index", "choices", "choice_owners"))
-    rows = []
-    for index, texts, owners in zip(*columns, strict=True):
-        told = [caseless(text) for text in texts] if free else texts
-        owned = set(zip(told, owners or range(len(told)), strict=True))
-        if len(owned) > len(set(told)) and index not in known:
-            rows.append(index)
-    return _if_any(
-        task, "warning", "equal_choices", rows,
-        f"{len(rows)} of {len(table)} documents have two choices that {variant.name} writes alike",
-        "of equal choices the first wins, right or wrong; the target has to tell them apart",
-    )  # fmt: skip
 
 
 def check_control_tokens(task: Task, rows: Sequence[int], total: int) -> list[Finding]:
@@ -347,7 +244,7 @@ def check_control_tokens(task: Task, rows: Sequence[int], total: int) -> list[Fi
         rows: Numbers of those documents.
         total: Documents looked at.
     """
-    return _if_any(
+    return if_any(
         task, "warning", "special_tokens", list(rows),
         f"{len(rows)} of {total} documents hold text that the tokenizer reads as control tokens",
         "their prompts hold those tokens, as lm-evaluation-harness has it; training reads letters",
@@ -411,27 +308,3 @@ def _published(task: Task) -> list[Finding]:
         return []
     text = f"task {task.name}: scores are not comparable with published ones: {why}"
     return [Finding("note", "not_comparable", text, 0, task.name, (), why)]
-
-
-def _if_any(
-    task: Task, level: Level, code: str, rows: Sequence[int], text: str, consequence: str
-) -> list[Finding]:
-    return [_finding(task, level, code, text, consequence, rows, len(rows))] if rows else []
-
-
-def _finding(
-    task: Task,
-    level: Level,
-    code: str,
-    text: str,
-    consequence: str,
-    rows: Sequence[int],
-    count: int,
-) -> Finding:
-    first = tuple(rows[:ROWS_SHOWN])
-    where = ""
-    if first:
-        dots = ", ..." if count > len(first) else ""
-        where = f" (row{'s' * (count > 1)} {', '.join(map(str, first))}{dots})"
-    message = f"task {task.name}: {text}{where}: {consequence}"
-    return Finding(level, code, message, count, task.name, first, consequence)

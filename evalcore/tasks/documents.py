@@ -21,6 +21,7 @@ from evalcore.tasks.columns import (
     value_at,
 )
 from evalcore.tasks.faults import DataFault, TaskDataError, TaskError, TaskFault
+from evalcore.tasks.finding import ROWS_SHOWN
 from evalcore.tasks.rows import Rows
 from evalcore.tasks.sources import label_names, load_rows, open_rows
 from evalcore.tasks.wording import stripped
@@ -29,7 +30,6 @@ from evalcore.types import Document, Task
 logger = logging.getLogger("evalcore")
 
 Role = Literal["score", "shots", "train"]
-ROWS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)

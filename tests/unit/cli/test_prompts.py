@@ -64,6 +64,8 @@ def test_check(tmp_path: Path) -> None:
         "variable": {**good, "template": "{{ premisse }}"},
         "labels": {**good, "label_words": {"entailment": "yes", "not_entailment": "no"}},
         "group": {**good, "group": "nil"},
+        "nothing": {**good, "template": "Answer:"},
+        "alike": {**good, "template": "{{ premise[:0] }}Answer:"},
     }
     for name, keys in files.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(keys))
@@ -72,22 +74,31 @@ def test_check(tmp_path: Path) -> None:
     assert "nli/mine renders made-up text for gpt3nli, mnli_matched" in output
     output, status = run("check", str(tmp_path / "good.yaml"), "--data-root", str(DATA))
     assert "renders rows of gpt3nli, mnli_matched, mnli_mismatched, rte" in output
-    output, status = run("check", *(str(tmp_path / f"{name}.yaml") for name in files), "nowhere")
+    assert "does not show" not in output
+    paths = [str(tmp_path / f"{name}.yaml") for name in files]
+    output, status = run("check", *paths, "nowhere", "--data-root", str(DATA))
     lines = output.splitlines()
     assert status == 2
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line, words in zip(
         lines[1:],
         (
             "key template: 'premisse' is undefined; there are choices, hypothesis",
             "no words for label 'neutral' of task gpt3nli",
             "no task has the group 'nil'; there are",
+            "key template: shows nothing of a document",
+            "3 documents of task gpt3nli are asked the same; its fields are hypothesis, premise",
             "is missing",
         ),
         strict=True,
     ):
         assert ": wrong: " in line
         assert words in line
+    half = tmp_path / "half.yaml"
+    half.write_text(yaml.safe_dump({**good, "name": "half", "template": "{{ premise }}"}))
+    output, status = run("check", str(half))
+    assert status == 0
+    assert output.rstrip().endswith("and does not show hypothesis")
 
 
 def test_built_in_files_pass_their_own_check() -> None:

@@ -30,6 +30,7 @@ from finetune import (
 )
 from finetune.checks import check_rows
 from finetune.data import build_training_set
+from finetune.faults import StudyError, StudyFault
 from finetune.jobs import MixPart, training_variants
 from finetune.rows import choose_rows
 
@@ -185,6 +186,47 @@ def test_faults_of_local_data(
     assert found[code][1] == (code in (DataFault.TOO_FEW_ROWS, DataFault.MISSING_DATA))
     if code is DataFault.MISSING_DATA:
         assert not codes(check_rows(job, required=False))[code][1]
+
+
+def test_rows_that_are_asked_alike_and_rows_without_a_value(out: Path, tmp_path: Path) -> None:
+    """A prompt that shows nothing of its row teaches the answers' shares and no more."""
+    folder = tmp_path / "prompts" / "question_generation"
+    folder.mkdir(parents=True)
+    for name, shown in (("cut", "{{ context[:0] }}"), ("half", "{{ answer }}")):
+        text = f"name: {name}\ngroup: question_generation\ntemplate: '{shown} ask:'\n"
+        (folder / f"{name}.yaml").write_text(text)
+    rows = [{"support": f"s{i}", "question": f"q{i}?", "correct_answer": f"a{i // 2}"}
+            for i in range(6)]  # fmt: skip
+    root = write_task(tmp_path, [*rows, {**rows[0], "question": None}])
+
+    def look(variant: str) -> dict[DataFault, tuple[int, bool]]:
+        text = SCIQ.replace("examples: 5", f"examples: null, variants: [{variant}]")
+        study = parse_study(f"prompt_path: [{tmp_path / 'prompts'}]\n{text}", out / "s.yaml")
+        (job,) = plan_jobs(study, out, data_root=root).jobs
+        found = codes(check_rows(job))
+        return {code: said for code, said in found.items() if code != DataFault.SHOTS_TRAINED}
+
+    lacking = {DataFault.UNUSABLE_ROWS: (1, False)}
+    assert look("default") == lacking
+    assert look("half") == {**lacking, DataFault.CONTRADICTORY_ROWS: (3, False)}
+    assert look("cut") == {**lacking, DataFault.SAME_PROMPT: (5, True)}
+
+
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_trained(
+    out: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pocket_nli"
+    folder.mkdir()
+    (folder / "bare.yaml").write_text("name: bare\ngroup: pocket_nli\ntemplate: 'Answer:'\n")
+    text = f"prompt_path: [{tmp_path}]\n{STUDY}"
+    for changed, where in (
+        (text.replace("[default, io]", "[bare]"), "tuning nli: prompt pocket_nli/bare"),
+        (f"{text}evaluation: {{tasks: [pocket_nli], prompts: 'default,bare'}}\n", "evaluation: pr"),
+    ):
+        with pytest.raises(StudyError, match="shows nothing of a document") as caught:
+            plan_jobs(parse_study(changed, out / "s.yaml"), out)
+        assert caught.value.codes == (StudyFault.UNFIT_VARIANT,)
+        assert where in str(caught.value)
 
 
 def test_answers_that_melt_into_their_prompt_are_not_learned(

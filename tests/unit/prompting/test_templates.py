@@ -16,6 +16,7 @@ from evalcore.errors import EvalcoreError
 from evalcore.prompting import (
     PromptError,
     PromptFault,
+    check_unlike,
     check_variant,
     list_prompts,
     read_prompt,
@@ -281,6 +282,40 @@ def test_targets_that_may_be_alike() -> None:
     assert render(replace(TASK, choices=()), first, own).targets == ("n", "n")
     written = replace(DOCUMENT, choices=(), references=("a", "a"))
     assert render(WRITER, PLAIN, written).targets == ("a", "a")
+
+
+def test_templates_that_show_nothing_of_a_document_are_refused() -> None:
+    """All rows asked the same question, and nobody said so."""
+    labels = replace(TASK, spec={"fields": {"premise": "p", "note": {"text": "n"}}})
+    own = replace(labels, choices=())
+    nothing = (
+        "Answer:",
+        "{{ note }}",
+        "{{ listing }}",
+        "{% for c in choices %}{{ c }}{% endfor %}",
+    )
+    for template in nothing:
+        with pytest.raises(PromptError, match=r"shows nothing of a doc.*fields are premise$") as no:
+            check_variant(labels, replace(PLAIN, template=template))
+        assert no.value.fault is PromptFault.NO_FIELD
+    for task, template in (
+        (labels, "{{ premise }}"), (labels, "{% if premise %}a{% endif %}"), (own, "{{ listing }}"),
+        (replace(labels, output_type="loglikelihood"), ""),
+    ):  # fmt: skip
+        check_variant(task, replace(PLAIN, template=template))
+    with pytest.raises(PromptError, match="shows nothing"):
+        check_variant(own, replace(PLAIN, template=""))
+
+
+def test_documents_that_are_all_asked_the_same() -> None:
+    other = replace(DOCUMENT, fields={**DOCUMENT.fields, "premise": "Another."})
+    cut = replace(PLAIN, template="{{ premise[:0] }}Answer:")
+    with pytest.raises(PromptError, match="2 documents of task t are asked the same") as caught:
+        check_unlike(TASK, cut, [DOCUMENT, other])
+    assert caught.value.fault is PromptFault.SAME_PROMPT
+    for documents in ([DOCUMENT, DOCUMENT], [DOCUMENT], []):
+        check_unlike(TASK, cut, documents)
+    check_unlike(TASK, PLAIN, [DOCUMENT, other])
 
 
 def test_label_words_may_serve_tasks_with_other_labels() -> None:

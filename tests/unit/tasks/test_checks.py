@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from evalcore.tasks import (
     TaskDefinition,
     check_counts,
     check_documents,
-    check_requests,
     check_selection,
     check_source,
     documents_from_rows,
@@ -25,7 +23,7 @@ from evalcore.tasks import (
     load_task,
     task_from_definition,
 )
-from evalcore.types import Document, Task, Variant
+from evalcore.types import Task, Variant
 
 ROOT = Path(__file__).resolve().parents[2] / "data" / "root"
 ROWS: list[dict[str, Any]] = [{"sentence": f"S {i}", "label": i % 2} for i in range(30)]
@@ -140,51 +138,6 @@ def test_rows_left_out_are_found(tmp_path: Path) -> None:
     _, counts = load_documents_counted(toy(), "score", data_root=tmp_path)
     (finding,) = check_counts(toy(), "score", counts)
     assert (finding.level, finding.code, finding.rows) == ("warning", "unusable_rows", (30,))
-
-
-def requests(flags: list[list[str] | None]) -> pa.Table:
-    return pa.table(
-        {
-            "doc_index": pa.array(range(10, 10 + len(flags)), pa.int32()),
-            "flags": pa.array(flags, pa.list_(pa.string())),
-        }
-    )
-
-
-def test_prompts_that_do_not_fit() -> None:
-    table = requests(
-        [[], ["shots_dropped"], ["overflow", "shots_dropped"], None, ["truncated", "border_merged"]]
-    )
-    found = {f.code: f for f in check_requests(toy(), VARIANT, table, max_length=2048)}
-    assert {code: (f.level, f.count, f.rows) for code, f in found.items()} == {
-        "overflow": ("error", 1, (12,)),
-        "shots_dropped": ("warning", 2, (11, 12)),
-        "border_merged": ("warning", 1, (14,)),
-        "truncated": ("warning", 1, (14,)),
-    }
-    assert "1 of 5 prompts (20.0%) under default:shots=4 do not fit into 2048 tokens even" in (
-        found["overflow"].message
-    )
-    assert check_requests(toy(), VARIANT, requests([[], []])) == []
-
-
-def test_choices_that_a_prompt_writes_alike() -> None:
-    own = toy(choices={"column": "options"})
-    choices = [["x", "y"], ["n", "n"], ["n", "n", "y"], ["s", "s"], []]
-    owners = [None, None, [0, 0, 1], None, None]
-    table = requests([[]] * 5).append_column("choices", pa.array(choices, pa.list_(pa.string())))
-    table = table.append_column("choice_owners", pa.array(owners, pa.list_(pa.int32())))
-    same = Document("0" * 32, 13, {}, ("Same", "same "), 0)  # found in the data already
-    variant = replace(VARIANT, target="{{ choice[:1] }}")
-    (found,) = check_requests(own, variant, table, documents=[same])
-    assert (found.level, found.code, found.rows) == ("warning", "equal_choices", (11,))
-    assert "1 of 5 documents have two choices that default:shots=4 writes alike" in found.message
-    assert check_requests(own, VARIANT, table) == []
-    choices = [["a\u200f", "A"], ["C", "C++"]]
-    table = requests([[], []]).append_column("choices", pa.array(choices, pa.list_(pa.string())))
-    table = table.append_column("choice_owners", pa.nulls(2, pa.list_(pa.int32())))
-    (found,) = check_requests(own, replace(VARIANT, answer="free"), table)
-    assert (found.code, found.rows) == ("equal_choices", (10,))
 
 
 def test_a_data_set_counted_twice() -> None:
