@@ -185,4 +185,9 @@ def _is_zero(file: Path) -> bool:
             rows[module] = np.asarray(cube.any(axis=(1, 2)))
         else:  # [out, r]
             columns[module] = np.asarray(cube.any(axis=(0, 2)))
-    return not any((rows[module] & columns[module]).any() for module in rows if module in columns)
+    return not any(_both(rows[module], columns[module]) for module in rows if module in columns)
+
+
+def _both(rows: np.ndarray, columns: np.ndarray) -> bool:
+    """Whether some rank component has both; factors that do not fit are refused elsewhere."""
+    return rows.shape != columns.shape or bool((rows & columns).any())

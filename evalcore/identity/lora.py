@@ -35,13 +35,14 @@ from evalcore.identity.fused_experts import (
 )
 from evalcore.identity.header import read_header
 from evalcore.identity.lora_names import (
-    EXPERT,
+    INNER,
     Layout,
     check_init,
     is_within,
     layer_of,
     model_depth,
     unadapted,
+    unnamed,
 )
 from evalcore.identity.weights import same_bytes, same_values
 
@@ -57,8 +58,6 @@ _TIED_BY_DEFAULT = {
     "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "lfm2", "lfm2_moe", "ernie4_5",
     "xglm", "biogpt", "jetmoe", "falcon_mamba",
 }  # fmt: skip
-# What models call the part that their files may leave out of names.
-_INNER = ("model", "transformer", "gpt_neox", "model.decoder")
 # What stands for a weight in GPTQ, AWQ and compressed-tensors.
 _QUANTISED = (".qweight", ".weight_packed")
 _ONLY_PEFT = (  # PEFT itself applies them, or says that it cannot
@@ -351,6 +350,11 @@ class _Reader:
                 f"trainable_token_indices names {len(given)} rows of {parsed.module}, {name} has "
                 f"shape {list(shape)}"
             )
+        if len(set(given)) < len(given):
+            raise self._no(
+                f"trainable_token_indices names a token of {parsed.module} twice; which of its "
+                f"rows counts is not certain"
+            )
         if any(row >= own[0] for row in given):
             raise self._no(
                 f"trainable_token_indices names token {max(given)}, the checkpoint has {own[0]}"
@@ -415,10 +419,10 @@ class _Reader:
         """What the configuration names, the file has: PEFT would leave the rest as it began."""
         config = self._config
         depth = None if self._base is None else model_depth(numeric_config(self._base))
-        self._check_named()
         missing = next(unadapted(config, self._layout, self._adapted, depth), None)
         if missing is not None:
             raise self._lacks(f"LoRA of {missing}")
+        self._check_named()
         for key in config.get("target_parameters") or ():
             self._check_parameter(key, depth)
         saved = config.get("modules_to_save")
@@ -452,19 +456,14 @@ class _Reader:
 
     def _check_named(self) -> None:
         """What has LoRA, the configuration names: PEFT would leave the rest of the file out."""
-        wanted = self._config.get("target_modules")
-        if not isinstance(wanted, list):
-            return
-        named = {str(module).rpartition(".")[2] for module in wanted}
-        named |= {str(k).split(".")[-2] for k in self._config.get("target_parameters") or ()
-                  if str(k).count(".")}  # fmt: skip
-        for parsed in self._adapted.values():
-            module = parsed.module.removesuffix(".base_layer")
-            if module.rpartition(".")[2] not in named and not EXPERT.search(f"{module}."):
-                raise self._no(
-                    f"its file has LoRA of {module}, which target_modules does not name; PEFT "
-                    f"would leave it out"
-                )
+        own = {t: n for t, n in self._adapted.items() if self._made.deltas[t].expert is None}
+        odd = next(unnamed(self._config, self._layout, own), None)
+        if odd is not None:
+            raise self._no(
+                f"its file has LoRA of {odd}, which target_modules does not name, less what "
+                f"exclude_modules, modules_to_save and layers_to_transform take out; PEFT would "
+                f"leave it out"
+            )
 
     def _check_parameter(self, key: str, depth: int | None) -> None:
         leaf = key.rpartition(".")[2]
@@ -518,15 +517,14 @@ def stored_transposed(target: str, layout: Layout) -> bool:
     """Whether a weight is a Conv1D's, stored [in, out].
 
     PEFT goes by the module's type and corrects ``fan_in_fan_out`` with a warning, so what the
-    configuration says does not count. The layers of GPT-2's family that widen their input tell
-    which of the two the file has: c_attn and c_fc are [d, 3 d] and [d, 4 d] as Conv1D.
+    configuration says does not count. Of GPT-2's family c_attn tells which of the two the file has:
+    it is [d, 3 d] as Conv1D. Starcoder2, whose c_fc and c_proj are linear layers, has none.
     """
     words = target.split(".")
     if len(words) < 2 or words[-2] not in _CONV1D:
         return False
     for name, (_, shape) in layout.items():
-        wide = name.endswith((".c_attn.weight", ".c_fc.weight"))
-        if wide and len(shape) == 2 and shape[0] != shape[1]:
+        if name.endswith(".c_attn.weight") and len(shape) == 2 and shape[0] != shape[1]:
             return shape[0] < shape[1]
     return False
 
@@ -539,7 +537,7 @@ def _names(parsed: AdapterName, target: str) -> tuple[str, ...]:
     not.
     """
     own, here = parsed.module, target.rpartition(".")[0]
-    if own in (here, *(f"{inner}.{parsed.core}" for inner in _INNER)):
+    if own in (here, *(f"{inner}.{parsed.core}" for inner in INNER)):
         return (own,)
     return own, here, f"model.{parsed.core}", parsed.core
 

@@ -13,6 +13,8 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
 ALL_LINEAR = "all-linear"
+# What models call the part that their files may leave out of names.
+INNER = ("model", "transformer", "gpt_neox", "model.decoder")
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 # Starts that leave the base as it is ("mica" keeps A at zero until it is trained).
 _PLAIN_INIT = ("gaussian", "default", "orthogonal", "eva", "mica", "true", "false")
@@ -92,6 +94,36 @@ def unadapted(
             yield module
 
 
+def unnamed(
+    config: Mapping[str, Any], layout: Layout, adapted: Mapping[str, AdapterName]
+) -> Iterator[str]:
+    """Modules whose LoRA the file has and that a configuration does not name for it.
+
+    PEFT would leave them out of the model, and what the file says of them with them. An adapter
+    that names modules otherwise than the model does was renamed after training, its patterns or
+    not: of those only the last word has to be named, in a list.
+
+    Args:
+        config: Of adapter_config.json.
+        layout: Tensors of the checkpoint.
+        adapted: Tensors of it that have LoRA -> the module as the adapter names it.
+    """
+    wanted = config.get("target_modules")
+    if wanted is None:
+        return  # PEFT has a list of its own for each family
+    meant = _Meant(config, layout, adapted)
+    parameters = [str(key).rpartition(".")[0] for key in config.get("target_parameters") or ()]
+    words = {str(name).rpartition(".")[2] for name in wanted} if isinstance(wanted, list) else set()
+    for target, own in adapted.items():
+        module, here = own.module.removesuffix(".base_layer"), target.removesuffix(".weight")
+        if EXPERT.search(f"{module}.") or is_meant(module, parameters):
+            continue
+        plain = module in (here, *(f"{inner}.{core(module)}" for inner in INNER))
+        named = not words or module.rpartition(".")[2] in words
+        if not (meant.has(here) if plain else named):
+            yield module
+
+
 class _Meant:
     """Which modules a configuration means, as PEFT matches names (0.21: tuners_utils)."""
 
@@ -119,7 +151,12 @@ class _Meant:
             _matches(names, self._wanted)
             and not _matches(names, self._not)
             and not any(saved.match(name) for saved in self._saved for name in names)
-            and (not self._layers or self._layer(module) in self._layers)
+            and (
+                not self._layers
+                or self._layer(module) in self._layers
+                # A module that a list names in full has LoRA whatever its layer is.
+                or (isinstance(self._wanted, list) and not names.isdisjoint(self._wanted))
+            )
         )
 
     def _layer(self, module: str) -> int | None:

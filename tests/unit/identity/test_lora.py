@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evalcore.errors import InputError
-from evalcore.identity import read_lora
+from evalcore.identity import adapter_is_zero, read_lora
 from evalcore.identity.adapter_names import by_core, one_of
+from evalcore.identity.lora import stored_transposed
 from evalcore.identity.weights import same_values, weight_layout
 
 Make = Callable[..., Path]
@@ -81,6 +83,7 @@ def test_layers_the_model_does_not_build_have_no_adapter(
         (2, [5, 9_999], "names token 9999, the checkpoint has 400"),
         (2, {"embed_tokens": [5]}, "names 1 rows"),
         (2, {"lm_head": [5, 6]}, "does not say which rows"),
+        (2, [5, 5], "names a token of model.embed_tokens twice"),
         (2, {"embed_tokens": [5, 6]}, None),
     ],
 )
@@ -271,3 +274,34 @@ def test_saved_modules_have_no_lora(
     found = read(adapter, tiny_checkpoint)
     assert len(found.deltas) == 4
     assert len(found.replacements) == len(own) == 10
+
+
+def test_factors_that_were_exchanged_are_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_adapter: Make
+) -> None:
+    """One such folder ended a whole command: whether a delta is zero is asked first."""
+    adapter = make_adapter(tmp_path / "a", tiny_checkpoint)
+    other = {"A": "lora_B", "B": "lora_A"}
+    turned = {
+        re.sub("lora_([AB])", lambda found: other[found[1]], name): values
+        for name, values in load_file(adapter / WEIGHTS).items()
+    }
+    save_file(turned, adapter / WEIGHTS)
+    assert not adapter_is_zero(adapter)
+    with pytest.raises(InputError, match="its rank should be 4"):
+        read(adapter, tiny_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("names", "turned"),
+    [
+        ({"h.0.attn.c_attn": (8, 24), "h.0.mlp.c_fc": (8, 4)}, True),  # n_inner below n_embd
+        ({"h.0.attn.c_attn": (24, 8), "h.0.mlp.c_fc": (32, 8)}, False),  # GPT-BigCode
+        ({"model.layers.0.mlp.c_fc": (4, 8)}, False),  # Starcoder2, a narrow one
+    ],
+)
+def test_which_layers_are_stored_transposed(
+    names: dict[str, tuple[int, int]], turned: bool
+) -> None:
+    layout = {f"{name}.weight": ("F32", shape) for name, shape in names.items()}
+    assert {stored_transposed(name, layout) for name in layout} == {turned}

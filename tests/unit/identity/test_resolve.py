@@ -235,6 +235,26 @@ def test_files_that_a_clone_left_out_are_named(
     [
         ({"target_modules": ["q_proj"]}, "v_proj, which target_modules does not name"),
         ({"target_modules": []}, "which target_modules does not name"),
+        ({"target_modules": r".*layers\.0\..*\.(q|v)_proj"}, "LoRA of model.layers.1.self_attn.q"),
+        ({"target_modules": "q_proj"}, "LoRA of model.layers.0.self_attn.q_proj"),
+        ({"exclude_modules": ["layers.1.self_attn.v_proj"]}, "LoRA of model.layers.1.self_attn.v"),
+        ({"exclude_modules": r".*v_proj"}, "less what exclude_modules"),
+        ({"layers_to_transform": [0]}, "LoRA of model.layers.1.self_attn.q_proj"),
+        (
+            {"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"]},
+            "LoRA of model.layers.1.self_attn.q_proj",
+        ),
+        ({"target_modules": "all-linear"}, "lacks the LoRA"),
+        ({"target_modules": r".*\.(q|v)_proj"}, None),
+        (
+            {
+                "target_modules": [
+                    f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"
+                ],
+                "layers_to_transform": [0],
+            },
+            None,
+        ),
         ({"peft_type": None}, "key peft_type"),
         ({"target_modules": ["self_attn.q_proj", "v_proj"]}, None),
         ({"target_modules": None}, None),
