@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from evalcore.errors import InputError
-from evalcore.identity import open_checkpoint, step_of
+from evalcore.identity import open_checkpoint, step_of, unasked
 from evalcore.reading import is_there
 from evalcore.types import Checkpoint
 from finetune.study import Study
@@ -100,22 +97,6 @@ def assumed_parameters(study: Study, source: str) -> int | None:
     return None
 
 
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Looks at local caches alone, for hub models and data sets."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _texts(study: Study) -> list[str]:
     spec = study.checkpoints
     return [*spec.paths, *(source for entry in spec.hub for source in entry.sources)]
@@ -123,7 +104,7 @@ def _texts(study: Study) -> list[str]:
 
 def _look(source: str, study: Study) -> tuple[Checkpoint, Missing | None]:
     try:
-        with offline():
+        with unasked():
             return open_checkpoint(source, what=str(study.file)), None
     except (InputError, OSError) as error:
         absent = _absent(source)

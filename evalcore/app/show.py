@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evalcore.errors import EvalcoreError, InputError
+from evalcore.identity import unasked
 from evalcore.lm_eval.asking import examples_of
 from evalcore.lm_eval.names import is_lm_eval
 from evalcore.prompting import (
@@ -168,7 +169,8 @@ def _some_rows(task: Task, data_root: Path | None) -> list[Document]:
     if data_root is None and task.spec["source"].get("generator") is None:
         return []
     try:
-        return load_documents(task, shown_role(task), limit=3, data_root=data_root)
+        with unasked():
+            return load_documents(task, shown_role(task), limit=3, data_root=data_root)
     except InputError:
         return []
 

@@ -32,6 +32,7 @@ from evalcore.cluster import StopSignals
 from evalcore.config import ScoreConfig, study_keys
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.files import pinned
+from evalcore.identity import unasked
 from evalcore.machine import cores
 from evalcore.scoring import Progress
 
@@ -218,7 +219,6 @@ def study_plan(options: StudyOptions) -> list[str]:
         InputError: The study file or something it names is wrong.
     """
     from finetune import load_study
-    from finetune.checkpoints import offline
 
     spec = as_given(load_study(options.file), options)
     lines = []
@@ -227,11 +227,11 @@ def study_plan(options: StudyOptions) -> list[str]:
     lines += dry_run_lines(spec, options)
     if spec.evaluation is None:
         return lines
-    with offline():
+    with unasked():
         lines += _outlook(spec, options)
     lines.append("scoring what is tuned by now:")
     try:
-        with offline():
+        with unasked():
             asked = scoring_config(spec, options).changed(dry_run=True)
             return [*lines, *score(asked).lines()]
     except EvalcoreError as error:

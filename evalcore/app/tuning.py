@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evalcore.cluster import Stop, StopSignals
 from evalcore.cluster.ray_session import is_connected, joined, ray_nodes
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
-from evalcore.identity import PROVENANCE_FILE, read_provenance
+from evalcore.identity import PROVENANCE_FILE, read_provenance, unasked
 from evalcore.lm_eval.names import split_selection
 from evalcore.machine import cores, gpu_bytes, visible_gpus
 from evalcore.reading import is_there
@@ -207,9 +207,8 @@ def dry_run_lines(spec: Study, options: StudyOptions) -> list[str]:
         TuningDataError: Rows at hand are unfit to be learned.
     """
     from finetune import Assumption, check_data, estimate, plan_jobs
-    from finetune.checkpoints import offline
 
-    with offline():
+    with unasked():
         plan = plan_jobs(
             spec,
             options.output,

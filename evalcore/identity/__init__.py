@@ -32,7 +32,6 @@ from evalcore.identity.hub import (
     HubRepository,
     is_as_named,
     is_commit,
-    is_offline,
 )
 from evalcore.identity.lora import (
     LoraAdapter,
@@ -67,6 +66,7 @@ from evalcore.identity.tokenizer import (
     tokenizer_facts,
     tokenizer_fingerprint,
 )
+from evalcore.identity.unasked import is_offline, unasked
 from evalcore.identity.weights import (
     safetensors_names,
     weight_files,
@@ -137,6 +137,7 @@ __all__ = [
     "tokenizer_facts",
     "tokenizer_fingerprint",
     "turn_end",
+    "unasked",
     "weight_digests",
     "weight_files",
     "weight_layout",

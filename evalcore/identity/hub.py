@@ -23,6 +23,7 @@ from evalcore.files import write_atomically
 from evalcore.identity import answers
 from evalcore.identity.answers import LEAST_BYTES_PER_S, TooSlowError, bound_answers
 from evalcore.identity.cache import known_fact, note_fact
+from evalcore.identity.unasked import is_offline, why_offline
 
 logger = logging.getLogger("evalcore")
 
@@ -38,7 +39,6 @@ SILENCE_S = 20.0
 """No further try after so long without any answer: the library has tried five times by then."""
 _UNREACHABLE_FOR_S = 60.0
 _LISTING = "hub-listing-2"
-_TRUE = ("1", "TRUE", "YES", "ON")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SILENCE = {"ReadTimeout", "ConnectTimeout", "PoolTimeout", "WriteTimeout"}
@@ -128,7 +128,7 @@ class HubRepository:
         if is_offline() or not reachable():
             if before is None:
                 raise self._fault(revision, None)
-            why = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
+            why = why_offline() if is_offline() else "the hub cannot be reached"
             return before, f"{why}: {name} is what it was when last fetched, {before}"
         from huggingface_hub import HfApi
 
@@ -299,7 +299,7 @@ class HubRepository:
             )
         if error is None or names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
             why = (
-                "HF_HUB_OFFLINE is set"
+                why_offline()
                 if is_offline() or "OfflineModeIsEnabled" in names
                 else f"the hub ({endpoint()}) cannot be reached"
             )
@@ -392,12 +392,6 @@ def _check_fetched(folder: Path, began: float) -> None:
                 f"came with other bytes than the hub names ({file.name}: its hash differs); run "
                 f"again, or ask another mirror (HF_ENDPOINT)"
             )
-
-
-def is_offline() -> bool:
-    """Whether the hub may not be asked; by the environment as it is now."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(name, "").upper() in _TRUE for name in names)
 
 
 def endpoint() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, numeric_adapter_config
 from evalcore.identity.away import Away, AwayRule, away_at, files_state, is_here, set_away
-from evalcore.identity.hub import HubError, HubRepository, is_offline
+from evalcore.identity.hub import HubError, HubRepository
 from evalcore.identity.listings import (
     adapter_folders,
     check_budget,
@@ -19,6 +19,7 @@ from evalcore.identity.listings import (
     remote_header,
 )
 from evalcore.identity.places import HubPlace
+from evalcore.identity.unasked import is_offline
 
 logger = logging.getLogger("evalcore")
 

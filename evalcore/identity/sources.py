@@ -23,19 +23,21 @@ from evalcore.identity.away import (
 )
 from evalcore.identity.bases import check_base, check_tied
 from evalcore.identity.checkpoint import checkpoint_fingerprint, numeric_config, weight_digests
-from evalcore.identity.hub import HubError, HubRepository, is_commit, is_offline
+from evalcore.identity.hub import HubError, HubRepository, is_commit
 from evalcore.identity.listings import check_budget, files_of, remote_header, weight_names_of
 from evalcore.identity.model_schema import check_sizes
 from evalcore.identity.places import HubPlace, looks_like_hub
 from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
 from evalcore.identity.readings import read_through, with_tokenizer
 from evalcore.identity.tokenizer import tokenizer_facts
+from evalcore.identity.unasked import is_offline
 from evalcore.identity.weights import file_sha256, weight_files, weight_layout, weight_names
 from evalcore.reading import is_there, read_json
 from evalcore.types import Checkpoint
 
 logger = logging.getLogger("evalcore")
 
+_STAGE = re.compile(r"(?<![a-z])stage[-_]?([0-9]{1,3})(?![0-9])", re.IGNORECASE)
 _STEP = re.compile(
     r"(?:^|[-_./@])(?:global[-_]?)?(?:step|checkpoint|ckpt|iter)[-_]?([0-9]{1,18})(?!\d)", re.I
 )
@@ -51,9 +53,16 @@ def is_local(text: str) -> bool:
 
 
 def step_of(name: str) -> int | None:
-    """The pre-training step in a name (``step-00400``, ``step1000-tokens4B``, ``00400``)."""
+    """The pre-training step in a name (``step-00400``, ``step1000-tokens4B``, ``00400``).
+
+    Later stages count from zero again (``stage2-ingredient1-step23000``): those are no steps of the
+    pre-training, and such checkpoints come after those that have one.
+    """
     if name.isascii() and name.isdecimal() and len(name) <= 18:
         return int(name)
+    stage = _STAGE.search(name)
+    if stage is not None and int(stage[1]) > 1:
+        return None
     found = _STEP.findall(name)
     return int(found[-1]) if found else None
 

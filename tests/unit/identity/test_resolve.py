@@ -84,6 +84,8 @@ def test_steps_in_names() -> None:
         "step-00400": 400, "step400": 400, "step1000-tokens4B": 1000, "checkpoint-20": 20,
         "00300": 300, "main": None, "OLMo-1B-0724": None, "base@step200": 200, "a_step_7": 7,
         "footstep9": None, "²": None, "9" * 5000: None, "step-" + "9" * 5000: None,
+        "stage1-step1907359-tokens3896B": 1907359, "stage2-ingredient1-step23000-tokens48B": None,
+        "OLMo-2@Stage_3-step10": None, "backstage2-step5": 5,
     }  # fmt: skip
     assert {name: step_of(name) for name in names} == names
 
