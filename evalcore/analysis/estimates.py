@@ -31,11 +31,20 @@ _SAMPLED: dict[Claim, frozenset[str]] = {
 }
 
 
-def estimate_of(layout: Layout) -> Estimate:
-    """The mean of a layout with the intervals of the widest claim its data support."""
+def estimate_of(layout: Layout, *, seeds: bool = True) -> Estimate:
+    """The mean of a layout with the intervals of the widest claim its data support.
+
+    Args:
+        layout: The values.
+        seeds: Whether its seeds are a sample; else no claim is about others.
+    """
     if len(layout.values) == 0:
         return EMPTY
-    return _shown_widest(variation(layout))
+    found = variation(layout)
+    if seeds:
+        return _shown_widest(found)
+    fixed = {c: i for c, i in found.intervals.items() if "seeds" not in _SAMPLED[c]}
+    return replace(_shown_widest(replace(found, intervals=fixed)), seeds=1, seed_sd=nan)
 
 
 def estimate_of_table(

@@ -81,7 +81,11 @@ def rank_rows(analysis: Analysis) -> list[Row]:
             "task": r.task.name, "metric": r.task.metric, "way": r.way.label,
             "numerics": r.numerics, "prompts": len(r.prompts), "models": len(r.models),
             "kendall_w": r.w,
-            "notes": _counted(analysis, r.models, r.task, r.way, r.prompts, "models"),
+            "notes": "; ".join(filter(None, [
+                f"scores are of {r.documents[0]:,} to {r.documents[1]:,} documents"
+                * (r.documents[0] < r.documents[1]),
+                _counted(analysis, r.models, r.task, r.way, r.prompts, "models"),
+            ])),
         }
         for r in rank_stability(analysis.book)
     ]  # fmt: skip

@@ -6,7 +6,8 @@ seeds are pooled, each (prompt, seed) counting alike.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from evalcore.analysis.pooling import (
 from evalcore.analysis.stats import Estimate
 from evalcore.analysis.subjects import SubjectInfo, TaskInfo
 from evalcore.analysis.ways import Way
-from evalcore.metrics import metric_bounds
+from evalcore.metrics import higher_is_better, metric_bounds
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,34 @@ class Gain:
     missing_documents: str = ""
     notes: tuple[str, ...] = ()
     made: tuple[Making, ...] = ()
+
+    @property
+    def upward(self) -> bool:
+        """Whether a positive difference is the better one."""
+        return higher_is_better(self.task.metric)
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is a loss for these prompts and this run (99 %)."""
+        own = self.pooled.over_documents
+        return own.high99 < 0 if self.upward else own.low99 > 0
+
+
+def one_direction(gains: Sequence[Gain]) -> tuple[list[Gain], list[str]]:
+    """(gains that may be averaged, why others may not): of those in which more is better, if any.
+
+    A mean over accuracies, which rise, and bits, which fall, would say nothing.
+    """
+    upward = [g for g in gains if g.upward]
+    if not upward or len(upward) == len(gains):
+        return list(gains), []
+    texts = (lower_text(g.task) for g in gains if not g.upward)
+    return upward, list(dict.fromkeys(texts))
+
+
+def lower_text(task: TaskInfo) -> str:
+    """Why a task is not averaged with others."""
+    return f"{task.name}: lower {task.metric} is better; not averaged with the others"
 
 
 @dataclass(frozen=True)
@@ -163,10 +192,7 @@ def _compared(
         found = [(p, *paired_values(p.own, p.other, "values")) for p in pairs]
         found = [f for f in found if len(f[1])]
         own = [(p.prompt, p.run, docs, a) for p, docs, a, _ in found]
-        other = {
-            (p.prompt, p.reference_run): (p.prompt, p.reference_run, docs, b)
-            for p, docs, _, b in found
-        }
+        other = [(p.prompt, p.reference_run, docs, b) for p, docs, _, b in found]
         gaps = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in found]
         more = [(p, *paired_values(p.own, p.other, "continuous")) for p in pairs]
         continuous = [(p.prompt, p.run, docs, a - b) for p, docs, a, b in more]
@@ -192,7 +218,7 @@ def _compared(
         return {
             "pooled": by_variant[shared[0]] if len(shared) == 1 else with_p(of(gaps, difference)),
             "own": score_of(book, own, sides, task.metric),
-            "other": score_of(book, list(other.values()), others, task.metric),
+            "other": _reference_score(book, other, others, task.metric),
             "by_variant": by_variant,
             "by_run": [[r, of([g for g in gaps if g[1] == r], difference).value] for r in runs],
             "continuous": of(continuous, difference_bounds(metric_bounds(task.continuous))),
@@ -206,6 +232,20 @@ def _compared(
         ("gain", task.metric, task.continuous, several, keys), compute
     )
     return found
+
+
+def _reference_score(
+    book: ScoreBook, parts: Sequence[Part], cells: Mapping[tuple[str, int], CellValues], metric: str
+) -> Estimate:
+    """Score of the reference with the weights of the gain: each pair counts, so that the two add up
+    to the own score, where seeds lack prompts or documents too."""
+    first = {part[:2]: part for part in parts}
+    uses = Counter(part[:2] for part in parts)
+    alike = all(np.array_equal(part[2], first[part[:2]][2]) for part in parts)
+    if alike and len(set(uses.values())) < 2:
+        return score_of(book, list(first.values()), cells, metric)
+    pairs = [(part[0], number, *part[2:]) for number, part in enumerate(parts)]
+    return pool(pairs, metric_bounds(metric), book.clusters, seeds=False)
 
 
 def pair_key(pair: Pair) -> tuple[Any, ...]:
@@ -289,8 +329,9 @@ class ControlComparison:
     def notes(self) -> tuple[str, ...]:
         """What a reader of "gain over control" must know."""
         own = self.control_gain
-        below = own is not None and own.pooled.over_documents.high99 < 0
-        lost = ["control below its own base: gain over control is no form removed"] * below
+        below = own is not None and own.worse
+        side = "below" if self.difference.upward else "worse than"
+        lost = [f"control {side} its own base: gain over control is no form removed"] * below
         return (*self.difference.notes, *lost)
 
 
@@ -350,8 +391,12 @@ def contrast(book: ScoreBook, later: Gain, earlier: Gain) -> Contrast | None:
     return Contrast(later, earlier, found) if found.n else None
 
 
-def gap_cube(book: ScoreBook, gain: Gain) -> npt.NDArray[np.float64]:
-    """The paired differences behind a gain: float64 [documents, prompts, seeds], NaN: missing."""
+def gap_cube(book: ScoreBook, gain: Gain) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The paired differences behind a gain, and what their documents hang together in.
+
+    Returns:
+        int64 [documents] codes of clusters, and float64 [documents, prompts, seeds], NaN: missing.
+    """
     stratum = (gain.way, gain.numerics)
     mine = book.strata(gain.subject, gain.task.name).get(stratum, {})
     theirs = _same_way(book, gain.reference, gain.task.name, stratum)
@@ -364,4 +409,4 @@ def gap_cube(book: ScoreBook, gain: Gain) -> npt.NDArray[np.float64]:
     cube = np.full((len(docs), len(prompts), len(seeds)), np.nan)
     for prompt, run, own, a, b in found:
         cube[np.searchsorted(docs, own), prompts.index(prompt), seeds.index(run)] = a - b
-    return cube
+    return docs if book.clusters is None else book.clusters(docs), cube

@@ -99,6 +99,12 @@ class Edge:
         these are the intervals of Agresti and Coull (1998) and of Bonett and Price (2012), with t
         for the normal quantile.
         """
+        centre, adjusted = self.adjusted(value, parts, level)
+        half = adjusted.half_width(level)
+        return max(centre - half, self.low), min(centre + half, self.high)
+
+    def adjusted(self, value: float, parts: Parts, level: float) -> tuple[float, Parts]:
+        """(centre, parts of the variance) with the pseudo-documents of a level."""
         z = normal_quantile(0.5 + level / 2)
         if self.low < 0 < self.high:
             pseudo, ends = (z / normal_quantile(0.975)) ** 2, (-self.size, self.size)
@@ -110,8 +116,7 @@ class Edge:
         centre = (n * value + pseudo * sum(ends)) / total
         spread = n * (parts.documents * (n - 1) + (value - centre) ** 2)
         spread += pseudo * sum((end - centre) ** 2 for end in ends)
-        half = replace(parts, documents=spread / total / total, clusters=total).half_width(level)
-        return max(centre - half, self.low), min(centre + half, self.high)
+        return centre, replace(parts, documents=spread / total / total, clusters=total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from evalcore.analysis.intervals import CLAIMS, Edge, Interval, Parts
 from evalcore.analysis.stats import EMPTY, Estimate
 
-MEMO_VERSION = 2
+MEMO_VERSION = 3
 """Raised whenever an estimate of the same values can change."""
 
 KEPT_SCHEMA = pa.schema(

@@ -29,19 +29,22 @@ def difference_bounds(bounds: Bounds) -> Bounds:
     return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
 
 
-def pool(parts: Sequence[Part], bounds: Bounds, clusters: Clusters | None = None) -> Estimate:
+def pool(
+    parts: Sequence[Part], bounds: Bounds, clusters: Clusters | None = None, *, seeds: bool = True
+) -> Estimate:
     """Mean over cells of their means over documents, with the widest interval there is.
 
     Args:
         parts: The cells.
         bounds: As in ``variation.Layout``.
         clusters: As ``ScoreBook.clusters``.
+        seeds: Whether runs are a sample of training seeds; else they only count each by itself.
     """
     parts = [p for p in parts if len(p[2])]
     if not parts:
         return EMPTY
     whole = _cube(parts)
-    if whole is not None:
+    if whole is not None and seeds:
         docs = parts[0][2]
         return estimate_of_table(whole, docs if clusters is None else clusters(docs), bounds)
     prompts = {name: i for i, name in enumerate(sorted({p[0] for p in parts}))}
@@ -54,7 +57,8 @@ def pool(parts: Sequence[Part], bounds: Bounds, clusters: Clusters | None = None
             prompts=np.repeat([prompts[p[0]] for p in parts], sizes),
             seeds=np.repeat([p[1] for p in parts], sizes),
             bounds=bounds,
-        )
+        ),
+        seeds=seeds,
     )
 
 

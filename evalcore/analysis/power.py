@@ -37,6 +37,8 @@ class Components:
         prompts: Between prompts; NaN where one was seen.
         seeds: Between training seeds; NaN where one was seen.
         both: Interaction of prompts and seeds; 0 where it could not be seen.
+        together: Documents that hang together in one cluster, in effect (of equal size); how alike
+            they are is in the variances, which stand for documents of such clusters.
     """
 
     documents: float
@@ -46,24 +48,36 @@ class Components:
     prompts: float
     seeds: float
     both: float
+    together: float = 1.0
 
     @classmethod
-    def of_cube(cls, cube: FloatArray) -> Components:
-        """From float64 [documents, prompts, seeds]; documents that lack a value are left out.
+    def of_cube(cls, cube: FloatArray, clusters: npt.NDArray[np.int64] | None = None) -> Components:
+        """From float64 [documents, prompts, seeds], NaN: missing.
 
-        Analysis of variance of the complete part; estimates below 0 are set to 0.
+        Analysis of variance of the complete part (:func:`complete_part`); estimates below 0 are set
+        to 0.
+
+        Args:
+            cube: The values.
+            clusters: int64 [documents] what they hang together in; None: each by itself.
 
         Raises:
-            InputError: Fewer than two documents are complete.
+            InputError: Fewer than two documents (or clusters of them) are complete.
         """
-        cube = cube[~np.isnan(cube).any(axis=(1, 2))]
+        kept, cube = complete_part(cube)
         n, p, s = cube.shape
-        if n < 2:
+        names, at = np.unique(kept if clusters is None else clusters[kept], return_inverse=True)
+        c = len(names)
+        if c < 2:
             raise InputError(
-                f"{n} documents were scored under all prompts and seeds: variances need two"
+                f"{c} documents were scored under the same prompts and seeds: variances need two"
             )
         flat = cube.reshape(n, -1)
-        shared = np.cov(flat, rowvar=False, ddof=1).reshape(p, s, p, s)
+        moved = np.zeros((c, p * s))
+        np.add.at(moved, at, flat - flat.mean(axis=0))
+        # Of single documents: what n of them make of the variance of a mean, n times.
+        shared = (moved.T @ moved * (c / (c - 1)) / n).reshape(p, s, p, s)
+        together = n * float(((np.bincount(at) / n) ** 2).sum())
         one_prompt, one_seed = np.eye(p, dtype=bool), np.eye(s, dtype=bool)
 
         def mean_where(prompts: npt.NDArray[np.bool_], seeds: npt.NDArray[np.bool_]) -> float:
@@ -80,7 +94,8 @@ class Components:
         rest = max(same - common - by_prompt - by_seed, 0.0)
         means = cube.mean(axis=0)
         between = _variances(means[None], (by_prompt / n, by_seed / n, rest / n))
-        return cls(common, by_prompt, by_seed, rest, *(float(v[0]) for v in between))
+        prompts, seeds, both = (float(v[0]) for v in between)
+        return cls(common, by_prompt, by_seed, rest, prompts, seeds, both, together)
 
     def at_least(self, prompts: float | None = None, seeds: float | None = None) -> Components:
         """With variances put in where none was seen."""
@@ -90,6 +105,32 @@ class Components:
             else self.prompts,
             seeds=seeds if seeds is not None and self.seeds != self.seeds else self.seeds,
         )  # fmt: skip
+
+
+def complete_part(cube: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """The part of a cube that is complete: prompts and seeds that lack most are left out first.
+
+    Args:
+        cube: float64 [documents, prompts, seeds], NaN: missing.
+
+    Returns:
+        Numbers of the documents kept, int64 [n], and float64 [n, p, s] without NaN: of what one
+        comes by that way the one with the most values.
+    """
+    best, found = -1, (np.zeros(0, dtype=np.int64), cube[:0])
+    while cube.size:
+        lost = np.isnan(cube)
+        whole = ~lost.any(axis=(1, 2))
+        size = int(whole.sum()) * cube.shape[1] * cube.shape[2]
+        if size > best:
+            best, found = size, (np.flatnonzero(whole), cube[whole])
+        if not lost.any():
+            break
+        of_prompts, of_seeds = lost.mean(axis=(0, 2)), lost.mean(axis=(0, 1))
+        axis = 1 if of_prompts.max() >= of_seeds.max() or cube.shape[2] == 1 else 2
+        axis = 2 if cube.shape[1] == 1 else axis
+        cube = np.delete(cube, int((of_prompts if axis == 1 else of_seeds).argmax()), axis=axis)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +193,9 @@ def detection_rate(
     moved = effect + means.mean(axis=(1, 2)) + drawn(components.documents / n)
     of_documents = components.documents / n + noise[0] / prompts + noise[1] / seeds
     of_documents += noise[2] / (prompts * seeds)
-    degrees = n - 1
+    degrees = n / components.together - 1
+    if degrees <= 0:
+        return 0.0  # one cluster says nothing about others
     tail = 0.5 + level / 2
     squared = t_quantile(tail, degrees) ** 2 * of_documents * rng.chisquare(degrees, r) / degrees
     if over_prompts or over_seeds:

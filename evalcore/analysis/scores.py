@@ -160,8 +160,8 @@ def _gain(
         notes.append(f"gain over {compared} of {len(prompts)} prompts")
     if gain.missing_rows:
         notes.append(f"{gain.missing_rows} answers on one side only")
-    if subject.control is not None and gain.pooled.over_documents.high99 < 0:
-        notes.append("control below its own base")
+    if subject.control is not None and gain.worse:
+        notes.append(f"control {'below' if gain.upward else 'worse than'} its own base")
     return gain, notes
 
 

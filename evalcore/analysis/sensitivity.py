@@ -358,6 +358,7 @@ class RankStability:
         task, way, numerics: Asked what and how.
         prompts, models: What was ranked: models that have every prompt.
         w: Kendall's W.
+        documents: Least and largest number of documents of a cell.
     """
 
     task: TaskInfo
@@ -366,6 +367,7 @@ class RankStability:
     prompts: tuple[str, ...]
     models: tuple[SubjectInfo, ...]
     w: float
+    documents: tuple[int, int]
 
 
 def rank_stability(book: ScoreBook) -> list[RankStability]:
@@ -388,5 +390,13 @@ def rank_stability(book: ScoreBook) -> list[RankStability]:
             matrix = np.array([[own[name] for own in whole] for name in prompts])
             w = kendalls_w(matrix)
             models = tuple(of_id[id_] for id_ in ranked)
-            found.append(RankStability(book.tasks[task], way, numerics, tuple(prompts), models, w))
+            sizes = [
+                c.n for model in models
+                for runs in book.strata(model, task)[(way, numerics)].values()
+                for c in runs.values()
+            ]  # fmt: skip
+            found.append(
+                RankStability(book.tasks[task], way, numerics, tuple(prompts), models, w,
+                              (min(sizes), max(sizes)))
+            )  # fmt: skip
     return found

@@ -183,6 +183,7 @@ def analyse(
         for g in gains
         if g.task.tuned_by == g.subject.tuned_on
     ]
+    _flag_documents(book, flags)
     spreads = prompt_spreads(book)
     _flag_prompt_counts(spreads, flags)
     chosen = list(groups) if groups is not None else default_groups(book.tasks, tuned)
@@ -319,6 +320,24 @@ def _curves(book: ScoreBook) -> list[CurvePoint]:
                     CurvePoint(subject, task, stratum[0], score, continuous, tuple(cells))
                 )
     return points
+
+
+def _flag_documents(book: ScoreBook, flags: list[Flag]) -> None:
+    """Says where models were scored on other numbers of documents: their scores differ by those."""
+    sizes: dict[tuple[str, Way], set[int]] = defaultdict(set)
+    for (_, task), cells in book.cells.items():
+        most: dict[Way, int] = {}
+        for cell in cells.values():
+            most[cell.way] = max(most.get(cell.way, 0), cell.n + cell.unscored)
+        for way, size in most.items():
+            sizes[(task, way)].add(size)
+    for (task, way), found in sizes.items():
+        if len(found) > 1:
+            text = (
+                f"models were scored on {min(found):,} to {max(found):,} documents: their scores "
+                "are not of the same ones (gains and contrasts are)"
+            )
+            flags.append(Flag("documents", f"{task}, {way.label}", text, len(found)))
 
 
 def _flag_prompt_counts(spreads: Sequence[PromptSpread], flags: list[Flag]) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evalcore.analysis.book import ScoreBook
 from evalcore.analysis.estimates import mean_of_estimates
-from evalcore.analysis.gains import Gain, paired_gain
+from evalcore.analysis.gains import Gain, lower_text, paired_gain
 from evalcore.analysis.groups import Group, gains_of
 from evalcore.analysis.pooling import pooled_score
 from evalcore.analysis.stats import EMPTY, Estimate
 from evalcore.analysis.subjects import Flag, SubjectInfo
+from evalcore.metrics import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def summarize(
         flags: Told what is not averaged.
     """
     tuned = {s.tuned_on for s in book.models if s.base and s.tuned_on}
+    groups = [_one_direction(book, group, flags) for group in groups]
     by_row: dict[tuple[str, str], list[Gain]] = defaultdict(list)
     for gain in gains:
         s = gain.subject
@@ -93,6 +95,18 @@ def summarize(
             means = tuple(_mean(book, subject, g, mine, tuned, flags, method) for g in groups)
             rows.append(CheckpointSummary(subject.checkpoint, subject.step, method, means))
     return rows
+
+
+def _one_direction(book: ScoreBook, group: Group, flags: list[Flag]) -> Group:
+    """The group without tasks in which less is better, if there are others."""
+    down = [book.tasks[t] for t in group.tasks
+            if t in book.tasks and not higher_is_better(book.tasks[t].metric)]  # fmt: skip
+    names = {task.name for task in down}
+    kept = tuple(t for t in group.tasks if t not in names)
+    if not down or not any(t in book.tasks for t in kept):
+        return group
+    flags += [Flag("group", f"{group.name}", lower_text(task)) for task in down]
+    return replace(group, tasks=kept)
 
 
 def _mean(

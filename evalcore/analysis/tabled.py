@@ -11,12 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
-from statistics import median
 
 import numpy as np
 
 from evalcore.analysis.agreement import PromptChoice, kendalls_w
-from evalcore.analysis.forgetting import SMALL_DENOMINATOR
 from evalcore.analysis.intervals import normal_quantile
 from evalcore.analysis.stats import Estimate, Limits, normal_range
 from evalcore.analysis.subjects import Flag
@@ -32,6 +30,8 @@ SUSPECT = 0.995
 """Accuracy of untuned models from which on every answer may be of the one class there is."""
 OTHER_SIZE = 0.1
 """Share by which a number of documents from a score's error must differ from another to be told."""
+_LOSSES = ("ppl", "loss", "nll", "ece", "wer", "cer", "ter", "bpb")
+_LOSS_PARTS = ("perplexity", "bits_per", "brier")
 _BOUNDED = ("rouge", "f1", "token_f1", "gold_prob")
 
 
@@ -81,6 +81,11 @@ class TableScore:
         return self.metric.partition("_")[0] in ("acc", "accuracy", "exact", "em")
 
     @property
+    def upward(self) -> bool:
+        """Whether more is better, as far as the metric's name says."""
+        return is_upward(self.metric)
+
+    @property
     def in_range(self) -> bool:
         """Whether a metric that lies between 0 and 1 does."""
         return not self.is_bounded or 0.0 <= self.score <= 1.0
@@ -105,6 +110,12 @@ class TableScore:
     def estimate(self) -> Estimate:
         """The score with its normal interval."""
         return normal_estimate(self.score, self.stderr, self.n or 1)
+
+
+def is_upward(metric: str) -> bool:
+    """Whether more is better, as far as a metric's name says."""
+    name = metric.lower()
+    return name not in _LOSSES and not any(part in name for part in _LOSS_PARTS)
 
 
 def normal_estimate(value: float, stderr: float, n: int) -> Estimate:
@@ -299,9 +310,10 @@ class TableSpread:
         rows: The scores.
         range: Largest minus smallest.
         range_noise: Expected range of as many prompts without any effect, their errors being
-            independent (too large where they saw the same documents); NaN without errors.
+            independent (too large where they saw the same documents); NaN without errors, or with
+            one of 0.
         std: Standard deviation beyond noise; 0 where the noise explains all of it.
-        choice: MaxP, AvgP, Sat and CPS; None where scores do not lie between 0 and 1.
+        choice: MaxP, AvgP, Sat and CPS; None for losses and where scores leave 0 to 1.
     """
 
     rows: tuple[TableScore, ...]
@@ -314,147 +326,11 @@ class TableSpread:
     def of(cls, rows: Iterable[TableScore]) -> TableSpread:
         rows = tuple(sorted(rows, key=lambda r: r.prompt))
         scores = np.array([r.score for r in rows])
-        noise = float(np.mean([r.stderr**2 for r in rows]))
+        noise = float(np.mean([r.error**2 for r in rows]))
         between = float(scores.var(ddof=1)) - noise
         return cls(
             rows, float(np.ptp(scores)), normal_range(len(rows)) * sqrt(noise),
             sqrt(max(between, 0.0)) if between == between else nan,
-            PromptChoice.of(scores) if scores.min() >= 0 and scores.max() <= 1 else None,
+            PromptChoice.of(scores) if rows[0].upward and scores.min() >= 0 and scores.max() <= 1
+            else None,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Member:
-    """A task of a group: which tuned model's gain counts, asked how.
-
-    Attributes:
-        task: Its name.
-        tuned_on: The tuning; empty: the only one that has scores of it.
-        way: How it was asked; empty: the only way.
-    """
-
-    task: str
-    tuned_on: str = ""
-    way: str = ""
-
-
-@dataclass(frozen=True)
-class TableGroup:
-    """Tasks whose gains are averaged; one that stands twice counts twice.
-
-    Attributes:
-        name: What it is called.
-        members: The tasks.
-        prompt: Only this prompt; empty: the mean over those there are.
-        shots: Only so many.
-    """
-
-    name: str
-    members: tuple[Member, ...]
-    prompt: str = ""
-    shots: int | None = None
-
-    @property
-    def doubled(self) -> list[str]:
-        """Tasks that are counted more than once."""
-        names = [m.task for m in self.members]
-        return sorted({n for n in names if names.count(n) > 1})
-
-    def once(self) -> TableGroup:
-        """The same with each task counted once."""
-        return TableGroup(self.name, tuple(dict.fromkeys(self.members)), self.prompt, self.shots)
-
-
-@dataclass(frozen=True)
-class TableMean:
-    """Mean gain of a group at one checkpoint.
-
-    Attributes:
-        model: The checkpoint.
-        group: The group; ``tasks`` how many of its members have a gain.
-        missing: The others.
-        unknown: Tasks without an error, for which there is no interval of the mean.
-        base: Mean score before tuning.
-        gain: Mean gain.
-        mean_ratio, median_ratio: Of the gains over their base scores (MRC and its median).
-        small: Tasks whose base score is too near 0 for a ratio (they are in both).
-    """
-
-    model: str
-    group: TableGroup
-    tasks: int
-    missing: tuple[str, ...]
-    unknown: tuple[str, ...]
-    base: float
-    gain: Estimate
-    mean_ratio: float
-    median_ratio: float
-    small: tuple[str, ...]
-
-
-def group_means(
-    table: ScoreTable, groups: Sequence[TableGroup]
-) -> tuple[list[TableMean], list[Flag]]:
-    """Mean gains by checkpoint and group, each task once; and as given, where one counts twice."""
-    gains = table.gains()
-    flags = [
-        Flag("group", f"{group.name}: {task}", "counted more than once; both means are shown", 2)
-        for group in groups
-        for task in group.doubled
-    ]
-    rows = []
-    for model in table.models:
-        mine = [g for g in gains if g.own.model == model]
-        for group in groups:
-            for variant in [group.once(), *([group] if group.doubled else [])]:
-                mean, unclear = _mean(model, variant, mine)
-                rows.append(mean)
-                flags += unclear
-    return rows, list(dict.fromkeys(flags))
-
-
-def _mean(
-    model: str, group: TableGroup, gains: Sequence[TableGain]
-) -> tuple[TableMean, list[Flag]]:
-    found: list[tuple[float, float, float]] = []
-    missing, unknown, small, flags = [], [], [], []
-    for member in group.members:
-        own = [
-            g for g in gains
-            if g.own.task == member.task
-            and member.tuned_on in ("", g.own.tuned_on)
-            and member.way in ("", g.own.way)
-            and group.prompt in ("", g.own.prompt)
-            and group.shots in (None, g.own.shots)
-        ]  # fmt: skip
-        kinds = {(g.own.tuned_on, *g.own.asked) for g in own}
-        if len(kinds) != 1:
-            missing.append(member.task)
-            if kinds:
-                text = "several tunings, ways or shots fit; say which (task@tuning/way); not used"
-                flags.append(Flag("group", f"{group.name}: {member.task}", text, len(kinds)))
-            continue
-        values = [g.gain for g in own]
-        if abs(float(np.mean([g.base.score for g in own]))) < SMALL_DENOMINATOR:
-            small.append(member.task)
-        if any(v.stderr != v.stderr for v in values):
-            unknown.append(member.task)
-        # The prompts of a task may share documents: their errors are averaged, the cautious end.
-        found.append((
-            float(np.mean([v.value for v in values])),
-            float(np.mean([v.stderr for v in values])),
-            float(np.mean([g.base.score for g in own])),
-        ))  # fmt: skip
-    k = len(found)
-    ratios = [f[0] / f[2] for f in found if f[2]]
-    value = sum(f[0] for f in found) / k if k else nan
-    # A task that counts twice is the same sample twice.
-    error = sqrt(sum(f[1] ** 2 * found.count(f) for f in found)) / k if k else nan
-    base = sum(f[2] for f in found) / k if k else nan
-    estimate = normal_estimate(value, error, max(k, 1))
-    absent = tuple(missing), tuple(dict.fromkeys(unknown))
-    return TableMean(
-        model, group, k, *absent, base, estimate,
-        sum(ratios) / len(ratios) if ratios else nan, median(ratios) if ratios else nan,
-        tuple(small),
-    ), flags  # fmt: skip

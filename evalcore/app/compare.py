@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ class Side:
         name: As it was given.
         id: Its subject in the book of all.
         cells: Its reduced cells.
+        filters: Task -> lm-eval's ways of reading its answers, the one that counts first.
     """
 
     name: str
     id: str
     cells: Sequence[ReducedCell]
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,7 @@ def _against(book: Any, side: Side, reference: Side, allow_mixed: bool) -> Compa
         own = book.cells.get((side.id, task))
         other = book.cells.get((reference.id, task))
         if not own or not other:
-            absent = side.name if not own else reference.name
-            missing[task] = f"{absent} was not scored on it"
+            missing[task] = _lacking(side if not own else reference, task, book)
             continue
         found = paired_gains(book, mine, theirs, task, allow_mixed=allow_mixed)
         if not found:
@@ -127,8 +128,30 @@ def _against(book: Any, side: Side, reference: Side, allow_mixed: bool) -> Compa
         head = next((g for g in found if (g.way, g.numerics) == primary), found[0])
         by_metric.setdefault(head.task.metric, []).append(head.pooled)
     means = {metric: mean_of_estimates(several) for metric, several in by_metric.items()}
-    notes = [gain_notes(book, gain) for gain in gains]
+    notes = [
+        [*_read(side, gain.task.name), *_read(reference, gain.task.name), *gain_notes(book, gain)]
+        for gain in gains
+    ]
     return Compared(side.name, reference.name, gains, means, missing, notes)
+
+
+def _lacking(side: Side, task: str, book: Any) -> str:
+    """Why a side has no values of a task."""
+    metrics = sorted({c.facts.metric for c in side.cells if c.about["task"] == task})
+    if metrics:
+        wanted = book.tasks[task].metric
+        return f"{side.name} was scored by {', '.join(metrics)}, the other side by {wanted}"
+    return f"{side.name} was not scored on it"
+
+
+def _read(side: Side, task: str) -> list[str]:
+    """What is odd about how a side's rows were read."""
+    doubled = sum(c.facts.doubled for c in side.cells if c.about["task"] == task)
+    odd = [f"{side.name}: {doubled} rows repeat a document; the first counts"] * bool(doubled)
+    filters = side.filters.get(task, ())
+    if len(filters) > 1:
+        odd.append(f"{side.name}: answers by filter {filters[0]}, not {', '.join(filters[1:])}")
+    return odd
 
 
 def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) -> Side:
@@ -190,21 +213,31 @@ def _own(cell: ReducedCell, number: str, name: str) -> ReducedCell:
 
 
 def _of_samples(text: str, number: str, files: Sequence[Path], codes: DocumentCodes) -> Side:
-    cells = [_sample_cell(path, number, text, codes) for path in files]
+    found = [_sample_cell(path, number, text, codes) for path in files]
+    cells = [cell for cell, _ in found]
     tasks = [c.about["task"] for c in cells]
     doubled = sorted({t for t in tasks if tasks.count(t) > 1})
     if doubled:
         raise InputError(f"{text}: several samples files of {', '.join(doubled)}; give one of each")
-    return Side(text, number, cells)
+    return Side(text, number, cells, {cell.about["task"]: own for cell, own in found})
 
 
-def _sample_cell(path: Path, number: str, name: str, codes: DocumentCodes) -> ReducedCell:
+def _sample_cell(
+    path: Path, number: str, name: str, codes: DocumentCodes
+) -> tuple[ReducedCell, list[str]]:
+    """(its cell, the filters its answers were read by, the first of which counts)."""
     from evalcore.analysis.book import ReducedCell
     from evalcore.analysis.reduction import CellArrays, CellFacts
 
     values: dict[str, float] = {}
     metric, doubled = "", 0
+    filters: list[str] = []
     for where, record in _records(path):
+        read_by = str(record.get("filter", "none"))
+        if read_by not in filters:
+            filters.append(read_by)
+        if read_by != filters[0]:
+            continue
         metric = metric or _metric_of(record, where)
         value = record.get(metric)
         if isinstance(value, bool):
@@ -238,7 +271,7 @@ def _sample_cell(path: Path, number: str, name: str, codes: DocumentCodes) -> Re
         "primary_metric": facts.metric, "variant": "lm-eval", "numerics": "lm-eval",
         "variant_fingerprint": f"lm-eval {task}",
     }  # fmt: skip
-    return ReducedCell(facts.cell, about, facts, lambda: arrays)
+    return ReducedCell(facts.cell, about, facts, lambda: arrays), filters
 
 
 _KNOWN = {"rougeL": "rouge_l", "em": "exact_match", "f1": "token_f1"}

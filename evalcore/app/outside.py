@@ -16,7 +16,8 @@ from evalcore.reading import MAX_TABLE_BYTES, read_json, read_text
 
 if TYPE_CHECKING:
     from evalcore.analysis import Flag
-    from evalcore.analysis.tabled import ScoreTable, TableGroup, TableMean, TableScore
+    from evalcore.analysis.tabled import ScoreTable, TableScore
+    from evalcore.analysis.tabled_groups import TableGroup, TableMean
 
 NAMES: dict[str, tuple[str, ...]] = {
     "model": ("model", "checkpoint", "checkpoint_step", "step", "subject"),
@@ -75,7 +76,8 @@ def import_scores(
         InputError: A file cannot be read, lacks a column or holds no scores; an option is wrong.
         UnknownNameError: A column or task that there is not.
     """
-    from evalcore.analysis.tabled import ScoreTable, group_means
+    from evalcore.analysis.tabled import ScoreTable
+    from evalcore.analysis.tabled_groups import group_means
 
     wanted = _pairs(columns, "--column", "WHAT=COLUMN")
     for what in wanted:
@@ -283,7 +285,7 @@ def _sizes(texts: Sequence[str], rows: Sequence[TableScore]) -> dict[str, int]:
 
 
 def _group(text: str, prompt: str, shots: int | None, known: set[str]) -> TableGroup:
-    from evalcore.analysis.tabled import Member, TableGroup
+    from evalcore.analysis.tabled_groups import Member, TableGroup
 
     name, sign, listed = text.partition("=")
     members = []

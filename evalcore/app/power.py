@@ -31,6 +31,7 @@ class Needed:
 
     Attributes:
         task: Its name.
+        metric: What the differences are of.
         comparisons: Gains whose variances were averaged.
         seen: (documents, prompts, seeds) that were scored, at most.
         components: Variances of single differences.
@@ -40,6 +41,7 @@ class Needed:
     """
 
     task: str
+    metric: str
     comparisons: int
     seen: tuple[int, int, int]
     components: Components
@@ -135,13 +137,16 @@ def results_of(place: Path) -> Path:
 
 def _needed(name: str, gains: Sequence[Gain], options: PowerOptions, book: ScoreBook) -> Needed:
     from evalcore.analysis.gains import gap_cube
-    from evalcore.analysis.power import Components, designs
+    from evalcore.analysis.power import Components, complete_part, designs
 
-    cubes = [gap_cube(book, gain) for gain in gains]
-    cubes = [cube for cube in cubes if len(cube) > 1]
+    cubes = [(cube, clusters) for clusters, cube in (gap_cube(book, gain) for gain in gains)]
+    cubes = [found for found in cubes if len(np.unique(found[1][complete_part(found[0])[0]])) > 1]
     if not cubes:
-        raise InputError(f"{name}: fewer than two documents were scored on both sides")
-    each = [Components.of_cube(cube) for cube in cubes]
+        raise InputError(
+            f"{name}: fewer than two documents (or clusters of them) were scored on both sides "
+            "under one prompt"
+        )
+    each = [Components.of_cube(*found) for found in cubes]
 
     def mean(field: str) -> float:
         known = [v for v in (getattr(c, field) for c in each) if v == v]
@@ -152,10 +157,10 @@ def _needed(name: str, gains: Sequence[Gain], options: PowerOptions, book: Score
         prompts=None if options.sd_prompts is None else options.sd_prompts**2,
         seeds=None if options.sd_seeds is None else options.sd_seeds**2,
     )
-    shapes = np.array([cube.shape for cube in cubes])
+    shapes = np.array([cube.shape for cube, _ in cubes])
     seen = (int(shapes[:, 0].max()), int(shapes[:, 1].max()), int(shapes[:, 2].max()))
     return Needed(
-        name, len(cubes), seen, pooled, _found_now(pooled, seen, options),
+        name, gains[0].task.metric, len(cubes), seen, pooled, _found_now(pooled, seen, options),
         designs(
             pooled, options.effect, prompts=_prompt_counts(pooled, options), seeds=_SEEDS,
             power=options.power, level=options.level, most=options.most,
@@ -180,12 +185,20 @@ def _found_now(components: Components, seen: tuple[int, int, int], options: Powe
     documents, prompts, seeds = seen
     claim = widest_claim(prompts, seeds)
     low, high = 0.0, 1.0
+
+    def found(effect: float) -> bool:
+        rate = detection_rate(
+            components, effect, documents, prompts, seeds, claim, level=options.level
+        )
+        return rate >= options.power
+
+    while not found(high):  # a metric may go beyond 1
+        if high > 1e6:
+            return nan
+        low, high = high, high * 2
     for _ in range(12):
         middle = (low + high) / 2
-        rate = detection_rate(
-            components, middle, documents, prompts, seeds, claim, level=options.level
-        )
-        low, high = (low, middle) if rate >= options.power else (middle, high)
+        low, high = (low, middle) if found(middle) else (middle, high)
     return high
 
 
@@ -200,9 +213,12 @@ def _lines(task: Needed, table: PowerTable) -> list[str]:
         for what, v in (("prompts", c.prompts), ("seeds", c.seeds))
     ]
     lines = [
-        f"{task.task}: {count} of up to {documents:,} documents, {prompts} prompts, {seeds} "
-        f"seed{'s' * (seeds > 1)}; they find a difference of {task.now:.3f}",
+        f"{task.task} ({task.metric}): {count} of up to {documents:,} documents, {prompts} "
+        f"prompt{'s' * (prompts > 1)}, {seeds} seed{'s' * (seeds > 1)}; they find "
+        + (f"a difference of {task.now:.3f}" if task.now == task.now else "no difference"),
         f"  standard deviations of the difference: {', '.join(spread)}",
+        *([f"  {c.together:.1f} documents hang together; the documents below are such ones"]
+          if c.together > 1.005 else []),
         "  prompts  seeds  documents   examples  " + ("  seconds  " if table.rate else "")
         + "speaks of",
     ]  # fmt: skip

@@ -22,8 +22,9 @@ def compared_lines(found: Sequence[Compared]) -> list[str]:
         adjusted = p_columns([g.pooled for g in c.gains])
         for gain, odd, p in zip(c.gains, c.notes, adjusted, strict=True):
             few = f", under single prompts {text}" if (text := by_prompt(gain.pooled)) else ""
+            less = "" if gain.upward else " (less is better)"
             lines.append(
-                f"  {gain.task.name}, {gain.task.metric}, {gain.way.label}: "
+                f"  {gain.task.name}, {gain.task.metric}{less}, {gain.way.label}: "
                 f"{plain(gain.other.value)} to {plain(gain.own.value)}, {interval(gain.pooled)}, "
                 f"{_p(p['p'])}, by Holm {_p(p['p_holm'], False)}; {_about(gain.pooled)}{few}"
                 + "".join(f"; {note}" for note in _notes(gain, odd))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalcore.analysis import Analysis
+from evalcore.metrics import higher_is_better
 from evalcore.report import charts
 from evalcore.report.rows import Names, Row
 from evalcore.report.sections import Table
@@ -85,11 +86,14 @@ def all_figures(analysis: Analysis, scores: list[Row], losses: Sequence[Row]) ->
         own = [r for r in scores if r["tuning"] == tuning and r["level"] == "mean"
                and r["gain"] is not None and not r["control"] and r["drawn"]]  # fmt: skip
         if own:
+            less = sorted({r["task"] for r in own if not higher_is_better(r["metric"])})
             figures.append(Figure(
                 file_name("transfer", tuning), "transfer", f"Tuned on {tuning}",
                 "Gain over the same checkpoint untuned on every task: orange lost, purple won. "
                 "Grey: the untuned checkpoint is not credibly above the trivial answer, so there "
-                "is nothing to lose.",
+                "is nothing to lose."
+                + f" Less is better on {', '.join(less)}: there the colours mean the opposite."
+                * bool(less),
                 charts.transfer(limit), "scores",
                 {"tuning": [tuning], "primary": [True], "drawn": [True]}, "mean", "task",
                 "gains.csv",

@@ -47,6 +47,7 @@ FLAG_TITLES = {
     "group": "Tasks in no group, or in several, of the table per checkpoint",
     "ratio": "Base score too small for a ratio",
     "prompts": "Different numbers of prompts",
+    "documents": "Different numbers of documents",
     "metric": "Primary metric without a value per document",
     "tuning": "Adapters whose tuning is not known (say it with `evalcore label`)",
     "task": "Tasks that changed between runs",

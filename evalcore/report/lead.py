@@ -68,7 +68,7 @@ def sentences(analysis: Analysis) -> list[str]:
     forgot = [r for r in final if r.forgetting.n]
     if forgot:
         worst = min(forgot, key=lambda r: r.forgetting.value)
-        what = _word(worst.forgetting, "a gain", "a loss", "which could be chance")
+        what = _word(worst.forgetting, True, "a gain", "a loss", "which could be chance")
         lines.append(
             f"On tasks it was not tuned on, the model tuned on {_tuning(worst)} changed most for "
             f"the worse there: {interval(worst.forgetting)} of the room above the trivial answer, "
@@ -92,9 +92,16 @@ def _of_bases(analysis: Analysis) -> list[str]:
             point = own[-1]
             score = point.score
             lines.append(
-                f"{visible(point.subject.label)} scores {plain(score.value)} "
-                f"[{plain(score.low95)}, {plain(score.high95)}] on {visible(task.name)} "
-                f"({metric_words(task.metric)}; a trivial answer: {plain(task.baseline)})."
+                f"{visible(point.subject.label)} scores {plain(score.value)}"
+                + (f" [{plain(score.low95)}, {plain(score.high95)}]" if score.claim else "")
+                + f" on {visible(task.name)} ({metric_words(task.metric)}"
+                + (
+                    ""
+                    if task.baseline != task.baseline
+                    else f"; a trivial answer: {plain(task.baseline)}"
+                )
+                + ")"
+                + ("." if score.claim else ", without an interval.")
             )
     return lines
 
@@ -108,15 +115,16 @@ def _tuning(row: StudyRow) -> str:
 
 def _at_last(row: StudyRow) -> str:
     tasks = ", ".join(visible(t) for t in row.tasks)
+    verdict = _verdict(row.gain, row.upward)
     text = (
         f"Tuned on {_tuning(row)}, {visible(row.subject.checkpoint)} goes from "
-        f"{plain(row.base.value)} to {plain(row.tuned.value)} on {tasks}: {_verdict(row.gain)}"
+        f"{plain(row.base.value)} to {plain(row.tuned.value)} on {tasks}: {verdict}"
     )
     if row.gain.prompts > 1:
         text += f" (by prompt {by_prompt(row.gain)})"
     if row.over_control.n:
         words = ("more than", "less than", "not credibly more or less than")
-        text += f". {_word(row.over_control, *words).capitalize()} its control gains: "
+        text += f". {_word(row.over_control, row.upward, *words).capitalize()} its control gains: "
         text += interval(row.over_control)
     else:
         text += ". No control tells format from ability"
@@ -134,21 +142,24 @@ def _first_gains(rows: Sequence[StudyRow]) -> str:
         return ""
     parts = []
     for name, mine in list(tunings.items())[:MOST_TUNINGS]:
-        found = next((r for r in mine if r.gain.low95 > 0), None)
+        found = next((r for r in mine if _word(r.gain, r.upward, "gain", "", "")), None)
         where = "at no checkpoint" if found is None else f"at {visible(found.subject.checkpoint)}"
         parts.append(f"{name} {where}")
     claims = dict.fromkeys(r.gain.claim for r in rows if r.gain.claim)
+    side = "above" if all(r.upward for r in rows) else "on the better side of"
     return (
-        f"First credible gain (95 % interval above 0, for {' or '.join(claims) or 'nothing'}): "
+        f"First credible gain (95 % interval {side} 0, for {' or '.join(claims) or 'nothing'}): "
         f"{', '.join(parts)}."
     )
 
 
-def _word(estimate: Estimate, more: str, less: str, neither: str) -> str:
-    return more if estimate.low95 > 0 else less if estimate.high95 < 0 else neither
+def _word(estimate: Estimate, upward: bool, more: str, less: str, neither: str) -> str:
+    """``more`` where it is credibly better than 0, ``less`` where worse."""
+    above, below = (more, less) if upward else (less, more)
+    return above if estimate.low95 > 0 else below if estimate.high95 < 0 else neither
 
 
-def _verdict(gain: Estimate) -> str:
+def _verdict(gain: Estimate, upward: bool) -> str:
     """What may be said for the widest claim; what is true of these prompts alone where it differs.
 
     The value stands once, with the widest interval.
@@ -157,10 +168,13 @@ def _verdict(gain: Estimate) -> str:
     words = ("a gain", "a loss", "it could be chance")
     if not within.claim:
         return f"{signed(gain.value)}, without an interval"
-    text = f"{interval(gain)}, {_word(gain, *words)} for {gain.claim}"
-    if gain.claim != within.claim and _word(gain, *words) != _word(within, *words):
+    found, inner = _word(gain, upward, *words), _word(within, upward, *words)
+    text = f"{interval(gain)}, {found} for {gain.claim}"
+    if not upward:
+        text = f"{interval(gain)} (less is better), {found} for {gain.claim}"
+    if gain.claim != within.claim and found != inner:
         bounds = f"[{signed(within.low95)}, {signed(within.high95)}]"
-        text += f"; {_word(within, *words)} for {within.claim}, {bounds}"
+        text += f"; {inner} for {within.claim}, {bounds}"
     return text
 
 

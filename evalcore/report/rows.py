@@ -92,7 +92,11 @@ def score_data(
 ) -> list[Row]:
     """The rows of every level; ``parent`` is the place of the mean a row is a part of."""
     names = Names.of(analysis.book)
-    measurable = {(f.gain.subject.id, f.gain.task.name): f.measurable for f in analysis.forgetting}
+    measurable = {  # without a trivial answer nobody can say that there is nothing to lose
+        (f.gain.subject.id, f.gain.task.name):
+            f.measurable or f.gain.task.baseline != f.gain.task.baseline
+        for f in analysis.forgetting
+    }  # fmt: skip
     rows: list[Row] = []
     parents: dict[tuple[str, str, str, Any, str], int] = {}
     for row in by_task:

@@ -95,8 +95,8 @@ def _lines(shown: Sequence[ScoreRow], rows: Sequence[ScoreRow], several: bool) -
 
 
 def _with_error(row: ScoreRow) -> str:
-    error = row.score.stderr
-    return plain(row.score.value) + ("" if error != error else f" ± {plain(error)}")
+    error = row.score.stderr  # 0 where every document is alike, which is no error of 0
+    return plain(row.score.value) + (f" ± {plain(error)}" if error > 1e-12 else "")
 
 
 def _range(row: ScoreRow) -> str:
@@ -116,6 +116,11 @@ def foot_lines(rows: Sequence[ScoreRow]) -> list[str]:
             f"gain: paired by document, [95 % interval] about {'; '.join(gains)}",
             "by document alone: `evalcore scores RESULTS -o scores.csv`",
         ]
+    less = {r.task.metric for r in rows if not higher_is_better(r.task.metric)}
+    if less:
+        lines.append(f"less is better: {', '.join(sorted(less))}")
+    if any(r.score.degenerate for r in rows):
+        lines.append("without ±: every document alike; the interval is in scores.csv")
     turned = sum(bool(r.gain.turned) for r in rows)
     if turned:
         lines.append(f"in {turned} rows some prompts have the other sign than the mean gain")

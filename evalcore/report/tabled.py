@@ -15,10 +15,11 @@ from evalcore.analysis.tabled import (
     LIMITS,
     ScoreTable,
     TableGain,
-    TableMean,
     TableScore,
     TableSpread,
+    is_upward,
 )
+from evalcore.analysis.tabled_groups import TableMean
 from evalcore.report.csvs import p_columns, write_csv
 from evalcore.report.words import fit, interval, plain, signed, visible
 
@@ -54,6 +55,7 @@ def table_lines(table: ScoreTable, means: Sequence[TableMean], flags: Sequence[F
 
 def _asked(asked: tuple[str, str, str, int]) -> str:
     task, metric, way, shots = asked
+    metric += "" if is_upward(metric) else " (less is better)"
     return ", ".join(p for p in (task, metric, way, f"{shots} shots") if p)
 
 

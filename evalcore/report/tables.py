@@ -11,6 +11,7 @@ import numpy as np
 from evalcore.analysis import Analysis, Estimate, Gain, SubjectInfo
 from evalcore.analysis.estimates import mean_of_estimates, p_value
 from evalcore.analysis.families import benjamini_hochberg, holm
+from evalcore.analysis.gains import one_direction
 from evalcore.analysis.notes import gain_notes
 from evalcore.analysis.stats import EMPTY
 from evalcore.analysis.subjects import names_apart, subject_order
@@ -40,6 +41,7 @@ class StudyRow:
         over_control: Model minus control.
         forgetting: Mean chance-corrected change on measurable tasks outside its group.
         measurable, outside: How many of the outside tasks that mean has, of how many.
+        upward: Whether more is better on these tasks.
         p, p_holm, p_bh: Of the gain; the family is the table.
         notes: What a reader must know of the row.
     """
@@ -54,6 +56,7 @@ class StudyRow:
     forgetting: Estimate
     measurable: int
     outside: int
+    upward: bool
     p: float
     p_holm: float
     p_bh: float
@@ -84,13 +87,14 @@ def _study_rows(analysis: Analysis) -> list[StudyRow]:
 
 
 def _row(analysis: Analysis, subject: SubjectInfo, own: Sequence[Gain]) -> StudyRow:
+    own, apart = one_direction(own)
     controls = [c for g in own for c in analysis.control_of(g)]
     # With several controls of a task the first (by seed) stands here; all are in the CSV.
     first = {c.difference.task.name: c for c in reversed(controls)}
     control_gains = [c.control_gain.pooled for c in first.values() if c.control_gain]
     summary = analysis.forgetting_of(subject)
     gain = mean_of_estimates([g.pooled for g in own])
-    notes = [n for g in own for n in gain_notes(analysis.book, g)]
+    notes = apart + [n for g in own for n in gain_notes(analysis.book, g)]
     notes += [n for c in first.values() for n in c.notes]
     return StudyRow(
         subject=subject,
@@ -103,6 +107,7 @@ def _row(analysis: Analysis, subject: SubjectInfo, own: Sequence[Gain]) -> Study
         forgetting=summary.mean if summary else EMPTY,
         measurable=summary.measurable if summary else 0,
         outside=summary.measurable + summary.unmeasurable if summary else 0,
+        upward=all(g.upward for g in own),
         p=p_value(gain),
         p_holm=float("nan"),
         p_bh=float("nan"),

@@ -10,6 +10,7 @@ from string import digits as figures
 from unicodedata import category
 
 from evalcore.analysis import Estimate
+from evalcore.metrics import higher_is_better
 
 
 def by_prompt(estimate: Estimate, digits: int = 3) -> str:
@@ -25,7 +26,7 @@ def both_errors(estimate: Estimate) -> str:
         return "–"
     error, low, high = estimate.over_documents.stderr, estimate.low95, estimate.high95
     text = signed(estimate.value)
-    text += "" if math.isnan(error) else f" ±{plain(error)}"
+    text += f" ±{plain(error)}" if error > 1e-12 else ""
     return text + ("" if math.isnan(low) else f" [{signed(low, 2)}, {signed(high, 2)}]")
 
 
@@ -110,8 +111,8 @@ def visible(text: str, most: int | None = None) -> str:
 
 
 def metric_words(metric: str) -> str:
-    """A metric's name for people."""
-    return {
+    """A metric's name for people; of losses with what is better."""
+    found = {
         "acc": "accuracy",
         "acc_norm": "accuracy (per character)",
         "acc_bytes": "accuracy (per byte)",
@@ -121,3 +122,4 @@ def metric_words(metric: str) -> str:
         "gold_prob": "probability of the right choice",
         "gold_bits_per_byte": "bits per byte of the reference",
     }.get(metric, metric)
+    return found if higher_is_better(metric) else f"{found} (less is better)"

@@ -7,7 +7,13 @@ import pytest
 from scipy.stats import norm
 
 from bench.power import POINTS, Point, promised, seen, table
-from evalcore.analysis.power import Components, designs, detection_rate, documents_needed
+from evalcore.analysis.power import (
+    Components,
+    complete_part,
+    designs,
+    detection_rate,
+    documents_needed,
+)
 from evalcore.errors import InputError
 
 ONE = Components(0.2, 0.05, 0.0, 0.1, 0.0, float("nan"), 0.0)
@@ -50,6 +56,37 @@ def test_what_one_prompt_or_seed_cannot_tell_is_not_told() -> None:
     assert detection_rate(known, 0.1, 100, 5, 1, "other prompts") > 0
     with pytest.raises(InputError, match="variances need two"):
         Components.of_cube(np.full((5, 2, 1), np.nan))
+
+
+def test_documents_that_hang_together_are_as_many_as_they_say() -> None:
+    alone = np.random.default_rng(3).normal(0.1, 1, (40, 3, 2))
+    single = Components.of_cube(alone)
+    every = Components.of_cube(np.repeat(alone, 5, axis=0), np.repeat(np.arange(40), 5))
+    assert every.together == pytest.approx(5)
+    assert every.documents == pytest.approx(5 * single.documents)
+    assert every.rest == pytest.approx(5 * single.rest)
+    assert every.prompts == pytest.approx(single.prompts)
+    rates = [
+        detection_rate(c, 0.3, n, 3, 2, "other prompts and seeds")
+        for c, n in ((single, 40), (every, 200))
+    ]
+    assert rates[0] == pytest.approx(rates[1])
+    assert detection_rate(every, 9.0, 4, 1, 1, "these prompts, this run") == 0, "not one cluster"
+
+
+def test_the_complete_part_of_an_uneven_study() -> None:
+    whole = np.random.default_rng(4).normal(0, 1, (30, 3, 3))
+    cube = whole.copy()
+    cube[:, 2, 1:] = np.nan  # a prompt that two of three seeds lack
+    cube[3, 0, 0] = np.nan
+    kept, part = complete_part(cube)
+    assert kept.tolist() == [i for i in range(30) if i != 3]
+    assert np.array_equal(part, whole[kept][:, :2])
+    assert Components.of_cube(cube) == Components.of_cube(whole[kept][:, :2])
+    disjoint = np.full((30, 2, 1), np.nan)
+    disjoint[:20, 0], disjoint[20:, 1] = 1.0, 2.0
+    kept, part = complete_part(disjoint)
+    assert part.shape == (20, 1, 1)
 
 
 def test_documents_needed() -> None:

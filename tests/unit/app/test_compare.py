@@ -161,3 +161,20 @@ def test_wrong_samples_are_one_line(tmp_path: Path, line: str, said: str) -> Non
     bad.write_text(line)
     with pytest.raises(InputError, match=said):
         compare([str(good), str(bad)])
+
+
+def test_what_is_odd_about_samples_stands_beside_the_difference(tmp_path: Path) -> None:
+    a, b = (samples(tmp_path / n / "samples_gsm_x.jsonl", right) for n, right in
+            (("a", A_RIGHT), ("b", B_RIGHT)))  # fmt: skip
+    lines = [json.loads(line) for line in a.read_text().splitlines()]
+    wrong = [line | {"filter": "flexible", "acc": 0} for line in lines]
+    own = [line | {"filter": "strict"} for line in lines]
+    a.write_text("\n".join(map(json.dumps, own + wrong + own[:3])))
+    (found,) = compare([str(a), str(b)])
+    gap = (B_RIGHT - A_RIGHT).astype(float)
+    assert found.gains[0].pooled.value == pytest.approx(gap.mean()), "of the first filter alone"
+    assert f"{a}: answers by filter strict, not flexible" in found.notes[0]
+    assert f"{a}: 3 rows repeat a document; the first counts" in found.notes[0]
+    b.write_text(b.read_text().replace('"acc"', '"acc_norm"'))
+    with pytest.raises(InputError, match="was scored by acc_norm, the other side by acc"):
+        compare([str(a), str(b)])

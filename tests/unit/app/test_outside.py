@@ -164,6 +164,28 @@ def test_an_error_of_nothing_makes_no_interval_of_a_difference(tmp_path: Path) -
     assert "stderr implies another n: about 98 documents, not 1,000" in text
 
 
+def test_losses_are_named_and_not_averaged_with_scores(tmp_path: Path) -> None:
+    rows = [
+        "A,,w,word_perplexity,p,.8,9", "A,t,w,word_perplexity,p,.6,9",
+        "A,t,w,word_perplexity,q,.7,9", "A,,nli,acc,p,.5,100", "A,t,nli,acc,p,.6,100",
+    ]  # fmt: skip
+    text = imported(tmp_path, *rows)
+    assert "w, word_perplexity (less is better), 0 shots" in text
+    (spread,) = csv.DictReader((tmp_path / "out" / "sensitivity.csv").open())
+    assert (spread["max_p"], spread["cps"]) == ("", ""), "the largest is the worst"
+    text = run(str(tmp_path / "scores.csv"), "--group", "all=w,nli")
+    assert "gain +0.100" in text
+    assert "(1 tasks; without w" in text
+    assert "all: w: less is better there; not averaged with the others" in text
+
+
+def test_an_error_of_nothing_is_no_error_of_a_spread(tmp_path: Path) -> None:
+    rows = ["A,,nli,acc,p,.5,0", "A,,nli,acc,q,.6,0"]
+    imported(tmp_path, *rows, head="score,stderr")
+    (spread,) = csv.DictReader((tmp_path / "out" / "sensitivity.csv").open())
+    assert (spread["range_noise"], spread["sd_beyond_noise"]) == ("", "")
+
+
 def test_names_that_turn_text_round_are_shown(tmp_path: Path) -> None:
     text = imported(tmp_path, "Å\u202ex,,naïve,acc,p,.5,100", "Å\u202ex,t,naïve,acc,p,.6,100")
     assert "\u202e" not in text

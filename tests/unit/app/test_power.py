@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -27,7 +28,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_cube_of_a_gain_has_its_mean() -> None:
     analysis = analyse(study_table(documents=20))
     for gain in analysis.own_gains():
-        cube = gap_cube(analysis.book, gain)
+        clusters, cube = gap_cube(analysis.book, gain)
+        assert len(np.unique(clusters)) == len(cube) == gain.pooled.n
         assert cube.shape[1:] == (len(gain.by_variant), max(len(gain.by_seed), 1))
         assert cube.mean() == pytest.approx(gain.pooled.value)
 
