@@ -40,7 +40,9 @@ def test_the_readme_counts_no_built_in_tasks() -> None:
 
 def test_the_scores_footnote_is_a_command_that_the_readme_shows_too() -> None:
     row = SimpleNamespace(
-        score=SimpleNamespace(claim=""), gain=SimpleNamespace(claim="other prompts", turned=False)
+        score=SimpleNamespace(claim="", degenerate=False),
+        gain=SimpleNamespace(claim="other prompts", turned=False),
+        task=SimpleNamespace(metric="acc"),
     )
     lines = foot_lines([row])  # type: ignore[list-item]
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")

@@ -144,6 +144,7 @@ def test_no_circle_of_files() -> None:
 
 WITHOUT_A_MODULE = {
     "analysis/test_odd.py",  # whole analyses of odd results
+    "analysis/test_uneven.py",  # whole analyses of uneven designs and of losses
     "finetune/test_published_study.py",  # studies/, which is data
     "metrics/test_examples_lm_eval.py",  # against lm-eval's own code
     "prompting/test_encoding_lm_eval.py",

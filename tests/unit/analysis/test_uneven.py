@@ -10,7 +10,8 @@ import pytest
 from evalcore.analysis import Analysis, analyse, score_rows
 from evalcore.analysis.findings import FINDINGS
 from evalcore.analysis.groups import Group
-from evalcore.analysis.variation import CLAIMS, variation_of_table
+from evalcore.analysis.intervals import CLAIMS
+from evalcore.analysis.variation import variation_of_table
 from evalcore.report import lead
 from evalcore.report.scores import scores_text
 from evalcore.report.tables import study_rows
