@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from evalcore.shown import one_line
+from evalcore.shown import listed, one_line
 
 EXIT_CELLS_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -44,8 +44,9 @@ class UnknownNameError(InputError):
         import difflib  # only where something is wrong: `evalcore --help` does without
 
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:6]
-        choice = f"nearest: {', '.join(near)}" if near else "none are defined"
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        choice = f"nearest: {', '.join(near)}" if near else f"there are {listed(known, 6)}"
+        choice = choice if known else "none are defined"
         super().__init__(f"unknown {kind} {name!r}; {choice}" + (f"; {hint}" if hint else ""))
 
 

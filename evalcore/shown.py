@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Controls (tab and line end apart), marks that turn the direction of writing, other line ends,
 # halves of pairs: a terminal or a reader would do something else than show them.
@@ -23,6 +24,18 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Text on one line, as it may be shown: names may hold line ends."""
     return printable(text).replace("\n", "\\n")
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names joined by commas; of more than ``most`` the first, and how many more there are."""
+    more = f", and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def natural(name: str) -> tuple[str | int, ...]:
+    """A key to sort names by in which numbers count: ``checkpoint-5`` before ``checkpoint-10``."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def is_visible(sign: str) -> bool:

@@ -271,7 +271,8 @@ _GAIN_RANGE = [
 ]  # fmt: skip
 
 SCORE_SCHEMA = pa.schema(
-    [*SUBJECT_FIELDS, ("seeds", pa.int64()), *_ASKED_FIELDS, ("primary", pa.bool_()),
+    [*SUBJECT_FIELDS, ("seeds", pa.int64()), ("adapters", pa.string()), *_ASKED_FIELDS,
+     ("primary", pa.bool_()),
      ("prompts", pa.int64()), *_SCORE_FIELDS, *_RANGE,
      *_GAIN_FIELDS, *_GAIN_RANGE, *_LAST_FIELDS]
 )  # fmt: skip
@@ -325,7 +326,8 @@ def _record(row: ScoreRow) -> dict[str, Any]:
     return {
         "model": row.model, "checkpoint": s.checkpoint, "step": s.step, "adapter": adapter_name(s),
         "tuning": s.tuning, "tuned_on": s.tuned_on, "method": s.method, "control": s.control,
-        "seed": s.seed, "seeds": len(s.run_ids), "tuning_step": s.tuning_step,
+        "seed": s.seed, "seeds": len(s.run_ids), "adapters": ", ".join(s.run_adapters) or None,
+        "tuning_step": s.tuning_step,
         "task": row.task.name, "metric": row.task.metric, "trivial": row.task.baseline,
         "way": row.way.label, "shots": row.way.shots, "primary": row.primary,
         "prompts": len(row.prompts), "prompt": ", ".join(row.prompts), "n": score.n,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from evalcore.shown import natural
 from evalcore.store.schema import FULLY_TUNED, NO_ADAPTER
 
 
@@ -43,6 +44,7 @@ class SubjectInfo:
         runs: Ids of the subjects it stands for, where training seeds are taken together (see
             :func:`models_of`); empty for a subject as it was scored.
         seeds: The seeds of ``runs``.
+        adapters: The names of the adapters of ``runs``.
     """
 
     id: str
@@ -60,6 +62,7 @@ class SubjectInfo:
     labels_from: str | None = None
     runs: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    adapters: tuple[str, ...] = ()
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -70,6 +73,11 @@ class SubjectInfo:
     def run_seeds(self) -> tuple[int | None, ...]:
         """Training seed of each of ``run_ids``."""
         return self.seeds or (self.seed,)
+
+    @property
+    def run_adapters(self) -> tuple[str, ...]:
+        """The adapters' own names, however tables call them; none without adapters."""
+        return self.adapters or ((self.adapter,) if self.adapter is not None else ())
 
     @property
     def label(self) -> str:
@@ -107,9 +115,9 @@ class TaskInfo:
 def subject_order(subject: SubjectInfo) -> tuple[Any, ...]:
     step = subject.step
     return (
-        step is None, step or 0, subject.checkpoint, subject.base is not None,
+        step is None, step or 0, natural(subject.checkpoint), subject.base is not None,
         subject.tuning or "", subject.control or "", subject.seed or 0, subject.tuning_step or 0,
-        subject.adapter or "",
+        natural(subject.adapter or ""),
     )  # fmt: skip
 
 
@@ -193,6 +201,7 @@ def models_of(subjects: Iterable[SubjectInfo]) -> list[SubjectInfo]:
                     s, id="|".join(g.id for g in group), adapter=None, seed=None,
                     untrained=all(g.untrained for g in group),
                     runs=tuple(g.id for g in group), seeds=tuple(seeds),
+                    adapters=tuple(g.adapter for g in group if g.adapter is not None),
                 )
             )  # fmt: skip
     return out

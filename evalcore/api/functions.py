@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evalcore.api.frame import Frame
 from evalcore.api.results import Results, frame_of
-from evalcore.errors import (
-    InputError,
-    StoppedError,
-    TrainingError,
-    UnknownNameError,
-    missing_extra,
-)
+from evalcore.api.words import called_from_python, in_python
+from evalcore.errors import InputError, StoppedError, TrainingError, UnknownNameError
 
 if TYPE_CHECKING:
     from evalcore.app import ScoreOutcome
@@ -101,19 +97,20 @@ def score(
     from evalcore.app import score as run_score
     from evalcore.config import ScoreConfig, all_options
 
-    _check_known(more, list(all_options()), "dry_run", "grid", "output")
-    config = ScoreConfig.of(
-        grid=prompt_blocks(_joined(tasks, "tasks"), _prompts(prompts), _paths(task_path)),
-        output=Path(output),
-        adapters=_texts(adapters), checkpoints=_texts(checkpoints), limit=limit,
-        num_fewshot=num_fewshot, chat=chat,
-        data_root=None if data_root is None else Path(data_root),
-        task_path=_paths(task_path), prompt_path=_paths(prompt_path), base_map=_texts(base_map),
-        assume_base=assume_base, parent_map=_texts(parent_map), tuned_on=_texts(tuned_on),
-        name_pattern=name_pattern, engine=engine, cluster=cluster, workers=workers, strict=strict,
-        **more,
-    )  # fmt: skip
-    with _progress(progress) as shown, _extras():
+    known = [*all_options(), *signature(score).parameters]
+    _check_known(more, known, "dry_run", "grid", "more")
+    with _progress(progress) as shown, called_from_python():
+        config = ScoreConfig.of(
+            grid=prompt_blocks(_joined(tasks, "tasks"), _prompts(prompts), _paths(task_path)),
+            output=Path(output),
+            adapters=_texts(adapters), checkpoints=_texts(checkpoints), limit=limit,
+            num_fewshot=num_fewshot, chat=chat,
+            data_root=None if data_root is None else Path(data_root),
+            task_path=_paths(task_path), prompt_path=_paths(prompt_path),
+            base_map=_texts(base_map), assume_base=assume_base, parent_map=_texts(parent_map),
+            tuned_on=_texts(tuned_on), name_pattern=name_pattern, engine=engine, cluster=cluster,
+            workers=workers, strict=strict, **more,
+        )  # fmt: skip
         outcome = run_score(config, shown)
     return _finished(outcome)
 
@@ -207,7 +204,7 @@ def finetune(
     """
     from evalcore.app import finetune as run_finetune
 
-    with _study_progress(progress) as shown, _extras():
+    with _study_progress(progress) as shown, called_from_python():
         summary = run_finetune(_study_options(study, output, more), shown)
     _check_tuned(summary)
     return summary
@@ -234,26 +231,13 @@ def run(
     """
     from evalcore.app import study as run_study
 
-    options = _study_options(study, output, more)
-    with _study_progress(progress) as shown, _extras():
-        outcome = run_study(options, shown)
+    with _study_progress(progress) as shown, called_from_python():
+        outcome = run_study(_study_options(study, output, more), shown)
     if outcome.tuned is not None:
         _check_tuned(outcome.tuned)
     if outcome.scored is None:
         raise InputError(f"{study}: the study has no evaluation block, so there are no results")
     return _finished(outcome.scored)
-
-
-@contextmanager
-def _extras() -> Iterator[None]:
-    """A module that only scoring needs and that is missing is said in one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        known = missing_extra(error)
-        if known is None:
-            raise
-        raise known from None
 
 
 def _finished(outcome: ScoreOutcome) -> Results:
@@ -266,7 +250,7 @@ def _finished(outcome: ScoreOutcome) -> Results:
         )
     results = Results(outcome.output, outcome)
     for line in [f"data: {finding}" for finding in outcome.findings]:
-        warnings.warn(line, EvalcoreWarning, stacklevel=3)
+        warnings.warn(in_python(line), EvalcoreWarning, stacklevel=3)
     if results.problems:
         more = f" (+{len(results.problems) - 1} more in .problems)" * (len(results.problems) > 1)
         warnings.warn(f"not scored: {results.problems[0]}{more}", EvalcoreWarning, stacklevel=3)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalcore.analysis.scores import By, known, model_names
 from evalcore.api.frame import Frame
+from evalcore.api.words import called_from_python, in_python
 from evalcore.app.reduction import keep_estimates, read_book
 from evalcore.app.report import MadeReport, export, open_results, report, scores
 from evalcore.errors import InputError, UnknownNameError
@@ -97,7 +98,7 @@ class Results:
         """What could not be scored by the run that gave these results, one line each."""
         if self.outcome is None:
             return []
-        return [f"{what}: {message}" for what, message in self.outcome.problems]
+        return [in_python(f"{what}: {message}") for what, message in self.outcome.problems]
 
     def status(self) -> Status:
         """What runs on the folder do now, or how they ended; printed, the lines of the command."""
@@ -294,7 +295,7 @@ class Results:
         Args:
             output: File, or folder for forms of several files.
             format: One of ``evalcore.exports.FORMATS`` (parquet, csv, jsonl, duckdb, lm-eval,
-                hf-eval-results); None: by the ending of the file's name, else parquet.
+                hf-eval-results); None: by the ending of the file's name, parquet if it has none.
         """
         return export(self.path, Path(output), format).count
 
@@ -319,10 +320,11 @@ class Results:
         """
         from evalcore.app.labels import label
 
-        return label(
-            self.path, tuned_on=_several(tuned_on), labels=Path(labels) if labels else None,
-            name_pattern=name_pattern, parent_map=_several(parent_map),
-        )  # fmt: skip
+        with called_from_python():
+            return label(
+                self.path, tuned_on=_several(tuned_on), labels=Path(labels) if labels else None,
+                name_pattern=name_pattern, parent_map=_several(parent_map),
+            )  # fmt: skip
 
     # Parts -----------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from evalcore.app.reduction import DocumentCodes, read_cells
 from evalcore.app.report import open_results
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.reading import MAX_TABLE_BYTES, is_there, parse_json, read_bytes
+from evalcore.shown import listed
 
 if TYPE_CHECKING:
     from evalcore.analysis.book import ReducedCell
@@ -175,9 +176,9 @@ def _side(text: str, number: str, results: Path | None, codes: DocumentCodes) ->
 def _models(folder: Path) -> dict[str, str]:
     """Name -> subject of the models of a results folder."""
     from evalcore.analysis.scores import model_names
-    from evalcore.analysis.subjects import subject_infos
+    from evalcore.analysis.subjects import subject_infos, subject_order
 
-    infos = subject_infos(open_results(folder).cells()).values()
+    infos = sorted(subject_infos(open_results(folder).cells()).values(), key=subject_order)
     return {name: id_ for id_, name in model_names(infos).items()}
 
 
@@ -186,8 +187,10 @@ def _of_results(text: str, number: str, folder: Path, model: str, codes: Documen
     if not model and len(ids) == 1:
         model = next(iter(ids))
     if not model:
-        listed = ", ".join(sorted(ids)[:8]) + (" ..." if len(ids) > 8 else "")
-        raise InputError(f"{text}: {len(ids)} models ({listed}); say which: {folder}::MODEL")
+        raise InputError(
+            f"{text}: {len(ids)} models ({listed(list(ids), 8)}); say which: {folder}::MODEL, or "
+            f"`evalcore compare -r {folder} MODEL MODEL`"
+        )
     if model not in ids:
         raise UnknownNameError("model", model, ids, str(folder))
     rows = store.cells().to_pylist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,18 @@ from evalcore.identity.labels import (
 )
 from evalcore.identity.parents import ParentMap
 from evalcore.identity.places import HubPlace, listed
+from evalcore.shown import listed as joined
+from evalcore.shown import natural
 from evalcore.store import ResultStore
 from evalcore.store.schema import FULLY_TUNED
+from evalcore.tasks import list_tasks
 from evalcore.types import Subject
 
 if TYPE_CHECKING:
     from evalcore.app.cells import Question
     from evalcore.config import SubjectsConfig
 
+_LIKE = 0.8  # difflib's ratio from which on a name is another one mistyped
 LABEL_COLUMNS = tuple(f.name for f in fields(Labels))
 
 
@@ -38,6 +43,7 @@ def labelled_subjects(
     store: ResultStore,
     applied: Applied = "either",
     disk_budget: int | None = None,
+    task_path: Sequence[Path] = (),
 ) -> Resolved:
     """The subjects of a run, with bases and parents, and with what is known of their tuning.
 
@@ -46,6 +52,7 @@ def labelled_subjects(
         store: The results, where labels may have been mended.
         applied: What the engine does with adapters (see ``resolve_subjects``).
         disk_budget: Bytes of weights from the hub that a node may hold; None: any.
+        task_path: Folders with more task definitions.
 
     Raises:
         InputError: Nothing is found, a checkpoint given is missing, or labels are wrong.
@@ -83,6 +90,7 @@ def labelled_subjects(
         pattern=NamePattern.parse(options.name_pattern) if options.name_pattern else None,
         folders=tuple(Path(folder) for folder in local),
         known=known_labels(store),
+        vet=lambda rules: check_mistyped(rules, task_path),
     )
     labelled, notes = label_subjects(subjects, sources)
     return replace(resolved, subjects=labelled, notes=(*resolved.notes, *notes))
@@ -120,6 +128,36 @@ def known_labels(store: ResultStore) -> dict[str, tuple[Labels, str]]:
             if row["labels_from"] == "label" or found.get(weights, ((), ""))[1] != "label":
                 found[weights] = (labels, row["labels_from"])
     return found
+
+
+def check_mistyped(
+    rules: Iterable[Rule], task_path: Sequence[Path] = (), known: Collection[str] = ()
+) -> None:
+    """Refuses labels that are nearly, but not quite, a task's name.
+
+    A name that is like no task's is let through: models are tuned on other data as well.
+
+    Args:
+        rules: What models are said to be tuned on.
+        task_path: Folders with more task definitions.
+        known: Names besides those of the tasks.
+
+    Raises:
+        InputError: Of the first of them; it says how such a name is given all the same.
+    """
+    given = {r.labels.tuned_on: r.where for r in rules if r.labels.tuned_on is not None}
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return
+    names = {name for task in list_tasks(task_path) for name in (task.name, task.tuned_by) if name}
+    names |= set(known)
+    for name in unknown:
+        near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=_LIKE)
+        if name not in names and near:
+            raise InputError(
+                f"{given[name]}: no task is called {name!r}; nearest: {', '.join(near)}; what was "
+                "tuned on other data is labelled by tuning alone (GLOB=-,tuning=NAME)"
+            )
 
 
 def untaught_notes(subjects: Sequence[Subject], asked: Sequence[Question]) -> list[str]:
@@ -195,17 +233,19 @@ def label(
         Every tuned model of the results; without any label given, nothing is changed.
 
     Raises:
-        InputError: There are no results, or a glob fits no model.
+        InputError: There are no results, a glob fits no model, or a task's name is mistyped.
     """
     store = _open(results)
     rows = store.cells().to_pylist()
+    rules = [parse_tuned_on(entry) for entry in reversed(tuned_on)]
+    rules += reversed(read_labels(labels)) if labels else []
+    scored = {row[name] for row in rows for name in ("task", "tuned_by") if row[name]}
+    check_mistyped(rules, known=scored)
     _set_parents(rows, parent_map)
     by_subject: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["base"] is not None:
             by_subject.setdefault(row["subject"], []).append(row)
-    rules = [parse_tuned_on(entry) for entry in reversed(tuned_on)]
-    rules += reversed(read_labels(labels)) if labels else []
     pattern = NamePattern.parse(name_pattern) if name_pattern else None
     used: set[str] = set()
     models = []
@@ -226,12 +266,12 @@ def label(
     wanted += [(f"--name-pattern {pattern.text!r}", pattern.text)] if pattern else []
     for where, glob in wanted:
         if where not in used:
-            names = ", ".join(m.model for m in models[:3]) or "none"
+            names = joined(sorted((m.model for m in models), key=natural), 3) or "none"
             raise InputError(
                 f"{where}: {typed(glob)} fits no tuned model of {results} (there: {names})"
             )
     _write(results, [row for row in rows if row.pop("_changed", False)])
-    return sorted(models, key=lambda m: m.model)
+    return sorted(models, key=lambda m: natural(m.model))
 
 
 def _open(results: Path) -> ResultStore:

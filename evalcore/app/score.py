@@ -53,6 +53,8 @@ from evalcore.store import ResultStore
 class Silent:
     """A :class:`~evalcore.scoring.Progress` that says nothing."""
 
+    def preparing(self, what: str) -> None: ...
+
     def planned(self, counts: PlanCounts, limits: Mapping[str, int], whole: bool) -> None: ...
 
     def worker(self, index: int, state: str) -> None: ...
@@ -81,6 +83,7 @@ def score(
         StoppedError: It was stopped before anything was scored.
     """
     config = config.changed(output=pinned(config.run.output))
+    progress = progress or Silent()
     if signals is None:
         with StopSignals(config.run.time_limit, config.run.stop_grace) as own:
             return score(config, progress, own)
@@ -90,9 +93,9 @@ def score(
             with signals.interrupting(), _results(config) as (store, cache, place, notes):
                 asked = selected(config.grid)  # unknown names are told before anything is started
                 early.begin(place, store)
-                outcome, prepared = _prepare(config, asked, place, store, cache, notes)
+                outcome, prepared = _prepare(config, asked, place, store, cache, notes, progress)
             if prepared is not None:
-                _run(outcome, config, prepared, progress or Silent(), signals, watch, early)
+                _run(outcome, config, prepared, progress, signals, watch, early)
         watch.end(outcome.exit_status, outcome.how_it_ended)
     return outcome
 
@@ -151,9 +154,11 @@ def _prepare(
     store: ResultStore,
     cache: Path,
     said: list[str],
+    progress: Progress,
 ) -> tuple[ScoreOutcome, Prepared | None]:
     """What has to be done before the first unit; None for a dry run, where nothing follows."""
     relabelled = LabelsSince(store)
+    progress.preparing("reading adapters and their bases")
     subjects, problems, notes = settle_subjects(config, place, store)
     notes += said
     if not config.run.dry_run:
@@ -166,6 +171,7 @@ def _prepare(
     spec = settle_spec(config, place, subjects)
     if slow and all(s.checkpoint.fingerprint in slow for s in subjects):
         spec, slow = hf_spec(spec), frozenset()
+    progress.preparing("reading tasks, writing prompts")
     settled = settle_ways(config.grid, asked, spec, subjects, store, cache, slow)
     notes += untaught_notes(subjects, settled.survey.questions())
     outcome = ScoreOutcome(
@@ -177,6 +183,7 @@ def _prepare(
         engines=f"{settled.spec.kind}{' and hf' if slow else ''} in {spec.dtype}, {place.line}",
     )
     preparer = Preparer(config, store, settled, BLOCK_SIZES[place.device], relabelled)
+    progress.preparing("planning")
     preparer.first(outcome)
     if not config.run.dry_run:
         return outcome, Prepared(store, place, settled, preparer)

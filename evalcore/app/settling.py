@@ -65,7 +65,9 @@ def settle_subjects(
 ) -> tuple[list[Subject], list[tuple[str, str]], list[str]]:
     """(subjects, problems, notes); a hub base's resolved commit is among the notes."""
     applied = "either" if config.engine.kind == "auto" else applied_by(config, place)
-    resolved = labelled_subjects(config.subjects, store, applied, config.cluster.disk_budget)
+    resolved = labelled_subjects(
+        config.subjects, store, applied, config.cluster.disk_budget, config.grid.task_path
+    )
     problems = [(problem.path, problem.message) for problem in resolved.problems]
     subjects = _supported(config, place, resolved.subjects, problems)
     part = config.run.shard is not None and not config.run.dry_run

@@ -73,7 +73,7 @@ def label(
 def _lines(models: list[ModelLabels], most: int | None) -> list[str]:
     if not models:
         return ["no tuned models in these results"]
-    shown = sorted(models, key=lambda m: (not m.changed, not m.otherwise, m.model))[:most]
+    shown = sorted(models, key=lambda m: (not m.changed, not m.otherwise))[:most]
     width = min(48, max(len(m.model) for m in shown))
     lines = []
     for model in shown:

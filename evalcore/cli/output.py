@@ -6,17 +6,50 @@ escape sequence in one of them could clear the screen, hide a line or set a wind
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 import click
 
 from evalcore.shown import one_line, printable
 
+LATE_S = 10.0
+"""Seconds after which a log is told what is being done."""
+
 
 def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
     """Prints text, control characters written as escapes; ``style`` as for ``click.style``."""
     shown = printable(str(text))
     click.echo(click.style(shown, **style) if style else shown, err=err)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Says that libraries are loaded: a second here, a minute on a busy shared file system."""
+    if not sys.stderr.isatty():
+        late = echo_late("loading libraries")
+        try:
+            yield
+        finally:
+            late.cancel()
+        return
+    click.echo("loading libraries", nl=False, err=True)
+    try:
+        yield
+    finally:
+        click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+def echo_late(line: str) -> Timer:
+    """A line for a log, printed if nobody cancels it within :data:`LATE_S`: what is quick, and an
+    error that is found at once, need none."""
+    timer = Timer(LATE_S, echo, [line], {"err": True})
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def echo_line(text: object, *, err: bool = False) -> None:

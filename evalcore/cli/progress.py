@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from threading import Timer
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, RenderableType
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from evalcore.cli.output import echo
+from evalcore.cli.output import echo, echo_late
 from evalcore.scoring import RunSummary
 from evalcore.shown import one_line, printable
 
@@ -98,6 +99,8 @@ class ScoreProgress:
         )
         self._what = what
         self._task: TaskID | None = None
+        self._early: TaskID | None = None
+        self._late: Timer | None = None
         self._done = self._total = 0
         self._counts: PlanCounts | None = None
         self._limits: Mapping[str, int] = {}
@@ -110,12 +113,36 @@ class ScoreProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._say_late("")
         self._bar.stop()
+
+    def preparing(self, what: str) -> None:
+        self._say_late(what)
+        if self._early is None:
+            self._early = self._bar.add_task(self._what, total=None, rate=what)
+        else:
+            self._bar.update(self._early, rate=what)
+
+    def _say_late(self, what: str) -> None:
+        """Tells a log what is being done, if that takes long; until another thing is done."""
+        if self._late is not None:
+            self._late.cancel()
+        log = what and not (self._quiet or sys.stderr.isatty())
+        self._late = echo_late(f"{self._what}: {what}") if log else None
+
+    def _prepared(self) -> None:
+        self._say_late("")
+        if self._early is not None:
+            self._bar.remove_task(self._early)
+            self._early = None
 
     def planned(self, counts: PlanCounts, limits: Mapping[str, int], whole: bool) -> None:
         if self._over:
+            self._prepared()
             self._spent, self._done, self._began = RunSummary(), 0, time.monotonic()
             self._task = self._bar.add_task(self._what, total=0, rate="starting an engine")
+            least = "" if whole else "at least "
+            self._say_late(f"{least}{counts.examples_planned:,} examples, starting an engine")
         self._over = False
         self._counts, self._limits, self._whole = counts, limits, whole
         self._total = counts.examples_planned
@@ -130,6 +157,7 @@ class ScoreProgress:
             self._say(f"worker {index}: {state}")
 
     def unit(self, label: str, report: UnitReport) -> None:
+        self._say_late("")
         self._spent.spent(report)
         self._show(label)
 
@@ -181,6 +209,7 @@ class StudyProgress(ScoreProgress):
         self._say(f"[{name}] {what}")
 
     def stage_done(self, name: str, seconds: float, budget_s: float | None) -> None:
+        self._prepared()
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task, self._bar.note = None, ""

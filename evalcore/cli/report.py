@@ -122,7 +122,7 @@ def show(results: Path, cell: str, document: str) -> int:
 @click.option(
     "--format", "--to", "kind", type=click.Choice(list(FORMATS)),
     help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items())
-    + ". Without it: by the ending of the file, else parquet.",
+    + ". Without it: by the ending of the file, parquet if it has none.",
 )  # fmt: skip
 @click.option(
     "-o",

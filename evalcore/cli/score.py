@@ -13,6 +13,7 @@ from evalcore.cli.options import (
     options_for,
     with_options,
 )
+from evalcore.cli.output import loading
 from evalcore.config import GridConfig, SubjectsConfig, option_named
 
 TASKS = click.option(
@@ -60,7 +61,7 @@ def score(**options: object) -> int:
     # First of all: the time limit counts from here, and a signal must find its handler.
     limit, grace = options["time_limit"], options["stop_grace"]
     with StopSignals(limit, grace, last_resort=True) as signals:  # type: ignore[arg-type]
-        with signals.interrupting():
+        with signals.interrupting(), loading():
             from evalcore.app import score as run_score
             from evalcore.cli.options import score_config
             from evalcore.cli.progress import ScoreProgress

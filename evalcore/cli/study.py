@@ -17,7 +17,7 @@ from evalcore.cli.options import (
     said,
     with_options,
 )
-from evalcore.cli.output import echo
+from evalcore.cli.output import echo, loading
 from evalcore.config import option_named
 from evalcore.config.cluster import MAX_WORKERS
 
@@ -114,9 +114,10 @@ def finetune(
     **options: Any,
 ) -> int:
     """Tunes the models of a study that are missing; finished ones are never tuned again."""
-    from evalcore.app import finetune as run_finetune
-    from evalcore.app import finetune_plan, tuned_lines, tuned_status
-    from evalcore.cli.progress import StudyProgress
+    with loading():
+        from evalcore.app import finetune as run_finetune
+        from evalcore.app import finetune_plan, tuned_lines, tuned_status
+        from evalcore.cli.progress import StudyProgress
 
     chosen = _study_options(
         study_file, output or study_file.parent, options, speed=(peak_tflops, mfu)
@@ -133,8 +134,9 @@ def finetune(
 
 
 def _run(action: Any, study_file: Path, output: Path, options: dict[str, Any]) -> int:
-    from evalcore.app import study_plan, tuned_lines
-    from evalcore.cli.progress import StudyProgress
+    with loading():
+        from evalcore.app import study_plan, tuned_lines
+        from evalcore.cli.progress import StudyProgress
 
     if options["dry_run"]:
         for line in study_plan(_study_options(study_file, output, options)):

@@ -17,7 +17,7 @@ from evalcore.cli.options import (
     parse_time_limit,
     with_options,
 )
-from evalcore.cli.output import echo_line
+from evalcore.cli.output import echo_line, loading
 from evalcore.cli.score import PROMPTS, TASKS
 from evalcore.config import GridConfig, SubjectsConfig, option_named
 
@@ -78,7 +78,7 @@ def watch(
 
     limit, grace = options["time_limit"], options["stop_grace"]
     with StopSignals(limit, grace, last_resort=True) as signals:  # type: ignore[arg-type]
-        with signals.interrupting():
+        with signals.interrupting(), loading():
             from evalcore.app.following import FollowConfig, follow
             from evalcore.cli.options import score_config
             from evalcore.cli.progress import ScoreProgress

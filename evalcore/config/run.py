@@ -11,9 +11,10 @@ from evalcore.errors import InputError
 
 
 def _part(value: Any) -> None:
-    index, count = value
-    if not 0 <= index < count:
-        raise InputError(f"--shard {index}/{count}: expected I/N with 0 <= I < N")
+    whole = isinstance(value, tuple | list) and [type(v) for v in value] == [int, int]
+    if not whole or not 0 <= value[0] < value[1]:
+        said = "/".join(map(str, value)) if whole else repr(value)
+        raise InputError(f"--shard {said}: expected I/N (from Python a pair) with 0 <= I < N")
 
 
 @dataclass(frozen=True)

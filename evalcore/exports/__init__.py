@@ -86,12 +86,9 @@ FORMATS: Mapping[str, Format] = {
 }  # fmt: skip
 
 
-# Endings somebody may hope for; a file of another form under them would only mislead.
-_NOT_WRITTEN = (".xlsx", ".xls", ".ods", ".json", ".sqlite")
-
-
 def export(store: ResultStore, output: Path, kind: str | None = None) -> Exported:
-    """Writes results in a form; ``kind`` None: by the ending of the file's name, else parquet.
+    """Writes results in a form; ``kind`` None: by the ending of the file's name; parquet
+    where it has none.
 
     Raises:
         UnknownNameError: There is no such form.
@@ -99,10 +96,11 @@ def export(store: ResultStore, output: Path, kind: str | None = None) -> Exporte
     """
     if kind is None:
         suffix = output.suffix.lower()
-        kind = next((n for n, f in FORMATS.items() if suffix in f.suffixes), "parquet")
-        if suffix in _NOT_WRITTEN:
+        found = next((n for n, f in FORMATS.items() if suffix in f.suffixes), None)
+        if found is None and suffix:  # a file of another form under it would only mislead
             known = ", ".join(end for form in FORMATS.values() for end in form.suffixes)
             raise InputError(f"export {output}: {suffix} is not written; endings: {known}")
+        kind = found or "parquet"
     if kind not in FORMATS:
         raise UnknownNameError("format", kind, FORMATS)
     form = FORMATS[kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from evalcore.identity.labels import (
     trainer_labels,
 )
 from evalcore.reading import is_there
-from evalcore.shown import one_line
+from evalcore.shown import listed, one_line
 from evalcore.types import Adapter, Checkpoint, Subject
 
 
@@ -33,12 +33,15 @@ class LabelSources:
         folders: Folders that were searched for models; labels files lie there or below.
         known: Weights of a subject, however they are asked (``Subject.weights``) -> (labels, who
             said so) of what was scored before.
+        vet: Called with the rules of the command line, and with those of each labels file that is
+            read; may raise.
     """
 
     rules: tuple[Rule, ...] = ()
     pattern: NamePattern | None = None
     folders: tuple[Path, ...] = ()
     known: Mapping[str, tuple[Labels, str]] = field(default_factory=dict)
+    vet: Callable[[Sequence[Rule]], None] = lambda rules: None
 
 
 def label_subjects(
@@ -69,6 +72,7 @@ def label_subjects(
 class _Finder:
     def __init__(self, sources: LabelSources) -> None:
         self.sources = sources
+        sources.vet(sources.rules)
         self.roots = tuple(folder.expanduser().resolve() for folder in sources.folders)
         self.notes: list[str] = []
         self._files: dict[Path, tuple[Rule, ...]] = {}
@@ -140,6 +144,7 @@ class _Finder:
                 names = ", ".join(file.name for file in there)
                 raise InputError(f"{folder} has {names}: keep one, so that one is believed")
             self._files[folder] = tuple(read_labels(there[0])) if there else ()
+            self.sources.vet(self._files[folder])
         return self._files[folder]
 
     def _of_pattern(self, path: Path) -> Labels:
@@ -156,10 +161,9 @@ class _Finder:
             return
         for rule in self.sources.rules:
             if id(rule) not in self._used:
-                there = ", ".join(self._there[:3]) + (", ..." if len(self._there) > 3 else "")
                 raise InputError(
                     f"{rule.where}: no model's path or name fits {typed(rule.glob)} "
-                    f"(there: {there})"
+                    f"(there: {listed(self._there, 3)})"
                 )
         for rule in (rule for rules in self._files.values() for rule in rules):
             if id(rule) not in self._used:

@@ -387,7 +387,10 @@ class Bases:
             raise BaseUnresolvedError(f"{ADAPTER_CONFIG} names no base")
         if hub and name.count("/") <= 1:
             raise BaseUnresolvedError(f"base {name} has no revision in {ADAPTER_CONFIG}")
-        raise BaseUnresolvedError(f"base {name} named by {ADAPTER_CONFIG} is not on disk")
+        where = "" if os.path.isabs(os.path.expanduser(name)) else (
+            f" (a relative path: looked for below {Path.cwd()} and below the adapter)"
+        )  # fmt: skip
+        raise BaseUnresolvedError(f"base {name} named by {ADAPTER_CONFIG} is not on disk{where}")
 
 
 def _place(source: str) -> str:

@@ -30,7 +30,7 @@ from evalcore.identity.provenance import (
 )
 from evalcore.identity.search import Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import name_of
-from evalcore.shown import one_line, printable
+from evalcore.shown import natural, one_line, printable
 from evalcore.types import Adapter, Checkpoint, Subject
 
 logger = logging.getLogger("evalcore")
@@ -281,14 +281,14 @@ def _subjects(
     readings: dict[str, Checkpoint],
 ) -> tuple[Subject, ...]:
     wanted = [known[key] for key in known if key in alone or key in tuned]
-    wanted.sort(key=lambda c: (c.step is None, c.step or 0, c.name, c.path))
+    wanted.sort(key=lambda c: (c.step is None, c.step or 0, natural(c.name), c.path))
     names = _unique([c.name for c in wanted], [c.path for c in wanted])
     subjects = []
     for checkpoint, name in zip(wanted, names, strict=True):
         checkpoint = replace(checkpoint, name=name)
         if checkpoint.id in alone:
             subjects.append(Subject(checkpoint))
-        group = sorted(tuned.get(checkpoint.id, []), key=lambda a: (a.name, a.path))
+        group = sorted(tuned.get(checkpoint.id, []), key=lambda a: (natural(a.name), a.path))
         own = _unique([a.name for a in group], [a.path for a in group])
         subjects += [
             Subject(

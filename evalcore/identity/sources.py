@@ -33,6 +33,7 @@ from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.unasked import is_offline
 from evalcore.identity.weights import file_sha256, weight_files, weight_layout, weight_names
 from evalcore.reading import is_there, read_json
+from evalcore.shown import listed
 from evalcore.types import Checkpoint
 
 logger = logging.getLogger("evalcore")
@@ -228,7 +229,7 @@ def describe_checkpoint(
     """
     if not is_there(path / "config.json"):
         inside = sorted(item.parent.name for item in path.glob("*/config.json"))
-        hint = f"; it holds {len(inside)} checkpoints: {', '.join(inside[:4])}" if inside else ""
+        hint = f"; it holds {len(inside)} checkpoints: {listed(inside, 4)}" if inside else ""
         raise InputError(f"base missing on disk: {path} has no config.json{hint}")
     if is_there(path / ADAPTER_CONFIG):
         # transformers would apply it once more, vLLM would read it as weights (peft #1381).

@@ -259,7 +259,8 @@ def _spread(spread: SpreadEstimate, prefix: str) -> Row:
 
 def _subject(subject: SubjectInfo) -> Row:
     return {
-        "checkpoint": subject.checkpoint, "step": subject.step, "adapter": subject.adapter,
+        "checkpoint": subject.checkpoint, "step": subject.step,
+        "adapter": ", ".join(subject.run_adapters) or None,
         "tuning": subject.tuning, "method": subject.method, "control": subject.control,
         "seed": " ".join("" if s is None else str(s) for s in subject.run_seeds),
         "tuning_step": subject.tuning_step,

@@ -10,7 +10,16 @@ from evalcore.analysis import Analysis
 from evalcore.analysis.scores import By, ScoreRow, adjusted, score_rows, scores_table
 from evalcore.metrics import higher_is_better
 from evalcore.report.tables import labelled_rows, study_table
-from evalcore.report.words import by_prompt, fit, interval, mark, note_lines, plain, signed
+from evalcore.report.words import (
+    adapter_lines,
+    by_prompt,
+    fit,
+    interval,
+    mark,
+    note_lines,
+    plain,
+    signed,
+)
 from evalcore.store import text_columns
 
 SHOWN_LINES = 40
@@ -47,6 +56,7 @@ def scores_text(rows: Sequence[ScoreRow], *, most: int | None = None, rest: str 
     lines = [lines[0], rule, *lines[1:], rule]
     if hidden:
         lines.append(f"{hidden:,} more lines (each task shows its best here): {rest}")
+    lines += adapter_lines((r.model, r.subject) for r in shown if r.subject.runs)
     lines += foot_lines(shown)
     lines += note_lines(_notes(shown))
     return [line.rstrip() for line in lines]
@@ -114,7 +124,7 @@ def foot_lines(rows: Sequence[ScoreRow]) -> list[str]:
     if gains:
         lines += [
             f"gain: paired by document, [95 % interval] about {'; '.join(gains)}",
-            "by document alone: `evalcore scores RESULTS -o scores.csv`",
+            "errors by document alone: in the table of `evalcore scores RESULTS -o scores.csv`",
         ]
     less = {r.task.metric for r in rows if not higher_is_better(r.task.metric)}
     if less:

@@ -16,6 +16,7 @@ from evalcore.analysis.notes import gain_notes
 from evalcore.analysis.stats import EMPTY
 from evalcore.analysis.subjects import names_apart, subject_order
 from evalcore.report.words import (
+    adapter_lines,
     both_errors,
     by_prompt,
     fit,
@@ -155,6 +156,7 @@ def study_table(analysis: Analysis) -> str:
     if not rows:
         lines.append("(no subject of known tuning with a scored base)")
     lines.append("-" * len(lines[1]))
+    lines += adapter_lines((t, row.subject) for row, t in zip(rows, texts, strict=True))
     lines += _foot(analysis, rows)
     lines += note_lines(notes)
     serious = sum(f.kind in SERIOUS for f in analysis.flags)

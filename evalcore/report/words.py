@@ -9,8 +9,9 @@ from string import ascii_letters
 from string import digits as figures
 from unicodedata import category
 
-from evalcore.analysis import Estimate
+from evalcore.analysis import Estimate, SubjectInfo
 from evalcore.metrics import higher_is_better
+from evalcore.shown import listed
 
 
 def by_prompt(estimate: Estimate, digits: int = 3) -> str:
@@ -39,6 +40,28 @@ def note_lines(notes: Sequence[str], most: int = 6) -> list[str]:
     """The notes below a table, the first of them."""
     lines = [f"{mark(i)} {note}" for i, note in enumerate(notes[:most])]
     return lines + [f"... {len(notes) - most} more notes: see the report"] * (len(notes) > most)
+
+
+def adapter_lines(named: Iterable[tuple[str, SubjectInfo]], most: int = 6) -> list[str]:
+    """Which adapters stand behind names of a table that are not theirs, a line for each name.
+
+    Args:
+        named: (what the table calls it, model) for each row.
+        most: Lines at most.
+    """
+    told: dict[str, list[str]] = {}
+    for name, subject in named:
+        own = told.setdefault(name, [])
+        own += [each for each in subject.run_adapters if each not in own]
+    lines = [
+        f"{name}: {'adapter' if len(own) == 1 else 'adapters'} {listed(own, 8)}"
+        for name, own in told.items()
+        if own and not (len(own) == 1 and own[0] in name)
+    ]
+    if len(lines) > most:
+        rest = f"... adapters of {len(lines) - most:,} more names: column adapters of scores.csv"
+        lines = [*lines[:most], rest]
+    return lines
 
 
 def fit(text: str, width: int, right: bool) -> str:

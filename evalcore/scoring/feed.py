@@ -17,8 +17,12 @@ from evalcore.scoring.watch import Watch
 class Progress(Protocol):
     """What a run tells while it works; every method may do nothing.
 
-    ``planned`` comes first, ``ended`` last, both from any thread; the others from one.
+    ``preparing`` comes first, then ``planned``, ``ended`` last; these two from any thread, the
+    others from one.
     """
+
+    def preparing(self, what: str) -> None:
+        """What is being done, before anything is planned: seconds here, minutes elsewhere."""
 
     def planned(self, counts: PlanCounts, limits: Mapping[str, int], whole: bool) -> None:
         """So much is planned; ``whole``: and no more will come. ``limits`` may come later."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import evalcore as ec
+from evalcore.api.words import in_python
 from evalcore.errors import InputError, UnknownNameError
 
 FUNCTIONS = {
@@ -109,6 +110,38 @@ def test_prompts_are_of_the_tasks_asked_for() -> None:
         ec.score(tasks=[], output="nowhere")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "give --base-map GLOB=PATH or --assume-base PATH",
+            "give base_map GLOB=PATH or assume_",
+        ),
+        ("one of -m, -t and -p", "one of checkpoints, tasks and prompts"),
+        ("`evalcore score -o`: no --no-bases-here", "`evalcore score -o`: no --no-bases-here"),
+        ("well-o, x--strict", "well-o, x--strict"),
+    ],
+)
+def test_errors_name_arguments(text: str, said: str) -> None:
+    assert in_python(text).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dtype": "float33"}, "dtype 'float33': expected"),
+        ({"shard": "1/2"}, "shard '1/2': expected"),
+        ({"shard": (2, 1)}, "shard 2/1: expected"),
+        ({"promts": "default"}, "unknown argument 'promts'; nearest: prompts"),
+        ({"grid": 1}, "unknown argument 'grid'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(given: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ec.EvalcoreError, match=f"^(?:{said})"):
+        ec.score("nowhere", tasks="pocket_nli", output=tmp_path / "results", **given)
+    assert not (tmp_path / "results").exists()
+
+
 def test_reading_and_reporting_need_no_torch(tmp_path: object) -> None:
     """A base installation: what only scoring needs cannot be imported."""
     code = WITHOUT_TORCH.replace("{names}", repr(NOT_IN_A_BASE_INSTALLATION)) + (
@@ -121,7 +154,7 @@ def test_reading_and_reporting_need_no_torch(tmp_path: object) -> None:
         "    print(error)\n"
         "import importlib\n"
         "try:\n"
-        "    with importlib.import_module('evalcore.api.functions')._extras():\n"
+        "    with importlib.import_module('evalcore.api.words').called_from_python():\n"
         "        import transformers\n"
         "except ec.EvalcoreError as error:\n"
         "    print(error)\n"

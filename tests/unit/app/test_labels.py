@@ -11,12 +11,19 @@ import pytest
 from click.testing import CliRunner
 
 from evalcore.app.cells import Question, RequestFile
-from evalcore.app.labels import known_labels, label, labelled_subjects, not_scored_lines
+from evalcore.app.labels import (
+    check_mistyped,
+    known_labels,
+    label,
+    labelled_subjects,
+    not_scored_lines,
+)
 from evalcore.app.relabelled import LabelsSince
 from evalcore.cli import cli
 from evalcore.config import SubjectsConfig
 from evalcore.errors import InputError, UnknownNameError
 from evalcore.identity import NumericsClass
+from evalcore.identity.labels import read_labels
 from evalcore.store import ResultStore
 from evalcore.store.cell_rows import CellRows
 from evalcore.store.schema import CELL_SCHEMA, cell_row
@@ -69,9 +76,23 @@ def test_the_last_label_counts_and_others_stay(results: Path) -> None:
 def test_a_mistyped_task_is_said(results: Path) -> None:
     task = ResultStore(results, read_only=True).cells()["task"][0].as_py()
     assert not_scored_lines(results, label(results, tuned_on=[f"*={task}"])) == []
-    (line,) = not_scored_lines(results, label(results, tuned_on=["*=pokcet_nli"]))
-    assert "no task scored here is pokcet_nli" in line
+    with pytest.raises(InputError, match=r"no task is called 'pokcet_nli'; nearest: pocket_nli"):
+        label(results, tuned_on=["lora=pokcet_nli"])
+    assert row_of(results, LORA)["tuned_on"] == task, "nothing was written"
+    (line,) = not_scored_lines(results, label(results, tuned_on=["*=alpaca"]))
+    assert "no task scored here is alpaca" in line
     assert task in line
+    label(results, tuned_on=["lora=-,tuning=pokcet_nli"])  # as the message says
+    row = row_of(results, LORA)
+    assert (row["tuned_on"], row["tuning"]) == (None, "pokcet_nli")
+
+
+def test_a_mistyped_task_of_a_labels_file_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "labels.yaml"
+    file.write_text("nli-*: pocket_nil\n")
+    with pytest.raises(InputError, match=r"labels.yaml, 'nli-\*': no task is called 'pocket_nil'"):
+        check_mistyped(read_labels(file))
+    check_mistyped(read_labels(file), known=["pocket_nil"])
 
 
 def test_a_path_and_a_pattern_name_models_too(results: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,6 +217,26 @@ def test_nothing_is_printed_past_the_one_place() -> None:
     for path in (ROOT / "evalcore").rglob("*.py"):
         if path.name not in ("output.py", "doctor.py"):
             assert not re.search(r"\bclick\.echo\(|^\s*print\(", path.read_text(), re.M), path
+
+
+@pytest.mark.parametrize(("word", "status"), [("--version", 0), ("scroes", 2)])
+def test_the_interpreter_is_not_taken_down(word: str, status: int) -> None:
+    """Threads of Arrow that want it then would abort the process; exit handlers have run."""
+    code = (
+        "import atexit, sys\n"
+        "from evalcore import cli\n"
+        "class Last:\n"
+        "    def __del__(self): print('down')\n"
+        "last, main = Last(), cli.main\n"
+        "def own(**more):\n"
+        "    atexit.register(print, 'handler')\n"
+        "    main(**more)\n"
+        "cli.main = own\n"
+        "cli.program()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.splitlines()[-1] == "handler"
 
 
 @pytest.mark.parametrize("name", ["score", "run", "demo", "finetune"])

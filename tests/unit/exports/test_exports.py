@@ -196,7 +196,7 @@ def test_the_command(store: ResultStore, tmp_path: Path) -> None:
     assert "files in" in done.output
 
 
-@pytest.mark.parametrize("name", ["rows.xlsx", "rows.json", "rows.SQLITE"])
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows.json", "rows.SQLITE", "rows.parqet"])
 def test_an_ending_of_a_form_that_is_not_written_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not written; endings: .*parquet"):
         export(ResultStore(tmp_path / "r"), tmp_path / name)

@@ -1,0 +1,49 @@
+"""What a log and a terminal are told before anything is scored."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from evalcore.cli import output
+from evalcore.cli.progress import ScoreProgress
+from evalcore.planning import PlanCounts
+
+
+def planned(examples: int) -> PlanCounts:
+    return PlanCounts(1, 1, 1, 1, 1, examples, 0, 0, 1)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "LATE_S", 0.05)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_log_is_told_what_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with ScoreProgress() as progress:
+        progress.preparing("reading adapters")
+        progress.preparing("planning")  # at once: the first is not worth a line
+        time.sleep(0.3)
+        progress.planned(planned(1200), {}, whole=False)
+        progress.planned(planned(1400), {}, whole=True)
+        time.sleep(0.3)
+        progress.ended()
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["scoring: planning", "scoring: at least 1,200 examples, starting an engine"]
+
+
+@pytest.mark.usefixtures("soon")
+def test_what_is_quick_needs_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.loading():
+        pass
+    with ScoreProgress() as progress:
+        progress.preparing("planning")
+    with ScoreProgress(quiet=True) as progress:
+        progress.preparing("planning")
+        time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+    with output.loading():
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "loading libraries\n"
