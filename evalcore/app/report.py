@@ -271,7 +271,10 @@ def export(results: Path, output: Path, kind: str | None = None) -> Exported:
 def open_results(results: Path) -> ResultStore:
     """An existing results folder (reading must not create one)."""
     if not is_there(results / "store.json"):
+        name = str(results)
+        if len(name) > 300:  # whatever was pasted: the error is a line that can be read
+            name = f"{name[:60]} ... (a name of {len(name):,} signs)"
         raise InputError(
-            f"{results}: no results there (no store.json); give the folder of `evalcore score -o`"
+            f"{name}: no results there (no store.json); give the folder of `evalcore score -o`"
         )
     return ResultStore(results, read_only=True)
