@@ -14,7 +14,8 @@ def _part(value: Any) -> None:
     whole = isinstance(value, tuple | list) and [type(v) for v in value] == [int, int]
     if not whole or not 0 <= value[0] < value[1]:
         said = "/".join(map(str, value)) if whole else repr(value)
-        raise InputError(f"--shard {said}: expected I/N (from Python a pair) with 0 <= I < N")
+        pair = "" if whole else ", from Python as a pair (I, N)"
+        raise InputError(f"--shard {said}: expected I/N with 0 <= I < N{pair}")
 
 
 @dataclass(frozen=True)
