@@ -36,6 +36,8 @@ Mistake = tuple[StudyFault, str]
 LM_EVAL = "lm-eval:"
 CHECKED_ROWS = 2000
 """Rows of each task rendered and encoded here; training treats the rest by the same rules."""
+ONE_ANSWER_FROM = 10
+"""So few rows may well have one answer."""
 CHARACTERS_PER_TOKEN = 4
 """Of English text, for tokenizers that are not at hand."""
 DEFAULT_MAX_LENGTH = 2048
@@ -291,6 +293,17 @@ class _Look:
                 fatal=self.strict,
             )
         self.rows += len(chosen.documents)
+        golds = {document.gold for document in chosen.documents}
+        alike = len(golds) == 1 and min(golds) >= 0  # others are refused one by one
+        if task.choices and alike and len(chosen.documents) >= ONE_ANSWER_FROM:
+            label = task.choices[golds.pop()]
+            self._find(
+                DataFault.ONE_ANSWER,
+                f"task {task.name}: all {len(chosen.documents)} rows to learn have the answer "
+                f"{label!r}: nothing but that is learned; take a split (or a cut) with all labels",
+                fatal=False,
+                count=len(chosen.documents),
+            )
         self._texts(task, chosen.documents, root)
 
     def _held_out(self, root: Path | None) -> tuple[str, ...]:

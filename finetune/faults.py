@@ -37,6 +37,7 @@ class DataFault(StrEnum):
     MISSING_DATA = "missing-data"
     TOO_FEW_ROWS = "too-few-rows"
     UNUSABLE_ROWS = "unusable-rows"
+    ONE_ANSWER = "one-answer"
     SAME_PROMPT = "same-prompt"
     CONTRADICTORY_ROWS = "contradictory-rows"
     EMPTY_COMPLETION = "empty-completion"

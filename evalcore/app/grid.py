@@ -40,6 +40,7 @@ from evalcore.tasks import (
     RowLimit,
     check_control_tokens,
     check_counts,
+    check_pool,
     check_sample,
     check_selection,
     check_source,
@@ -258,7 +259,7 @@ class _TaskWork:
         pool: list[Document] = []
         if any(variant.shots for variant in variants):
             pool, counts = load_documents_counted(task, "shots", data_root=root, scored=everything)
-            findings += check_counts(task, "shots", counts)
+            findings += check_counts(task, "shots", counts) + check_pool(task, pool)
         limit = RowLimit.of(options.limit)
         documents = limit.take(everything) if limit is not None else everything
         findings += check_sample(task, documents, everything, pool)

@@ -131,6 +131,7 @@ def _check_task(task: Task, limit: str | None, data_root: Path | None) -> tuple[
     from evalcore.tasks import (
         RowLimit,
         check_counts,
+        check_pool,
         check_prefixes,
         check_sample,
         check_source,
@@ -149,7 +150,7 @@ def _check_task(task: Task, limit: str | None, data_root: Path | None) -> tuple[
                 task, "shots", data_root=data_root, scored=documents
             )
             shots = len(pool)
-            found += check_counts(task, "shots", counts)
+            found += check_counts(task, "shots", counts) + check_pool(task, pool)
         except DataError as error:
             without = f"; no shots: {error}"
     found += check_source(task)

@@ -24,7 +24,7 @@ CELL_KEY_VERSION = 3
 STOP_RULE = 3
 """Raised when the same tokens would end in another place (:mod:`evalcore.engines.text`,
 :mod:`evalcore.scoring.generating`)."""
-ANSWER_RULE = 2
+ANSWER_RULE = 3
 """Raised when the same free text would be another choice (:mod:`evalcore.scoring.answers`)."""
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from evalcore.shown import caseless, is_visible
+from evalcore.tasks.rouge import without_spaces
 
 _SIGNS = "-\u2212\u2013."  # before a digit they are part of the number: -1, .5
 _POINTS = (".", ",")
@@ -52,8 +53,9 @@ def written_choice(text: str, choices: Sequence[str]) -> int:
     Case does not count, nor does what is not visible at either end. A choice is looked for as it
     is, behind any punctuation and signs the text begins with, and without its own at either end
     (which the sign of a number is not). The longest that fits is taken; of equals the one that is
-    written as it is, then the earlier in the text, then the first. It must end where a word ends,
-    and a number where no other begins: ``2`` is not in ``2.5``, ``1`` not in ``-1``.
+    written as it is, then the earlier in the text, then the first. It must end where a word ends
+    (anywhere, in scripts without spaces between words), and a number where no other begins: ``2``
+    is not in ``2.5``, ``1`` not in ``-1``.
 
     Args:
         text: Generated text.
@@ -79,7 +81,8 @@ def _stands(given: str, wanted: str, at: int) -> bool:
     if not given.startswith(wanted, at):
         return False
     follows = given[at + len(wanted) :][:2]
-    if wanted[-1].isalnum() and (follows[:1].isalnum() or follows[:1] == "_"):
+    inside = wanted[-1].isalnum() and (follows[:1].isalnum() or follows[:1] == "_")
+    if inside and not without_spaces(wanted[-1]):
         return False
     if wanted[-1].isdecimal() and follows[:1] in _POINTS and follows[1:].isdecimal():
         return False

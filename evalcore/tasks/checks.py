@@ -8,6 +8,8 @@ gold_outside       error    gold values outside the choices: hidden labels, or a
 one_class          error    every gold is one label (warning where choices are the rows' own)
 class_missing      warning  a label that no document has
 shots_leak         error    shots stand in the scored rows (warning where loading took them out)
+shots_one_class    warning  all rows to draw shots from have one label
+shots_without_..   warning  rows to draw shots from with a gold outside the choices
 train_leak         warning  rows to tune on stand in the scored rows (loading takes them out)
 unusable_rows      warning  rows left out because a value is missing
 empty_choices      error    a choice without text
@@ -204,6 +206,32 @@ def _gold_findings(task: Task, docs: Sequence[Document]) -> list[Finding]:
         f"{len(blank)} of {total} documents have an empty choice",
         "a choice without tokens has no log-probability",
     )  # fmt: skip
+    return found
+
+
+def check_pool(task: Task, pool: Sequence[Document]) -> list[Finding]:
+    """Looks at the rows that worked examples are drawn from.
+
+    Args:
+        task: The task.
+        pool: Its documents for shots.
+    """
+    if task.output_type != "multiple_choice":
+        return []
+    hidden = [doc.index for doc in pool if doc.gold < 0]
+    found = if_any(
+        task, "warning", "shots_without_answer", hidden,
+        f"{len(hidden)} of {len(pool)} rows of the shots split have a gold outside the choices",
+        "they are never shown; take a labelled split",
+    )  # fmt: skip
+    known = [doc for doc in pool if doc.gold >= 0]
+    if task.choices and len(known) >= ONE_CLASS_FROM and len({doc.gold for doc in known}) == 1:
+        label = task.choices[known[0].gold]
+        found += if_any(
+            task, "warning", "shots_one_class", [doc.index for doc in known],
+            f"all {len(known)} rows of the shots split have the gold {label!r}",
+            "every worked example shows the same answer; take a split (or a cut) with all labels",
+        )  # fmt: skip
     return found
 
 

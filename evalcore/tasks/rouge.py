@@ -36,6 +36,11 @@ _WITHOUT_SPACES = re.compile(
 )
 
 
+def without_spaces(sign: str) -> bool:
+    """Whether a character is of a script that sets no spaces between words."""
+    return _WITHOUT_SPACES.match(sign) is not None
+
+
 def rouge_kind(metric: str) -> tuple[str, Reading] | None:
     """(name of ``ROUGE_TYPES``, reading) of a metric's name, raw or not; None if it is no ROUGE."""
     name = metric.removesuffix("_raw")

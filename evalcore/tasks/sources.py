@@ -109,6 +109,7 @@ def data_files(source: Mapping[str, Any], name: str, data_root: Path | None) -> 
         files = split_files(folder, name)
         if files:
             return files
+        _check_kinds(folder, name)
         there = _splits_in(folder)
         if there:
             raise TaskDataError(
@@ -147,6 +148,7 @@ def _from_path(path: str, split: str, root: Path | None) -> list[Path]:
         folder = root / folder
     files = split_files(folder, split)
     if not files:
+        _check_kinds(folder, split)
         there = _splits_in(folder)
         raise TaskDataError(
             DataFault.NO_SUCH_SPLIT,
@@ -154,6 +156,23 @@ def _from_path(path: str, split: str, root: Path | None) -> list[Path]:
             + (f"; there are {', '.join(there)}" if there else "; the folder holds no data"),
         )
     return files
+
+
+def _check_kinds(folder: Path, split: str) -> None:
+    """Whether a split lies in a folder as files of kinds that are not read.
+
+    Raises:
+        TaskDataError: It does; nothing else is taken in its place.
+    """
+    found = [f.name for pattern in (f"{split}.*", f"{split}-*-of-*", f"{split}/*")
+             for f in sorted(folder.glob(pattern))
+             if f.is_file() and f.name not in _ABOUT]  # fmt: skip
+    if found:
+        raise TaskDataError(
+            DataFault.NO_SUCH_SPLIT,
+            f"split {split!r} in {folder} is {found[0]}, which is not read; write it as "
+            f"{', '.join(_SUFFIXES)}",
+        )
 
 
 def _splits_in(folder: Path) -> list[str]:

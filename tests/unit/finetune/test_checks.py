@@ -212,6 +212,22 @@ def test_rows_that_are_asked_alike_and_rows_without_a_value(out: Path, tmp_path:
     assert look("cut") == {**lacking, DataFault.SAME_PROMPT: (5, True)}
 
 
+def test_rows_that_all_have_one_label(jobs: dict[str, TuneJob], tmp_path: Path) -> None:
+    """The first rows of a file that is ordered by label."""
+    folder = tmp_path / "nyu-mll" / "glue" / "mnli"
+    folder.mkdir(parents=True)
+    for labels, found in (([2] * 12, {DataFault.ONE_ANSWER: (12, False)}), ([0, 1] * 6, {})):
+        for split in ("train", "validation_matched"):
+            rows = [{"premise": f"{split} {i} p", "hypothesis": f"h {i}", "label": label}
+                    for i, label in enumerate(labels)]  # fmt: skip
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        job = replace(jobs["nli"], tasks=(MixPart("mnli_matched", None),), variants=("default",),
+                      held_out=(), data_root=str(tmp_path))  # fmt: skip
+        choose_rows.cache_clear()
+        said = codes(check_rows(job))
+        assert {c: n for c, n in said.items() if c != DataFault.SHOTS_TRAINED} == found
+
+
 def test_prompts_that_do_not_fit_are_refused_before_anything_is_trained(
     out: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from evalcore.tasks import (
     TaskDefinition,
     check_counts,
     check_documents,
+    check_pool,
     check_selection,
     check_source,
     documents_from_rows,
@@ -131,6 +132,24 @@ def test_leaking_shots_are_taken_out_and_found(tmp_path: Path) -> None:
     (finding,) = check_counts(toy(), "shots", counts)
     assert (finding.level, finding.code, finding.rows) == ("warning", "shots_leak", (0, 1))
     assert "2 of 3 rows of the shots split stand in the scored rows (rows 0, 1)" in finding.message
+
+
+def test_what_shots_are_drawn_from() -> None:
+    """A cut of a file that is ordered by label: every worked example shows the same answer."""
+
+    def pool(*labels: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        rows = [{"sentence": f"p {i}", "label": label} for i, label in enumerate(labels)]
+        found = check_pool(toy(), documents_from_rows(toy(), rows, "rows"))
+        return {finding.code: (finding.level, finding.rows[:2]) for finding in found}
+
+    assert pool(*[0, 1] * 6) == {}
+    assert pool(*[1] * 9) == {}, "so few may be so by chance"
+    assert pool(*[1] * 12) == {"shots_one_class": ("warning", (0, 1))}
+    hidden = {"shots_without_answer": ("warning", (3,))}
+    assert pool(0, 1, 0, -1, 1) == hidden
+    own = toy(choices={"column": "options"})
+    rows = [{**row, "options": ["a", "b"], "label": 1} for row in ROWS]
+    assert check_pool(own, documents_from_rows(own, rows, "rows")) == []
 
 
 def test_rows_left_out_are_found(tmp_path: Path) -> None:

@@ -70,3 +70,23 @@ def test_names_that_a_later_shard_alone_states_are_held_against_the_task(
 def test_shards_that_agree_are_read(tmp_path: Path) -> None:
     _shards(tmp_path, "parquet", ["yes", "no"], None, ["yes", "no"])
     assert [d.gold for d in load_documents(_task(), data_root=tmp_path)] == [0, 1] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["test.tsv", "test.jsonl.zst", "test-00000-of-00002.parquet.gz", "test/part.txt"]
+)
+def test_a_split_of_a_kind_that_is_not_read(tmp_path: Path, name: str) -> None:
+    """Of a data set that the hub has too, the hub's rows were taken without a word."""
+    hub = task_from_definition(
+        TaskDefinition.model_validate(
+            {**_task().spec, "source": {"hub": {"repo": "toy", "revision": "0" * 40}}}
+        )
+    )
+    file = tmp_path / "toy" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("a\tb\n")
+    for task in (_task(), hub):
+        with pytest.raises(TaskDataError, match="which is not read; write it as parquet") as caught:
+            load_documents(task, data_root=tmp_path)
+        assert caught.value.fault is DataFault.NO_SUCH_SPLIT
+        assert file.name in str(caught.value)
