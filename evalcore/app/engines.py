@@ -12,7 +12,7 @@ from dataclasses import replace
 from evalcore.config import ScoreConfig
 from evalcore.config.engine import Device
 from evalcore.engines.protocol import EngineSpec
-from evalcore.engines.vllm.bases import unknown, unsupported
+from evalcore.engines.vllm.bases import LONGEST, unknown, unsupported
 from evalcore.engines.vllm.contract import read_installed, verdicts
 from evalcore.errors import EvalcoreError
 from evalcore.identity import Applied, numeric_config, weight_layout
@@ -49,7 +49,8 @@ def slow_ones(
     nowhere = _nowhere(config)
     if nowhere is not None:
         return frozenset(checkpoints), [f"engine hf scores everything: {nowhere}"]
-    reasons = {own: _base_reason(one, device) for own, one in checkpoints.items()}
+    longest = config.grid.max_length or LONGEST
+    reasons = {own: _base_reason(one, device, longest) for own, one in checkpoints.items()}
     for subject in subjects:
         own = subject.checkpoint.fingerprint
         if reasons[own] is None and subject.adapter is not None:
@@ -73,9 +74,9 @@ def _nowhere(config: ScoreConfig) -> str | None:
     return None if config.cluster.backend == "ray" else "vllm is not installed here"
 
 
-def _base_reason(checkpoint: Checkpoint, device: Device) -> str | None:
+def _base_reason(checkpoint: Checkpoint, device: Device, longest: int) -> str | None:
     config = numeric_config(checkpoint.path)
-    reason = unsupported(checkpoint.path, config, device)
+    reason = unsupported(checkpoint.path, config, device, longest)
     return reason or (unknown(config) if read_installed() else None)
 
 

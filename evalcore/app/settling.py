@@ -91,10 +91,11 @@ def _supported(
     """The subjects whose checkpoint the engine can run; the others become problems."""
     if config.engine.kind != "vllm":
         return list(subjects)
-    from evalcore.engines.vllm.bases import unsupported
+    from evalcore.engines.vllm.bases import LONGEST, unsupported
 
+    longest = config.grid.max_length or LONGEST
     reasons = {
-        path: unsupported(path, numeric_config(path), place.device)
+        path: unsupported(path, numeric_config(path), place.device, longest)
         for path in {subject.checkpoint.path for subject in subjects}
     }
     problems += [

@@ -27,7 +27,7 @@ from evalcore.shown import one_line
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3
-_FACTS = 3  # raised when other facts are remembered
+_FACTS = 4  # raised when other facts are remembered
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model")
 _FILES = (
     "tokenizer.json", *_VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
@@ -200,19 +200,21 @@ def _load(place: _Place, state: str) -> tuple[Any, str]:
             f"tokenizer in {path}: a special token, the unknown one first, is not in its "
             f"vocabulary; mend tokenizer_config.json or special_tokens_map.json"
         ) from None
+    except InputError:
+        raise
     except BaseException as error:
-        if not _of_rust(error):
+        if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise InputError(
             f"tokenizer in {path} cannot encode text: {one_line(str(error))}; its tokenizer.json "
-            f"contradicts itself"
+            f"or tokenizer_config.json contradicts itself"
         ) from None
     return tokenizer, note
 
 
-def _of_rust(error: BaseException) -> bool:
-    """Whether the tokenizers library raised it; its panics are no ``Exception``."""
-    return type(error) is Exception or type(error).__name__ == "PanicException"
+def _is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up; its panics are no ``Exception``."""
+    return type(error).__name__ == "PanicException"
 
 
 def _read(path: str) -> tuple[Any, str]:
@@ -229,8 +231,12 @@ def _read(path: str) -> tuple[Any, str]:
         if tokenizer is None:
             raise InputError(f"tokenizer in {path} cannot be loaded: {failed}")
         return tokenizer, ""
-    if tokenizer is not None and _follows(tokenizer, published, path):
-        return tokenizer, ""
+    if tokenizer is not None:
+        if _follows(tokenizer, published, path):
+            return tokenizer, ""
+        spaced = _with_prefix_space(Path(path), published)
+        if spaced is not None and _same_ids(tokenizer, spaced):
+            published = spaced
     ours = _from_file(path, published, tokenizer, failed)
     if tokenizer is None:
         return ours, f"tokenizer.json is read by itself, since its class cannot be loaded: {failed}"
@@ -259,8 +265,6 @@ def _published(directory: Path) -> Any:
         raise InputError(f"tokenizer {file} cannot be loaded: {one_line(str(error))}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    settings = _settings(directory)
-    _set_prefix_space(tokenizer, settings.get("add_prefix_space"))
     return tokenizer
 
 
@@ -269,21 +273,24 @@ def _settings(directory: Path) -> dict[str, Any]:
     return read_json(file, "tokenizer") if is_there(file) else {}
 
 
-def _set_prefix_space(tokenizer: Any, wanted: Any) -> None:
-    """tokenizer_config.json may overrule this one property of a byte-level file, as it always
-    could."""
-    step = tokenizer.pre_tokenizer
-    if isinstance(wanted, bool) and type(step).__name__ == "ByteLevel":
-        step.add_prefix_space = wanted
-        tokenizer.pre_tokenizer = step
+def _with_prefix_space(directory: Path, published: Any) -> Any:
+    """The file as tokenizer_config.json overrules it in one property of byte-level files; None
+    where it says nothing of it. Some classes of the library go by it, others do not."""
+    wanted, step = _settings(directory).get("add_prefix_space"), published.pre_tokenizer
+    if not isinstance(wanted, bool) or type(step).__name__ != "ByteLevel":
+        return None
+    made = type(published).from_str(published.to_str())
+    step = made.pre_tokenizer
+    step.add_prefix_space = wanted
+    made.pre_tokenizer = step
+    return made
 
 
 def _follows(tokenizer: Any, published: Any, path: str) -> bool:
     """Whether a loaded tokenizer has the file's parts, and no token that no file names."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return all(_ids(tokenizer, t) == published.encode(t, add_special_tokens=False).ids
-                   for t in _PROBES)  # fmt: skip
+        return _same_ids(tokenizer, published)
     # The general class takes the model as it is in the file, which takes long to compare.
     general = type(tokenizer).__name__ in ("TokenizersBackend", "PreTrainedTokenizerFast")
     parts = [name for name in _PARTS if not (general and name == "model")]
@@ -293,6 +300,13 @@ def _follows(tokenizer: Any, published: Any, path: str) -> bool:
         return True
     named = _named_tokens(Path(path))
     return not set(backend.get_vocab()) - set(published.get_vocab()) - named
+
+
+def _same_ids(tokenizer: Any, published: Any) -> bool:
+    return all(
+        _ids(tokenizer, text) == published.encode(text, add_special_tokens=False).ids
+        for text in _PROBES
+    )
 
 
 def _part(tokenizer: Any, name: str) -> Any:

@@ -39,13 +39,20 @@ _TIES = re.compile(
 )
 
 
-def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | None:
+LONGEST = 2048
+"""Tokens of a prompt and its answer, unless ``--max-length`` says otherwise."""
+
+
+def unsupported(
+    path: str, config: Mapping[str, Any], device: Device, longest: int = LONGEST
+) -> str | None:
     """Why vLLM cannot run a checkpoint, on one line; None if nothing speaks against it.
 
     Args:
         path: Its directory.
         config: Its config.json.
         device: Where it would run.
+        longest: Tokens that a prompt and its answer may have.
     """
     wanted = set(weight_names(Path(path)))
     stray = sorted(safetensors_names(Path(path)) - wanted)
@@ -55,7 +62,10 @@ def unsupported(path: str, config: Mapping[str, Any], device: Device) -> str | N
             f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
             f"it to another folder"
         )
-    believed = _believed(config) or _head(path, config) or _rope(config)
+    reach = _reach(config, longest)
+    believed = (
+        _believed(config) or _head(path, config) or _window(config, reach) or _rope(config, reach)
+    )
     if believed is not None or device != "cpu":
         return believed
     coded = _unknown_codes(config)
@@ -131,11 +141,33 @@ _ROPE_BELIEVED = {
     "default": ("use_fope",),
     "longrope": ("short_mscale", "long_mscale"),
 }
-LONGEST = 2048
-"""Tokens of a prompt and its answer, unless ``--max-length`` says otherwise."""
+_SCALED_QUERIES = "llama_4_scaling_beta"  # of Ministral 3
+# Families whose sliding layers look one token further back in vLLM 0.32 (models/commandr.py,
+# models/cohere2_moe.py: as they were trained) than in transformers.
+_ONE_FURTHER = ("cohere2", "cohere2_moe")
 
 
-def _rope(config: Mapping[str, Any]) -> str | None:
+def _reach(config: Mapping[str, Any], longest: int) -> int:
+    """Tokens of the longest text an engine would take."""
+    own = config.get("max_position_embeddings")
+    return min(longest, own) if isinstance(own, int) and own > 0 else longest
+
+
+def _window(config: Mapping[str, Any], reach: int) -> str | None:
+    """How vLLM attends otherwise in texts that are long enough."""
+    kind, window = config.get("model_type"), config.get("sliding_window")
+    layers = config.get("layer_types") or ("sliding_attention",)
+    if not isinstance(window, int) or "sliding_attention" not in layers:
+        return None
+    if kind in _ONE_FURTHER and window < reach:
+        return (
+            f"config.json, key sliding_window: vLLM's {kind} looks back one token more than "
+            f"transformers', so that texts longer than {window} tokens have other scores"
+        )
+    return None
+
+
+def _rope(config: Mapping[str, Any], reach: int) -> str | None:
     """How vLLM would read rotary positions otherwise than transformers."""
     for key, rope in rope_parts(config):
         kind = {"su": "longrope"}.get(rope_kind(rope), rope_kind(rope))
@@ -143,6 +175,12 @@ def _rope(config: Mapping[str, Any]) -> str | None:
         if odd is not None:
             return (
                 f"config.json, key {key}.{odd}: vLLM goes by it, transformers does not; remove it"
+            )
+        first = rope.get("original_max_position_embeddings")
+        if rope.get(_SCALED_QUERIES) and isinstance(first, int) and first < reach:
+            return (
+                f"config.json, key {key}.{_SCALED_QUERIES}: vLLM does not read it, transformers "
+                f"scales by it from token {first} on"
             )
         if kind != "longrope":
             continue
@@ -154,7 +192,7 @@ def _rope(config: Mapping[str, Any]) -> str | None:
             continue
         if odd is not None and not (odd == "factor" and rope[odd] == longest / first):
             return f"config.json, key {key}.{odd}: vLLM does not read it, transformers goes by it"
-        if first < min(longest, LONGEST):
+        if first < reach:
             return (
                 f"config.json, key {key}: vLLM takes long_factor for every text once some may be "
                 f"longer than {first} tokens, transformers for those alone"

@@ -411,6 +411,46 @@ def test_rotary_positions_that_vllm_reads_otherwise(
         assert said is None or said in str(found)
 
 
+@pytest.mark.parametrize(
+    ("config", "longest", "said"),
+    [
+        ({"model_type": "cohere2"}, 512, True),
+        ({"model_type": "cohere2_moe"}, 65, True),
+        ({"model_type": "cohere2"}, 64, False),
+        ({"model_type": "cohere2", "layer_types": ["full_attention"]}, 512, False),
+        ({"model_type": "cohere2", "max_position_embeddings": 64}, 512, False),
+        ({"model_type": "gemma2"}, 512, False),
+    ],
+)
+def test_a_window_that_is_one_token_wider_in_vllm(
+    tiny_checkpoint: Path, config: dict[str, Any], longest: int, said: bool
+) -> None:
+    """0.05 nats off in texts longer than the window, which canaries are not."""
+    config = {"sliding_window": 64, "head_dim": 64, **config}
+    found = unsupported(str(tiny_checkpoint), config, "cpu", longest)
+    assert ("one token more" in str(found)) == said, found
+
+
+def test_longer_texts_than_usual_count(tiny_checkpoint: Path) -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    config = {"model_type": "llama", "rope_scaling": rope, "max_position_embeddings": 8192,
+              "head_dim": 64}  # fmt: skip
+    assert unsupported(str(tiny_checkpoint), config, "cpu", 4096) is None
+    assert "long_factor" in str(unsupported(str(tiny_checkpoint), config, "cpu", 4097))
+
+
+def test_queries_that_grow_with_the_text_are_named(tiny_checkpoint: Path) -> None:
+    """Ministral 3: 0.67 nats off in texts beyond the first length."""
+    rope = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64,
+            "llama_4_scaling_beta": 0.1}  # fmt: skip
+    config = {"model_type": "ministral3", "rope_parameters": rope, "head_dim": 64}
+    assert unsupported(str(tiny_checkpoint), config, "cpu", 64) is None
+    found = unsupported(str(tiny_checkpoint), config, "cpu", 65)
+    assert "key rope_parameters.llama_4_scaling_beta: vLLM does not read it" in str(found)
+    rope["llama_4_scaling_beta"] = 0
+    assert unsupported(str(tiny_checkpoint), config, "cpu", 512) is None
+
+
 def test_a_key_that_only_vllm_needs_is_named(tiny_checkpoint: Path) -> None:
     lfm2 = {"model_type": "lfm2", "conv_dim": 64}
     found = unsupported(str(tiny_checkpoint), lfm2, "cuda")

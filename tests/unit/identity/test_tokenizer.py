@@ -90,6 +90,26 @@ def test_what_the_library_would_have_changed_is_said(folder: Path) -> None:
     assert any(note in line and str(folder) in line for line in resolved.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "spaced"),
+    [("PreTrainedTokenizerFast", False), ("GPT2Tokenizer", True), ("LlamaTokenizer", False)],
+)
+def test_a_blank_before_the_text_as_the_class_has_it(folder: Path, name: str, spaced: bool) -> None:
+    """``add_prefix_space`` is said beside the file; where the class passes over it, so do we."""
+    edit(folder / "tokenizer_config.json", tokenizer_class=name, add_prefix_space=True)
+    ids = load_tokenizer(folder)("hello", add_special_tokens=False)["input_ids"]
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = " hello" if spaced else "hello"
+    assert ids == file.encode(text, add_special_tokens=False).ids
+    assert bool(tokenizer_facts(folder).note) == (name == "LlamaTokenizer")
+
+
+def test_settings_that_break_the_library_are_one_line(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", model_max_length="huge")
+    with pytest.raises(InputError, match="cannot encode text"):
+        load_tokenizer(folder)
+
+
 def sentencepiece_like(folder: Path) -> None:
     """A BPE tokenizer as Llama 2's files are: blanks become a sign, bytes for the unknown."""
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz,.0123456789", "\u2581"})
