@@ -33,12 +33,8 @@ from evalcore.identity.hub import (
     is_as_named,
     is_commit,
 )
-from evalcore.identity.lora import (
-    LoraAdapter,
-    ModuleDelta,
-    read_lora,
-    shares_embeddings,
-)
+from evalcore.identity.layout import shares_embeddings
+from evalcore.identity.lora import LoraAdapter, ModuleDelta, read_lora
 from evalcore.identity.lora_names import Layout
 from evalcore.identity.provenance import (
     PROVENANCE_FILE,

@@ -10,7 +10,8 @@ from evalcore.errors import IncompatibleError, InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config, check_finite
 from evalcore.identity.adapter_schema import check_layers
 from evalcore.identity.bases import quantisation
-from evalcore.identity.lora import LoraAdapter, read_lora, shares_embeddings
+from evalcore.identity.layout import shares_embeddings
+from evalcore.identity.lora import LoraAdapter, read_lora
 from evalcore.identity.lora_names import Layout, layer_of
 from evalcore.identity.peft_alone import peft_refuses
 

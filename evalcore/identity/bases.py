@@ -9,7 +9,7 @@ from typing import Any
 from evalcore.errors import InputError
 from evalcore.identity.expected import check_tensors
 from evalcore.identity.header import read_header
-from evalcore.identity.lora import embeddings_of, head_of, shares_embeddings
+from evalcore.identity.layout import embeddings_of, head_of, shares_embeddings
 from evalcore.identity.lora_names import Layout
 from evalcore.identity.rope import check_rope
 from evalcore.identity.weights import same_values, weight_files

@@ -6,7 +6,6 @@ The same reading serves the check before planning, merging, and the loading of `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,30 +33,11 @@ from evalcore.identity.fused_experts import (
     module_of,
 )
 from evalcore.identity.header import read_header
-from evalcore.identity.lora_names import (
-    INNER,
-    Layout,
-    check_init,
-    is_within,
-    layer_of,
-    model_depth,
-    unadapted,
-    unnamed,
-)
+from evalcore.identity.layout import HEADS, embeddings_of, is_vocabulary, stored_transposed
+from evalcore.identity.lora_names import INNER, Layout, check_init, model_depth
+from evalcore.identity.lora_whole import MERGED_TYPES, Placed
 from evalcore.identity.weights import same_bytes, same_values
 
-# Weights these modules have in GPT-2's family are stored [in, out] (transformers' Conv1D).
-_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
-_MERGED_TYPES = ("F32", "BF16", "F16")
-_MASKS = (".attn.bias", ".attention.bias", ".masked_bias")  # of old files, no parameters
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-_HEADS = ("lm_head", "embed_out")
-# Families whose embeddings and head are one where config.json does not say (transformers 5.19).
-_TIED_BY_DEFAULT = {
-    "gpt2", "gpt_bigcode", "gpt_neo", "opt", "bloom", "falcon", "mpt", "gemma", "gemma2", "gemma3",
-    "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "lfm2", "lfm2_moe", "ernie4_5",
-    "xglm", "biogpt", "jetmoe", "falcon_mamba",
-}  # fmt: skip
 # What stands for a weight in GPTQ, AWQ and compressed-tensors.
 _QUANTISED = (".qweight", ".weight_packed")
 _ONLY_PEFT = (  # PEFT itself applies them, or says that it cannot
@@ -183,12 +163,26 @@ class _Reader:
             self._place(name, parsed)
         for module, parts in self._fused.items():
             self._place_experts(module, parts)
-        self._check_complete()
+        self._placed().check()
         for target in self._made.deltas:
             self._check_delta(target)
         self._check_magnitudes()
         self._check_merging()
         return self._made
+
+    def _placed(self) -> Placed:
+        return Placed(
+            path=self._path,
+            config=self._config,
+            tensors=self._tensors,
+            layout=self._layout,
+            tied=self._tied,
+            depth=None if self._base is None else model_depth(numeric_config(self._base)),
+            adapted=self._adapted,
+            of_experts={t for t, delta in self._made.deltas.items() if delta.expert is not None},
+            replaced=self._replaced,
+            experts=self._experts,
+        )
 
     def _no(self, reason: str) -> IncompatibleError:
         return IncompatibleError(f"adapter {self._path}: {reason}")
@@ -282,7 +276,7 @@ class _Reader:
             return False
         shared = embeddings_of(self._layout)
         words = parsed.module.split(".")
-        if shared is None or words[-1] not in (shared.split(".")[-2], *_HEADS):
+        if shared is None or words[-1] not in (shared.split(".")[-2], *HEADS):
             return False
         return same_values(self._file, name, self._base, shared)
 
@@ -307,7 +301,7 @@ class _Reader:
         if packed is not None:
             self._made.quantised = packed
             return None
-        if self._tied and last in _HEADS:
+        if self._tied and last in HEADS:
             self._made.obstacles.append(
                 f"it changes {wanted}, which the checkpoint shares between input embeddings and "
                 f"output head; such an adapter cannot be merged"
@@ -326,7 +320,7 @@ class _Reader:
     def _reshaped(
         self, name: str, target: str, shape: tuple[int, ...], own: tuple[int, ...]
     ) -> None:
-        rows = len(shape) == len(own) == 2 and shape[1] == own[1] and _is_vocabulary(target)
+        rows = len(shape) == len(own) == 2 and shape[1] == own[1] and is_vocabulary(target)
         if not rows or shape[0] < own[0]:
             raise self._no(
                 f"saved module {name} has shape {list(shape)}, the checkpoint's {target} has "
@@ -398,7 +392,7 @@ class _Reader:
             raise self._no(f"{target} has only one of {a} and {b}")
         shape_a, shape_b = shapes[delta.parts[a]].shape, shapes[delta.parts[b]].shape
         dtype, own = self._layout[target]
-        if dtype not in _MERGED_TYPES:
+        if dtype not in MERGED_TYPES:
             self._made.quantised = target
             return
         if delta.expert is not None:
@@ -414,78 +408,6 @@ class _Reader:
             raise self._no(
                 f"{b} {list(shape_b)} x {a} {list(shape_a)} does not fit {target} {list(own)}"
             )
-
-    def _check_complete(self) -> None:
-        """What the configuration names, the file has: PEFT would leave the rest as it began."""
-        config = self._config
-        depth = None if self._base is None else model_depth(numeric_config(self._base))
-        missing = next(unadapted(config, self._layout, self._adapted, depth), None)
-        if missing is not None:
-            raise self._lacks(f"LoRA of {missing}")
-        self._check_named()
-        for key in config.get("target_parameters") or ():
-            self._check_parameter(key, depth)
-        saved = config.get("modules_to_save")
-        for own in saved if isinstance(saved, list) else ():
-            lost = next(self._unsaved(own, depth), None)
-            if lost is not None:
-                raise self._lacks(f"saved module {own} ({lost})")
-        if config.get("lora_bias") and not any(n.endswith("lora_B.bias") for n in self._tensors):
-            raise self._lacks("biases of lora_B")
-        if config.get("trainable_token_indices") and not any(
-            TOKEN_ROWS in name for name in self._tensors
-        ):
-            raise self._lacks("rows of trainable_token_indices")
-
-    def _unsaved(self, own: str, depth: int | None) -> Iterator[str]:
-        """Tensors of the checkpoint that a saved module has and the file does not."""
-        for name, (dtype, _) in self._layout.items():
-            module, _, leaf = name.rpartition(".")
-            layer = layer_of(module)
-            if (
-                name not in self._replaced
-                and is_within(module, own)
-                and leaf in ("weight", "bias")
-                and dtype in _MERGED_TYPES
-                and not name.endswith(_MASKS)
-                and "expert" not in name  # named otherwise in models whose experts are fused
-                and not (self._tied and _is_vocabulary(name))
-                and not (depth is not None and layer is not None and layer >= depth)
-            ):
-                yield name
-
-    def _check_named(self) -> None:
-        """What has LoRA, the configuration names: PEFT would leave the rest of the file out."""
-        own = {t: n for t, n in self._adapted.items() if self._made.deltas[t].expert is None}
-        odd = next(unnamed(self._config, self._layout, own), None)
-        if odd is not None:
-            raise self._no(
-                f"its file has LoRA of {odd}, which target_modules does not name, less what "
-                f"exclude_modules, modules_to_save and layers_to_transform take out; PEFT would "
-                f"leave it out"
-            )
-
-    def _check_parameter(self, key: str, depth: int | None) -> None:
-        leaf = key.rpartition(".")[2]
-        if leaf in (GATE_UP, DOWN):
-            found = [m for m, own in self._experts.items() if own.lacks(leaf, self._adapted)]
-        else:
-            found = [
-                own
-                for own, (_, shape) in self._layout.items()
-                if len(shape) == 2
-                and own not in self._adapted
-                and f".{own.replace('.block_sparse_moe.', '.mlp.')}".endswith(f".{key}")
-            ]
-        found = [own for own in found if depth is None or (layer_of(own) or 0) < depth]
-        if found:
-            raise self._lacks(f"LoRA of {key} in {found[0]}")
-
-    def _lacks(self, what: str) -> InputError:
-        return InputError(
-            f"adapter {self._path}: {ADAPTER_WEIGHTS} lacks the {what}, which its configuration "
-            f"names; save it whole"
-        )
 
     def _check_magnitudes(self) -> None:
         """DoRA needs a magnitude for each module that can have one, and nothing else has one."""
@@ -503,30 +425,14 @@ class _Reader:
     def _check_merging(self) -> None:
         made = self._made
         for target in sorted(made.touched):
-            if self._layout[target][0] not in _MERGED_TYPES:
+            if self._layout[target][0] not in MERGED_TYPES:
                 made.quantised = target
-            if self._tied and _is_vocabulary(target) and target not in made.rows:
+            if self._tied and is_vocabulary(target) and target not in made.rows:
                 # PEFT changes only one of the two uses; merged, it would change both.
                 made.obstacles.append(
                     f"it changes {target}, which the checkpoint shares between input embeddings "
                     f"and output head; such an adapter cannot be merged"
                 )
-
-
-def stored_transposed(target: str, layout: Layout) -> bool:
-    """Whether a weight is a Conv1D's, stored [in, out].
-
-    PEFT goes by the module's type and corrects ``fan_in_fan_out`` with a warning, so what the
-    configuration says does not count. Of GPT-2's family c_attn tells which of the two the file has:
-    it is [d, 3 d] as Conv1D. Starcoder2, whose c_fc and c_proj are linear layers, has none.
-    """
-    words = target.split(".")
-    if len(words) < 2 or words[-2] not in _CONV1D:
-        return False
-    for name, (_, shape) in layout.items():
-        if name.endswith(".c_attn.weight") and len(shape) == 2 and shape[0] != shape[1]:
-            return shape[0] < shape[1]
-    return False
 
 
 def _names(parsed: AdapterName, target: str) -> tuple[str, ...]:
@@ -540,36 +446,3 @@ def _names(parsed: AdapterName, target: str) -> tuple[str, ...]:
     if own in (here, *(f"{inner}.{parsed.core}" for inner in INNER)):
         return (own,)
     return own, here, f"model.{parsed.core}", parsed.core
-
-
-def shares_embeddings(config: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether a checkpoint's output head is its input embeddings.
-
-    Args:
-        config: Its config.json; families that tie by default may not say so there.
-        layout: Its tensors.
-    """
-    text = config.get("text_config")
-    parts = (config, text if isinstance(text, dict) else {})
-    for own in parts:
-        if isinstance(own.get("tie_word_embeddings"), bool):
-            return bool(own["tie_word_embeddings"])
-    if any(own.get("model_type") in _TIED_BY_DEFAULT for own in parts):
-        return True
-    return head_of(layout) is None
-
-
-def head_of(layout: Layout) -> str | None:
-    """The tensor of a checkpoint's output head, if it has one of its own."""
-    wanted = tuple(f"{head}.weight" for head in _HEADS)
-    return next((name for name in layout if f".{name}".endswith(wanted)), None)
-
-
-def embeddings_of(layout: Layout) -> str | None:
-    """The tensor of a checkpoint's input embeddings; None where it is not certain."""
-    found = [name for name in layout if name.endswith(_EMBEDDINGS)]
-    return found[0] if len(found) == 1 else None
-
-
-def _is_vocabulary(target: str) -> bool:
-    return any(word in target for word in ("embed", "lm_head", ".wte.", "wte.weight"))

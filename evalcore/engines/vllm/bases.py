@@ -13,7 +13,7 @@ from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.contract import architectures, model_source
 from evalcore.identity import safetensors_names, shares_embeddings, weight_layout, weight_names
 from evalcore.identity.bases import quantisation
-from evalcore.identity.lora import head_of
+from evalcore.identity.layout import head_of
 from evalcore.identity.rope import rope_kind, rope_parts
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).

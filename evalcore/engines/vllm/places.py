@@ -14,7 +14,7 @@ from typing import Any, Literal
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.objects import Experts, Linear, Vocabulary
 from evalcore.identity import Layout
-from evalcore.identity.lora import stored_transposed
+from evalcore.identity.layout import stored_transposed
 
 Kind = Literal["linear", "embedding", "head", "expert", "plain"]
 
