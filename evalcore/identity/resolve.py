@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from evalcore.identity.provenance import (
     Provenance,
     read_provenance,
 )
-from evalcore.identity.search import Problem, nothing_found, search, unfinished
+from evalcore.identity.search import Found, Problem, nothing_found, search, unfinished
 from evalcore.identity.sources import name_of
 from evalcore.shown import natural, one_line, printable
 from evalcore.types import Adapter, Checkpoint, Subject
@@ -100,6 +100,31 @@ def resolve_subjects(
             "nothing to score: give folders of adapters, or --checkpoint PATH|REPO@REV"
         )
     bases = Bases(checkpoints, base_map, assume_base, tokenizer, rule)
+    found = _searched(adapter_paths, bases, leave_out, rule)
+    fitted = _fitted([*found.adapters, *bases.origins], bases, applied)
+    problems = [*found.problems, *fitted.problems]
+    alone = set(bases.given) | bases.open_tuned(found.tuned, fitted.lost, problems)
+    problems += [_without_base(error, paths) for error, paths in fitted.lost.values()]
+    if not (fitted.tuned or alone):
+        _raise_if_nothing_fits(fitted.faults, [error for error, _ in fitted.lost.values()])
+    if include_bases:
+        alone |= set(fitted.tuned) | bases.parents(alone)
+    _warn(problems)
+    groups = {base: [_scored(each) for each in own.values()] for base, own in fitted.tuned.items()}
+    return Resolved(
+        _subjects(bases.known, alone, groups, bases.readings),
+        tuple(problems),
+        (*_copies(groups), *bases.notes, *bases.assumed_note()),
+    )
+
+
+def _searched(
+    adapter_paths: Sequence[str | Path],
+    bases: Bases,
+    leave_out: Sequence[str],
+    rule: AwayRule | None,
+) -> Found:
+    """What lies in the folders given; adapters of the hub are brought into ``bases.origins``."""
     places = {path: HubPlace.parse(str(path)) for path in adapter_paths}
     folders = [path for path, place in places.items() if place is None]
     found = search(folders, leave_out)
@@ -110,52 +135,66 @@ def resolve_subjects(
             names = (str(origin), f"{origin.repo}@{hub_place.revision}", origin.repo, path.name)
             if not any(fits(glob, names) for glob in leave_out):
                 bases.origins[path] = origin
-    problems = list(found.problems)
-    bases.check_map([*found.adapters, *bases.origins, *(Path(each.path) for each in problems)])
-    faults: list[tuple[Path, InputError]] = []
+    broken = [Path(each.path) for each in found.problems]
+    bases.check_map([*found.adapters, *bases.origins, *broken])
+    return found
+
+
+@dataclass
+class _Fitted:
+    """Adapters by what came of them.
+
+    Attributes:
+        tuned: Base -> fingerprint of the adapter -> its copies.
+        faults: What is wrong with others, and (``problems``) what is told of them.
+        lost: Base that cannot be opened -> (why, the adapters on it).
+    """
+
+    tuned: dict[str, dict[str, list[Adapter]]]
+    faults: list[tuple[Path, InputError]]
+    problems: list[Problem]
+    lost: dict[str, tuple[BrokenBaseError, list[Path]]]
+
+
+def _fitted(paths: Sequence[Path], bases: Bases, applied: Applied) -> _Fitted:
+    """Opens every adapter and its base."""
     lost = {source: (error, list[Path]()) for source, error in bases.broken.items()}
-    tuned: dict[str, dict[str, list[Adapter]]] = {}  # base -> adapter's fingerprint -> copies
-    for path in (*found.adapters, *bases.origins):
+    made = _Fitted({}, [], [], lost)
+    for path in paths:
         problem = unfinished(path)
         if problem is not None:
-            problems.append(problem)
+            made.problems.append(problem)
             continue
         try:
             adapter, base = _adapter_and_base(path, bases, applied)
         except BrokenBaseError as error:
-            lost.setdefault(error.source, (error, []))[1].append(path)
+            made.lost.setdefault(error.source, (error, []))[1].append(path)
         except InputError as error:
-            faults.append((path, error))
-            problems.append(_problem(path, error))
+            made.faults.append((path, error))
+            made.problems.append(_problem(path, error))
         else:
             own = bases.readings.get(adapter.path)
             known = adapter.fingerprint + (own.reading if own is not None else "")
-            copies = tuned.setdefault(base.id, {}).setdefault(known, [])
-            copies.append(adapter)
+            made.tuned.setdefault(base.id, {}).setdefault(known, []).append(adapter)
             if adapter_config(path).get("lora_alpha", 8) == 0:
                 bases.notes.append(f"adapter {path}: lora_alpha is 0: it scores as its base does")
-    alone = set(bases.given) | bases.open_tuned(found.tuned, lost, problems)
-    problems += [_without_base(error, paths) for error, paths in lost.values()]
-    if not (tuned or alone):
-        _raise_if_nothing_fits(faults, [error for error, _ in lost.values()])
-    if include_bases:
-        alone |= set(tuned) | bases.parents(alone)
+    return made
+
+
+def _warn(problems: Sequence[Problem]) -> None:
     for problem in problems[:_WARNED]:
         logger.warning("%s", problem.message)
     if len(problems) > _WARNED:
         logger.warning("%d more are left out; all are named at the end", len(problems) - _WARNED)
-    groups = {base: [_scored(each) for each in own.values()] for base, own in tuned.items()}
-    notes = [
+
+
+def _copies(groups: Mapping[str, Sequence[Adapter]]) -> list[str]:
+    return [
         f"adapter {copy} is an exact copy of {adapter.path}: scored once"
         for adapters in groups.values()
         for adapter in adapters
         for copy in adapter.copies
     ]
-    return Resolved(
-        _subjects(bases.known, alone, groups, bases.readings),
-        tuple(problems),
-        tuple(notes + bases.notes + bases.assumed_note()),
-    )
 
 
 def _adapter_and_base(path: Path, bases: Bases, applied: Applied) -> tuple[Adapter, Checkpoint]:

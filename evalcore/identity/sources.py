@@ -27,7 +27,7 @@ from evalcore.identity.hub import HubError, HubRepository, is_commit
 from evalcore.identity.listings import check_budget, files_of, remote_header, weight_names_of
 from evalcore.identity.model_schema import check_sizes
 from evalcore.identity.places import HubPlace, looks_like_hub
-from evalcore.identity.provenance import PROVENANCE_FILE, read_provenance
+from evalcore.identity.provenance import PROVENANCE_FILE, Provenance, read_provenance
 from evalcore.identity.readings import read_through, with_tokenizer
 from evalcore.identity.tokenizer import tokenizer_facts
 from evalcore.identity.unasked import is_offline
@@ -227,50 +227,12 @@ def describe_checkpoint(
     Raises:
         InputError: If it is not a checkpoint directory, or not the one its record describes.
     """
-    if not is_there(path / "config.json"):
-        inside = sorted(item.parent.name for item in path.glob("*/config.json"))
-        hint = f"; it holds {len(inside)} checkpoints: {listed(inside, 4)}" if inside else ""
-        raise InputError(f"base missing on disk: {path} has no config.json{hint}")
-    if is_there(path / ADAPTER_CONFIG):
-        # transformers would apply it once more, vLLM would read it as weights (peft #1381).
-        raise InputError(
-            f"checkpoint {path} holds a whole model and an adapter ({ADAPTER_CONFIG}), which may "
-            f"be merged into it already or not; move one of them to another folder"
-        )
+    _check_folder(path)
     name = name or name_of(path)
-    record_file = path / "checkpoint.json"
-    record = read_json(record_file, "checkpoint") if is_there(record_file) else {}
     tuned = read_provenance(path)
-    step = record.get("step")
-    if step is None and tuned is not None:
-        step = tuned.base.step
-    if step is not None and not isinstance(step, int):
-        raise InputError(f"{record_file}: key 'step' should be a whole number, not {step!r}")
-    config, layout = numeric_config(path), weight_layout(path)
-    check_sizes(config, layout, path / "config.json")
-    check_base(str(path), config, layout)
-    if away_at(path) is None:  # else it was done when they were read
-        check_tied(path, config, layout)
-    fingerprint, content = checkpoint_fingerprint(path), ""
-    if (away := away_at(path)) is not None and away.digests is None:
-        _, content = away.fingerprint(files_state(config, away.files.values()))
-    elif known is not None and known.used(fingerprint) != fingerprint:
-        fingerprint, content = known.used(fingerprint), fingerprint
-    if away is None:
-        hashes = [file_sha256(file) for file in weight_files(path)]
-        note_weights(config, hashes, lambda: Held(layout, weight_digests(path)))
-    unread = away is not None and away.digests is None and not content
-    recorded = tuned.checkpoint_fingerprint if tuned is not None and not unread else None
-    if tuned is not None and recorded not in (None, fingerprint, content):
-        raise InputError(
-            f"checkpoint {path} is not the one its {PROVENANCE_FILE} records: fingerprint "
-            f"{fingerprint[:12]}, recorded {str(recorded)[:12]}"
-        )
-    if tuned is not None and tuned.base.fingerprint in (fingerprint, content):
-        raise InputError(
-            f"checkpoint {path} has the weights of its parent {tuned.base.name}: tuning changed "
-            f"nothing; score the parent"
-        )
+    step = _recorded_step(path, tuned)
+    fingerprint, content = _fingerprints(path, known)
+    _check_record(path, tuned, fingerprint, content)
     checkpoint = Checkpoint(
         name=name,
         path=str(path.resolve()),
@@ -290,3 +252,66 @@ def describe_checkpoint(
     if tokenizer is not None:
         return read_through(checkpoint, Path(tokenizer).expanduser().resolve())
     return with_tokenizer(checkpoint, checkpoint.path, tokenizer_facts(path))
+
+
+def _check_folder(path: Path) -> None:
+    if not is_there(path / "config.json"):
+        inside = sorted(item.parent.name for item in path.glob("*/config.json"))
+        hint = f"; it holds {len(inside)} checkpoints: {listed(inside, 4)}" if inside else ""
+        raise InputError(f"base missing on disk: {path} has no config.json{hint}")
+    if is_there(path / ADAPTER_CONFIG):
+        # transformers would apply it once more, vLLM would read it as weights (peft #1381).
+        raise InputError(
+            f"checkpoint {path} holds a whole model and an adapter ({ADAPTER_CONFIG}), which may "
+            f"be merged into it already or not; move one of them to another folder"
+        )
+
+
+def _recorded_step(path: Path, tuned: Provenance | None) -> int | None:
+    """The pre-training step that checkpoint.json says, or the record of what it was tuned from."""
+    record_file = path / "checkpoint.json"
+    record = read_json(record_file, "checkpoint") if is_there(record_file) else {}
+    step = record.get("step")
+    if step is None and tuned is not None:
+        step = tuned.base.step
+    if step is not None and not isinstance(step, int):
+        raise InputError(f"{record_file}: key 'step' should be a whole number, not {step!r}")
+    return step
+
+
+def _fingerprints(path: Path, known: NamedWeights | None) -> tuple[str, str]:
+    """(fingerprint, that of its content where weights are called otherwise; else empty)."""
+    config, layout = numeric_config(path), weight_layout(path)
+    check_sizes(config, layout, path / "config.json")
+    check_base(str(path), config, layout)
+    away = away_at(path)
+    if away is None:  # else it was done when they were read
+        check_tied(path, config, layout)
+    fingerprint, content = checkpoint_fingerprint(path), ""
+    if away is not None and away.digests is None:
+        _, content = away.fingerprint(files_state(config, away.files.values()))
+    elif known is not None and known.used(fingerprint) != fingerprint:
+        fingerprint, content = known.used(fingerprint), fingerprint
+    if away is None:
+        hashes = [file_sha256(file) for file in weight_files(path)]
+        note_weights(config, hashes, lambda: Held(layout, weight_digests(path)))
+    return fingerprint, content
+
+
+def _check_record(path: Path, tuned: Provenance | None, fingerprint: str, content: str) -> None:
+    """A tuned checkpoint is the one its record describes, and not its parent."""
+    if tuned is None:
+        return
+    away = away_at(path)
+    unread = away is not None and away.digests is None and not content
+    recorded = None if unread else tuned.checkpoint_fingerprint
+    if recorded not in (None, fingerprint, content):
+        raise InputError(
+            f"checkpoint {path} is not the one its {PROVENANCE_FILE} records: fingerprint "
+            f"{fingerprint[:12]}, recorded {str(recorded)[:12]}"
+        )
+    if tuned.base.fingerprint in (fingerprint, content):
+        raise InputError(
+            f"checkpoint {path} has the weights of its parent {tuned.base.name}: tuning changed "
+            f"nothing; score the parent"
+        )
