@@ -2,16 +2,22 @@
 
 A thread watches what was begun and raises in the thread that runs it. That stops whatever is
 running as Python's own code, such as a template of Jinja; it does not reach into one long call of
-a library written in C.
+a library written in C, which is done in a process of its own (:func:`run_bounded`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 MAX_TEMPLATE_S = 10.0
@@ -19,6 +25,7 @@ MAX_TEMPLATE_S = 10.0
 MAX_TEMPLATE_MB = 500
 _EVERY_S = 0.05
 _PAGE = 4096
+_SAID_BYTES = 10_000
 
 
 class OverLimitError(BaseException):
@@ -91,8 +98,69 @@ def _watch() -> None:
                     )
 
 
-def _resident_pages() -> int:
+def _resident_pages(process: int | str = "self") -> int:
     try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1])
+        return int(Path(f"/proc/{process}/statm").read_bytes().split()[1])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child of :func:`run_bounded` ended.
+
+    Attributes:
+        status: Its exit status; below 0 the signal that ended it.
+        said: What it wrote to standard output, at most a few thousand bytes of it.
+        why: In a few words, where it was ended from outside.
+    """
+
+    status: int
+    said: str
+    why: str = ""
+
+
+def run_bounded(code: str, arguments: Sequence[str], seconds: float, megabytes: int) -> Ended:
+    """Runs Python code in a process of its own that ends with this call, whatever it does.
+
+    For calls that never return to Python. The code may bound the time of a core itself
+    (``RLIMIT_CPU``), which a busy machine does not use up.
+
+    Args:
+        code: It finds this package, and its arguments in ``sys.argv[1:]``.
+        arguments: For it.
+        seconds: Wall clock.
+        megabytes: Resident memory, where ``/proc`` tells it.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    found = f"import sys; sys.path.append({root!r}); {code}"
+    command = [sys.executable, "-c", found, *arguments]
+    with (
+        tempfile.TemporaryFile() as out,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as child,
+    ):  # fmt: skip
+        try:
+            why = _wait(child, time.monotonic() + seconds, megabytes)
+        finally:
+            child.kill()
+        status = child.wait()
+        out.seek(0)
+        said = out.read(_SAID_BYTES).decode("utf-8", "replace")
+    if not why and status < 0:
+        why = f"it was ended by {signal.Signals(-status).name}"
+    return Ended(status, said, why)
+
+
+def _wait(child: subprocess.Popen[bytes], ends: float, megabytes: int) -> str:
+    """Until it has ended, or has to be: then why."""
+    while child.poll() is None:
+        if _resident_pages(child.pid) * _PAGE > megabytes * 1_000_000:
+            return "it took more memory"
+        if time.monotonic() > ends:
+            return "it took longer"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_EVERY_S)
+    return ""

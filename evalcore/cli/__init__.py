@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import errno
 import importlib
+import math
 import os
+import resource
 import sys
 
 import click
@@ -97,6 +99,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
         runs_no_model()
 
 
+LEAST_ADDRESSES = 256_000_000
+"""Bytes; with less, libraries wait in their start without end for what they do not get."""
 _LONGEST = 400  # signs of what click has to say of a value
 
 
@@ -110,6 +114,47 @@ def _show(error: click.ClickException) -> None:
     else:
         error = click.ClickException(text)
     error.show()
+
+
+def _line_of(error: Exception) -> str | None:
+    """One line for what the system refuses, wherever that was; None for faults of the program."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    if any(_is_memory(each) for each in chain):
+        return _too_little(_allowed())
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    name = one_line(str(error.filename))
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{name[:60]} ...: a name of {len(name):,} signs is too long"
+    if error.filename is None:
+        return None
+    return f"{name}: {error.strerror} (where that happened: --debug)"
+
+
+def _allowed() -> float:
+    """Bytes of addresses this process may have."""
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if allowed == resource.RLIM_INFINITY else allowed
+
+
+def _too_little(allowed: float) -> str:
+    if allowed == math.inf:
+        return "there is not enough memory; free some, or ask for less at once"
+    return (
+        f"there is not enough memory: ulimit -v allows {allowed / 1e6:,.0f} MB of addresses; raise "
+        "it (ulimit -v unlimited)"
+    )
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    words = ("failed to map segment", "Cannot allocate memory", "can't start new thread")
+    return isinstance(error, (ImportError, RuntimeError, OSError)) and any(
+        word in str(error) for word in words
+    )
 
 
 def program() -> None:
@@ -146,6 +191,9 @@ def main(*, own_process: bool = False) -> None:
         own_process: Nobody will build a model in this process afterwards.
     """
     debug = "--debug" in sys.argv[1:]
+    if _allowed() < LEAST_ADDRESSES:
+        echo(f"evalcore: {_too_little(_allowed())}", err=True)
+        sys.exit(2)
     try:
         status = cli.main(standalone_mode=False, obj={"own_process": own_process})
     except click.ClickException as error:
@@ -174,10 +222,10 @@ def main(*, own_process: bool = False) -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(141)
-    except OSError as error:
-        if debug or error.errno != errno.ENAMETOOLONG:
+    except Exception as error:
+        line = _line_of(error)
+        if debug or line is None:
             raise
-        name = one_line(str(error.filename))
-        echo(f"evalcore: {name[:60]} ...: a name of {len(name):,} signs is too long", err=True)
+        echo(f"evalcore: {line}", err=True)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

@@ -21,6 +21,7 @@ from evalcore.errors import InputError
 from evalcore.identity.cache import cached_fact, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
+from evalcore.identity.trial import require_end
 from evalcore.library import library
 from evalcore.reading import MAX_TABLE_BYTES, is_there, read_bytes, read_json, read_text
 from evalcore.shown import one_line
@@ -187,7 +188,16 @@ class _Place:
 @lru_cache(maxsize=16)
 def _load(place: _Place, state: str) -> tuple[Any, str]:
     """(tokenizer, note) by state; copies of one tokenizer beside many adapters are read once."""
-    path = place.path
+    require_end(Path(place.path), state)
+    return _load_now(place.path)
+
+
+def load_untried(path: str) -> Any:
+    """Like :func:`load_tokenizer`, in a process that is ended where it does not end."""
+    return _load_now(path)[0]
+
+
+def _load_now(path: str) -> tuple[Any, str]:
     try:
         tokenizer, note = _read(path)
         # transformers (5.19) asks for the id of the unknown token for the id of the unknown token.

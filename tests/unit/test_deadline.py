@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evalcore.deadline import bounded
+from evalcore.deadline import Ended, bounded, run_bounded
 from evalcore.identity import load_tokenizer
 from evalcore.prompting import chat
 from evalcore.prompting.faults import PromptError, PromptFault
@@ -88,3 +88,17 @@ def test_a_chat_template_without_end_is_one_line(
         chat.chat_text(variant, [], "question", tokenizer)
     assert caught.value.fault == PromptFault.CHAT_REFUSED
     assert "\n" not in str(caught.value)
+
+
+def test_a_child_ends_with_the_call() -> None:
+    assert run_bounded("print(sys.argv[1:]); sys.exit(5)", ["a b"], 60, 1000) == Ended(
+        5, "['a b']\n"
+    )
+    slow = run_bounded("import time; time.sleep(99)", [], 0.3, 1000)
+    assert (slow.status, slow.why) == (-9, "it took longer")
+    large = run_bounded("a = b'x' * 400_000_000; import time; time.sleep(99)", [], 60, 200)
+    assert (large.status, large.why) == (-9, "it took more memory")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 2))"
+    busy = run_bounded(f"{limit}\nwhile True: pass", [], 60, 1000)
+    assert busy.why == "it was ended by SIGXCPU"
+    assert "evalcore" in run_bounded("import evalcore; print(evalcore.__name__)", [], 60, 1000).said

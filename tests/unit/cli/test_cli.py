@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -285,3 +286,46 @@ def test_habits_of_lm_eval_are_answered(words: list[str], answer: str) -> None:
         cli.main(["score", "-t", "pocket_nli", "-o", "r", *words], standalone_mode=False)
     assert answer in caught.value.format_message()
     assert "\n" not in caught.value.format_message()
+
+
+@pytest.mark.parametrize("megabytes", [48, 100, 150, 240])
+def test_too_few_addresses_are_one_line(megabytes: int) -> None:
+    """``ulimit -v``: numpy's import fails in one of several ways, or never ends."""
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -v "$0" && exec "$@"', f"{megabytes * 1000}", sys.executable, "-m",
+         "evalcore", "tasks", "list"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("evalcore: there is not enough memory: ulimit -v allows")
+    assert done.returncode == 2
+
+
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(error: Exception) -> Callable[..., None]:
+        def main(**_: object) -> None:
+            raise error
+
+        return main
+
+    for error, said in (
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/y\tz"),
+            "/x/y\\tz: Permission denied",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
+        (RuntimeError("can't start new thread"), "there is not enough memory"),
+        (MemoryError(), "there is not enough memory"),
+    ):
+        monkeypatch.setattr(cli, "main", refuse(error))
+        monkeypatch.setattr(sys, "argv", ["evalcore", "tasks"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"evalcore: {said}")
+    monkeypatch.setattr(cli, "main", refuse(RuntimeError("a fault of the program")))
+    with pytest.raises(RuntimeError):
+        main()
