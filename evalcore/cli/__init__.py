@@ -176,8 +176,9 @@ def _leave(ended: list[int]) -> None:
     that did all it should would end with status 134, now and then, on a busy machine.
     """
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed before the command began
+                stream.flush()
     except OSError:  # Python says so itself, with a status of its own
         return
     if ended:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from threading import Timer
@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from evalcore.cli.output import echo, echo_late
+from evalcore.cli.output import echo, echo_late, on_terminal
 from evalcore.scoring import RunSummary
 from evalcore.shown import one_line, printable
 
@@ -95,7 +95,7 @@ class ScoreProgress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
-            disable=quiet or not sys.stderr.isatty(),
+            disable=quiet or not on_terminal(),
         )
         self._what = what
         self._task: TaskID | None = None
@@ -114,7 +114,8 @@ class ScoreProgress:
 
     def __exit__(self, *_: object) -> None:
         self._say_late("")
-        self._bar.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._bar.stop()
 
     def preparing(self, what: str) -> None:
         self._say_late(what)
@@ -127,7 +128,7 @@ class ScoreProgress:
         """Tells a log what is being done, if that takes long; until another thing is done."""
         if self._late is not None:
             self._late.cancel()
-        log = what and not (self._quiet or sys.stderr.isatty())
+        log = what and not (self._quiet or on_terminal())
         self._late = echo_late(f"{self._what}: {what}") if log else None
 
     def _prepared(self) -> None:
@@ -174,7 +175,7 @@ class ScoreProgress:
         if self._task is not None:
             name = None if label is None else _shown(label)
             self._bar.update(self._task, completed=self._done, description=name, rate=rate)
-        if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
+        if not on_terminal() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
             left_s = max(self._total - self._done, 0) * elapsed / max(self._done, 1)
             left = f", {left_s:.0f} s left" if self._done else ""
@@ -193,10 +194,11 @@ class ScoreProgress:
     def _say(self, line: str) -> None:
         if self._quiet:
             return
-        if sys.stderr.isatty():
-            self._bar.console.print(printable(line), highlight=False, markup=False)
-        else:
+        if not on_terminal():
             echo(line, err=True)
+            return
+        with contextlib.suppress(OSError):  # as in echo
+            self._bar.console.print(printable(line), highlight=False, markup=False)
 
 
 class StudyProgress(ScoreProgress):
@@ -223,6 +225,6 @@ class StudyProgress(ScoreProgress):
         self._bar.update(
             self._task, completed=done, total=total, description=_shown(what), rate=note
         )
-        if not sys.stderr.isatty() and time.monotonic() - self._said > PLAIN_EVERY_S:
+        if not on_terminal() and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
             self._say(f"{what}: {done:,}/{total:,} {note}")

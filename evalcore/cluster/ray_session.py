@@ -258,7 +258,7 @@ def handlers_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before: dict[signal.Signals, Callable[..., Any] | int | None] = {
         number: signal.getsignal(number) for number in numbers
     }

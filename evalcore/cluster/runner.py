@@ -107,13 +107,14 @@ def load_factory(name: str) -> Callable[..., Any]:
 def leave_signals_to_driver() -> None:
     """Makes stop signals harmless in a worker: the driver gets them too and stops the run.
 
-    Batch systems send SIGTERM and SIGUSR1 to every process of a job. A handler that does nothing is
-    used for these, not SIG_IGN, so that programs the worker starts do not inherit deafness.
+    Batch systems send SIGTERM and SIGUSR1 to every process of a job, terminals SIGHUP. A handler
+    that does nothing is used for these, not SIG_IGN, so that programs the worker starts do not
+    inherit deafness.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, _do_nothing)
 
 

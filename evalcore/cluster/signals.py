@@ -56,12 +56,13 @@ class _Asked(BaseException):
 
 
 class StopSignals:
-    """Turns SIGTERM, SIGUSR1, SIGINT and a time limit into a wish to stop that is polled.
+    """Turns SIGTERM, SIGUSR1, SIGHUP, SIGINT and a time limit into a wish to stop that is polled.
 
     As a context manager it installs the handlers and restores the old ones. The first signal asks
     for :attr:`Stop.SOON`; a second Ctrl-C for :attr:`Stop.NOW`, and so does the end of the grace; a
-    third Ctrl-C raises KeyboardInterrupt, for code that polls nothing. Outside the main thread no
-    handlers can be installed; the time limit and :meth:`request` work all the same.
+    third Ctrl-C raises KeyboardInterrupt, for code that polls nothing. SIGHUP stays ignored where
+    it is (``nohup``). Outside the main thread no handlers can be installed; the time limit and
+    :meth:`request` work all the same.
 
     Args:
         time_limit_s: Seconds from entering the context until stopping is wished; None: no limit.
@@ -73,7 +74,7 @@ class StopSignals:
         reason: Why stopping is wished (``SIGTERM``, ``time limit``), or None.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
     def __init__(
         self,
@@ -98,6 +99,8 @@ class StopSignals:
             self._ends_at = time.monotonic() + self._time_limit_s
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._on_signal)
         if self._last_resort:
             threading.Thread(target=self._watch, name="evalcore-stop", daemon=True).start()

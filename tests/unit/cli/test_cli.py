@@ -329,3 +329,18 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(cli, "main", refuse(RuntimeError("a fault of the program")))
     with pytest.raises(RuntimeError):
         main()
+
+
+@pytest.mark.parametrize(
+    "how", ["| head -1", ">&-", ">/dev/full", "2>&-", "2>/dev/full", "</dev/null >/dev/null"]
+)
+def test_who_does_not_read_changes_no_status(how: str) -> None:
+    """``| head``, closed streams, a full disk behind them: no traceback, the command's status."""
+    command = f'"$0" -m evalcore tasks list {how}; echo "status ${{PIPESTATUS[0]}}"'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable], capture_output=True, text=True, timeout=120
+    )
+    full = how == ">/dev/full"
+    assert done.stdout.splitlines()[-1] == f"status {74 if full else 0}"
+    expected = "evalcore: standard output cannot be written (No space left on device)\n"
+    assert done.stderr == (expected if full else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 import pytest
@@ -47,3 +49,17 @@ def test_what_is_quick_needs_no_line(capsys: pytest.CaptureFixture[str]) -> None
     with output.loading():
         time.sleep(0.2)
     assert capsys.readouterr().err == "loading libraries\n"
+
+
+def test_nobody_who_reads_it_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``2>&1 | head``, a log on a full disk: said nowhere, and the run goes on."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe, open("/dev/full", "w") as full:
+        for stream in (pipe, full, None):
+            monkeypatch.setattr(sys, "stderr", stream)
+            with ScoreProgress() as progress:
+                progress.planned(planned(10), {}, whole=True)
+                progress.failure("a", "b")
+                progress.worker(0, "lost")
+                progress.ended()

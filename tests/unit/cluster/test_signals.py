@@ -15,7 +15,7 @@ from evalcore.cluster.signals import LIMIT_GRACE_S
 from evalcore.errors import InputError, StoppedError
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", StopSignals.SIGNALS)
 def test_signal_asks_to_stop_and_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignals() as stop:
@@ -24,6 +24,17 @@ def test_signal_asks_to_stop_and_handlers_come_back(number: signal.Signals) -> N
         assert stop() == Stop.SOON
         assert stop.reason == number.name
     assert signal.getsignal(number) is before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop() == Stop.NO
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_second_interrupt_is_hard_and_third_raises() -> None:
