@@ -6,8 +6,6 @@ long calls that nothing in this process can end. So the parts of the file are lo
 cheap; where they are not such as published tokenizers have, loading it and encoding some texts is
 done once by a child that is ended when it takes too much. What passed is remembered by the content
 of its files, so that this costs nothing later.
-
-``python -c "from evalcore.identity.trial import main; main()" FOLDER`` is that child.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,11 @@ from evalcore.identity.cache import cached_fact
 from evalcore.reading import MAX_TABLE_BYTES, is_there, parse_json, read_bytes
 from evalcore.shown import one_line
 
+CHILD = (
+    "from evalcore.identity.tokenizer import load_untried; from evalcore.identity.trial import "
+    "main; main(load_untried)"
+)
+"""What the child runs, with the folder as its argument."""
 TRIAL_CPU_S = 30
 """Seconds of a core; the largest published tokenizers take about ten."""
 TRIAL_WALL_S = 300.0
@@ -76,8 +79,7 @@ def require_end(directory: Path, state: str) -> None:
 
 
 def _try(directory: Path, state: str) -> None:
-    code = "from evalcore.identity.trial import main; main()"
-    done = run_bounded(code, [str(directory)], TRIAL_WALL_S, TRIAL_MB)
+    done = run_bounded(CHILD, [str(directory)], TRIAL_WALL_S, TRIAL_MB)
     if done == Ended(0, ""):
         return
     if done.status == _REFUSED:
@@ -93,14 +95,12 @@ def _try(directory: Path, state: str) -> None:
     raise InputError(message)
 
 
-def main() -> None:
+def main(load: Callable[[str], Any]) -> None:
     """Loads the tokenizer of a folder, encodes texts, and says in its status how that ended."""
     resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_CPU_S, TRIAL_CPU_S + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from evalcore.identity.tokenizer import load_untried
-
     try:
-        check_use(load_untried(sys.argv[1]), sys.argv[1])
+        check_use(load(sys.argv[1]), sys.argv[1])
     except EvalcoreError as error:
         sys.stdout.write(str(error))
         sys.stdout.flush()
