@@ -312,8 +312,8 @@ def test_what_the_system_refuses_is_one_line(
 
     for error, said in (
         (
-            PermissionError(errno.EACCES, "Permission denied", "/x/y\tz"),
-            "/x/y\\tz: Permission denied",
+            PermissionError(errno.EACCES, "Permission denied", "/x/y\nz"),
+            "/x/y\\nz: Permission denied",
         ),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
         (RuntimeError("can't start new thread"), "there is not enough memory"),
