@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -55,11 +56,14 @@ def test_nobody_who_reads_it_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> Non
     """``2>&1 | head``, a log on a full disk: said nowhere, and the run goes on."""
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w") as pipe, open("/dev/full", "w") as full:
-        for stream in (pipe, full, None):
-            monkeypatch.setattr(sys, "stderr", stream)
-            with ScoreProgress() as progress:
-                progress.planned(planned(10), {}, whole=True)
-                progress.failure("a", "b")
-                progress.worker(0, "lost")
-                progress.ended()
+    for opened in (writing, "/dev/full", None):
+        stream = None if opened is None else open(opened, "w")  # noqa: SIM115
+        monkeypatch.setattr(sys, "stderr", stream)
+        with ScoreProgress() as progress:
+            progress.planned(planned(10), {}, whole=True)
+            progress.failure("a", "b")
+            progress.worker(0, "lost")
+            progress.ended()
+        if stream is not None:
+            with contextlib.suppress(OSError):  # what could not be written is tried again
+                stream.close()
