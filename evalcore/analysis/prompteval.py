@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalcore.analysis.subjects import SubjectInfo
 from evalcore.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -89,6 +90,7 @@ class PromptScoreRow:
         prompts, documents: How many there are.
         scores: The estimate.
         notes: What is odd about the pairs (``notes.pair_notes``).
+        subject: The model.
     """
 
     model: str
@@ -100,6 +102,7 @@ class PromptScoreRow:
     documents: int
     scores: PromptScores
     notes: tuple[str, ...] = ()
+    subject: SubjectInfo | None = None
 
 
 def draw_pairs(prompts: int, documents: int, count: int, seed: int = 0) -> Ints:

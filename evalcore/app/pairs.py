@@ -7,6 +7,7 @@ they say about all prompts is :func:`prompt_scores`.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from evalcore.analysis.prompteval import PromptScoreRow, PromptScores
     from evalcore.app.cells import Grid
     from evalcore.planning import PlannedCell
+
+log = logging.getLogger("evalcore")
 
 MOST_CLASSES = 8
 """With more choices a bias towards each cannot be told from so few documents."""
@@ -46,22 +49,26 @@ def draw(grid: Grid, budget: float, seed: int) -> tuple[Marks, list[str]]:
         Cell -> how it was drawn, None for those that are scored whole; and lines about it.
     """
     from evalcore.analysis.prompteval import draw_pairs
+    from evalcore.metrics import document_metric
 
     marks: Marks = {}
     chosen: dict[str, np.ndarray] = {}
     drawn: dict[tuple[int, int], np.ndarray] = {}
     whole: set[str] = set()
+    unbounded: set[str] = set()
     pairs = total = 0
     for group in _groups(grid):
         names = sorted({planned.cell.variant.name for planned in group})
         documents = len(group[0].doc_ids)
-        if len(names) < LEAST_PROMPTS:
+        task = group[0].cell.task
+        few = len(names) < LEAST_PROMPTS
+        if few or not _estimable(document_metric(task.primary, task.output_type)):
             marks |= dict.fromkeys((p.cell.key for p in group), None)
-            whole.add(group[0].cell.task.name)
+            (whole if few else unbounded).add(task.name)
             continue
         size = (len(names), documents)
         if size not in drawn:
-            count = max(len(names), ceil(budget * len(names) * documents))
+            count = max(len(names), ceil(round(budget * len(names) * documents, 6)))
             found = draw_pairs(*size, count, seed)
             drawn[size] = np.zeros(size, np.bool_)
             drawn[size][found[:, 0], found[:, 1]] = True
@@ -83,7 +90,19 @@ def draw(grid: Grid, budget: float, seed: int) -> tuple[Marks, list[str]]:
         lines.append(
             f"budget: {', '.join(sorted(whole))}: fewer than {LEAST_PROMPTS} prompts, scored whole"
         )
+    if unbounded:
+        lines.append(
+            f"budget: {', '.join(sorted(unbounded))}: the metric does not lie between 0 and 1, "
+            "scored whole"
+        )
     return marks, lines
+
+
+def _estimable(metric: str) -> bool:
+    """Whether values of a metric are shares of right answers, which the model is of."""
+    from evalcore.metrics import metric_bounds
+
+    return metric_bounds(metric) == (0.0, 1.0)
 
 
 def settle_marks(store: ResultStore, grid: Grid, marks: Marks, known: Collection[str]) -> None:
@@ -183,14 +202,20 @@ def _rows(book: ScoreBook, marked: dict[str, Any]) -> list[PromptScoreRow]:
             hows = [marked[cell.cell] for cell in own.values() if cell.cell in marked]
             if not hows:
                 continue
+            info = book.tasks[task]
+            if not _estimable(info.metric) or not any(cell.n for cell in own.values()):
+                why = "no drawn pair has a value" if _estimable(info.metric) else (
+                    f"{info.metric} does not lie between 0 and 1"
+                )  # fmt: skip
+                log.warning("%s, %s: no estimate over prompts: %s", names[subject], task, why)
+                continue
             prompts = max(len(own), *(how["prompts"] for how in hows))
             estimated = _estimate(book, list(own.values()), prompts, hows)
-            info = book.tasks[task]
             notes = pair_notes(book.subjects[subject], info, list(own.values()))
             rows.append(
                 PromptScoreRow(
                     names.get(subject, subject), task, info.metric, way.label, numerics, prompts,
-                    estimated[0], estimated[1], tuple(notes),
+                    estimated[0], estimated[1], tuple(notes), book.subjects[subject],
                 )
             )  # fmt: skip
     return rows

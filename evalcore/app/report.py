@@ -145,6 +145,7 @@ def report(
         analysis=analysis,
         losses=losses,
         source=folders if len(stores) > 1 else stores[0],
+        estimated=estimated,
         command=f"evalcore report {named} -o {shlex.quote(str(output))}"
         + (part.options if part else ""),
     )

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.analysis import Analysis, Flag, ScoreBook, ScoreRow, analyse, score_rows
+from evalcore.analysis.prompteval import PromptScoreRow
 from evalcore.analysis.scores import metric_table, model_names
 from evalcore.errors import InputError
 from evalcore.report import lead
@@ -24,6 +25,7 @@ from evalcore.report.figures import Figure, all_figures, cost_rows
 from evalcore.report.losses import loss_rows
 from evalcore.report.packing import pack
 from evalcore.report.pictures import VEGA_LITE, write_pictures
+from evalcore.report.prompteval import prompt_score_page
 from evalcore.report.records import run_facts, versions
 from evalcore.report.rows import FACETS, Row, score_data, tuning_name
 from evalcore.report.scores import write_scores
@@ -71,6 +73,7 @@ def write_report(
     command: str = "evalcore report RESULTS",
     numerics: str | None = None,
     allow_mixed: bool = False,
+    estimated: Sequence[PromptScoreRow] = (),
 ) -> Path:
     """Writes ``report.html`` (self-contained), its pictures (PNG, SVG) and every table as CSV.
 
@@ -87,6 +90,7 @@ def write_report(
         command: What makes the report again, for the page to say.
         numerics: Use only this numerics class.
         allow_mixed: Allow differences across numerics classes.
+        estimated: Scores over prompts of which a part of the pairs was scored.
 
     Returns:
         Path of the page.
@@ -115,7 +119,9 @@ def write_report(
         files = write_tables(analysis, metric_table(scored), out)
         by_task, by_prompt = (score_rows(analysis.book, by) for by in ("task", "prompt"))
         files += write_scores(by_task, by_prompt, out)
-        datasets, figures, tables = _drawn(analysis, source, losses, by_task, by_prompt)
+        datasets, figures, tables = _drawn(analysis, losses, by_task, by_prompt)
+        if estimated:
+            tables = [prompt_score_page(estimated), *tables]
         drawn = {path.stem for path in write_pictures(figures, datasets, out)}
         data = _data(analysis, datasets, figures, tables, sample(analysis, source))
         for figure in data["figures"]:
@@ -135,8 +141,8 @@ def write_report(
 
 
 def _drawn(
-    analysis: Analysis, source: Source | None, losses: pa.Table | None,
-    by_task: Sequence[ScoreRow], by_prompt: Sequence[ScoreRow],
+    analysis: Analysis, losses: pa.Table | None, by_task: Sequence[ScoreRow],
+    by_prompt: Sequence[ScoreRow],
 ) -> tuple[dict[str, list[Row]], list[Figure], list[Table]]:  # fmt: skip
     """Rows of charts by data set, the charts, and the tables."""
     scores, trained = score_data(analysis, by_task, by_prompt), loss_rows(losses)

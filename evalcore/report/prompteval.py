@@ -1,4 +1,4 @@
-"""Scores over all prompts, estimated from drawn pairs: as text, and as a table."""
+"""Scores over all prompts, estimated from drawn pairs: as text, as a table, and for the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from evalcore.analysis.prompteval import PromptScoreRow
-from evalcore.report.words import fit, mark, note_lines, plain
+from evalcore.report.rows import seed_names, tuning_name
+from evalcore.report.sections import Column, Table
+from evalcore.report.words import fit, mark, note_lines, plain, visible
 
 _SHARES = (0.05, 0.5, 0.95)
 
@@ -79,3 +81,34 @@ def _record(row: PromptScoreRow) -> dict[str, Any]:
         record |= {name: value, f"{name}_low95": low, f"{name}_high95": high}
     record |= {"sd_prompts_logit": s.spread[0], "sd_documents_logit": s.spread[1]}
     return record | {"notes": "; ".join(row.notes)}
+
+
+def prompt_score_page(rows: Sequence[PromptScoreRow]) -> Table:
+    """The rows as a table of the page."""
+    shown, facets = [], []
+    for row in rows:
+        s, subject = row.scores, row.subject
+        shown.append([
+            visible(row.model), visible(row.task), row.way, row.prompts,
+            f"{s.scored:,} of {s.pairs:,}", _ranged(s.mean, s.mean_interval),
+            *(_ranged(s.quantiles[share][0], s.quantiles[share][1:]) for share in _SHARES),
+            _ranged(s.worst, s.worst_interval), round(s.naive, 4), "; ".join(row.notes),
+        ])  # fmt: skip
+        who: list[list[str] | None] = [None, None, None]
+        if subject is not None:
+            who = [[visible(subject.checkpoint)], [tuning_name(subject)], seed_names(subject)]
+        facets.append([*who, [visible(row.task)], None, [row.way]])
+    columns = (
+        Column("model"), Column("task"), Column("asked"), Column("prompts", "count"),
+        Column("pairs scored"), Column("mean [95 %]"),
+        *(Column(f"{round(100 * share)} % of prompts [95 %]") for share in _SHARES),
+        Column("worst prompt [95 %]"), Column("naive mean", "number"), Column("note"),
+    )  # fmt: skip
+    caption = (
+        "Estimated from drawn (prompt, document) pairs (--budget) by the extended Rasch model: the "
+        "mean over all prompts on all documents, the score that so many per cent of the prompts do "
+        "not pass, and the worst prompt. Naive: the mean of the scored pairs, which stand in no "
+        "other table."
+    )
+    title = "Over all prompts, from a part of the pairs"
+    return Table("budget", "prompts", title, caption, columns, shown, facets, "prompt_scores.csv")
