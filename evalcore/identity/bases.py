@@ -100,6 +100,8 @@ def _check_key_heads(
     path: str, config: Mapping[str, Any], layout: Layout, heads: int | None
 ) -> None:
     keys, size = config.get("num_key_value_heads"), config.get("head_dim")
+    if keys is None and config.get("model_type") == "llama":
+        keys = heads  # its default
     width = config.get("hidden_size")
     if size is None and heads and isinstance(width, int):
         size = width // heads

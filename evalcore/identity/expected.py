@@ -24,6 +24,14 @@ _EXPERTS = ("num_local_experts", "num_experts")
 # Keys of families whose layers are not all of one kind.
 _MIXED = ("mlp_only_layers", "first_k_dense_replace", "text_config", "auto_map")
 _SHOWN = 3
+# What tensors of the families here are called -> what says how many rows and columns they have.
+_SHAPES: dict[str, tuple[str | None, str]] = {
+    ".mlp.up_proj.weight": ("intermediate_size", "hidden_size"),
+    ".mlp.gate_proj.weight": ("intermediate_size", "hidden_size"),
+    ".mlp.down_proj.weight": ("hidden_size", "intermediate_size"),
+    ".self_attn.q_proj.weight": (None, "hidden_size"),
+    "lm_head.weight": ("vocab_size", "hidden_size"),
+}
 
 
 def check_tensors(path: str, config: Mapping[str, Any], layout: Layout) -> None:
@@ -66,6 +74,22 @@ def check_tensors(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     ]  # fmt: skip
     if extra:
         raise _fault(path, "has {} tensors its architecture has no place for", sorted(extra))
+    _check_shapes(path, config, layout)
+
+
+def _check_shapes(path: str, config: Mapping[str, Any], layout: Layout) -> None:
+    """Matrices that were saved turned, or are of other sizes than ``config.json`` says."""
+    for name, (_, shape) in layout.items():
+        for ending, keys in _SHAPES.items():
+            if not name.endswith(ending) or len(shape) != 2:
+                continue
+            for key, size in zip(keys, shape, strict=True):
+                said = config.get(key) if key is not None else None
+                if isinstance(said, int) and size != said:
+                    raise InputError(
+                        f"checkpoint {path}: {name} has shape {list(shape)}, config.json says "
+                        f"{key} {said:,}; it was saved turned, or one of them is of another model"
+                    )
 
 
 @lru_cache(maxsize=1)

@@ -182,6 +182,13 @@ def _rope(config: Mapping[str, Any], reach: int) -> str | None:
                 f"config.json, key {key}.{_SCALED_QUERIES}: vLLM does not read it, transformers "
                 f"scales by it from token {first} on"
             )
+        if kind == "yarn" and isinstance(first, int) and first * rope.get("factor", 1) < reach:
+            end = int(first * rope["factor"])
+            return (
+                f"config.json, key {key}: vLLM's table of positions ends at {end} (factor times "
+                f"original_max_position_embeddings), texts may have {reach} tokens; --max-length "
+                f"{end} takes shorter ones alone"
+            )
         if kind != "longrope":
             continue
         odd = next((name for name in ("attention_factor", "factor") if rope.get(name)), None)

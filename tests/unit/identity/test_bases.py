@@ -43,6 +43,7 @@ def test_the_checkpoints_of_these_tests_are_sound(tiny_checkpoint: Path) -> None
         ({"model_type": "gpt_neox", "num_key_value_heads": 1}, "key num_key_value_heads: gpt_neox"),
         ({"num_hidden_layers": 3}, "have 2 layers"),
         ({"num_key_value_heads": 1}, "says 1 key heads of 16"),
+        ({"intermediate_size": 48}, "config.json says intermediate_size 48; it was saved turned"),
         ({"attention_bias": True}, "key attention_bias: true, but the weights have none"),
         ({"mlp_bias": True}, "key mlp_bias: true, but the weights have none"),
         ({"vocab_size": 399}, "says vocab_size 399, model.embed_tokens.weight has 400 rows"),
@@ -449,6 +450,41 @@ def test_queries_that_grow_with_the_text_are_named(tiny_checkpoint: Path) -> Non
     assert "key rope_parameters.llama_4_scaling_beta: vLLM does not read it" in str(found)
     rope["llama_4_scaling_beta"] = 0
     assert unsupported(str(tiny_checkpoint), config, "cpu", 512) is None
+
+
+def test_positions_beyond_vllms_table_are_named(tiny_checkpoint: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    config = {"model_type": "llama", "rope_parameters": rope, "head_dim": 64,
+              "max_position_embeddings": 512}  # fmt: skip
+    assert unsupported(str(tiny_checkpoint), config, "cpu", 128) is None
+    found = unsupported(str(tiny_checkpoint), config, "cpu")
+    assert "table of positions ends at 128" in str(found)
+    assert "\n" not in str(found)
+    rope["factor"] = 8.0
+    assert unsupported(str(tiny_checkpoint), config, "cpu") is None
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_matrix_that_was_saved_turned_is_named(tiny_checkpoint: Path, name: str) -> None:
+    layout = dict(weight_layout(tiny_checkpoint))
+    kind, shape = layout[name]
+    layout[name] = (kind, shape[::-1])
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    with pytest.raises(InputError, match=f"{name} has shape .*saved turned"):
+        check_base("c", config, layout)
+
+
+def test_key_heads_that_are_left_out_are_all_heads(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_checkpoint(tmp_path / "c")
+    config = json.loads((base / "config.json").read_text())
+    layout = dict(weight_layout(base))
+    name = "model.layers.0.self_attn.k_proj.weight"
+    layout[name] = (layout[name][0], (16, layout[name][1][1]))
+    del config["num_key_value_heads"]
+    with pytest.raises(InputError, match="key heads of"):
+        check_base("c", config, layout)
 
 
 def test_a_key_that_only_vllm_needs_is_named(tiny_checkpoint: Path) -> None:
