@@ -1,0 +1,63 @@
+"""Frozen values handed from stage to stage. Nothing here reads a disk, a clock or a device."""
+
+from evalcore.types.asking import (
+    AXES,
+    FREE_ANSWER,
+    TEMPLATE_DATE,
+    AnswerWay,
+    Cell,
+    Document,
+    Domain,
+    EncodingSettings,
+    GenerationSettings,
+    OutputType,
+    Prebuilt,
+    Task,
+    Variant,
+    generation_of,
+    option_of,
+)
+from evalcore.types.batches import (
+    FloatArray,
+    GenerateBatch,
+    GenerateResult,
+    IntArray,
+    OffsetArray,
+    ScoreBatch,
+    ScoreResult,
+    flatten,
+)
+from evalcore.types.models import (
+    Adapter,
+    Checkpoint,
+    Subject,
+)
+
+__all__ = [
+    "AXES",
+    "FREE_ANSWER",
+    "TEMPLATE_DATE",
+    "Adapter",
+    "AnswerWay",
+    "Cell",
+    "Checkpoint",
+    "Document",
+    "Domain",
+    "EncodingSettings",
+    "FloatArray",
+    "GenerateBatch",
+    "GenerateResult",
+    "GenerationSettings",
+    "IntArray",
+    "OffsetArray",
+    "OutputType",
+    "Prebuilt",
+    "ScoreBatch",
+    "ScoreResult",
+    "Subject",
+    "Task",
+    "Variant",
+    "flatten",
+    "generation_of",
+    "option_of",
+]
