@@ -145,6 +145,9 @@ _SCALED_QUERIES = "llama_4_scaling_beta"  # of Ministral 3
 # Families whose sliding layers look one token further back in vLLM 0.32 (models/commandr.py,
 # models/cohere2_moe.py: as they were trained) than in transformers.
 _ONE_FURTHER = ("cohere2", "cohere2_moe")
+# Families of which vLLM 0.32 (models/qwen2.py, qwen3.py, qwen2_moe.py) gives all layers the window,
+# or none: the first two then do not start, the third has none.
+_ONE_KIND = ("qwen2", "qwen3", "qwen2_moe")
 
 
 def _reach(config: Mapping[str, Any], longest: int) -> int:
@@ -154,17 +157,48 @@ def _reach(config: Mapping[str, Any], longest: int) -> int:
 
 
 def _window(config: Mapping[str, Any], reach: int) -> str | None:
-    """How vLLM attends otherwise in texts that are long enough."""
-    kind, window = config.get("model_type"), config.get("sliding_window")
-    layers = config.get("layer_types") or ("sliding_attention",)
-    if not isinstance(window, int) or "sliding_attention" not in layers:
+    """How vLLM attends otherwise in texts that are longer than a window."""
+    kind, window, types = (
+        str(config.get("model_type")),
+        config.get("sliding_window"),
+        _types(config),
+    )
+    if not isinstance(window, int) or "sliding_attention" not in types or window >= reach:
         return None
-    if kind in _ONE_FURTHER and window < reach:
+    if kind in _ONE_FURTHER:
         return (
             f"config.json, key sliding_window: vLLM's {kind} looks back one token more than "
             f"transformers', so that texts longer than {window} tokens have other scores"
         )
+    if kind in _ONE_KIND and len(set(types)) > 1:
+        return (
+            f"config.json, key sliding_window: some layers have it and others not, which vLLM's "
+            f"{kind} does not follow"
+        )
+    if kind == "gpt_oss" and any(
+        (own == "sliding_attention") != (i % 2 == 0) for i, own in enumerate(types)
+    ):
+        return "config.json, key layer_types: vLLM's gpt_oss has every other layer slide, from 0 on"
     return None
+
+
+def _types(config: Mapping[str, Any]) -> list[str]:
+    """What each layer attends to, as transformers 5.19 reads it; one for all where that is so."""
+    kind, count = config.get("model_type"), config.get("num_hidden_layers")
+    if kind in _ONE_KIND and not config.get("use_sliding_window"):
+        return ["full_attention"]
+    if isinstance(types := config.get("layer_types"), list):
+        return [str(own) for own in types]
+    if kind not in _ONE_KIND or not isinstance(count, int):
+        return ["sliding_attention", "full_attention"] if kind in _ONE_FURTHER else []
+    first = config.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        return []
+    if kind == "qwen2_moe":
+        slides = [i % 2 == 0 and i < first for i in range(count)]
+    else:
+        slides = [i >= first for i in range(count)]
+    return ["sliding_attention" if own else "full_attention" for own in slides]
 
 
 def _rope(config: Mapping[str, Any], reach: int) -> str | None:

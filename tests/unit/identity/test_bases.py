@@ -432,6 +432,35 @@ def test_a_window_that_is_one_token_wider_in_vllm(
     assert ("one token more" in str(found)) == said, found
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "qwen2", "max_window_layers": 1}, "some layers have it"),
+        ({"model_type": "qwen3", "max_window_layers": 1}, "some layers have it"),
+        ({"model_type": "qwen2_moe", "max_window_layers": 3}, "some layers have it"),
+        ({"model_type": "qwen2_moe"}, "some layers have it"),
+        ({"model_type": "qwen2", "max_window_layers": 0}, None),
+        ({"model_type": "qwen2", "max_window_layers": 3}, None),
+        ({"model_type": "qwen2"}, None),
+        ({"model_type": "qwen2", "max_window_layers": 1, "use_sliding_window": False}, None),
+        ({"model_type": "qwen2", "max_window_layers": 1, "sliding_window": 4096}, None),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]},
+         "some layers have it"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3}, None),
+        ({"model_type": "gpt_oss", "layer_types": ["sliding_attention", "full_attention"]}, None),
+        ({"model_type": "gpt_oss", "layer_types": ["full_attention", "sliding_attention"]},
+         "every other layer"),
+    ],
+)  # fmt: skip
+def test_windows_of_some_layers(
+    tiny_checkpoint: Path, config: dict[str, Any], said: str | None
+) -> None:
+    config = {"sliding_window": 64, "use_sliding_window": True, "num_hidden_layers": 3,
+              "head_dim": 64, **config}  # fmt: skip
+    found = unsupported(str(tiny_checkpoint), config, "cpu", 512)
+    assert found is None if said is None else said in str(found)
+
+
 def test_longer_texts_than_usual_count(tiny_checkpoint: Path) -> None:
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
     config = {"model_type": "llama", "rope_scaling": rope, "max_position_embeddings": 8192,
