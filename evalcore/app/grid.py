@@ -8,16 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evalcore.app.asking import asked_of
-from evalcore.app.cells import (
-    NO_TEMPLATE,
-    Grid,
-    Lengths,
-    Question,
-    RequestFile,
-    installed_versions,
-)
+from evalcore.app.cells import NO_TEMPLATE, Grid, Question, RequestFile
 from evalcore.app.learned import LearnedRows
+from evalcore.app.lengths import Lengths
 from evalcore.app.lm_eval import LmEvalAsking
+from evalcore.app.versions import installed_versions
 from evalcore.config import GridConfig
 from evalcore.errors import DataError, InputError, ResultsError
 from evalcore.identity import (

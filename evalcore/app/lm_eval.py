@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evalcore.app.asking import asked_of
-from evalcore.app.cells import NO_TEMPLATE, Grid, Lengths, Question, RequestFile
+from evalcore.app.cells import NO_TEMPLATE, Grid, Question, RequestFile
+from evalcore.app.lengths import Lengths
 from evalcore.config import GridConfig
 from evalcore.identity import data_fingerprint
 from evalcore.lm_eval import VERSION, Built, LoadedTask, load

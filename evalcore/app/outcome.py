@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalcore.app.cells import Grid, installed_versions
+from evalcore.app.cells import Grid
 from evalcore.app.flops import peak_flops, run_flops
+from evalcore.app.versions import installed_versions
 from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EXIT_BAD_INPUT, EXIT_CELLS_FAILED, EXIT_STOPPED, InputError

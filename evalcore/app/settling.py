@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from evalcore.app.adapters import AdapterPlan, check_way, plan_adapters
-from evalcore.app.cells import Grid, encoding_settings
+from evalcore.app.cells import Grid
 from evalcore.app.engines import hf_spec
 from evalcore.app.grid import GridMaker, Selected
 from evalcore.app.labels import labelled_subjects
+from evalcore.app.lengths import encoding_settings
 from evalcore.app.manifest import agreed, grid_name
 from evalcore.app.place import Place, changed_device, find_place
 from evalcore.app.survey import Survey

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from evalcore.app.cells import installed_versions
 from evalcore.app.flops import ModelShape, mfu, peak_flops
+from evalcore.app.versions import installed_versions
 from evalcore.benchmark.requests import RequestCounts, RequestShape
 from evalcore.engines.protocol import BLOCK_SIZES, EngineSpec, resolve_device
 from evalcore.files import scratch_folder

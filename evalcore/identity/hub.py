@@ -23,6 +23,20 @@ from evalcore.files import write_atomically
 from evalcore.identity import answers
 from evalcore.identity.answers import LEAST_BYTES_PER_S, TooSlowError, bound_answers
 from evalcore.identity.cache import known_fact, note_fact
+from evalcore.identity.hub_faults import (
+    LONGEST_S,
+    PASSING,
+    SILENCE_S,
+    TRIES,
+    is_silence,
+    may_pass,
+    real_fault,
+    retry_after,
+    shortly,
+    status_of,
+    wait_before,
+    xet_failed,
+)
 from evalcore.identity.unasked import is_offline, why_offline
 
 logger = logging.getLogger("evalcore")
@@ -30,19 +44,10 @@ logger = logging.getLogger("evalcore")
 Kind = Literal["model", "dataset"]
 Got = TypeVar("Got")
 
-TRIES = 4
-WAIT_S = 1.0
-"""Before the second try; doubled for each further one. The hub's own Retry-After goes before."""
-LONGEST_S = 90.0
-"""All tries of one request together; the library tries a few times by itself in each."""
-SILENCE_S = 20.0
-"""No further try after so long without any answer: the library has tried five times by then."""
 _UNREACHABLE_FOR_S = 60.0
 _LISTING = "hub-listing-2"
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_SILENCE = {"ReadTimeout", "ConnectTimeout", "PoolTimeout", "WriteTimeout"}
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 # endpoint -> when it was last found not to answer
 _silent_since: dict[str, float] = {}
@@ -242,16 +247,16 @@ class HubRepository:
             try:
                 return call()
             except Exception as error:  # the libraries raise dozens of kinds
-                real = _real(error)
-                if _xet_failed(error):
+                real = real_fault(error)
+                if xet_failed(error):
                     continue
                 number += 1
-                wait = _wait(real, number)
+                wait = wait_before(real, number)
                 seconds = time.monotonic() - begin
-                longest = SILENCE_S if _is_silence(real) else LONGEST_S
+                longest = SILENCE_S if is_silence(real) else LONGEST_S
                 if wait is None or number == TRIES or seconds + wait > longest:
                     raise self._fault(revision, real, number, seconds) from None
-                logger.info("%s: %s, once more in %.0f s", self.name, _shortly(real), wait)
+                logger.info("%s: %s, once more in %.0f s", self.name, shortly(real), wait)
                 time.sleep(wait)
 
     def _fault(
@@ -263,7 +268,7 @@ class HubRepository:
         fetch = f"download it while online (hf download {self.name}{kind}{at})"
         page = f"{endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
         names = {cls.__name__ for cls in type(error).__mro__}
-        status = _status(error)
+        status = status_of(error)
         if "GatedRepoError" in names:
             return HubError(
                 f"is gated: accept its terms at {page} and log in (hf auth login, or HF_TOKEN)"
@@ -275,9 +280,9 @@ class HubRepository:
                 f"is not on the hub ({endpoint()}), or is private; check its name, or log in "
                 f"(hf auth login, or HF_TOKEN)"
             )
-        if status in _PASSING:
+        if status in PASSING:
             login = ", or log in for a higher limit (hf auth login)" if status == 429 else ""
-            wait = _retry_after(error)
+            wait = retry_after(error)
             later = f" in {wait:.0f} s" if wait else " later"
             return _PassingError(
                 f"could not be fetched: the hub answered {status} to {tries} "
@@ -292,10 +297,10 @@ class HubRepository:
                 f"could not be fetched: {endpoint()} redirects without end; check HF_ENDPOINT and "
                 f"the proxy"
             )
-        if error is not None and _is_silence(error):
+        if error is not None and is_silence(error):
             return _PassingError(
                 f"could not be fetched: no answer to {tries} tries in {seconds:.0f} s "
-                f"({_shortly(error)}); run again, complete files are kept"
+                f"({shortly(error)}); run again, complete files are kept"
             )
         if error is None or names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
             why = (
@@ -304,10 +309,10 @@ class HubRepository:
                 else f"the hub ({endpoint()}) cannot be reached"
             )
             return HubError(f"not in the local cache and {why}; {fetch}")
-        if _passes(error):
+        if may_pass(error):
             return _PassingError(
                 f"could not be fetched: the connection broke off in {tries} tries "
-                f"({_shortly(error)}); run again, complete files are kept"
+                f"({shortly(error)}); run again, complete files are kept"
             )
         if isinstance(error, TooSlowError):
             return _PassingError(
@@ -320,7 +325,7 @@ class HubRepository:
                 f"could not be written to the cache {hub_cache_dir()} ({error.strerror}); make "
                 f"room, or set HF_HOME to another disk"
             )
-        return HubError(f"could not be fetched ({_shortly(error)}); {fetch}")
+        return HubError(f"could not be fetched ({shortly(error)}); {fetch}")
 
     def _near(self, revision: str | None) -> str:
         """Names of branches and tags that are like one that is not there."""
@@ -426,67 +431,3 @@ def reachable() -> bool:
         _silent_since[where] = time.monotonic()
         return False
     return True
-
-
-def _is_silence(error: BaseException) -> bool:
-    return type(error).__name__ in _SILENCE
-
-
-def _real(error: BaseException) -> BaseException:
-    """What went wrong, under the library's "not in the cache either"."""
-    cause = error.__cause__
-    if type(error).__name__ == "LocalEntryNotFoundError" and cause is not None:
-        return cause
-    return error
-
-
-def _status(error: BaseException | None) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _retry_after(error: BaseException | None) -> float | None:
-    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
-    try:
-        return max(0.0, float(headers.get("Retry-After")))
-    except (TypeError, ValueError):
-        return None
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether a fault may pass: the connection, a body cut short."""
-    if type(error).__name__ == "TooManyRedirects":
-        return False
-    if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
-        return True
-    return isinstance(error, OSError) and "Consistency check failed" in str(error)
-
-
-def _wait(error: BaseException, number: int) -> float | None:
-    """Seconds until the next try; None if there is no point in one."""
-    if _status(error) in _PASSING:
-        told = _retry_after(error)
-        return told if told is not None else WAIT_S * 2 ** (number - 1)
-    return WAIT_S * 2 ** (number - 1) if _passes(error) else None
-
-
-def _xet_failed(error: BaseException) -> bool:
-    """Whether Xet storage failed (a mirror without it, a blocked host); plain HTTP is next then.
-
-    huggingface_hub takes plain HTTP only where hf_xet is not installed.
-    """
-    from huggingface_hub import constants
-
-    trace, seen = error.__traceback__, False
-    while trace is not None and not seen:
-        seen = trace.tb_frame.f_code.co_name == "xet_get"
-        trace = trace.tb_next
-    if not seen or constants.HF_HUB_DISABLE_XET:
-        return False
-    logger.info("Xet storage failed (%s): plain HTTP from here on", _shortly(error))
-    constants.HF_HUB_DISABLE_XET = True
-    return True
-
-
-def _shortly(error: BaseException | None) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text[:160]}"

@@ -129,7 +129,7 @@ def _header(folder: Path, rng: random.Random) -> Callable[[], Any]:
 
 
 def _config(folder: Path, rng: random.Random) -> Callable[[], Any]:
-    from evalcore.app.cells import encoding_settings
+    from evalcore.app.lengths import encoding_settings
     from evalcore.identity import describe_checkpoint
 
     file = folder / "model/config.json"

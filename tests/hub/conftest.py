@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from evalcore.identity import hub as client
+from evalcore.identity import hub_faults
 from evalcore.tasks import hub as data
 from evalcore.tasks import load_task
 from tests.hub.loopback import LoopbackHub
@@ -43,7 +44,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read when it was imported
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(client, "WAIT_S", 0.01)
+        monkeypatch.setattr(hub_faults, "WAIT_S", 0.01)
         sleep = _http.time.sleep
         monkeypatch.setattr("time.sleep", lambda seconds: sleep(seconds / 100))
         forget()
