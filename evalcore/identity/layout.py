@@ -15,8 +15,11 @@ HEADS = ("lm_head", "embed_out")
 # Families whose embeddings and head are one where config.json does not say (transformers 5.19).
 _TIED_BY_DEFAULT = {
     "gpt2", "gpt_bigcode", "gpt_neo", "opt", "bloom", "falcon", "mpt", "gemma", "gemma2", "gemma3",
-    "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "lfm2", "lfm2_moe", "ernie4_5",
-    "xglm", "biogpt", "jetmoe", "falcon_mamba",
+    "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified",
+    "gemma4_unified_text", "vaultgemma", "recurrent_gemma", "cohere", "cohere2", "cohere2_moe",
+    "starcoder2", "smollm3", "lfm2", "lfm2_moe", "ernie4_5", "ernie4_5_moe", "granite_swa",
+    "minicpm3", "xglm", "biogpt", "ctrl", "jetmoe", "gpt_neox_japanese", "mamba", "falcon_mamba",
+    "zamba", "zamba2", "youtu", "zaya",
 }  # fmt: skip
 
 
