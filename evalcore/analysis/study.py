@@ -183,9 +183,8 @@ def analyse(
         for g in gains
         if g.task.tuned_by == g.subject.tuned_on
     ]
-    _flag_documents(book, flags)
+    _flag_apart(book, flags)
     spreads = prompt_spreads(book)
-    _flag_prompt_counts(spreads, flags)
     chosen = list(groups) if groups is not None else default_groups(book.tasks, tuned)
     flags += check_groups(chosen, book.tasks)
     tuned_gains = [g for g in main if g.subject.control is None]
@@ -322,29 +321,30 @@ def _curves(book: ScoreBook) -> list[CurvePoint]:
     return points
 
 
-def _flag_documents(book: ScoreBook, flags: list[Flag]) -> None:
-    """Says where models were scored on other numbers of documents: their scores differ by those."""
+def _flag_apart(book: ScoreBook, flags: list[Flag]) -> None:
+    """Says where models were scored under other prompts or on other numbers of documents."""
     sizes: dict[tuple[str, Way], set[int]] = defaultdict(set)
+    prompts: dict[tuple[str, Way], set[frozenset[str]]] = defaultdict(set)
     for (_, task), cells in book.cells.items():
-        most: dict[Way, int] = {}
-        for cell in cells.values():
-            most[cell.way] = max(most.get(cell.way, 0), cell.n + cell.unscored)
-        for way, size in most.items():
-            sizes[(task, way)].add(size)
-    for (task, way), found in sizes.items():
-        if len(found) > 1:
+        own: dict[Way, dict[str, int]] = defaultdict(dict)
+        for name, cell in cells.items():
+            own[cell.way][name] = cell.n + cell.unscored
+        for way, found in own.items():
+            sizes[(task, way)].add(max(found.values()))
+            prompts[(task, way)].add(frozenset(found))
+    for (task, way), counts in sizes.items():
+        if len(counts) > 1:
             text = (
-                f"models were scored on {min(found):,} to {max(found):,} documents: their scores "
+                f"models were scored on {min(counts):,} to {max(counts):,} documents: their scores "
                 "are not of the same ones (gains and contrasts are)"
             )
-            flags.append(Flag("documents", f"{task}, {way.label}", text, len(found)))
-
-
-def _flag_prompt_counts(spreads: Sequence[PromptSpread], flags: list[Flag]) -> None:
-    counts: dict[tuple[str, Way], set[int]] = defaultdict(set)
-    for row in spreads:
-        counts[(row.task.name, row.way)].add(row.spread.prompts)
-    for (task, way), found in counts.items():
-        if len(found) > 1:
-            text = "prompt counts differ between subjects: ranges are not comparable"
-            flags.append(Flag("prompts", f"{task}, {way.label}", text, len(found)))
+            flags.append(Flag("documents", f"{task}, {way.label}", text, len(counts)))
+    for (task, way), sets in prompts.items():
+        if len(sets) > 1:
+            least, most = min(map(len, sets)), max(map(len, sets))
+            many = f"{least} to {most}" if least < most else f"{most}, not the same"
+            text = (
+                f"models were scored under different prompts ({many}): their scores and ranges are "
+                "not of the same ones (gains and contrasts are)"
+            )
+            flags.append(Flag("prompts", f"{task}, {way.label}", text, len(sets)))

@@ -34,7 +34,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """What a column may be for -> names by which it is found without being told."""
 _NEEDED = ("task", "score")
-_NUMBER = re.compile(r"\d[\d_,]*")
+_STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[^\d\s]{0,2}(\d[\d_,]*)", re.IGNORECASE)
+_ALONE = re.compile(r"(\d[\d_,]*)(?:\.0*)?(?![\w.])")
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,12 @@ def _number(text: str, where: str, what: str) -> float:
 
 
 def _step(text: str) -> int | None:
-    """The first whole number of a name (``step1000-tokens4B``); None: it has none (``main``)."""
-    found = _NUMBER.search(text)
-    return int(re.sub("[_,]", "", found[0])) if found else None
+    """The step that a name says (``OLMo-1B-step1000-tokens4B``, ``checkpoint-500``, ``1,000``).
+
+    None where it says none (``main``, ``OLMo-1B``).
+    """
+    found = _STEP.search(text) or _ALONE.match(text.strip())
+    return int(re.sub("[_,]", "", found[1])) if found else None
 
 
 def read_lm_eval_results(path: Path) -> list[TableScore]:

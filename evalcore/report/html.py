@@ -48,7 +48,7 @@ FLAG_TITLES = {
     "control": "Format-only controls",
     "group": "Tasks in no group, or in several, of the table per checkpoint",
     "ratio": "Base score too small for a ratio",
-    "prompts": "Different numbers of prompts",
+    "prompts": "Different prompts",
     "documents": "Different numbers of documents",
     "metric": "Primary metric without a value per document",
     "tuning": "Adapters whose tuning is not known (say it with `evalcore label`)",

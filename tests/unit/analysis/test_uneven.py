@@ -153,6 +153,17 @@ def test_models_scored_on_other_numbers_of_documents_are_named() -> None:
     assert FINDINGS["rank_stability"](same)[0]["notes"] == ""
 
 
+def test_models_scored_under_other_prompts_are_named() -> None:
+    rows: Rows = []
+    for step, prompts in ((100, "abc"), (200, "abc"), (400, "a")):
+        for prompt in prompts:
+            rows += cell_rows(subject_columns(step), NLI, prompt, right(10))
+    (flag,) = [f for f in analyse(to_table(rows)).flags if f.kind == "prompts"]
+    assert "different prompts (1 to 3)" in flag.text
+    same = analyse(to_table([r for r in rows if r["step"] < 400]))
+    assert not [f for f in same.flags if f.kind == "prompts"]
+
+
 def test_one_document_of_a_base_has_no_brackets() -> None:
     analysis = analyse(to_table(cell_rows(BASE, NLI, "a", right(1))))
     (line,) = lead.sentences(analysis)

@@ -164,6 +164,18 @@ def test_an_error_of_nothing_makes_no_interval_of_a_difference(tmp_path: Path) -
     assert "stderr implies another n: about 98 documents, not 1,000" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("OLMo-1B-0724-step1000-tokens4B", 1000), ("checkpoint-500", 500), ("step_1,000", 1000),
+     ("18000", 18000), ("1,000.0", 1000), ("main", None), ("OLMo-1B", None), ("llama-2", None),
+     ("1B", None)],
+)  # fmt: skip
+def test_a_step_is_what_a_name_calls_one(tmp_path: Path, name: str, step: int | None) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(f'model,task,score\n"{name}",nli,.5\n')
+    assert import_scores([path]).table.rows[0].step == step
+
+
 def test_losses_are_named_and_not_averaged_with_scores(tmp_path: Path) -> None:
     rows = [
         "A,,w,word_perplexity,p,.8,9", "A,t,w,word_perplexity,p,.6,9",
