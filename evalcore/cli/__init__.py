@@ -123,13 +123,15 @@ def _line_of(error: Exception) -> str | None:
         chain.append(before)
     if any(_is_memory(each) for each in chain):
         return _too_little(_allowed())
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "there is no home directory, for caches: set HOME to a folder that can be written"
     if not isinstance(error, OSError) or error.errno is None:
         return None
     name = one_line(str(error.filename))
     if error.errno == errno.ENAMETOOLONG:
         return f"{name[:60]} ...: a name of {len(name):,} signs is too long"
     if error.filename is None:
-        return None
+        return f"{error.strerror} (where that happened: --debug)"
     return f"{name}: {error.strerror} (where that happened: --debug)"
 
 

@@ -318,6 +318,8 @@ def test_what_the_system_refuses_is_one_line(
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
         (RuntimeError("can't start new thread"), "there is not enough memory"),
         (MemoryError(), "there is not enough memory"),
+        (OSError(errno.ENOENT, "No usable temporary directory found"), "No usable temporary"),
+        (RuntimeError("Could not determine home directory."), "there is no home directory"),
     ):
         monkeypatch.setattr(cli, "main", refuse(error))
         monkeypatch.setattr(sys, "argv", ["evalcore", "tasks"])
