@@ -10,7 +10,7 @@ from typing import Any
 
 from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
-from evalcore.engines.vllm.contract import architectures, model_source
+from evalcore.engines.vllm.contract import architectures, model_classes, model_source
 from evalcore.identity import safetensors_names, shares_embeddings, weight_layout, weight_names
 from evalcore.identity.bases import quantisation
 from evalcore.identity.layout import head_of
@@ -27,8 +27,11 @@ _STATE_SPACE = {
 
 # Keys of config.json that vLLM 0.32 goes by in families whose code in transformers does not know
 # them (engine/arg_utils.py, models/llama.py) -> values that change nothing.
-_BELIEVED: dict[str, tuple[Any, ...]] = {"sliding_window": (None, 0), "logit_scale": (None, 1)}
-_SCALED = ("llama", "mistral")  # families of which vLLM believes a logit_scale
+_BELIEVED: dict[str, tuple[Any, ...]] = {
+    "sliding_window": (None, 0), "logit_scale": (None, 1), "attn_logit_softcapping": (None, 0),
+    "final_logit_softcapping": (None, 0), "dual_chunk_attention_config": (None,),
+}  # fmt: skip
+_SCALED = ("llama", "mistral", "phi3")  # families whose classes in vLLM are Llama's
 # Keys that vLLM 0.32 goes by (models/lfm2.py), which published files have and transformers writes
 # no more.
 _NEEDED = {"lfm2": ("block_dim", "conv_dim")}
@@ -99,17 +102,33 @@ def _believed(config: Mapping[str, Any]) -> str | None:
             return f"config.json has no key {key}, which vLLM's {kind} goes by"
     for key, harmless in _BELIEVED.items():
         value = config.get(key)
-        if value in harmless or (key == "logit_scale" and kind not in _SCALED):
+        if value in harmless or not _reads(config, key):
             continue
         if key == "sliding_window" and _at_least(value, length):
             continue  # no text is longer
         source = _transformers_source(kind)
         if source and key not in source:
             return (
-                f"config.json, key {key}: vLLM goes by it ({value!r}), transformers' {kind} has "
-                f"no such key; remove it"
+                f"config.json, key {key}: vLLM goes by it ({_short(value)}), transformers' {kind} "
+                f"has no such key; remove it"
             )
     return None
+
+
+def _reads(config: Mapping[str, Any], key: str) -> bool:
+    """Whether vLLM's code of an architecture goes by a key."""
+    if key == "sliding_window" or (key == "logit_scale" and config.get("model_type") in _SCALED):
+        return True
+    for name in map(str, config.get("architectures") or ()):
+        module = model_classes().get(name, ("", ""))[0]
+        # Through transformers' own code vLLM believes these two of every family.
+        if f'"{key}"' in model_source(name) or (module == "transformers" and "logit" in key):
+            return True
+    return False
+
+
+def _short(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float) else "not empty"
 
 
 def _head(path: str, config: Mapping[str, Any]) -> str | None:

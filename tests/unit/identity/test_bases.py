@@ -127,6 +127,17 @@ def test_what_vllm_cannot_run_on_cpus(
         ({"model_type": "llama", "logit_scale": 0.5}, "logit_scale"),
         ({"model_type": "llama", "logit_scale": 1.0}, None),
         ({"model_type": "cohere", "logit_scale": 0.5}, None),
+        ({"model_type": "granite", "logit_scale": 0.5, "architectures": ["GraniteForCausalLM"]},
+         "logit_scale"),
+        ({"model_type": "smollm3", "logit_scale": 0.5, "architectures": ["SmolLM3ForCausalLM"]},
+         "logit_scale"),
+        ({"model_type": "smollm3", "final_logit_softcapping": 30.0,
+          "architectures": ["SmolLM3ForCausalLM"]}, "final_logit_softcapping"),
+        ({"model_type": "gemma2", "final_logit_softcapping": 30.0,
+          "architectures": ["Gemma2ForCausalLM"]}, None),
+        ({"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 262144},
+          "architectures": ["Qwen2ForCausalLM"]}, "dual_chunk_attention_config"),
+        ({"model_type": "qwen2", "logit_scale": 0.5, "architectures": ["Qwen2ForCausalLM"]}, None),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
