@@ -34,6 +34,7 @@ from evalcore.errors import EvalcoreError, InputError
 from evalcore.files import pinned
 from evalcore.identity import unasked
 from evalcore.machine import cores
+from evalcore.metrics import check_metrics
 from evalcore.scoring import Progress
 
 if TYPE_CHECKING:
@@ -317,11 +318,29 @@ def pretrain(spec: Study, options: StudyOptions, progress: StudyProgress) -> Non
 
 def as_given(spec: Study, options: StudyOptions) -> Study:
     """The study, what is given of its scoring in the place of what it says: checks see that too."""
+    _check_scored(spec)
     keys = {about.name: key for key, about in study_keys().items()}
     own = {keys[name]: value for name, value in options.given.items() if name in keys}
     if spec.evaluation is None or not own:
         return spec
     return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=own)})
+
+
+def _check_scored(spec: Study) -> None:
+    """Whether the metrics of what is scored after tuning are there; unknown tasks the plan names.
+
+    Raises:
+        InputError: A metric is not.
+    """
+    from finetune.search import own_tasks
+
+    for selection, _ in spec.evaluation.blocks if spec.evaluation is not None else ():
+        try:
+            tasks = own_tasks(selection, spec.search)
+        except InputError:
+            continue
+        for task in tasks:
+            check_metrics(task)
 
 
 def scoring_config(spec: Study, options: StudyOptions) -> ScoreConfig:

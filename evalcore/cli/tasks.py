@@ -102,10 +102,13 @@ def check_tasks(
     Exit status 1 when there is an error (with --strict: or a warning), 2 when data is missing.
     """
     from evalcore.errors import DataError
+    from evalcore.metrics import check_metrics
     from evalcore.tasks import check_selection, select_tasks
 
     selected = select_tasks(selection, search=task_path)
     findings = check_selection(selected)
+    for task in selected:
+        check_metrics(task)
     missing = 0
     for task in selected:
         try:

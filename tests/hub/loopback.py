@@ -92,6 +92,13 @@ class Repository:
         return sha
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is what faults are for: nothing is printed among its words."""
+
+
 class LoopbackHub:
     """The server; use it as a context manager.
 
@@ -112,8 +119,7 @@ class LoopbackHub:
         self.bodies: list[Body] = []
         self._lock = threading.Lock()
         self.stopping = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.port = self._server.server_address[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(

@@ -12,12 +12,11 @@ import pytest
 
 from evalcore.cli import main
 from evalcore.errors import DataError, InputError
-from evalcore.identity import HubRepository, answers, open_checkpoint
+from evalcore.identity import HubRepository, open_checkpoint
 from evalcore.tasks import load_documents, load_task
 from tests.hub.conftest import forget
 from tests.hub.loopback import Fault, LoopbackHub
 
-GLUE = "nyu-mll/glue"
 STUDY = """
 name: s
 checkpoints: {hub: [{repo: org/base, revisions: [step10]}]}
@@ -57,120 +56,19 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def gated(hub: LoopbackHub, repo: str) -> None:
-    for (_, name), repository in hub.repositories.items():
-        repository.gated |= name == repo
-
-
-def private(hub: LoopbackHub, repo: str) -> None:
-    for (_, name), repository in hub.repositories.items():
-        repository.private |= name == repo
-
-
-def without(hub: LoopbackHub, repo: str) -> None:
-    for (_, name), repository in hub.repositories.items():
-        if name == repo:
-            repository.commits.clear()
-            repository.refs.clear()
-
-
-def answering(status: int, **headers: str) -> Callable[[LoopbackHub, str], None]:
-    return lambda hub, repo: hub.faults.append(Fault(repo, status, headers=headers))
-
-
-def in_circles(hub: LoopbackHub, repo: str) -> None:
-    place = f"{hub.endpoint}/api/models/{repo}/revision/round"
-    hub.faults.append(Fault(repo, 302, headers={"Location": place}))
-
-
-def silent(hub: LoopbackHub, repo: str) -> None:
-    hub.faults.append(Fault(repo, 0, silent_s=30))
-
-
-def away(hub: LoopbackHub, repo: str) -> None:
-    hub.stop()
-
-
-FAULTS: dict[str, tuple[Callable[[LoopbackHub, str], None], str]] = {
-    "gated": (gated, "is gated: accept its terms at"),
-    "private": (private, "is not on the hub"),
-    "no revision": (without, "has no such revision"),
-    "429": (answering(429, **{"Retry-After": "0"}), "the hub answered 429 to 4 tries"),
-    "503": (answering(503), "the hub answered 503 to 4 tries"),
-    "redirects": (in_circles, "redirects without end; check HF_ENDPOINT and the proxy"),
-    "silence": (silent, "no answer to"),
-    "away": (away, "cannot be reached"),
-}
-"""Name -> (what befalls a repository, what people read)."""
-
-CHECKPOINT: dict[str, tuple[str, ...]] = {
-    "score": ("score", "--checkpoint", "org/base@step10", "-t", "rte", "-o", "r"),
-    "run": ("run", "study.yaml", "-o", "out"),
-    "finetune": ("finetune", "study.yaml", "-o", "out"),
-}
-ROWS: dict[str, tuple[str, ...]] = {
-    "score": ("score", "--checkpoint", "{base}", "-t", "rte", "-o", "r", "--engine", "hf"),
-    "tasks check": ("tasks", "check", "rte"),
-}
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of a second for every answer."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(answers, "ANSWER_S", 0.1)
-    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        monkeypatch.setattr(constants, name, 0.1)
-
-
-def one_line(status: int, err: str, words: str) -> None:
-    *before, last = err.strip().splitlines()
-    assert status == 2
-    assert last.startswith("evalcore: ")
-    assert words in last, err
-    assert not any("Traceback" in line or line.startswith("evalcore:") for line in before), err
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_checkpoint_that_is_not_to_be_had(
-    hub: LoopbackHub, glue: str, base: Path, say: Say, fault: str
-) -> None:
-    befalls, words = FAULTS[fault]
-    befalls(hub, "org/base")
-    for command in CHECKPOINT.values():
-        status, _, err = say(*command)
-        one_line(status, err, words)
-        assert "org/base@step10" in err
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", FAULTS)
-def test_rows_that_are_not_to_be_had(
-    hub: LoopbackHub, glue: str, base: Path, say: Say, fault: str
-) -> None:
-    befalls, words = FAULTS[fault]
-    befalls(hub, GLUE)
-    for name, command in ROWS.items():
-        status, out, err = say(*(part.format(base=base) for part in command))
-        if name == "score":
-            one_line(status, err, words)
-            assert "or put its rows at <data-root>/nyu-mll/glue/rte/" in err
-        else:
-            assert status == 2
-            assert words in out + err
-            assert "Traceback" not in out + err
-
-
 def test_a_plan_asks_no_hub_and_doctor_neither(
-    hub: LoopbackHub, glue: str, base: Path, say: Say
+    hub: LoopbackHub, glue: str, base: Path, say: Say, tmp_path: Path
 ) -> None:
     for command in (("run", "study.yaml", "-o", "out", "--dry-run"),
                     ("finetune", "study.yaml", "-o", "out", "--dry-run")):  # fmt: skip
         _, out, err = say(*command)
         assert "missing: base@step10: not at hand" in out, err
+        if command[0] == "run":
+            assert "base@step10 not in the local cache and a plan asks no hub; download" in out
     say("doctor")
+    prompt = Path(__file__).resolve().parents[2] / "prompts/nli/default.yaml"
+    status, out, _ = say("prompts", "check", str(prompt), "--data-root", str(tmp_path))
+    assert (status, "(no rows here)" in out) == (0, True)
     assert hub.requests == []
 
 

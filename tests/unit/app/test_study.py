@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import evalcore.tasks.registry
 from evalcore.app import StudyOptions, tuned_lines
-from evalcore.app.study import scoring_config, study
+from evalcore.app.study import as_given, scoring_config, study
 from evalcore.app.tuning import plan_tuning, tune_missing, tuned_status
 from evalcore.cli import cli
 from evalcore.cli.progress import StudyProgress
@@ -191,6 +191,13 @@ def test_a_study_brings_its_own_tasks_and_prompts(own: Path) -> None:
     assert all("It follows" in text for text in texts)
     (report,) = check_data([job]).values()
     assert report.rows == 8
+
+
+def test_metrics_of_what_is_scored_are_known_before_anything_is_tuned(own: Path) -> None:
+    task = next((own.parent / "tasks").glob("*.yaml"))
+    task.write_text(task.read_text().replace("metrics: [acc", "metrics: [acuracy, acc"))
+    with pytest.raises(InputError, match=r"acuracy.*task my_nli, key metrics"):
+        as_given(load_study(own), StudyOptions(own, own.parent))
 
 
 def test_rows_of_lm_evals_tasks_are_said_not_to_be_compared(own: Path) -> None:

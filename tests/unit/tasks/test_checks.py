@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from evalcore.cli.tasks import tasks as cli_tasks
+from evalcore.errors import InputError
 from evalcore.tasks import (
     TaskDefinition,
     check_counts,
@@ -25,6 +26,7 @@ from evalcore.tasks import (
     task_from_definition,
 )
 from evalcore.types import Task, Variant
+from tests.toys.task_files import read, rows_of
 
 ROOT = Path(__file__).resolve().parents[2] / "data" / "root"
 ROWS: list[dict[str, Any]] = [{"sentence": f"S {i}", "label": i % 2} for i in range(30)]
@@ -236,6 +238,18 @@ def test_tasks_check_on_the_command_line(tmp_path: Path) -> None:
     result = check("qqp", "--data-root", str(tmp_path))
     assert result.return_value == 1
     assert "error: task qqp: 8 of 8 gold values are outside the choices" in result.output
+
+
+@pytest.mark.parametrize(("metric", "words"), [("acuracy", "acuracy"), ("rouge_l", "not defined")])
+def test_tasks_check_knows_metrics(tmp_path: Path, metric: str, words: str) -> None:
+    """A metric that is not there was found by score alone."""
+    read(tmp_path, metrics=[metric], primary=metric)
+    rows_of(tmp_path, {"sentence": "x", "label": 0})
+    result = CliRunner().invoke(
+        cli_tasks, ["check", "toy", "--task-path", str(tmp_path), "--data-root", str(tmp_path)]
+    )
+    assert isinstance(result.exception, InputError)
+    assert words in str(result.exception)
 
 
 def test_tasks_list_and_show() -> None:
