@@ -264,26 +264,31 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read.
     """
+    table = _read_whole(path)[0]
+    return table if columns is None else table.select(columns)
+
+
+def read_named_table(path: Path) -> tuple[pa.Table, bool]:
+    """:func:`read_table` and :func:`check_name` of a file, which is read once."""
+    table, end = _read_whole(path)
+    return table, _is_named(path, end)
+
+
+def _read_whole(path: Path) -> tuple[pa.Table, CheckedArrow]:
     require_regular(path)
     data = path.read_bytes()
     end = parse_whole(data)
     damaged = end.damaged(data)
     if damaged:
         raise DamagedFile(f"{len(damaged)} of its {len(end.parts)} parts fail their checksum")
-    table = ipc.open_file(pa.BufferReader(data)).read_all()
-    return table if columns is None else table.select(columns)
+    return ipc.open_file(pa.BufferReader(data)).read_all(), end
 
 
 class CheckedBatches:
     """A checked Arrow file of which single batches are checked and unpacked; its bytes are kept.
 
     Args:
-        path: The file.
-
-    Raises:
-        DamagedFile: Its end is not what was written.
-        FileNotFoundError: There is no such file.
-        OSError: It cannot be read.
+        path: The file; what goes wrong is raised as by :func:`read_end`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -364,12 +369,13 @@ def name_metadata(path: Path) -> dict[bytes, bytes]:
 def check_name(path: Path) -> bool:
     """Whether a file states its name (files of earlier versions do not).
 
-    Raises:
-        DamagedFile: It was written under another name, or its end is not what was written.
-        FileNotFoundError: There is no such file.
-        OSError: It cannot be read.
+    Raises as :func:`read_end`; a DamagedFile also where it was written under another name.
     """
-    stated = read_end(path).metadata.get(_NAME_KEY)
+    return _is_named(path, read_end(path))
+
+
+def _is_named(path: Path, end: CheckedArrow) -> bool:
+    stated = end.metadata.get(_NAME_KEY)
     if stated is not None and stated != _plain_name(path).encode():
         name = stated.decode(errors="replace")
         raise DamagedFile(f"it was written as {name} and lies under another file's name")

@@ -234,7 +234,8 @@ class Rest:
         self.error: BaseException | None = None
 
     def __enter__(self) -> Self:
-        self._feed.add(self._outcome.plan, whole=not self._preparer.left)
+        plan = self._outcome.plan
+        self._feed.add(plan, plan.counts, whole=not self._preparer.left)
         self._thread.start()
         return self
 
@@ -263,7 +264,7 @@ class Rest:
                 if self._stopped.is_set():
                     break
                 outcome.add(plan, preparer.grids[-1])
-                self._feed.add(plan, whole=not preparer.left)
+                self._feed.add(plan, outcome.plan.counts, whole=not preparer.left)
                 self._note_limits(plan)
         except BaseException as error:
             self.error = error

@@ -13,6 +13,7 @@ from evalcore.cluster import Stop, StopSignals
 from evalcore.cluster.ray_session import is_connected, joined, ray_nodes
 from evalcore.errors import EXIT_CELLS_FAILED, EXIT_STOPPED, InputError
 from evalcore.identity import PROVENANCE_FILE, read_provenance, unasked
+from evalcore.identity.listings import size_text
 from evalcore.lm_eval.names import split_selection
 from evalcore.machine import cores, gpu_bytes, visible_gpus
 from evalcore.reading import is_there
@@ -271,7 +272,7 @@ def _total_lines(plan: TunePlan, costs: Sequence[JobEstimate], assumption: Assum
         lines.append("tokens and GPU-hours unknown: data or tokenizers are not at hand")
     if costs:
         state = max((cost.state or 0 for cost in costs), default=0)
-        beside = f"; up to {_size(state)} of training state beside each that is running"
+        beside = f"; up to {size_text(state)} of training state beside each that is running"
         lines.append(f"{_disk(costs)} when all are finished{beside if state else ''}")
     away = [cost.job.checkpoint for cost in costs if cost.disk is None]
     if away:
@@ -309,14 +310,7 @@ def _disk(costs: Sequence[JobEstimate]) -> str:
     if not known:
         return "disk unknown"
     part = "" if len(known) == len(costs) else f" for {len(known)} of {len(costs)}"
-    return f"{_size(sum(known))} on disk{part}"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1000:,.1f} kB"
+    return f"{size_text(sum(known))} on disk{part}"
 
 
 def _tokens(tokens: int | None, rough: bool = False) -> str:

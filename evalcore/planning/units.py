@@ -8,7 +8,6 @@ the weights share units: as their rows have the same ranks, a unit asks the same
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalcore.errors import InputError
+from evalcore.planning.joined import Joined
 from evalcore.planning.sharding import pick_shard
 from evalcore.planning.unit import RowArray, Unit, UnitSlice, make_unit
 from evalcore.store.coverage import Coverage
@@ -100,9 +100,9 @@ class Plan:
         units, more = (*self.units, *other.units), other.counts.as_dict()
         counts = {name: count + more[name] for name, count in self.counts.as_dict().items()}
         counts["checkpoints"] = len({unit.subject.checkpoint.fingerprint for unit in units})
-        before = self.cells.maps if isinstance(self.cells, ChainMap) else [self.cells]
-        maps = [dict(own) if not isinstance(own, dict) else own for own in (other.cells, *before)]
-        return Plan(units, PlanCounts(**counts), ChainMap(*maps))
+        cells = Joined(*(self.cells.parts if isinstance(self.cells, Joined) else [self.cells]))
+        cells.add(other.cells)
+        return Plan(units, PlanCounts(**counts), cells)
 
 
 NO_PLAN = Plan((), PlanCounts(0, 0, 0, 0, 0, 0, 0, 0, 0), {})

@@ -17,10 +17,9 @@ import pyarrow.compute as pc
 from evalcore.checked import (
     ARROW_SUFFIX,
     DamagedFile,
-    check_name,
     is_checked,
     name_metadata,
-    read_table,
+    read_named_table,
     write_batches,
 )
 from evalcore.errors import InputError, NodeError, ResultsError
@@ -196,8 +195,7 @@ def read_requests(path: str | Path) -> pa.Table:
     path = Path(path)
     try:
         if is_checked(path):
-            check_name(path)
-            return read_table(path)
+            return read_named_table(path)[0]
         with pa.OSFile(str(path)) as source:
             return pa.ipc.open_file(source).read_all()
     except (DamagedFile, OSError, pa.ArrowException) as error:
@@ -208,9 +206,8 @@ def read_requests(path: str | Path) -> pa.Table:
 def _is_sound(path: Path, *, tell: bool = False) -> bool:
     """Whether the file is there, as written and named; ``tell``: a damaged one is warned of."""
     try:
-        if not check_name(path):
+        if not read_named_table(path)[1]:
             raise DamagedFile("it does not state whose prompts it holds (an earlier evalcore)")
-        read_table(path)
     except FileNotFoundError:
         return False
     except (DamagedFile, OSError, pa.ArrowException) as error:

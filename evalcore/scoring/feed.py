@@ -62,21 +62,26 @@ class Feed:
         self._progress, self._watch = progress, watch
         self._apart, self.certify = apart, certify
         self._lock = threading.Lock()
-        self._plan, self._whole = NO_PLAN, False
+        self._counts, self._whole = NO_PLAN.counts, False
         self._limits: Mapping[str, int] = {}
         self.sources = (UnitSource(growing=True), UnitSource(growing=True))
         self.strata: dict[str, tuple[str, str]] = {}
 
-    def add(self, plan: Plan, *, whole: bool) -> None:
-        """Takes in units that were planned; ``whole``: no more will come."""
+    def add(self, plan: Plan, counts: PlanCounts, *, whole: bool) -> None:
+        """Takes in units that were planned.
+
+        Args:
+            plan: The units.
+            counts: Of all that is planned by now, these units too.
+            whole: No more will come.
+        """
         if self.certify:
             names = {key: (c.subject.label, c.task.name) for key, c in plan.cells.items()}
             self.strata |= names
         sample = choose_sample(plan, self.certify) if self.certify else {}
         works = CellWorks(plan.cells)
         with self._lock:
-            self._plan = self._plan.plus(Plan(plan.units, plan.counts, {}))
-            self._whole = whole
+            self._counts, self._whole = counts, whole
         self._watch.planned(plan, whole=whole)
         self._tell()
         for source, here in zip(self.sources, (False, True), strict=True):
@@ -96,7 +101,7 @@ class Feed:
 
     def _tell(self) -> None:
         with self._lock:
-            self._progress.planned(self._plan.counts, self._limits, self._whole)
+            self._progress.planned(self._counts, self._limits, self._whole)
 
 
 def _home(unit: Unit) -> str:

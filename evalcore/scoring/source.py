@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from evalcore.cluster import Job
 from evalcore.planning import Unit, UnitSlice, WorkQueue
+from evalcore.planning.joined import Joined
 from evalcore.planning.unit import make_unit
 from evalcore.scoring.shares import CellWork, UnitJob
 from evalcore.types import Subject
@@ -32,7 +32,7 @@ class UnitSource:
         self.growing = growing
         self._queue = WorkQueue()
         self._lock = threading.Lock()  # plans may come from another thread
-        self._cells: list[Mapping[str, CellWork]] = []
+        self._cells: Joined[CellWork] = Joined()
         self._sample: dict[str, np.ndarray] = {}
         self._asked: dict[int, float] = {}  # worker that got nothing -> since when
 
@@ -47,7 +47,7 @@ class UnitSource:
             sample: Rows that are scored a second time, by cell key.
         """
         with self._lock:
-            self._cells.append(cells)
+            self._cells.add(cells)
             self._sample.update(sample)
             self._queue.extend(units)
 
@@ -83,7 +83,7 @@ class UnitSource:
 
     def _job(self, unit: Unit, later: Subject | None = None) -> Job:
         keys = {part.cell_key for part in unit.slices}
-        needed = {key: self._work(key) for key in keys}
+        needed = {key: self._cells[key] for key in keys}
         sample = {key: self._sample[key] for key in keys if key in self._sample}
         here = [unit.subjects[i] for i in unit.members]
         group = "+".join(subject.id for subject in unit.subjects)
@@ -97,12 +97,6 @@ class UnitSource:
             composite=len(here) > 1,
             cost=unit.prompt_tokens,
         )
-
-    def _work(self, key: str) -> CellWork:
-        for cells in reversed(self._cells):  # one of each piece that was planned
-            with contextlib.suppress(KeyError):
-                return cells[key]
-        raise KeyError(key)
 
 
 def halves(unit: Unit, *, by_size: bool = False) -> list[Unit]:

@@ -26,6 +26,7 @@ from typing import IO, Any, Self
 from evalcore.cluster import ErrorInfo, Job
 from evalcore.errors import EvalcoreError, InputError
 from evalcore.planning import Plan, Unit
+from evalcore.planning.joined import Joined
 from evalcore.scoring.reports import UnitReport
 from evalcore.store import ProgressFile
 from evalcore.types import Cell
@@ -66,7 +67,7 @@ class Watch:
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._cells: list[Mapping[str, Cell]] = []  # one of each piece that was planned
+        self._cells: Joined[Cell] = Joined()
         self._tasks: dict[str, dict[str, int]] = {}
         self._checkpoints: dict[str, dict[str, int]] = {}
         self._workers: dict[int, dict[str, Any]] = {}
@@ -123,7 +124,7 @@ class Watch:
         """A plan is there, or some more of it, and scoring begins; ``whole``: no more will come."""
         counts = plan.counts
         with self._lock:
-            self._cells.append(plan.cells)
+            self._cells.add(plan.cells)
             for unit in plan.units:
                 self._count(unit, "planned")
             state = self._state
@@ -256,7 +257,7 @@ class Watch:
 
     def _count(self, unit: Unit, what: str) -> None:
         for part in unit.slices:
-            cell = next(own[part.cell_key] for own in reversed(self._cells) if part.cell_key in own)
+            cell = self._cells[part.cell_key]
             for groups, name in (
                 (self._tasks, cell.task.name),
                 (self._checkpoints, cell.subject.checkpoint.name),

@@ -19,6 +19,7 @@ from evalcore.checked import (
     check_name,
     name_metadata,
     read_json,
+    read_named_table,
     read_table,
     write_json,
     write_table,
@@ -242,8 +243,7 @@ class Requests:
         """See ``ResultStore.requests``."""
         path = self.path(name)
         try:
-            patiently(path, check_name)
-            return patiently(path, read_table)
+            return patiently(path, read_named_table)[0]
         except FileNotFoundError:
             raise InputError(
                 f"{path}: these prompts were not kept (--no-documents, or an earlier evalcore); "

@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from evalcore.checked import (
     DamagedFile,
-    check_name,
     is_checked,
     read_json,
-    read_table,
+    read_named_table,
     require_regular,
 )
 from evalcore.errors import IncompatibleError
@@ -214,8 +213,7 @@ def _check(folder: Path, path: Path) -> int:
     elif path.parent == folder / "cells":
         read_cells_file(path)
     elif is_checked(path):
-        check_name(path)
-        read_table(path)
+        read_named_table(path)
     return num_bytes
 
 
