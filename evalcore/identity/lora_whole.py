@@ -63,8 +63,14 @@ class Placed:
             lost = next(self._unsaved(own), None)
             if lost is not None:
                 raise self._lacks(f"saved module {own} ({lost})")
-        if config.get("lora_bias") and not any(n.endswith("lora_B.bias") for n in self.tensors):
+        biases = [n for n in self.tensors if "lora_B." in n and n.endswith(".bias")]
+        if config.get("lora_bias") and not biases:
             raise self._lacks("biases of lora_B")
+        if biases and not config.get("lora_bias"):
+            raise InputError(
+                f"adapter {self.path}: its file has {biases[0]}, but lora_bias is not true; PEFT "
+                f"would leave it out"
+            )
         if config.get("trainable_token_indices") and not any(
             TOKEN_ROWS in name for name in self.tensors
         ):
