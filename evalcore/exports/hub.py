@@ -6,6 +6,7 @@ A folder per model with ``model-index.yaml``, the block for the head of its READ
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def _write_model(
             continue
         data = hub_data(cell["task"])
         for metric, (value, stderr, n) in scores[cell["cell"]].items():
-            if value != value:
+            if not math.isfinite(value):
                 continue
+            error = None if stderr is None or not math.isfinite(stderr) else stderr
             index.append(
                 EvalResult(
                     task_type="text-generation", task_name=cell["task"],
@@ -64,7 +66,7 @@ def _write_model(
                     dataset_config=data.get("config"), dataset_revision=data.get("revision"),
                     dataset_split=data.get("split"), metric_type=metric,
                     metric_name=f"{metric} ({prompt_words(cell)})", metric_value=value,
-                    metric_args={"stderr": stderr, "documents": n, "prompt": cell["variant"]},
+                    metric_args={"stderr": error, "documents": n, "prompt": cell["variant"]},
                 )
             )  # fmt: skip
             if data and metric == cell["primary_metric"]:

@@ -160,6 +160,17 @@ def test_the_hub_reads_its_metadata(store: ResultStore, tmp_path: Path) -> None:
     assert hub_data("nobody_has_this") == {}
 
 
+def test_an_error_that_there_is_not_is_none(tmp_path: Path) -> None:
+    store = stored_study(tmp_path / "results", documents=1)
+    export(store, tmp_path / "out", "hf-eval-results")
+    files = list((tmp_path / "out").rglob("model-index.yaml"))
+    assert files
+    for file in files:
+        assert ".nan" not in file.read_text()
+        _, results = model_index_to_eval_results(yaml.safe_load(file.read_text())["model-index"])
+        assert not any("stderr" in r.metric_args for r in results)
+
+
 def test_entries_of_tasks_whose_data_are_on_the_hub(tmp_path: Path) -> None:
     store = stored_study(tmp_path / "results", documents=6)
     row = store.cells().to_pylist()[0]
