@@ -112,7 +112,7 @@ def test_labels_given_while_scoring(own: Own, results: ec.Results) -> None:
 
 def test_wrong_labels_are_one_line(own: Own, results: ec.Results) -> None:
     for args, says in (
-        (["--tuned-on", "nothing*=nli"], "'nothing\\*' fits no tuned model"),
+        (["--tuned-on", "nothing*=pocket_nli"], "'nothing\\*' fits no tuned model"),
         (["--tuned-on", "nli-*"], "expected GLOB=TASK"),
         (["--name-pattern", "{x}"], "unknown label 'x'"),
         (["--labels", str(own.folder / "no.yaml")], "no.yaml is missing"),
