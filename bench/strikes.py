@@ -79,6 +79,14 @@ def segments(out: Path) -> int:
     return len(list((out / "segments").glob("[!.]*.arrow")))
 
 
+def happened(out: Path, what: str) -> int:
+    """Commits (``commits``) or units scored (``units``) of all runs so far."""
+    if what == "commits":
+        return segments(out)
+    told = events_of(out)
+    return told.read_bytes().count(b'"event": "unit"') if told.exists() else 0
+
+
 def descendants(pid: int) -> list[int]:
     """All processes below one."""
     found: list[int] = []
@@ -158,7 +166,8 @@ def disturbed(
     cluster: Raylets | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One run with its strike; what was done and how it ended."""
-    begin, wanted, mark = segments(out), draw.randint(0, 8), out.with_name(f"{out.name}.mark")
+    counted, wanted = draw.choice(["commits", "units"]), draw.randint(0, 8)
+    begin, mark = happened(out, counted), out.with_name(f"{out.name}.mark")
     env: Mapping[str, str] = os.environ if cluster is None else cluster.env
     more = () if cluster is None else ("--cluster", "ray", "--ray-address", env["RAY_ADDRESS"])
     if deed in WRITES:
@@ -171,7 +180,7 @@ def disturbed(
     with said.open("ab") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink, env=env)
     ends = time.monotonic() + END_S
-    while process.poll() is None and segments(out) < begin + wanted:
+    while process.poll() is None and happened(out, counted) < begin + wanted:
         assert time.monotonic() < ends, "it neither commits nor ends"
         time.sleep(0.02)
     time.sleep(draw.uniform(0.0, 0.5))
