@@ -73,7 +73,7 @@ def test_results_are_opened_and_reported_on(earlier: Path, tmp_path: Path) -> No
     gains = results.gains().to_pandas()
     assert dict(zip(gains["model"], gains["gain"], strict=True)) == dict.fromkeys(models[1:], 0.0)
     table = report(earlier / "results", tmp_path / "report", title="old").table
-    assert re.search(r"step-00100 +nli +0\.750  0\.750   0\.000", table)
+    assert re.search(r"step-00100 +nli +0\.750  0\.750 +0\.000", table)
 
 
 def test_a_run_over_them_says_in_one_line_why_keys_changed(earlier: Path) -> None:
