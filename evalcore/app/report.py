@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -84,6 +86,23 @@ class MadeReport:
     page: Path
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's collector of cycles rests.
+
+    What a report is made of lives until the end and has no cycles; to look through it again and
+    again took a quarter of the time of a report of 40,000 cells, and saved no memory.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def report(
     results: Path | Sequence[Path],
     output: Path,
