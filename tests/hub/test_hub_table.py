@@ -135,7 +135,7 @@ def test_the_whole_row_of_each_fault(fault: str, ask: Ask) -> None:
 
 @pytest.mark.proof
 def test_what_is_watched_goes_on(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "`watch`", (BASE, WATCH))
+    monkeypatch.setitem(COMMANDS, "`watch`", (BASE, (*WATCH, "--rest", "0")))
     assert ask("503", "`watch`").cell(FAULTS["503"].words) == "1, named"
 
 
