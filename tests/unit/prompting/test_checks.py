@@ -10,25 +10,12 @@ import pyarrow as pa
 import pytest
 
 from evalcore.prompting import REQUEST_SCHEMA, check_requests, encode_task, load_tokenizer
-from evalcore.tasks import Finding, TaskDefinition, documents_from_rows, task_from_definition
+from evalcore.tasks import Finding, documents_from_rows
 from evalcore.types import Document, EncodingSettings, Task, Variant
+from tests.toys.small_tasks import WRITER, toy
 
 VARIANT = Variant("default:shots=4", "toys", "{{ text }}", shots=4)
 PLAIN = Variant("default", "toys", "{{ text }}\nAnswer:")
-CHOOSER: dict[str, Any] = {
-    "name": "toy", "version": 1, "group": "toys", "output_type": "multiple_choice",
-    "source": {"path": "toy"}, "splits": {"score": "test"}, "fields": {"text": "sentence"},
-    "choices": {"labels": ["no", "yes"]}, "gold": {"column": "label"}, "metrics": ["acc"],
-    "primary": "acc",
-}  # fmt: skip
-WRITER: dict[str, Any] = {
-    **CHOOSER, "output_type": "generate_until", "choices": None, "gold": None,
-    "references": {"column": "said"}, "metrics": ["exact_match"], "primary": "exact_match",
-}  # fmt: skip
-
-
-def toy(base: dict[str, Any] = CHOOSER, **changes: Any) -> Task:
-    return task_from_definition(TaskDefinition.model_validate({**base, **changes}))
 
 
 @pytest.fixture(scope="module")

@@ -7,31 +7,11 @@ from typing import Any
 
 import pytest
 
-from evalcore.tasks import (
-    Finding,
-    TaskDefinition,
-    check_documents,
-    check_prefixes,
-    documents_from_rows,
-    task_from_definition,
-)
+from evalcore.tasks import Finding, check_documents, check_prefixes, documents_from_rows
 from evalcore.types import Task
+from tests.toys.small_tasks import WRITER, toy
 
-LABELLED: dict[str, Any] = {
-    "name": "toy", "version": 1, "group": "toys", "output_type": "multiple_choice",
-    "source": {"path": "toy"}, "splits": {"score": "test"}, "fields": {"text": "sentence"},
-    "choices": {"labels": ["no", "yes"]}, "gold": {"column": "label"}, "metrics": ["acc"],
-    "primary": "acc",
-}  # fmt: skip
-WRITTEN: dict[str, Any] = {
-    **LABELLED, "output_type": "generate_until", "choices": None, "gold": None,
-    "references": {"column": "said"}, "metrics": ["exact_match"], "primary": "exact_match",
-}  # fmt: skip
 OWN = {"choices": {"column": "options"}}
-
-
-def toy(base: dict[str, Any] = LABELLED, **changes: Any) -> Task:
-    return task_from_definition(TaskDefinition.model_validate({**base, **changes}))
 
 
 def found(task: Task, rows: list[dict[str, Any]]) -> dict[str, Finding]:
@@ -85,9 +65,9 @@ def test_a_field_that_is_the_answer() -> None:
     assert found(told, rows(9)) == {}, "so few may be so by chance"
     other = toy(fields={"text": "sentence", "hint": "hint"})
     assert found(other, rows(hint=lambda i: i % 3)) == {}
-    written = toy(WRITTEN, fields={"text": "said"})
+    written = toy(WRITER, fields={"text": "said"})
     assert set(found(written, rows(said=lambda i: f"a{i}"))) == {"answer_shown"}
-    assert found(toy(WRITTEN), rows(said=lambda i: f"a{i}")) == {}
+    assert found(toy(WRITER), rows(said=lambda i: f"a{i}")) == {}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +79,7 @@ def test_lists_that_were_written_as_text(text: str, hit: bool) -> None:
     """A list went through CSV: its brackets were asked and scored."""
     expected = {"list_as_text"} if hit else set()
     said = rows(said=lambda i: f"{text[:-1]}{text[-1]}")
-    assert set(found(toy(WRITTEN), said)) - {"stop_in_reference"} == expected
+    assert set(found(toy(WRITER), said)) - {"stop_in_reference"} == expected
     shown = rows(6, sentence=text) + rows(5)
     assert set(found(toy(), shown)) - {"duplicates", "contradictory"} == expected
     assert "list_as_text" not in found(toy(), rows(1, sentence=text) + rows(1)), "one may be so"
@@ -107,29 +87,29 @@ def test_lists_that_were_written_as_text(text: str, hit: bool) -> None:
 
 def test_whole_numbers_that_became_floats() -> None:
     said = rows(said=lambda i: float(i))
-    assert set(found(toy(WRITTEN), said)) == {"numbers_as_floats"}
+    assert set(found(toy(WRITER), said)) == {"numbers_as_floats"}
     for other in (lambda i: i, lambda i: i + 0.5, lambda i: f"version {i}.0"):
-        assert found(toy(WRITTEN), rows(said=other)) == {}
+        assert found(toy(WRITER), rows(said=other)) == {}
 
 
 def test_letters_in_parts() -> None:
     """Two texts that look alike: no answer of a model equals the reference."""
     apart = [unicodedata.normalize("NFD", text) for text in ("é", "ü", "ok")]
-    one = found(toy(WRITTEN), rows(3, said=lambda i: f"{apart[i]}{i}"))["letters_in_parts"]
+    one = found(toy(WRITER), rows(3, said=lambda i: f"{apart[i]}{i}"))["letters_in_parts"]
     assert (one.level, one.rows) == ("warning", (0, 1))
     few = rows(3, said=lambda i: f"{apart[max(i, 1)] if i == 1 else 'a'}{i}")
-    assert found(toy(WRITTEN), few)["letters_in_parts"].level == "note"
-    assert found(toy(WRITTEN), rows(3, said=lambda i: f"é{i}")) == {}
+    assert found(toy(WRITER), few)["letters_in_parts"].level == "note"
+    assert found(toy(WRITER), rows(3, said=lambda i: f"é{i}")) == {}
     assert found(toy(choices={"labels": apart[:2]}), rows(4))["letters_in_parts"].count == 4
 
 
 def test_references_behind_a_stop_string() -> None:
     """An answer ends at the stop: of a reference of several lines none is ever all."""
     said = ["a\nb", "\na", "a\n ", "a"]
-    task = toy(WRITTEN, generation={"max_tokens": 8, "stops": ["\n", "##"]})
+    task = toy(WRITER, generation={"max_tokens": 8, "stops": ["\n", "##"]})
     one = found(task, rows(4, said=lambda i: said[i]))["stop_in_reference"]
     assert (one.level, one.rows) == ("warning", (0,))
     assert "go on after '\\n' or '##'" in one.message
-    rouge = toy(WRITTEN, metrics=["rouge_l"], primary="rouge_l")
+    rouge = toy(WRITER, metrics=["rouge_l"], primary="rouge_l")
     assert found(rouge, rows(4, said=lambda i: said[i]))["stop_in_reference"].level == "note"
     assert found(task, rows(2, said=["a\nb", "a"])) == {}, "one of several is enough"
