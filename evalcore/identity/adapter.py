@@ -17,7 +17,7 @@ from evalcore.identity.away import away_at, files_state
 from evalcore.identity.cache import FileMemo, cached_file_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.header import read_header
-from evalcore.identity.weights import nonfinite_tensor, tensor_bits, tensor_digests
+from evalcore.identity.weights import is_finite, nonfinite_tensor, tensor_bits, tensor_digests
 from evalcore.reading import is_there, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -162,7 +162,7 @@ def check_finite(path: str | Path) -> None:
     """
     if away_at(path) is not None:
         return
-    found = cached_file_fact(adapter_file(path), "adapter-finite-1", nonfinite_tensor)
+    found = cached_file_fact(adapter_file(path), "adapter-finite-1", _nonfinite)
     if found is not None:
         raise InputError(
             f"adapter {path}: tensor {found[0]} holds {found[1]}; its training diverged, it cannot "
@@ -170,7 +170,12 @@ def check_finite(path: str | Path) -> None:
         )
 
 
+def _nonfinite(file: Path) -> tuple[str, str] | None:
+    return None if is_finite(file) else nonfinite_tensor(file)
+
+
 def _is_zero(file: Path) -> bool:
+    """The first part that does anything tells; only of an untrained adapter all are read."""
     rows: dict[str, np.ndarray] = {}  # module -> bool [r], components with a nonzero A
     columns: dict[str, np.ndarray] = {}  # module -> bool [r], components with a nonzero B
     for name, shape, nonzero in tensor_bits(file):
@@ -185,7 +190,9 @@ def _is_zero(file: Path) -> bool:
             rows[module] = np.asarray(cube.any(axis=(1, 2)))
         else:  # [out, r]
             columns[module] = np.asarray(cube.any(axis=(0, 2)))
-    return not any(_both(rows[module], columns[module]) for module in rows if module in columns)
+        if module in rows and module in columns and _both(rows[module], columns[module]):
+            return False
+    return True
 
 
 def _both(rows: np.ndarray, columns: np.ndarray) -> bool:

@@ -196,7 +196,7 @@ def _read_entry(path: Path, state: Any) -> tuple[Any] | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     # Entries of earlier versions have no sum.
-    if entry.get("sum", _sum(*own)) != _sum(*own):
+    if "sum" in entry and entry["sum"] != _sum_of(*map(json.dumps, own)):
         return None
     return own[1:] if state is None or own[0] == state else None
 
@@ -204,19 +204,21 @@ def _read_entry(path: Path, state: Any) -> tuple[Any] | None:
 def _write_entry(path: Path, state: Any, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        entry = {"state": state, "value": value}
-        entry = json.loads(json.dumps(entry))  # as it will be read: lists for tuples
-        entry["sum"] = _sum(entry["state"], entry["value"])
-        temporary.write_text(json.dumps(entry), "utf-8")
+        parts = [json.dumps(part) for part in (state, value)]  # which stay as they are when read
+        text = f'{{"state": {parts[0]}, "value": {parts[1]}, "sum": "{_sum_of(*parts)}"}}'
+        try:
+            temporary.write_text(text, "utf-8")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, "utf-8")
         os.replace(temporary, path)
     except OSError as error:  # a read-only home costs time, not the run
         logger.debug("fingerprint cache not written: %s", error)
 
 
-def _sum(state: Any, value: Any) -> str:
-    text = json.dumps([state, value])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _sum_of(state: str, value: str) -> str:
+    """Over the JSON of an entry's parts."""
+    return hashlib.blake2b(f"[{state}, {value}]".encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

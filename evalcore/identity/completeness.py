@@ -8,7 +8,7 @@ from evalcore.errors import InputError
 from evalcore.identity.adapter import ADAPTER_CONFIG, adapter_config, adapter_file
 from evalcore.identity.header import read_header
 from evalcore.identity.search import unfinished
-from evalcore.identity.tokenizer import has_vocabulary
+from evalcore.identity.tokenizer_files import has_vocabulary
 from evalcore.identity.weights import weight_layout
 from evalcore.reading import read_json
 

@@ -14,10 +14,10 @@ from evalcore.identity.templates import chat_template
 from evalcore.identity.tokenizer import (
     TokenizerFacts,
     end_token_ids,
-    has_vocabulary,
     load_tokenizer,
     tokenizer_facts,
 )
+from evalcore.identity.tokenizer_files import has_vocabulary, same_files
 from evalcore.reading import is_there
 from evalcore.types import Checkpoint
 
@@ -107,6 +107,8 @@ def adapter_reading(path: Path, base: Checkpoint) -> tuple[Checkpoint | None, st
             f"adapter {path} has {', '.join(files)} but no vocabulary: its base's tokenizer is "
             "used; give the right one with --tokenizer PATH"
         )
+    if same_files(path, base.tokenizer):
+        return None, ""
     own = read_through(base, path)
     ways = differing(base, own)
     if not ways:

@@ -12,29 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
-from importlib import metadata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from evalcore.errors import InputError
-from evalcore.identity.cache import cached_fact, cached_file_fact
+from evalcore.identity.cache import cached_fact
 from evalcore.identity.hashing import text_fingerprint
 from evalcore.identity.templates import chat_template, turn_end, writes_the_date
+from evalcore.identity.tokenizer_files import tokenizer_state
 from evalcore.identity.trial import require_end
 from evalcore.library import library
-from evalcore.reading import MAX_TABLE_BYTES, is_there, read_bytes, read_json, read_text
+from evalcore.reading import MAX_TABLE_BYTES, is_there, read_json, read_text
 from evalcore.shown import one_line
 
 # Raise it when the same tokenizer would get another fingerprint.
 _VERSION = 3
 _FACTS = 4  # raised when other facts are remembered
-_VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tiktoken.model")
-_FILES = (
-    "tokenizer.json", *_VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
-    "generation_config.json",
-)  # fmt: skip
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
 THINK_END = "</think>"
@@ -86,17 +80,12 @@ def tokenizer_facts(path: str | Path) -> TokenizerFacts:
         InputError: If there is none, or it cannot be read.
     """
     directory = Path(path)
-    state = _state(directory)
+    state = tokenizer_state(directory)
     found = cached_fact(
         f"tokenizer-{_VERSION}.{_FACTS}", state, lambda: asdict(_facts(directory, state))
     )
     lists = {name: tuple(found[name]) for name in ("ends", "specials")}
     return TokenizerFacts(**{**found, **lists})
-
-
-def has_vocabulary(path: str | Path) -> bool:
-    """Whether a directory holds a tokenizer (settings and templates alone are none)."""
-    return any(is_there(Path(path) / name) for name in ("tokenizer.json", *_VOCABULARY_FILES))
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
@@ -117,7 +106,7 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises:
         InputError: If there is none, or it cannot be read.
     """
-    return _load(_Place(str(path)), _state(Path(path)))[0]
+    return _load(_Place(str(path)), tokenizer_state(Path(path)))[0]
 
 
 def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
@@ -145,31 +134,6 @@ def end_token_ids(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.add(int(tokenizer.eos_token_id))
     return tuple(sorted(found))
-
-
-def _state(directory: Path) -> str:
-    """Fingerprint of the bytes of everything that decides what is loaded, library included."""
-    files = [directory / name for name in _FILES]
-    if not has_vocabulary(directory):
-        raise InputError(f"{directory} has no tokenizer.json (nor tokenizer.model, vocab.json)")
-    files += sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    parts = {
-        file.relative_to(directory).as_posix(): cached_file_fact(file, "bytes-2", _hash_bytes)
-        for file in files
-        if is_there(file)
-    }
-    return text_fingerprint(["tokenizer-state", _versions(), parts])
-
-
-@cache
-def _versions() -> list[str]:
-    return [metadata.version(name) for name in ("transformers", "tokenizers")]
-
-
-def _hash_bytes(path: Path) -> str:
-    return hashlib.blake2b(
-        read_bytes(path, "tokenizer", MAX_TABLE_BYTES), digest_size=16
-    ).hexdigest()
 
 
 class _Place:

@@ -269,20 +269,42 @@ def nonfinite_tensor(path: Path) -> tuple[str, str] | None:
 
     From the raw bits: all ones in the exponent. Types without such numbers count as finite.
     """
-    words = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
-    signs = {"<u2": 0x7FFF, "<u4": 0x7FFFFFFF}
     tensors, data_start = read_header(path)
     with open(path, "rb") as file:
         for name, info in tensors.items():
-            if info.dtype not in words:
+            if info.dtype not in _EXPONENTS:
                 continue
-            word, exponent = words[info.dtype]
-            file.seek(data_start + info.start)
-            bits = np.frombuffer(file.read(info.stop - info.start), word)
-            odd = bits[(bits & exponent) == exponent]
+            odd = _nonfinite(file, info.dtype, data_start + info.start, data_start + info.stop)
             if len(odd):
-                return name, "NaN" if bool(((odd & signs[word]) > exponent).any()) else "infinity"
+                word, exponent = _EXPONENTS[info.dtype]
+                magnitudes = odd & ~np.dtype(word).type(1 << (8 * odd.itemsize - 1))
+                return name, "NaN" if bool((magnitudes > exponent).any()) else "infinity"
     return None
+
+
+def is_finite(path: Path) -> bool:
+    """Whether :func:`nonfinite_tensor` finds none; a small file of one type is looked at at once.
+
+    That its tensors lie one after the other is checked with its header.
+    """
+    tensors, data_start = read_header(path)
+    types, size = {info.dtype for info in tensors.values()}, path.stat().st_size
+    if len(types) != 1 or size >= _SMALL_BYTES or not types <= _EXPONENTS.keys():
+        return nonfinite_tensor(path) is None
+    with open(path, "rb") as file:
+        return not len(_nonfinite(file, types.pop(), data_start, size))
+
+
+_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
+"""Type -> (word of its bits, those of its exponent)."""
+
+
+def _nonfinite(file: IO[bytes], dtype: str, start: int, stop: int) -> np.ndarray:
+    """Bits of the numbers in bytes [start, stop) of a file that are NaN or infinite."""
+    word, exponent = _EXPONENTS[dtype]
+    file.seek(start)
+    bits = np.frombuffer(file.read(stop - start), word)
+    return np.asarray(bits[(bits & exponent) == exponent])
 
 
 _FLOATS: dict[str, np.dtype[Any]] = {

@@ -19,6 +19,7 @@ from tests.hub.loopback import Fault, LoopbackHub
 from tests.hub.revisions import fetched, largest, publish, rows, weights
 
 REVISIONS, ROOM = 30, 4
+NODES = ("node-a", "node-b")
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 300) -> None:
@@ -51,17 +52,17 @@ def test_revisions_pass_through_the_disks_of_two_machines(hub: LoopbackHub, tmp_
         Fault("/cdn/", 503, times=3, headers={"Retry-After": "0"}, method="GET"),
         Fault("/resolve/", 0, times=2, method="GET"),
     ]
-    homes = {name: tmp_path / name for name in ("driver", "node-a", "node-b")}
+    homes = {name: tmp_path / name for name in ("driver", *NODES)}
     for home in homes.values():
         home.mkdir()
     out = tmp_path / "results"
     with Raylets(num_cpus=0) as cluster:
-        for name in ("node-a", "node-b"):
+        for name in NODES:
             hidden = [homes["driver"], tmp_path / "made"]
             cluster.join(name, homes[name], hidden, HF_HUB_USER_AGENT_ORIGIN=name)
         gone = ("EVALCORE_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         env = {k: v for k, v in cluster.env.items() if k not in gone}
-        env |= {"HOME": str(homes["driver"]), "HF_ENDPOINT": hub.endpoint, "STUB_CONTEXT_S": "0.05",
+        env |= {"HOME": str(homes["driver"]), "HF_ENDPOINT": hub.endpoint, "STUB_CONTEXT_S": "0.5",
                 "PYTHONPATH": str(ROOT), "HF_HUB_USER_AGENT_ORIGIN": "driver"}  # fmt: skip
         command = [
             sys.executable, "-m", "bench.stub", "score", "-m", f"@{tmp_path / 'made' / 'list.txt'}",
@@ -70,12 +71,12 @@ def test_revisions_pass_through_the_disks_of_two_machines(hub: LoopbackHub, tmp_
             "--threads", "1", "--commit-every", "0", "--disk-budget", str(budget),
         ]  # fmt: skip
         said = tmp_path / "said"
-        caches = [homes[name] / ".cache" / "evalcore" for name in ("node-a", "node-b")]
+        caches = [homes[name] / ".cache" / "evalcore" for name in NODES]
         with said.open("wb") as sink, largest(*caches) as most:
             run = subprocess.Popen(command, env=env, stdout=sink, stderr=sink, cwd=homes["driver"])
-            segments = out / "segments"
-            done = lambda: len(list(segments.glob("[!.]*.arrow"))) > 7  # noqa: E731
-            wait_until(lambda: done() or run.poll() is not None)
+            # Each disk has given up what passed through it, however soon its worker was there.
+            passed = lambda: min(len(fetched(hub, name)) for name in NODES) > ROOM + 1  # noqa: E731
+            wait_until(lambda: passed() or run.poll() is not None)
             for pid in actors(cluster.machines["node-a"])[:1]:
                 os.kill(pid, signal.SIGKILL)
             status = run.wait(600)
@@ -85,11 +86,11 @@ def test_revisions_pass_through_the_disks_of_two_machines(hub: LoopbackHub, tmp_
     assert distinct == 2 * REVISIONS
     # What the killed worker had just written, and had not yet told of, is done again: one unit.
     assert written - distinct in (0, 2), "nothing is scored twice"
-    every, nodes = weights(hub), [fetched(hub, name) for name in ("node-a", "node-b")]
+    every, nodes = weights(hub), [fetched(hub, name) for name in NODES]
     assert not fetched(hub, "driver")
     assert nodes[0].keys() | nodes[1].keys() == every.keys()
     for node in nodes:
-        assert len(node) > REVISIONS // 5, text
+        assert len(node) > ROOM, text
         assert all(node[name] == every[name] for name in node), "each file once a node"
     assert all(size < held <= budget for held in most), (most, size, budget)
     assert "on node-a" in text, "the summary names whose worker was lost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -11,14 +12,25 @@ from typing import Any
 import pytest
 
 from evalcore.errors import InputError
-from evalcore.reading import MAX_DEPTH, parse_json, read_bytes, read_json, read_text, regular_size
+from evalcore.reading import (
+    MAX_DEPTH,
+    POINTER,
+    file_sum,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+    regular_size,
+)
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "good").write_text('{"a": [1, "\\ud83d\\ude00"]}')
     assert read_json(tmp_path / "good", "thing") == {"a": [1, "😀"]}
     (tmp_path / "link").symlink_to("good")
-    assert read_bytes(tmp_path / "link", "thing") == (tmp_path / "good").read_bytes()
+    content = (tmp_path / "good").read_bytes()
+    assert read_bytes(tmp_path / "link", "thing") == content
+    assert file_sum(tmp_path / "link", "thing") == hashlib.sha256(content).hexdigest()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
@@ -30,7 +42,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         "folder": "folder is a folder|Is a directory", "loop": "cannot be read",
         "socket": "is a socket", "none": "is missing", "a\0b": "cannot be read",
     }.items():  # fmt: skip
-        for read in (read_bytes, regular_size):
+        for read in (read_bytes, file_sum, regular_size):
             with pytest.raises(InputError, match=rf"^thing: .*({reason})") as caught:
                 read(tmp_path / name, "thing")
             assert "\n" not in str(caught.value)
@@ -44,8 +56,13 @@ def test_size_and_encoding_are_bounded(tmp_path: Path) -> None:
         read_text(file, "thing", 10)
     with open(file, "wb") as sparse:
         sparse.truncate(1 << 40)
-    with pytest.raises(InputError, match="too large"):
-        read_bytes(file, "thing")
+    for read in (read_bytes, file_sum):
+        with pytest.raises(InputError, match="too large"):
+            read(file, "thing")
+    file.write_bytes(POINTER + b"v1")
+    for read in (read_bytes, file_sum):
+        with pytest.raises(InputError, match="Git LFS"):
+            read(file, "thing")
     file.write_bytes(b"ab\xff")
     with pytest.raises(InputError, match=r"not UTF-8 text \(byte 2\)"):
         read_text(file, "thing")

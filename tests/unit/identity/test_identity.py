@@ -33,7 +33,7 @@ from evalcore.identity import (
     weight_layout,
 )
 from evalcore.identity.adapter_names import AdapterName, parse_name
-from evalcore.identity.weights import nonfinite_tensor
+from evalcore.identity.weights import is_finite, nonfinite_tensor
 from evalcore.types import (
     Adapter,
     Checkpoint,
@@ -369,6 +369,9 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path, dtype: str) -> No
         bad[3] = value
         save({"a": torch.full((5,), torch.finfo(bad.dtype).max, dtype=bad.dtype), "b": bad}, file)
         assert nonfinite_tensor(file) == (None if word is None else ("b", word))
+        assert is_finite(file) == (word is None)
+        save({"a": bad, "b": torch.ones(3, dtype=torch.int32)}, file)
+        assert is_finite(file) == (word is None), "types are mixed"
 
 
 def test_another_answer_rule_counts_where_answers_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
