@@ -12,7 +12,7 @@ from dataclasses import replace
 from evalcore.config import ScoreConfig
 from evalcore.config.engine import Device
 from evalcore.engines.protocol import EngineSpec
-from evalcore.engines.vllm.bases import LONGEST, unknown, unsupported
+from evalcore.engines.vllm.bases import LONGEST, refused
 from evalcore.engines.vllm.contract import read_installed, verdicts
 from evalcore.errors import EvalcoreError
 from evalcore.identity import Applied, numeric_config, weight_layout
@@ -75,9 +75,7 @@ def _nowhere(config: ScoreConfig) -> str | None:
 
 
 def _base_reason(checkpoint: Checkpoint, device: Device, longest: int) -> str | None:
-    config = numeric_config(checkpoint.path)
-    reason = unsupported(checkpoint.path, config, device, longest)
-    return reason or (unknown(config) if read_installed() else None)
+    return refused(checkpoint.path, numeric_config(checkpoint.path), device, longest)
 
 
 def _adapter_reason(subject: Subject, applied: Applied) -> str | None:

@@ -92,11 +92,14 @@ def _supported(
     """The subjects whose checkpoint the engine can run; the others become problems."""
     if config.engine.kind != "vllm":
         return list(subjects)
-    from evalcore.engines.vllm.bases import LONGEST, unsupported
+    from evalcore.engines.vllm.bases import LONGEST, refused, unsupported
 
     longest = config.grid.max_length or LONGEST
+    # Nodes of a cluster may have another vLLM, code from a checkpoint is not vLLM's.
+    elsewhere = config.cluster.backend == "ray" or config.engine.trust_remote_code
+    ask = unsupported if elsewhere else refused
     reasons = {
-        path: unsupported(path, numeric_config(path), place.device, longest)
+        path: ask(path, numeric_config(path), place.device, longest)
         for path in {subject.checkpoint.path for subject in subjects}
     }
     problems += [

@@ -152,7 +152,7 @@ class HFEngine(OneByOne):
             np.concatenate([batch.context(int(owner)), batch.continuation(i)[:-1]])
             for i, owner in enumerate(batch.continuation_context)
         ]
-        for chosen in _by_length(rows):
+        for chosen in _by_length(rows, turns(model.config)):
             width = max(len(rows[i]) for i in chosen)
             ids = np.zeros((len(chosen), width), dtype=np.int64)
             mask = np.zeros_like(ids)
@@ -188,7 +188,8 @@ class HFEngine(OneByOne):
         tokenizer, ends = tokenizer_and_ends(subject.checkpoint)
         contexts = [batch.context(i) for i in range(batch.num_contexts)]
         endings: list[Any] = [None] * len(contexts)
-        for chosen in _by_length(contexts):
+        turn = turns(model.config)
+        for chosen in _by_length(contexts, turn and max(0, turn - batch.settings.max_tokens)):
             for i, ids in zip(
                 chosen,
                 self._continue(model, [contexts[i] for i in chosen], batch, tokenizer, ends),
@@ -277,11 +278,31 @@ class HFEngine(OneByOne):
         gc.collect()
 
 
-def _by_length(rows: list[npt.NDArray[np.int32]]) -> Iterator[list[int]]:
-    """Row numbers in groups of similar length: at most 2,048 padded tokens or one row, 32 rows."""
+def turns(config: Any) -> int | None:
+    """Longest text that transformers reads with longrope's short factors; None without longrope.
+
+    It takes the long ones for a whole batch as soon as one of its rows is longer.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    first = [
+        part.get("original_max_position_embeddings")
+        for part in parts
+        if part.get("rope_type") == "longrope"
+    ]
+    return next((length for length in first if isinstance(length, int)), None)
+
+
+def _by_length(rows: list[npt.NDArray[np.int32]], turn: int | None = None) -> Iterator[list[int]]:
+    """Row numbers in groups of similar length: at most 2,048 padded tokens or one row, 32 rows.
+
+    No group has both rows of up to ``turn`` tokens and longer ones.
+    """
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if group and ((len(group) + 1) * len(rows[i]) > _BATCH_TOKENS or len(group) == _BATCH_ROWS):
+        full = (len(group) + 1) * len(rows[i]) > _BATCH_TOKENS or len(group) == _BATCH_ROWS
+        turned = turn is not None and group and len(rows[group[0]]) <= turn < len(rows[i])
+        if group and (full or turned):
             yield group
             pulse.tick()
             group = []

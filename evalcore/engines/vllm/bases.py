@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from evalcore.config.engine import Device
 from evalcore.engines.vllm import compat
-from evalcore.engines.vllm.contract import architectures, model_classes, model_source
+from evalcore.engines.vllm.contract import architectures, model_source, read_installed
+from evalcore.engines.vllm.keys import believed, transformers_source, unread
 from evalcore.identity import safetensors_names, shares_embeddings, weight_layout, weight_names
 from evalcore.identity.bases import quantisation
 from evalcore.identity.layout import head_of
 from evalcore.identity.rope import rope_kind, rope_parts
+from evalcore.reading import is_there, read_json
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -25,16 +26,6 @@ _STATE_SPACE = {
 }  # fmt: skip
 
 
-# Keys of config.json that vLLM 0.32 goes by in families whose code in transformers does not know
-# them (engine/arg_utils.py, models/llama.py) -> values that change nothing.
-_BELIEVED: dict[str, tuple[Any, ...]] = {
-    "sliding_window": (None, 0), "logit_scale": (None, 1), "attn_logit_softcapping": (None, 0),
-    "final_logit_softcapping": (None, 0), "dual_chunk_attention_config": (None,),
-}  # fmt: skip
-_SCALED = ("llama", "mistral", "phi3")  # families whose classes in vLLM are Llama's
-# Keys that vLLM 0.32 goes by (models/lfm2.py), which published files have and transformers writes
-# no more.
-_NEEDED = {"lfm2": ("block_dim", "conv_dim")}
 # How vLLM's models take the embeddings as their head.
 _TIES = re.compile(
     r"tie_w|lm_head = self\.\w*(model|transformer|decoder)?\.?\w*(emb|wte)"
@@ -65,70 +56,54 @@ def unsupported(
             f"vLLM would read {', '.join(stray[:3])} beside {', '.join(sorted(wanted)[:2])}; move "
             f"it to another folder"
         )
-    reach = _reach(config, longest)
-    believed = (
-        _believed(config) or _head(path, config) or _window(config, reach) or _rope(config, reach)
+    text = text_part(config)
+    reach = _reach(text, longest)
+    found = (
+        believed(text)
+        or unread(text)
+        or _head(path, config)
+        or _window(text, reach)
+        or _rope(text, reach)
+        or _tempered(path, text, reach)
     )
-    if believed is not None or device != "cpu":
-        return believed
+    if found is not None or device != "cpu":
+        return found
     coded = _unknown_codes(config)
     if coded is not None:
         return (
             f"vLLM's builds for CPUs have no kernels that were seen to score weights quantised as "
             f"{coded}; --engine hf scores what transformers can load"
         )
-    kind = config.get("model_type")
+    kind = text.get("model_type")
     if kind in _STATE_SPACE:
         return f"vLLM has no state-space kernel for CPUs ({kind})"
     if kind in ("lfm2", "lfm2_moe"):
         # LFM2 with two layers, one of them a convolution: 0.5 nats off.
         return f"vLLM's short convolutions do not give transformers' scores on CPUs ({kind})"
-    if config.get("kv_lora_rank"):
+    if text.get("kv_lora_rank"):
         # DeepSeek-V2 with two layers: 1.2 nats off; its own ways of scoring differ by 1.
         return "vLLM's latent attention (MLA) does not give transformers' scores on CPUs"
-    size = _head_size(config)
+    size = _head_size(text)
     if size is not None and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         return f"heads of {size} numbers are not among those vLLM runs on CPUs ({sizes})"
     return None
 
 
-def _believed(config: Mapping[str, Any]) -> str | None:
-    """A key of which vLLM and transformers make different things: left over, or not there."""
-    kind = str(config.get("model_type"))
-    length = config.get("max_position_embeddings") or config.get("n_positions")
-    for key in _NEEDED.get(kind, ()):
-        if config.get(key) is None:
-            return f"config.json has no key {key}, which vLLM's {kind} goes by"
-    for key, harmless in _BELIEVED.items():
-        value = config.get(key)
-        if value in harmless or not _reads(config, key):
-            continue
-        if key == "sliding_window" and _at_least(value, length):
-            continue  # no text is longer
-        source = _transformers_source(kind)
-        if source and key not in source:
-            return (
-                f"config.json, key {key}: vLLM goes by it ({_short(value)}), transformers' {kind} "
-                f"has no such key; remove it"
-            )
-    return None
+def refused(
+    path: str, config: Mapping[str, Any], device: Device, longest: int = LONGEST
+) -> str | None:
+    """:func:`unsupported`, or that the vLLM installed here has no code for it."""
+    reason = unsupported(path, config, device, longest)
+    return reason or (unknown(config) if read_installed() else None)
 
 
-def _reads(config: Mapping[str, Any], key: str) -> bool:
-    """Whether vLLM's code of an architecture goes by a key."""
-    if key == "sliding_window" or (key == "logit_scale" and config.get("model_type") in _SCALED):
-        return True
-    for name in map(str, config.get("architectures") or ()):
-        module = model_classes().get(name, ("", ""))[0]
-        # Through transformers' own code vLLM believes these two of every family.
-        if f'"{key}"' in model_source(name) or (module == "transformers" and "logit" in key):
-            return True
-    return False
-
-
-def _short(value: Any) -> str:
-    return repr(value) if isinstance(value, int | float) else "not empty"
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration says of the part that scores text; of most models, all of it."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return config
+    return {"architectures": config.get("architectures"), **text}
 
 
 def _head(path: str, config: Mapping[str, Any]) -> str | None:
@@ -160,6 +135,9 @@ _ROPE_BELIEVED = {
     "default": ("use_fope",),
     "longrope": ("short_mscale", "long_mscale"),
 }
+# Of GPT-OSS vLLM 0.32 (models/gpt_oss.py) takes yarn of these keys, whatever else is said.
+_GPT_OSS = ("factor", "beta_fast", "beta_slow")
+_GPT_OSS_UNREAD = ("attention_factor", "mscale", "mscale_all_dim")
 _SCALED_QUERIES = "llama_4_scaling_beta"  # of Ministral 3
 # Families whose sliding layers look one token further back in vLLM 0.32 (models/commandr.py,
 # models/cohere2_moe.py: as they were trained) than in transformers.
@@ -229,12 +207,15 @@ def _rope(config: Mapping[str, Any], reach: int) -> str | None:
             return (
                 f"config.json, key {key}.{odd}: vLLM goes by it, transformers does not; remove it"
             )
-        first = rope.get("original_max_position_embeddings")
+        first = config.get("original_max_position_embeddings")
+        first = first or rope.get("original_max_position_embeddings")
         if rope.get(_SCALED_QUERIES) and isinstance(first, int) and first < reach:
             return (
                 f"config.json, key {key}.{_SCALED_QUERIES}: vLLM does not read it, transformers "
                 f"scales by it from token {first} on"
             )
+        if config.get("model_type") == "gpt_oss" and (why := _gpt_oss(key, kind, rope)):
+            return why
         if kind == "yarn" and isinstance(first, int) and first * rope.get("factor", 1) < reach:
             end = int(first * rope["factor"])
             return (
@@ -245,8 +226,6 @@ def _rope(config: Mapping[str, Any], reach: int) -> str | None:
         if kind != "longrope":
             continue
         odd = next((name for name in ("attention_factor", "factor") if rope.get(name)), None)
-        first = config.get("original_max_position_embeddings")
-        first = first or rope.get("original_max_position_embeddings")
         longest = config.get("max_position_embeddings")
         if not (isinstance(first, int) and isinstance(longest, int)):
             continue
@@ -260,8 +239,42 @@ def _rope(config: Mapping[str, Any], reach: int) -> str | None:
     return None
 
 
-def _at_least(value: Any, length: Any) -> bool:
-    return isinstance(value, int) and isinstance(length, int) and value >= length
+def _gpt_oss(key: str, kind: str, rope: Mapping[str, Any]) -> str | None:
+    """How vLLM's GPT-OSS would read rotary positions otherwise."""
+    if kind != "yarn":
+        return f"config.json, key {key}: vLLM's gpt_oss takes yarn, whatever its type ({kind})"
+    if (lacking := next((name for name in _GPT_OSS if rope.get(name) is None), None)) is not None:
+        return (
+            f"config.json, key {key}: vLLM's gpt_oss needs {lacking}, which is not there; "
+            f"transformers takes a usual value"
+        )
+    if (odd := next((name for name in _GPT_OSS_UNREAD if rope.get(name)), None)) is not None:
+        return (
+            f"config.json, key {key}.{odd}: vLLM's gpt_oss does not read it, transformers goes by "
+            f"it"
+        )
+    return None
+
+
+def _tempered(path: str, config: Mapping[str, Any], reach: int) -> str | None:
+    """Llama 4, whose queries transformers scales in long texts where config.json says so.
+
+    vLLM 0.32 (models/llama4.py) does it where generation_config.json says so, or else where texts
+    may be longer than 32,768 tokens.
+    """
+    first = config.get("floor_scale", 8192)
+    if config.get("model_type") != "llama4_text" or not isinstance(first, int) or reach <= first:
+        return None
+    key = "attn_temperature_tuning"
+    file = Path(path) / "generation_config.json"
+    own = read_json(file, "checkpoint") if is_there(file) else {}
+    told = own.get(key, reach > 32_768)
+    if bool(told) == bool(config.get(key, True)):
+        return None
+    return (
+        f"config.json, key {key}: vLLM's Llama 4 does not go by it, transformers does from token "
+        f"{first} on; --max-length {first} takes shorter texts alone"
+    )
 
 
 def _unknown_codes(config: Mapping[str, Any]) -> str | None:
@@ -300,22 +313,10 @@ def unknown(config: Mapping[str, Any]) -> str | None:
     if set(names) & architectures():
         return None
     kind = str(config.get("model_type"))
-    source = _transformers_source(kind)
+    source = transformers_source(kind)
     if f"class {names[0]}(" in source and "_supports_attention_backend = True" in source:
         return None
     return f"vllm {compat.vllm_version()} has no code for {names[0]}"
-
-
-def _transformers_source(kind: str) -> str:
-    """transformers' code of a type of models; ``""`` where it has none."""
-    name = kind.replace("-", "_")
-    if not name.isidentifier():
-        return ""
-    try:
-        home = Path(str(metadata.distribution("transformers").locate_file("transformers")))
-        return (home / "models" / name / f"modeling_{name}.py").read_text("utf-8", "replace")
-    except (metadata.PackageNotFoundError, OSError):
-        return ""
 
 
 def _head_size(config: Mapping[str, Any]) -> int | None:

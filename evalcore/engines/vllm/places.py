@@ -33,6 +33,10 @@ class Unplaced(Exception):
     """Why a tensor cannot be followed into the model."""
 
 
+class Dropped(Unplaced):
+    """vLLM's layer has no such bias: its loader passes over the file's, without a word."""
+
+
 def _whole() -> slice:
     return slice(None)
 
@@ -170,6 +174,9 @@ class Atlas:
     ) -> list[Place]:
         types = compat.layer_types()
         module = compat.bare(self._model.get_submodule(path))
+        has = getattr(module, "weight", None) is not None
+        if leaf == "bias" and has and getattr(module, leaf, None) is None:
+            raise Dropped(f"{type(module).__name__} has no bias")
         if isinstance(module, types.vocabulary):
             is_head = isinstance(module, types.head)
             rows, at = _vocabulary(module)

@@ -16,7 +16,7 @@ from typing import Any
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.derived import head_modules
 from evalcore.engines.vllm.experts import ExpertTraces, expert_products, stored_plainly
-from evalcore.engines.vllm.places import Atlas, Place, Unplaced, input_width
+from evalcore.engines.vllm.places import Atlas, Dropped, Place, Unplaced, input_width
 from evalcore.engines.vllm.traces import DOUBTFUL, TOLERANCE, excess, is_finite, probe, row_sums
 from evalcore.identity import Layout
 
@@ -111,6 +111,9 @@ class Traces:
             tensor = self._atlas.as_held(name, tensor)
             for place in self._atlas.find(name, tuple(tensor.shape)):
                 self._trace(name, place, tensor)
+        except Dropped:
+            if bool((tensor != 0).any()):  # a bias of zeros changes nothing
+                self.verdict.wrong[name] = float("inf")
         except Exception as error:
             self.verdict.unproven[name] = reason(error)
             self._lost += tensor.numel()

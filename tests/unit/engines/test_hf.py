@@ -162,6 +162,35 @@ def test_the_reference_keeps_gemma_2s_soft_cap(tmp_path: Path) -> None:
     assert np.abs(found - plain(attn_logit_softcapping=None)).max() > 1e-3, "the cap shows"
 
 
+def test_rows_beside_longer_ones_keep_longropes_short_factors(tmp_path: Path) -> None:
+    """transformers takes the long factors for a whole batch in which one row is longer."""
+    import torch
+    from transformers import AutoModelForCausalLM, Phi3Config
+
+    torch.manual_seed(3)
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = Phi3Config(
+        vocab_size=320, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, **small,
+        max_position_embeddings=64, original_max_position_embeddings=12, rope_parameters=rope,
+    )  # fmt: skip
+    made = AutoModelForCausalLM.from_config(config)
+    for parameter in made.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    folder = tmp_path / "phi3"
+    made.save_pretrained(folder)
+    rows = [list(range(3, 3 + length)) for length in (11, 14, 12, 13)]
+    batch = ScoreBatch.from_lists([(row[:-2], [row[-2:]]) for row in rows])
+    engine = create_engine(EngineSpec(kind="hf", device="cpu"))
+    engine.load(Subject(Checkpoint("c", str(folder), checkpoint_fingerprint(folder), "tokenizer")))
+    found = engine.score(batch).token_logprobs.reshape(4, 2)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    for row, own in zip(rows, found, strict=True):
+        with torch.inference_mode():
+            logits = model.float().eval()(torch.tensor([row[:-1]])).logits[0, -2:].double()
+        np.testing.assert_allclose(own, logits.log_softmax(-1)[[0, 1], row[-2:]], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from evalcore.engines.vllm.proof import Verdict
+from evalcore.engines.vllm.places import Dropped
+from evalcore.engines.vllm.proof import Traces, Verdict
 from evalcore.engines.vllm.traces import TOLERANCE, excess, is_finite, probe, row_sums
 from evalcore.engines.vllm.worker import call, call_all
 from evalcore.errors import EngineError
@@ -77,3 +78,21 @@ def test_verdicts_hold_for_all_ranks() -> None:
     assert both.proven == {"a"}
     assert both.share == 0.4
     assert list(both.wrong) == ["b (rank 1)"]
+
+
+def test_a_bias_that_vllm_passes_over_is_wrong() -> None:
+    """Gemma's with attention_bias: 0.6 nats off, all parameters proven."""
+
+    class Atlas:
+        def as_held(self, name: str, tensor: Any) -> Any:
+            return tensor
+
+        def find(self, name: str, shape: tuple[int, ...]) -> list[Any]:
+            raise Dropped("QKVParallelLinear has no bias")
+
+    traces = object.__new__(Traces)
+    traces._atlas, traces.verdict, traces._lost = Atlas(), Verdict(), 0  # type: ignore[assignment]
+    traces.add("layers.0.q_proj.bias", torch.zeros(4))
+    assert not traces.verdict.wrong
+    traces.add("layers.0.q_proj.bias", torch.tensor([0.0, 0.1]))
+    assert set(traces.verdict.wrong) == {"layers.0.q_proj.bias"}

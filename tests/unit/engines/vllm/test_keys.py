@@ -1,0 +1,139 @@
+"""Keys of config.json that only one of transformers and vLLM goes by, told without an engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalcore.engines.vllm.bases import refused, unsupported
+from evalcore.engines.vllm.contract import installed
+from evalcore.engines.vllm.keys import transformers_source, unread
+
+needs_vllm = pytest.mark.skipif(installed() is None, reason="vllm is not installed")
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("kind", "architecture", "changes", "key"),
+    [
+        # vLLM 0.32 was 0.4 to 2.3 nats off, or did not start.
+        ("olmoe", "OlmoeForCausalLM", {"clip_qkv": 0.5}, "clip_qkv"),
+        ("gpt2", "GPT2LMHeadModel", {"scale_attn_weights": False}, "scale_attn_weights"),
+        ("mixtral", "MixtralForCausalLM", {"hidden_act": "gelu"}, "hidden_act"),
+        ("gemma", "GemmaForCausalLM", {"attention_bias": True}, "attention_bias"),
+        ("olmoe", "OlmoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("stablelm", "StableLmForCausalLM", {"use_parallel_residual": True}, "parallel_residual"),
+        ("stablelm", "StableLmForCausalLM", {"qk_layernorm": True}, "qk_layernorm"),
+        ("qwen2_moe", "Qwen2MoeForCausalLM", {"qkv_bias": False}, "qkv_bias"),
+        ("granitemoe", "GraniteMoeForCausalLM", {"attention_bias": True}, "attention_bias"),
+        ("gemma3_text", "Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "bidirect"),
+        # Usual values, keys that both read, keys that change nothing.
+        ("olmoe", "OlmoeForCausalLM", {"clip_qkv": None, "norm_topk_prob": False}, None),
+        ("llama", "LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}, None),
+        ("qwen3_moe", "Qwen3MoeForCausalLM", {"norm_topk_prob": True}, None),
+        ("gemma3_text", "Gemma3ForCausalLM", {"attn_logit_softcapping": 5.0}, None),
+        ("mixtral", "MixtralForCausalLM", {"router_jitter_noise": 0.1}, None),
+        ("olmo", "OlmoForCausalLM", {"clip_qkv": 8.0}, None),  # by transformers' own code
+        ("of tomorrow", "OlmoeForCausalLM", {"clip_qkv": 8.0}, None),
+        ("olmoe", "TomorrowForCausalLM", {"clip_qkv": 8.0}, None),
+    ],
+)
+def test_keys_that_only_transformers_reads(
+    kind: str, architecture: str, changes: dict[str, Any], key: str | None
+) -> None:
+    found = unread({"model_type": kind, "architectures": [architecture], **changes})
+    if key is None:
+        assert found is None
+    else:
+        assert key in str(found)
+        assert f"vLLM's {architecture} does not read it" in str(found)
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "llama", "partial_rotary_factor": 0.5}, "key partial_rotary_factor"),
+        ({"model_type": "llama", "rotary_pct": 0.25}, "key rotary_pct: vLLM goes by it (0.25)"),
+        ({"model_type": "llama", "partial_rotary_factor": 1.0}, None),
+        # transformers' code of other kinds of positions goes by it, too.
+        ({"model_type": "llama", "partial_rotary_factor": 0.5,
+          "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, None),
+        ({"model_type": "phi", "partial_rotary_factor": 0.5}, None),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.25}, None),
+    ],
+)  # fmt: skip
+def test_positions_of_a_part_that_only_vllm_believes(
+    tiny_checkpoint: Path, changes: dict[str, Any], said: str | None
+) -> None:
+    names = {"llama": "LlamaForCausalLM", "phi": "PhiForCausalLM",
+             "gpt_neox": "GPTNeoXForCausalLM"}  # fmt: skip
+    config = {"head_dim": 64, "architectures": [names[changes["model_type"]]], **changes}
+    found = unsupported(str(tiny_checkpoint), config, "cpu")
+    assert found is None if said is None else said in str(found)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0}, None),
+        ({"rope_type": "yarn", "factor": 8.0, "beta_slow": 1.0}, "gpt_oss needs beta_fast"),
+        ({"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0}, "gpt_oss needs beta_slow"),
+        ({"rope_type": "default"}, "takes yarn, whatever its type (default)"),
+        ({"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0,
+          "attention_factor": 1.3}, "attention_factor: vLLM's gpt_oss does not read it"),
+    ],
+)  # fmt: skip
+def test_gpt_oss_has_yarn_of_these_keys(
+    tiny_checkpoint: Path, rope: dict[str, Any], said: str | None
+) -> None:
+    config = {"model_type": "gpt_oss", "head_dim": 64, "rope_scaling": rope}
+    found = unsupported(str(tiny_checkpoint), config, "cpu")
+    assert found is None if said is None else said in str(found)
+
+
+def test_llama_4s_scaled_queries_in_long_texts(tiny_checkpoint: Path) -> None:
+    config: dict[str, Any] = {"model_type": "llama4_text", "head_dim": 64}
+    where = str(tiny_checkpoint)
+    assert unsupported(where, config, "cpu", 8192) is None
+    found = str(unsupported(where, config, "cpu", 8193))
+    assert "key attn_temperature_tuning: vLLM's Llama 4 does not go by it" in found
+    assert "--max-length 8192" in found
+    parts = {"model_type": "llama4", "text_config": config}
+    assert unsupported(where, parts, "cpu", 8193) == found, "of several parts, the text's"
+    assert unsupported(where, config, "cpu", 40_000) is None, "there vLLM scales by itself"
+    off = {**config, "attn_temperature_tuning": False}
+    assert unsupported(where, off, "cpu", 8193) is None
+    assert unsupported(where, off, "cpu", 40_000) is not None
+
+
+def test_llama_4s_scaled_queries_as_another_file_says(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for file in tiny_checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"attn_temperature_tuning": True}))
+    config = {"model_type": "llama4_text", "head_dim": 64}
+    assert unsupported(str(tmp_path), config, "cpu", 8193) is None
+
+
+def test_the_text_part_is_what_counts(tiny_checkpoint: Path) -> None:
+    parts = {"model_type": "kimi_vl", "text_config": {"model_type": "x", "kv_lora_rank": 8}}
+    assert "latent attention" in str(unsupported(str(tiny_checkpoint), parts, "cpu"))
+    parts["text_config"] = {"model_type": "x", "hidden_size": 48, "num_attention_heads": 2}
+    assert "heads of 24" in str(unsupported(str(tiny_checkpoint), parts, "cpu"))
+
+
+@needs_vllm
+def test_what_vllm_has_no_code_for_costs_no_start(tiny_checkpoint: Path) -> None:
+    config = {"model_type": "mpt", "architectures": ["MptForCausalLM"]}
+    assert "has no code for MptForCausalLM" in str(refused(str(tiny_checkpoint), config, "cpu"))
+
+
+def test_a_text_part_is_its_familys() -> None:
+    assert "class Gemma3" in transformers_source("gemma3_text")
+    assert transformers_source("../x") == transformers_source("of tomorrow") == ""
