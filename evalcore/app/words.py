@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from evalcore.app.flops import mfu
 from evalcore.errors import EvalcoreError
 from evalcore.scoring import RunSummary
+from evalcore.scoring.witnessed import LONGER
 from evalcore.store import ResultStore
 
 if TYPE_CHECKING:
@@ -95,11 +96,13 @@ def witness_lines(summary: RunSummary) -> list[str]:
     lines = []
     if said:
         gap = f" (within {seen.gap:.2g} nats)" if seen.agreed else ""
-        lines.append(f"witness: of subjects and transformers {', '.join(said)}{gap}")
+        long = f"; so do texts of up to {seen.tokens:,} tokens" if seen.tokens else ""
+        lines.append(f"witness: of subjects and transformers {', '.join(said)}{gap}{long}")
     if seen.rows:
         lines.append(f"witness: {seen.rows:,} sampled examples of these agree too")
     lines += [
-        f"witness: NOT COMPARED with transformers: {count:,} subjects: {reason}"
+        f"witness: NOT COMPARED with transformers: "
+        f"{reason if reason.startswith(LONGER) else f'{count:,} subjects: {reason}'}"
         for reason, count in seen.not_compared.items()
     ]
     lines += [

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from evalcore.cluster.local import worker_path
 from evalcore.config.engine import Dtype
 from evalcore.engines.protocol import EngineSpec
-from evalcore.engines.witness_process import Question, Said, needed_bytes
+from evalcore.engines.witness_process import Question, Said, needed_bytes, parameters
 from evalcore.errors import EvalcoreError
 from evalcore.types import ScoreBatch, Subject
 
@@ -23,11 +23,23 @@ START_S = 600.0
 """Longest that it may take to start."""
 ANSWER_S = 300.0
 BYTES_PER_S = 20e6
-"""Longest for an answer, from its turn on: 300 s, and the weights at 20 MB/s."""
+LEAST_FLOP_PER_S = 1e9
+"""Longest for an answer, from its turn on: 300 s, the weights at 20 MB/s, the operations of real
+texts at 1 GFLOP/s."""
 SILENT_S = 300.0
 """Longest that one with a question may say nothing of waiting for its turn."""
 TURN_S = 3600.0
 """Longest that it may wait: whoever has the turn has a limit, unless it was suspended."""
+
+
+def _needed_s(question: Question) -> float:
+    """Longest that reading the weights and computing the texts of a question may take."""
+    path = question.subject.checkpoint.path
+    tokens = 0
+    if isinstance(question.batch, ScoreBatch):
+        tokens = question.longest * question.batch.num_continuations
+    operations = 2 * parameters(path) * tokens
+    return needed_bytes(path) / BYTES_PER_S + operations / LEAST_FLOP_PER_S
 
 
 class WitnessProcess:
@@ -39,10 +51,10 @@ class WitnessProcess:
 
     def __init__(self, spec: EngineSpec) -> None:
         ours, theirs = socket.socketpair()
-        threads = spec.threads if spec.device == "cuda" else 1
+        self.threads = (spec.threads if spec.device == "cuda" else 1) or 1
         own = {
             "PYTHONPATH": worker_path(),
-            "OMP_NUM_THREADS": str(threads or 1),
+            "OMP_NUM_THREADS": str(self.threads),
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",  # the GPU is the engine's
@@ -65,7 +77,7 @@ class WitnessProcess:
         self._since = self._turn_since = time.monotonic()
         self._state = "starting"
         self._ids = 0
-        self._needed = 0
+        self._needed_s = 0.0
         self.start_s = 0.0
         self.memory_bytes = 0
 
@@ -119,7 +131,7 @@ class WitnessProcess:
         if said.kind == "begun":
             self._state = "at work"
             with contextlib.suppress(EvalcoreError):  # what is wrong is for the witness to say
-                self._needed = needed_bytes(self._asked[0].subject.checkpoint.path)
+                self._needed_s = _needed_s(self._asked[0])
             return
         self._state, self._turn_since = "ready", self._since
         if said.kind == "ready":
@@ -136,7 +148,7 @@ class WitnessProcess:
             limit_s = START_S
         elif self._state == "at work":
             passes = len(self._asked[0].dtypes)
-            limit_s = passes * (ANSWER_S + self._needed / BYTES_PER_S)
+            limit_s = passes * (ANSWER_S + self._needed_s)
         elif self._asked:  # it waits for its turn, and says so
             limit_s = SILENT_S
             if now - self._turn_since > TURN_S:

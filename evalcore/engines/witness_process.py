@@ -24,13 +24,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evalcore.cluster.runner import leave_signals_to_driver
 from evalcore.config.engine import Dtype
 from evalcore.engines.canary import canary_batch
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import EvalcoreError
 from evalcore.files import try_lock
-from evalcore.identity import weight_layout
+from evalcore.identity import numeric_config, weight_layout
 from evalcore.machine import available_bytes, peak_bytes
 from evalcore.types import FloatArray, ScoreBatch, Subject
 
@@ -40,6 +42,8 @@ TURN_CHECK_S = 0.1
 WAITING_EVERY = 50  # of these
 KEPT_BYTES = 1 << 30  # a model up to this size stays for the next question about it
 RUNTIME_BYTES = 2 << 30  # libraries, activations, logits
+LONG_S = 240.0  # a text may take
+FLOP_PER_S = 20e9  # of a thread: an old machine's (140e9 in float32 were seen on one of 2023)
 HEADROOM = 1.25  # of the weights: one file's tensors may be there twice while they are cast
 
 
@@ -58,6 +62,14 @@ class Question:
     subject: Subject
     dtypes: tuple[Dtype, ...]
     batch: ScoreBatch | int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text; 0 for canaries."""
+        if not isinstance(self.batch, ScoreBatch):
+            return 0
+        contexts = np.diff(self.batch.context_offsets)[self.batch.continuation_context]
+        return int((contexts + np.diff(self.batch.continuation_offsets)).max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -83,18 +95,33 @@ class Said:
     memory_bytes: int = 0
 
 
-def needed_bytes(path: str) -> int:
-    """Memory for a forward of a checkpoint in float32."""
-    numbers = sum(math.prod(shape) for _, shape in weight_layout(path).values())
-    return int(HEADROOM * 4 * numbers) + RUNTIME_BYTES
+def parameters(path: str) -> int:
+    """Parameters of a checkpoint."""
+    return sum(math.prod(shape) for _, shape in weight_layout(path).values())
 
 
-def too_large(path: str) -> str:
-    """Why a checkpoint cannot be loaded here; empty if it can."""
-    needed, there = needed_bytes(path), available_bytes()
+def needed_bytes(path: str, tokens: int = 0) -> int:
+    """Memory for a forward of a checkpoint in float32, of texts of so many tokens at most."""
+    config = numeric_config(path)
+    text = config.get("text_config") or config
+    heads = next((text[key] for key in ("num_attention_heads", "n_head") if key in text), 32)
+    # Eager attention: scores, masked and as weights; logits, and once more as numbers of 4 bytes.
+    texts = 4 * tokens * (3 * int(heads) * tokens + 2 * int(text.get("vocab_size") or 0))
+    return int(HEADROOM * 4 * parameters(path)) + max(RUNTIME_BYTES, texts)
+
+
+def too_large(path: str, tokens: int = 0) -> str:
+    """Why a checkpoint cannot be loaded here, or not for such texts; empty if it can."""
+    needed, there = needed_bytes(path, tokens), available_bytes()
     if there is None or needed <= there:
         return ""
-    return f"it takes {needed / 2**30:.1f} GiB in float32, and {there / 2**30:.1f} GiB are free"
+    of = f" with {tokens:,} tokens" if needed > needed_bytes(path) else ""
+    return f"it takes {needed / 2**30:.1f} GiB in float32{of}, and {there / 2**30:.1f} GiB are free"
+
+
+def longest_text(path: str, passes: int, threads: int) -> int:
+    """Tokens of a text that two forwards of a checkpoint, in each dtype, take :data:`LONG_S` of."""
+    return int(LONG_S * FLOP_PER_S * threads / (2 * 2 * passes * max(parameters(path), 1)))
 
 
 @contextmanager
@@ -127,7 +154,7 @@ class Witness:
         """(values, why there are none)."""
         path = question.subject.checkpoint.path
         try:
-            if reason := too_large(path):
+            if reason := too_large(path, question.longest):
                 self._drop()
                 return {}, reason
             values = {str(dtype): self._score(question, dtype) for dtype in question.dtypes}

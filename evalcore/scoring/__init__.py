@@ -13,7 +13,7 @@ from evalcore.scoring.run import score_units, warm_workers
 from evalcore.scoring.shares import CellWork, CellWorks, UnitJob
 from evalcore.scoring.source import UnitSource
 from evalcore.scoring.watch import Watch
-from evalcore.scoring.witnessing import Witnessed
+from evalcore.scoring.witnessed import Witnessed
 from evalcore.scoring.worker import ScoringWorker, WorkerConfig
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from evalcore.errors import EvalcoreError
 from evalcore.scoring.certificates.judging import Certificate, Rescored
-from evalcore.scoring.witnessing import Witnessed
+from evalcore.scoring.witnessed import Witnessed
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,10 @@ compared with transformers, then as many further ones as cost less than :data:`M
 time spent on scoring. Rows of a subject wait until its answer is there, and so do those of others
 of its kind until one of them was seen to agree. Nothing else waits for the witness, except where
 the engine has never been seen to agree for such an architecture: then scoring does.
+
+Canaries are short. The first text of a kind that is longer than what was compared of it (see
+:mod:`evalcore.scoring.reach`) is compared, too; rows of such texts wait, and are not stored if it
+does not agree.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,9 +28,11 @@ from evalcore.config.engine import Device
 from evalcore.engines.agreement import Comparison, architecture_of, compare, is_seen
 from evalcore.engines.protocol import EngineSpec, LoadReport, resolve_device
 from evalcore.engines.witness import WitnessProcess
-from evalcore.engines.witness_process import Said
+from evalcore.engines.witness_process import Said, longest_text
 from evalcore.errors import WitnessError
 from evalcore.identity import numeric_config
+from evalcore.scoring.reach import Reach
+from evalcore.scoring.witnessed import LONGER, Witnessed
 from evalcore.types import FloatArray, ScoreBatch, Subject
 
 MOST_COST = 0.05
@@ -34,62 +40,8 @@ MOST_STARTS = 2  # of the process, in a worker's life
 LOOK_EVERY_S = 0.5
 ROW_TOKENS, ALL_ROW_TOKENS = 1024, 4096
 """Tokens of real rows that are compared for a certificate: of a unit, and of a subject in all."""
+_ENDED = "the witness ended again and again; see the worker's log"
 _log = logging.getLogger("evalcore")
-
-
-@dataclass(frozen=True)
-class Witnessed:
-    """What the witness has done, and what it cost.
-
-    Attributes:
-        agreed: Subjects whose canaries agree with transformers'.
-        disagreed: Subjects whose do not.
-        unasked: Subjects that were not compared, while another of their kind was.
-        not_compared: Why subjects could not be compared -> how many.
-        unseen: Architectures that no test of this version compares -> how many subjects of them.
-        largest: The largest gap of those that agreed, over what is allowed.
-        gap: That gap, in nats.
-        rows: Examples of a certificate that agree.
-        cpu_s: Processor time of its answers.
-        start_s: Processor time of its start.
-        wait_s: Time the worker waited for it.
-        memory_bytes: Most memory it had.
-    """
-
-    agreed: int = 0
-    disagreed: int = 0
-    unasked: int = 0
-    not_compared: Mapping[str, int] = field(default_factory=dict)
-    unseen: Mapping[str, int] = field(default_factory=dict)
-    largest: float = 0.0
-    gap: float = 0.0
-    rows: int = 0
-    cpu_s: float = 0.0
-    start_s: float = 0.0
-    wait_s: float = 0.0
-    memory_bytes: int = 0
-
-    def plus(self, other: Witnessed) -> Witnessed:
-        """Both together."""
-        worst = max(self, other, key=lambda one: one.largest)
-        return Witnessed(
-            self.agreed + other.agreed,
-            self.disagreed + other.disagreed,
-            self.unasked + other.unasked,
-            _added(self.not_compared, other.not_compared),
-            _added(self.unseen, other.unseen),
-            worst.largest,
-            worst.gap,
-            self.rows + other.rows,
-            self.cpu_s + other.cpu_s,
-            self.start_s + other.start_s,
-            self.wait_s + other.wait_s,
-            max(self.memory_bytes, other.memory_bytes),
-        )
-
-
-def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in [*one, *other]}
 
 
 @dataclass(frozen=True)
@@ -124,6 +76,16 @@ class _Seen:
     canary: FloatArray
     vocab_size: int
     rows: ScoreBatch | None = None  # of a certificate; ``canary`` is what is stored of them
+    reach: int = 0  # tokens of a long text; ``canary`` is what the engine says of its end
+
+
+def _refusal(what: str, kind: _Kind, found: Comparison, none: str = "of it") -> str:
+    way = f", adapter {kind.way}" if kind.way else ""
+    return (
+        f"{what} are {found.gap:.2g} nats from transformers' (allowed {found.allowed:.2g}; "
+        f"{kind.architecture}, strategy {kind.strategy}{way}): nothing {none} is stored; "
+        f"--engine hf scores it with transformers"
+    )
 
 
 class Witnessing:
@@ -145,6 +107,8 @@ class Witnessing:
         self._tokens: Counter[str] = Counter()
         self._known: set[_Kind] = set()  # one of these agreed, or cannot be compared
         self._said: dict[str, str] = {}
+        self._loaded: dict[str, _Seen] = {}
+        self._reach = Reach()
         self._refused: dict[str, str] = {}
         self._worked_s = self._spent_s = self._last_s = 0.0
         self._told = Witnessed()
@@ -186,6 +150,7 @@ class Witnessing:
             return
         device = self._device
         seen = _Seen(subject, _Kind.of(subject, load), load.canary, load.vocab_size)
+        self._loaded[weights] = seen
         known = is_seen(seen.kind.architecture, device)
         if not known:
             self._tell(unseen={seen.kind.architecture: 1})
@@ -211,7 +176,7 @@ class Witnessing:
     def _ask(self, seen: _Seen) -> None:
         self.begin()
         if self._process is None:
-            self._not_compared(seen, "the witness ended again and again; see the worker's log")
+            self._not_compared(seen, _ENDED)
         else:
             self._seen[seen.subject.weights] = seen
             self._asked[self._process.ask(seen.subject, seen.vocab_size)] = seen
@@ -236,19 +201,97 @@ class Witnessing:
         if self._process is not None:
             self._asked[self._process.ask(subject, rows)] = seen
 
+    def reach(self, subject: Subject, tokens: int) -> int:
+        """How many tokens of a text should be compared with transformers; 0: none.
+
+        Args:
+            subject: Whose; it is loaded.
+            tokens: Of the longest text that it is asked now.
+
+        Raises:
+            WitnessError: Texts of that length do not agree.
+        """
+        weights = subject.weights
+        if weights not in self._loaded or self._said.get(weights, "").startswith("not compared"):
+            return 0
+        kind = self._group(weights)
+        if why := self._reach.refused(kind, tokens):
+            raise WitnessError(f"{subject.label}: {why}")
+        if not self._reach.wants(kind, tokens):
+            return 0
+        self.begin()
+        if self._process is None:
+            self._beyond(weights, _ENDED)
+            return 0
+        passes = 1 if self._spec.dtype == "float32" else 2
+        most = longest_text(subject.checkpoint.path, passes, self._process.threads)
+        if most < tokens:
+            self._beyond(weights, f"{tokens:,} would take a processor too long")
+        return min(tokens, most) if self._reach.longer(kind, most) else 0
+
+    def is_asked(self, subject: Subject, tokens: int) -> bool:
+        """Whether an answer on texts of so many tokens is there or to come."""
+        return not self._reach.longer(self._group(subject.weights), tokens)
+
+    def ask_reach(self, subject: Subject, text: ScoreBatch, tokens: int, said: FloatArray) -> None:
+        """Has the end of a long text compared.
+
+        Args:
+            subject: Whose.
+            text: What was asked.
+            tokens: Of the text.
+            said: float64 [T], the engine's log-probabilities.
+        """
+        weights = subject.weights
+        if self._process is None:
+            return
+        self._reach.ask(self._group(weights), tokens)
+        seen = _Seen(subject, self._loaded[weights].kind, said, 0, reach=tokens)
+        self._asked[self._process.ask(subject, text)] = seen
+
+    def _group(self, weights: str) -> Hashable:
+        """Of whom one long text speaks for all."""
+        return weights if self._mode == "all" else self._loaded[weights].kind
+
+    def _beyond(self, weights: str, why: str, tokens: int | None = None) -> None:
+        """Longer texts are not compared; that is told once, and refused where all have to be."""
+        group = self._group(weights)
+        if self._mode == "all":
+            why = f"longer texts cannot be compared with transformers: {why}"
+            self._reach.disagrees(group, tokens, f"{why} (--witness auto scores them all the same)")
+            return
+        self._reach.stops(group, why, tokens)
+        if not self._said.get(weights, "").startswith("not compared"):
+            self._tell(not_compared={f"{LONGER}: {why}": 1})
+
     def _is_open(self, weights: str) -> bool:
         asked = (seen.subject.weights for seen in self._asked.values())
         return weights in self._waiting or weights in asked
 
-    def compared(self, weights: str) -> str | None:
+    def compared(self, weights: str, tokens: int = 0) -> str | None:
         """What a loaded subject was compared with, for records; None: the answer is still to come.
 
+        Args:
+            weights: The subject's.
+            tokens: Of the longest text that it was asked.
+
         Raises:
-            WitnessError: It disagrees.
+            WitnessError: It disagrees, or texts of that length do.
         """
         if (why := self._refused.get(weights)) is not None:
             raise WitnessError(why)
-        return None if self._is_open(weights) else self._said[weights]
+        if self._is_open(weights):
+            return None
+        said = self._said[weights]
+        if weights not in self._loaded or said.startswith("not compared"):
+            return said
+        group = self._group(weights)
+        if why := self._reach.refused(group, tokens):
+            raise WitnessError(f"{self._loaded[weights].subject.label}: {why}")
+        if self._reach.waits(group, tokens):
+            return None
+        beyond = self._reach.beyond(group, tokens)
+        return f"{said}; {beyond}" if beyond else said
 
     def look(self, wait_s: float = 0.0) -> None:
         """Takes in the answers there are."""
@@ -273,10 +316,13 @@ class Witnessing:
 
     def _take(self, seen: _Seen, said: Said) -> None:
         self._spent_s += said.cpu_s
-        self._last_s = said.cpu_s
+        self._last_s = self._last_s if seen.reach else said.cpu_s
         self._tell(cpu_s=said.cpu_s)
         if said.reason and seen.rows is not None:
             self._tell(not_compared={f"rows of a certificate: {said.reason}": 1})
+            return
+        if said.reason and seen.reach:
+            self._beyond(seen.subject.weights, said.reason, seen.reach)
             return
         if said.reason:
             self._not_compared(seen, said.reason)
@@ -290,13 +336,26 @@ class Witnessing:
             exact = np.add.reduceat(exact, begins)
             rough = None if rough is None else np.add.reduceat(rough, begins)
         found = compare(seen.canary, exact, rough, dtype, self._device, sums=seen.rows is not None)
-        if found.agrees and seen.rows is not None:
+        if seen.reach:
+            self._take_reach(seen, found)
+        elif found.agrees and seen.rows is not None:
             worst = found.gap / found.allowed
             self._tell(rows=seen.rows.num_contexts, largest=worst, gap=found.gap)
         elif found.agrees:
             self._agrees(seen, found)
         else:
             self._disagrees(seen, found)
+
+    def _take_reach(self, seen: _Seen, found: Comparison) -> None:
+        group = self._group(seen.subject.weights)
+        if found.agrees:
+            self._reach.agrees(group, seen.reach)
+            worst = found.gap / found.allowed
+            self._tell(tokens=seen.reach, largest=worst, gap=found.gap)
+            return
+        what = f"its scores of texts of {seen.reach:,} tokens"
+        self._reach.disagrees(group, seen.reach, _refusal(what, seen.kind, found, "so long"))
+        self._tell(disagreed=1)
 
     def _agrees(self, seen: _Seen, found: Comparison) -> None:
         self._said[seen.subject.weights] = "yes"
@@ -305,13 +364,8 @@ class Witnessing:
 
     def _disagrees(self, seen: _Seen, found: Comparison) -> None:
         kind, subject = seen.kind, seen.subject
-        way = f", adapter {kind.way}" if kind.way else ""
         what = "its scores" if seen.rows is None else "scores of its examples"
-        self._refused[subject.weights] = (
-            f"{subject.label}: {what} are {found.gap:.2g} nats from transformers' (allowed "
-            f"{found.allowed:.2g}; {kind.architecture}, strategy {kind.strategy}{way}): nothing of "
-            f"it is stored; --engine hf scores it with transformers"
-        )
+        self._refused[subject.weights] = f"{subject.label}: {_refusal(what, kind, found)}"
         self._tell(disagreed=1)
         self._known.discard(kind)
         # Whoever relied on this one is asked in turn.

@@ -28,6 +28,7 @@ from evalcore.scoring.certificates.judging import Rescored
 from evalcore.scoring.certificates.sampling import rescore, rows_to_witness
 from evalcore.scoring.generating import score_and_generate, score_and_generate_many
 from evalcore.scoring.localising import Localiser, require_seen
+from evalcore.scoring.reach import longest_of, reach_batch
 from evalcore.scoring.reports import FlushReport, UnitReport
 from evalcore.scoring.rows import with_maker
 from evalcore.scoring.shares import Share, UnitJob
@@ -35,6 +36,7 @@ from evalcore.scoring.witnessing import Witnessing
 from evalcore.store import ResultStore
 from evalcore.types import (
     GenerateResult,
+    IntArray,
     ScoreResult,
     Subject,
 )
@@ -62,11 +64,13 @@ class _Held:
 
     Attributes:
         began_s: When work on it began (monotonic clock).
+        longest: Tokens of its longest text.
         parts: Weights, the record of what made the rows, and the rows, of each subject.
     """
 
     unit_id: str
     began_s: float
+    longest: int
     parts: list[tuple[str, dict[str, Any], pa.Table]]
 
 
@@ -159,14 +163,17 @@ class ScoringWorker:
         loads, begin = self._with_prepared(loads, begin)
         self._files.ahead(job.later)
         stands_s = time.perf_counter() - begin
+        longest = longest_of(shares)
+        reaches = [self._witness.reach(share.subject, len(longest)) for share in shares]
         counts, rows = self._score(job, shares)
+        self._ask_reaches(shares, reaches, longest)
         spent_s = time.perf_counter() - begin
         self._witness.worked(spent_s - stands_s)
         parts = [
             (share.subject.weights, maker, own)
             for share, maker, own in zip(shares, makers, rows, strict=True)
         ]
-        self._held.append(_Held(job.unit.id, began_s, parts))
+        self._held.append(_Held(job.unit.id, began_s, len(longest), parts))
         self._witness.look()
         refused = self._release()
         # One more unit like this one must not make a crash cost more than was asked for.
@@ -227,7 +234,7 @@ class ScoringWorker:
         refused, kept = [], []
         for held in self._held:
             try:
-                said = [self._witness.compared(weights) for weights, _, _ in held.parts]
+                said = [self._witness.compared(who, held.longest) for who, _, _ in held.parts]
             except WitnessError as error:
                 refused.append((held.unit_id, ErrorInfo.of(error)))
                 continue
@@ -336,6 +343,18 @@ class ScoringWorker:
             "rescored": rescored,
         }
         return counts, together
+
+    def _ask_reaches(
+        self, shares: Sequence[Share], reaches: Sequence[int], longest: IntArray
+    ) -> None:
+        """Has the unit's longest text compared, of whom that is wanted."""
+        assert self._engine is not None
+        for share, tokens in zip(shares, reaches, strict=True):
+            if tokens and not self._witness.is_asked(share.subject, tokens):
+                self._engine.load(share.subject)
+                text = reach_batch(longest[:tokens])
+                values = self._engine.score(text).token_logprobs
+                self._witness.ask_reach(share.subject, text, tokens, values)
 
     def _certify(
         self, job: UnitJob, shares: Sequence[Share], rows: Sequence[Sequence[pa.Table]]

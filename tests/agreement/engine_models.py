@@ -46,7 +46,7 @@ def _config(kind: str, layers: int) -> Any:
     import transformers as t
 
     family, special = kind.split("-")
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": VOCAB + 5 if special == "padded" else VOCAB,
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -59,6 +59,8 @@ def _config(kind: str, layers: int) -> Any:
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
+    if family == "cohere2":
+        common |= {"layer_types": ["sliding_attention"] * layers, "tie_word_embeddings": True}
     if special == "sliding":
         common["sliding_window"] = WINDOW
     if family == "neox":
@@ -73,6 +75,7 @@ def _config(kind: str, layers: int) -> Any:
         "olmoe": t.OlmoeConfig,
         "mixtral": t.MixtralConfig,
         "qwen3moe": t.Qwen3MoeConfig,
+        "cohere2": t.Cohere2Config,
     }
     if family in EXPERTS:
         common |= {"num_experts_per_tok": 2, "intermediate_size": 96}

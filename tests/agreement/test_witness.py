@@ -6,7 +6,7 @@ The whole worker runs, with vLLM, the witness's process and the results folder.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,14 +60,15 @@ def no_proof() -> Iterator[None]:
 
 
 def scored(
-    folder: str, steps: list[Step], doubted: frozenset[str]
+    folder: str, steps: list[Step], doubted: frozenset[str], tokens: Sequence[int] = ()
 ) -> tuple[dict[str, str], dict[str, int], list[str], Witnessed]:
     """What was refused and why, rows on disk by cell, what they were compared with, and the cost.
 
-    Each step is a unit of five rows, scored without a proof.
+    Each step is a unit of five rows, scored without a proof; ``tokens``: of each step's contexts.
     """
     root = Path(folder)
-    requests = write_requests(root / "requests.arrow")
+    tokens = tokens or [2] * len(steps)
+    files = {n: write_requests(root / f"{n}.arrow", tokens=n) for n in set(tokens)}
     ResultStore(root / "results")
     config = WorkerConfig(str(root / "results"), SPEC, 0.0, doubted)
     worker: Any = ScoringWorker(config, 0)
@@ -82,9 +83,9 @@ def scored(
         refused.update({names[job]: info.message for job, info in reply.refused})
 
     with no_proof():
-        for name, who, fault, seen in steps:
+        for (name, who, fault, seen), length in zip(steps, tokens, strict=True):
             rows = np.arange(5, dtype=np.int32)
-            unit = make_unit((who,), (UnitSlice(name, str(requests), rows),), 5, 100)
+            unit = make_unit((who,), (UnitSlice(name, str(files[length]), rows),), 5, 100)
             names[unit.id] = name
             context: Any = contextlib.nullcontext()
             if fault:
@@ -130,6 +131,30 @@ def test_the_worker_and_its_witness(child: Child, tmp_path: Path) -> None:
     assert (told.agreed, told.disagreed) == (2, 3)
     assert told.gap < 2e-5
     assert told.cpu_s > 0 < told.memory_bytes
+
+
+def test_long_texts_and_their_witness(child: Child, tmp_path: Path) -> None:
+    """A family that vLLM reads otherwise beyond its window (48 tokens; canaries have 38)."""
+    wrong, right = (
+        subject(save_model(tmp_path / kind, f"{kind}-sliding", 1))
+        for kind in ("cohere2", "mistral")
+    )
+    tuned = subject(tmp_path / "mistral", save_adapter(tmp_path / "t", tmp_path / "mistral", 2))
+    steps = [
+        ("short", wrong, "", False),
+        ("long", wrong, "", False),
+        ("longer", right, "", True),
+        ("merged", tuned, "", True),
+        ("longest", right, "", True),
+    ]
+    found = child.call(scored, str(tmp_path), steps, frozenset(), [2, 150, 100, 150, 200])
+    refused, counts, compared, told = found
+    assert refused.keys() == {"long"}, refused
+    assert "its scores of texts of 152 tokens are" in refused["long"]
+    assert counts == {name: 5 for name, *_ in steps if name != "long"}
+    assert set(compared) == {"yes"}
+    assert (told.agreed, told.disagreed, told.tokens) == (3, 1, 202)
+    assert told.gap < 2e-5
 
 
 def subject_without_weights(folder: Path) -> Subject:

@@ -115,12 +115,17 @@ def make(config: WorkerConfig, index: int) -> ScoringWorker:
     return ScoringWorker(config, index)
 
 
-def write_requests(path: Path, rows: int = 200, bad: tuple[int, ...] = ()) -> Path:
-    """A request file of two-choice questions; bad rows have token 666."""
+def _context(i: int, tokens: int) -> list[int]:
+    return [i % 7 + 5 * j * j % 89 for j in range(tokens)]
+
+
+def write_requests(path: Path, rows: int = 200, bad: tuple[int, ...] = (), tokens: int = 2) -> Path:
+    """A request file of two-choice questions of so many tokens; bad rows have token 666."""
     table = pa.Table.from_pylist(
         [
             {"doc_id": f"{i:032x}", "doc_index": i, "gold": 0, "golds": [0],
-             "contexts": [[666 if i in bad else 1, i % 7]], "continuations": [[2], [3, 4]],
+             "contexts": [[666 if i in bad else 1, *_context(i, tokens - 1)]],
+             "continuations": [[2], [3, 4]],
              "unconditional_context": None, "unconditional": [], "prompt": None,
              "choice_chars": [1, 2], "choice_bytes": [1, 2], "choices": ["a", "bc"],
              "references": [], "shots": 0, "shots_dropped": 0, "truncated_tokens": 0, "flags": []}
@@ -205,39 +210,63 @@ class Run:
 
 
 class FakeWitness:
-    """Answers zeros to every second look; says of what it cannot load that it cannot."""
+    """Answers zeros to every second look, and -1 for texts; of what is ``large`` that it cannot, of
+    what is ``wide`` that it cannot for texts."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.asked: list[tuple[int, Subject]] = []
+        self.asked: list[tuple[int, Subject, Any]] = []
+        self.threads = self.ids = 0
         self.looks, self.start_s, self.memory_bytes, self.gone = 0, 5.0, 7, False
 
     def ask(self, subject: Subject, batch: Any) -> int:
-        self.looks = 0
-        self.asked.append((id(subject), subject))
-        return id(subject)
+        self.looks, self.threads = 0, 1
+        self.ids += 1
+        self.asked.append((self.ids, subject, batch))
+        return self.ids
 
     def poll(self, wait_s: float = 0.0) -> list[Said]:
         self.looks += 1
         if self.looks < 2 or not self.asked:
             return []
-        number, who = self.asked.pop(0)
-        if "large" in who.label:
+        number, who, batch = self.asked.pop(0)
+        if "large" in who.label or ("wide" in who.label and isinstance(batch, ScoreBatch)):
             return [Said("answer", number, reason="too large")]
-        return [Said("answer", number, {"float32": np.zeros(15)}, cpu_s=0.01)]
+        long = isinstance(batch, ScoreBatch)
+        values = np.full(len(batch.continuation_tokens), -1.0) if long else np.zeros(15)
+        return [Said("answer", number, {"float32": values}, cpu_s=0.01)]
 
     def close(self) -> None: ...
 
 
 class WitnessedEngine(StubEngine):
-    """A stub whose canaries are zeros, or 3 nats off for subjects named ``wrong``."""
+    """A stub whose canaries are zeros, or 3 nats off for subjects named ``wrong``; beyond 100
+    tokens a subject named ``windowed`` is 1 nat off."""
 
     def load(self, subject: Subject) -> LoadReport:
         report = super().load(subject)
         off = 3.0 if "wrong" in subject.label else 0.0
         return replace(report, strategy="packed", canary=np.full(15, off), vocab_size=9)
 
+    def score(self, batch: ScoreBatch) -> ScoreResult:
+        result = super().score(batch)
+        assert self.subject is not None
+        far = "windowed" in self.subject.label and np.diff(batch.context_offsets).max() > 100
+        return replace(result, token_logprobs=result.token_logprobs - far)
+
 
 def make_witnessed(config: WorkerConfig, index: int) -> ScoringWorker:
     evalcore.scoring.worker.create_engine = lambda spec: WitnessedEngine()  # type: ignore[attr-defined,assignment,misc,return-value]
     evalcore.scoring.witnessing.WitnessProcess = FakeWitness  # type: ignore[attr-defined,assignment,misc]
     return ScoringWorker(config, index)
+
+
+def make_witnessed_long(config: WorkerConfig, index: int) -> ScoringWorker:
+    """Whose witness has time for any text."""
+    evalcore.scoring.witnessing.longest_text = lambda *_: 10**6  # type: ignore[attr-defined]
+    return make_witnessed(config, index)
+
+
+def make_witnessed_to_100(config: WorkerConfig, index: int) -> ScoringWorker:
+    """Whose witness has time for texts of 100 tokens."""
+    evalcore.scoring.witnessing.longest_text = lambda *_: 100  # type: ignore[attr-defined]
+    return make_witnessed(config, index)
