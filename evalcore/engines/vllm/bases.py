@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evalcore.config.engine import Device
+from evalcore.engines.agreement import architecture_of
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.contract import architectures, model_source, read_installed
 from evalcore.engines.vllm.keys import believed, transformers_source, unread
@@ -307,9 +308,8 @@ def unknown(config: Mapping[str, Any]) -> str | None:
     Read in the sources of vLLM and transformers: nothing is imported. Through transformers' own
     code vLLM runs what takes its attention.
     """
-    names = [str(name) for name in config.get("architectures") or ()]
-    if not names:
-        return "its config.json names no architecture"
+    # Where a configuration names none, vLLM takes transformers' for its model type, too.
+    names = [str(name) for name in config.get("architectures") or (architecture_of(config),)]
     if set(names) & architectures():
         return None
     kind = str(config.get("model_type"))
