@@ -303,6 +303,9 @@ def conform(
     """
     if isinstance(rows, pa.RecordBatch):
         rows = pa.Table.from_batches([rows])
+    if isinstance(rows, pa.Table) and rows.schema.equals(schema):
+        _require_keys(rows.columns, schema, what)
+        return pa.Table.from_arrays(rows.columns, schema=schema)
     names = rows.column_names if isinstance(rows, pa.Table) else {k for row in rows for k in row}
     unknown = sorted(set(names) - set(schema.names))
     if unknown:
@@ -318,9 +321,16 @@ def conform(
             raise IncompatibleError(
                 f"{what}: column {field.name!r} does not fit type {field.type}: {error}"
             ) from error
-        if not field.nullable and columns[-1].null_count:
-            raise IncompatibleError(f"{what}: column {field.name!r} has an empty value")
+    _require_keys(columns, schema, what)
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _require_keys(
+    columns: Sequence[pa.Array | pa.ChunkedArray], schema: pa.Schema, what: str
+) -> None:
+    for field, column in zip(schema, columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise IncompatibleError(f"{what}: column {field.name!r} has an empty value")
 
 
 def _column(rows: pa.Table | list[dict[str, Any]], field: pa.Field) -> pa.Array | pa.ChunkedArray:

@@ -44,6 +44,8 @@ log = logging.getLogger("evalcore")
 SEGMENT_SUFFIX = ".arrow"
 FLUSH_BYTES = 64 * 1024 * 1024
 FLUSH_AGE_S = 60.0
+_SMALL_BYTES = 1 << 20
+"""Files up to this size are unpacked by one thread: handing out their columns costs more."""
 _VERSION_KEY = b"evalcore.schema_version"
 _ROWS_KEY = b"evalcore.rows"
 _COVERAGE_KEY = b"evalcore.coverage"
@@ -337,7 +339,8 @@ def _parse(data: bytes, names: Sequence[str], batches: Sequence[int] | None) -> 
         return pa.table({})
     schema = ipc.open_file(source).schema
     fields = sorted(i for name in names if (i := schema.get_field_index(name)) >= 0)
-    reader = ipc.open_file(source, options=ipc.IpcReadOptions(included_fields=fields))
+    options = ipc.IpcReadOptions(included_fields=fields, use_threads=len(data) > _SMALL_BYTES)
+    reader = ipc.open_file(source, options=options)
     numbers = range(reader.num_record_batches) if batches is None else batches
     return pa.Table.from_batches([reader.get_batch(i) for i in numbers], reader.schema)
 
