@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from evalcore.app.unasked import unasked_lines
 from evalcore.identity import (
     CELL_KEY_VERSION,
     KeyMaker,
     NumericsClass,
+    canonical_json,
     cell_key,
 )
 from evalcore.metrics import needs_unconditional
@@ -225,7 +228,7 @@ class GridCells(Sequence[PlannedCell]):
     """Cells of a grid as numbers; each is made when it is looked at.
 
     Attributes:
-        keys: Of the cells.
+        keys: Of the cells; empty in an outline (:meth:`Grid.outline`).
         subject: int64 [cells], numbers of their subjects.
         question: int64 [cells], numbers of their questions.
         asked: What the numbers count in.
@@ -242,7 +245,7 @@ class GridCells(Sequence[PlannedCell]):
     ranks: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.subject)
 
     @overload
     def __getitem__(self, index: int) -> PlannedCell: ...
@@ -295,6 +298,12 @@ class GridCells(Sequence[PlannedCell]):
         at = np.flatnonzero(told[self.subject])
         keys = [self.keys[i] for i in at.tolist()]
         return replace(self, keys=keys, subject=self.subject[at], question=self.question[at])
+
+
+def _shared(things: Sequence[Hashable]) -> npt.NDArray[np.bool_]:
+    """Which of some things are there more than once; bool [things]."""
+    count = Counter(things)
+    return np.array([count[each] > 1 for each in things], dtype=np.bool_)
 
 
 def _firsts(numbers: Codes) -> list[int]:
@@ -379,6 +388,27 @@ class Grid:
                 assert built is not None
                 self.lm_eval.add(self.cells[i].cell, built)
 
+    def outline(self, numerics: NumericsClass) -> None:
+        """The cells of :meth:`give_keys`, without keys and rows: those are told apart as they are.
+
+        A key holds the fingerprints of a subject and what is asked, so that only subjects with
+        equal fingerprints, questions with equal parts, or what is there twice has equal keys.
+        """
+        subject, question = self.asked.numbers()
+        who = [(s.checkpoint.fingerprint, s.adapter and s.adapter.fingerprint)
+               for s in self.asked.subjects]  # fmt: skip
+        what = [canonical_json(own.maker(own.data).parts) for own in self.asked.questions]
+        twice = _shared(list(zip(subject.tolist(), question.tolist(), strict=True)))
+        doubted = np.flatnonzero(_shared(who)[subject] | _shared(what)[question] | twice)
+        keep = np.ones(len(subject), dtype=np.bool_)
+        if len(doubted):
+            classes = [self._class(each, numerics) for each in self.asked.subjects]
+            keys, _ = self._keys(subject[doubted], question[doubted], classes)
+            first = dict(zip(reversed(keys), reversed(doubted.tolist()), strict=True))
+            keep[doubted] = False
+            keep[list(first.values())] = True
+        self.cells = GridCells([], subject[keep], question[keep], self.asked)
+
     def _facts(
         self, i: int, classes: Sequence[NumericsClass], whatever: Sequence[str | None]
     ) -> CellFacts:
@@ -413,17 +443,3 @@ class Grid:
             keys.append(maker.key(with_data, adapters[who]))
             whatever.append(plain.key(without, adapters[who]) if without else None)
         return keys, whatever
-
-
-def unasked_lines(unasked: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
-    """(what, why) of cells left out (see ``Grid.unasked``), one line for each kind of reason."""
-    kinds: dict[str, dict[str, int]] = {}
-    for (reason, label), count in unasked.items():
-        kinds.setdefault(reason, {})[label] = count
-    lines = []
-    for reason, cells in kinds.items():
-        first = next(iter(cells))
-        more = f" and {len(cells) - 1:,} more" if len(cells) > 1 else ""
-        count = sum(cells.values())
-        lines.append((f"{first}{more} ({count:,} cell{'s' if count > 1 else ''})", reason))
-    return lines

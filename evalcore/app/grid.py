@@ -98,12 +98,29 @@ class GridMaker:
             numerics: The class of the scores.
             apart: Fingerprint of a checkpoint -> class of its scores, where it is another.
         """
+        grid = self._asked(subjects, apart)
+        grid.give_keys(numerics)
+        return grid
+
+    def outline(
+        self,
+        subjects: Sequence[Subject],
+        numerics: NumericsClass,
+        apart: Mapping[str, NumericsClass] | None = None,
+    ) -> Grid:
+        """Like :meth:`grid`, but its cells have no keys yet, and there are no rows of them."""
+        grid = self._asked(subjects, apart)
+        grid.outline(numerics)
+        return grid
+
+    def _asked(
+        self, subjects: Sequence[Subject], apart: Mapping[str, NumericsClass] | None
+    ) -> Grid:
         grid = Grid(apart=apart or {})
         for task in self._tasks:
             task.ask(grid, subjects)
         if self._theirs is not None:
             grid.lm_eval = self._theirs.ask(grid, subjects)
-        grid.give_keys(numerics)
         return grid
 
     def require(self, subjects: Sequence[Subject]) -> None:
@@ -295,17 +312,22 @@ class _Files:
     known: dict[tuple[str, str, int], RequestFile] = field(default_factory=dict)
     control: dict[int, list[Finding]] = field(default_factory=dict)  # by id of a file of known
     faults: dict[tuple[str, str, int], InputError] = field(default_factory=dict)
+    told: dict[str, InputError | None] = field(default_factory=dict)  # by id of a checkpoint
 
     def require(self, subjects: Sequence[Subject]) -> None:
         """Raises InputError where the tokenizers and templates of none of the subjects can ask."""
         ways = _ways(subjects)
-        faults = [fault for way in ways if (fault := self._fault(way)) is not None]
+        self.told |= {way.id: self._fault(way) for way in ways}
+        faults = [fault for way in ways if (fault := self.told[way.id]) is not None]
         if len(faults) == len(ways):
             raise faults[0]
 
     def askable(self, subjects: Sequence[Subject], grid: Grid) -> list[Subject]:
         """The subjects whose tokenizers and templates can ask; the others are left out."""
-        faults = {way.id: self._fault(way) for way in _ways(subjects)}
+        faults = self.told
+        for way in _ways(subjects):
+            if way.id not in faults:
+                faults[way.id] = self._fault(way)
         asked = []
         for subject in subjects:
             way = subject.own if subject.own is not None else subject.checkpoint

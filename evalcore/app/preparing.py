@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from evalcore.app.cells import Grid, unasked_lines
+from evalcore.app.cells import Grid
 from evalcore.app.grid import require_documents
 from evalcore.app.inputs import keep_clusters, keep_inputs, keep_weights
 from evalcore.app.kept import KeptAnswers
@@ -22,6 +22,7 @@ from evalcore.app.pieces import pieces, shard_of
 from evalcore.app.place import Place
 from evalcore.app.relabelled import LabelsSince
 from evalcore.app.settling import OldKeys, Settled
+from evalcore.app.unasked import unasked_lines
 from evalcore.cluster import Stop, StopSignals
 from evalcore.config import ScoreConfig
 from evalcore.engines.protocol import EngineSpec

@@ -50,7 +50,7 @@ class Survey:
 
     Attributes:
         subjects: As given.
-        grid: Of those that stand for all.
+        grid: Of those that stand for all, in outline.
 
     Raises:
         InputError: Not one cell can be asked, or something that is asked cannot be asked at all.
@@ -66,7 +66,7 @@ class Survey:
         self.subjects = subjects
         self._chosen = chosen(subjects)
         maker.require(self._chosen)
-        self.grid: Grid = maker.grid(self._chosen, numerics, apart)
+        self.grid: Grid = maker.outline(self._chosen, numerics, apart)
         require_cells(self.grid)
 
     @cached_property

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import evalcore.scoring.run
@@ -172,6 +173,22 @@ def test_a_survey_knows_who_is_asked_what(subjects: list[Subject], tmp_path: Pat
     assert survey.tokens_of(bare) == grid.cells.tokens_of(bare)
     asked = {(q.task.name, q.variant.name, q.file.path) for q in grid.cells.questions()}
     assert {(q.task.name, q.variant.name, q.file.path) for q in survey.questions()} == asked
+
+
+def test_an_outline_has_the_cells_that_keys_tell_apart(
+    subjects: list[Subject], tmp_path: Path
+) -> None:
+    own, cache = config(tmp_path / "results"), tmp_path / "cache"
+    for asked in (subjects, [*subjects, *subjects[:4]], subjects[:1]):
+        maker = GridMaker(own.grid, cache)
+        grid, outline = maker.grid(asked, _numerics()), maker.outline(asked, _numerics())
+        assert len(grid.cells) == len(outline.cells) <= len(grid.asked)
+        for numbers in ("subject", "question"):
+            assert np.array_equal(getattr(grid.cells, numbers), getattr(outline.cells, numbers))
+    again = replace(subjects[0].checkpoint, name="the same", path=subjects[0].checkpoint.path + "/")
+    maker = GridMaker(own.grid, cache)
+    outline = maker.outline([subjects[0], Subject(again)], _numerics())
+    assert len(outline.cells) == len(outline.asked) / 2, "the same weights, asked the same"
 
 
 @pytest.mark.parametrize("count", [2, 5, 40])
