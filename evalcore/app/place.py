@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from evalcore.cluster.ray_session import Node, is_connected, ray_nodes, require_room
+from evalcore.cluster.ray_session import KIND, Node, is_connected, ray_nodes, require_room
 from evalcore.config import ClusterConfig
 from evalcore.config.engine import Device
 from evalcore.errors import InputError
@@ -28,6 +29,8 @@ class Place:
             gives its actors their own.
         num_gpus: GPUs of one engine; 0 on CPUs.
         gpu_name: Model of the GPUs here; None where there is none, or they are a cluster's.
+        kind: The one kind of a cluster's GPUs that is wanted; empty: any.
+        kinds: Of the GPUs that engines may be placed on, where a cluster has several.
     """
 
     device: Device
@@ -36,6 +39,8 @@ class Place:
     gpus: tuple[str, ...] = ()
     num_gpus: int = 0
     gpu_name: str | None = None
+    kind: str = ""
+    kinds: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -47,11 +52,13 @@ class Place:
         return f"{self.workers} {count} on {on}{self.threads} {threads}"
 
     @property
-    def ray_options(self) -> dict[str, float]:
+    def ray_options(self) -> dict[str, Any]:
         """What an actor asks for. On GPUs its threads wait most of the time."""
+        kind = {"resources": {f"{KIND}{self.kind}": 0.001}} if self.kind else {}
         return {
             "num_cpus": 1 if self.device == "cuda" else self.threads,
             "num_gpus": self.num_gpus,
+            **kind,
         }
 
 
@@ -69,6 +76,8 @@ def find_place(wanted: ClusterConfig, scored_on: Collection[str] = ()) -> Place:
     on_ray = wanted.backend == "ray" and is_connected()
     names = () if on_ray else tuple(visible_gpus())
     nodes = ray_nodes() if on_ray else [Node("this machine", cores(), len(names))]
+    if wanted.gpu_kind is not None:
+        nodes = _of_kind(wanted.gpu_kind, nodes, on_ray)
     total = int(sum(node.gpus for node in nodes))
     where = "the Ray cluster" if on_ray else "this machine"
     shows = f"{where} shows {total or 'no'} GPU{'' if total == 1 else 's'}"
@@ -88,6 +97,25 @@ def find_place(wanted: ClusterConfig, scored_on: Collection[str] = ()) -> Place:
         asked = place.ray_options
         require_room(nodes, place.workers, asked["num_cpus"], asked["num_gpus"])
     return place
+
+
+def _of_kind(kind: str, nodes: Sequence[Node], on_ray: bool) -> list[Node]:
+    """The nodes with GPUs of a kind, whatever case it is written in."""
+    if not on_ray:
+        raise InputError(
+            f"--gpu-kind {kind}: kinds are told apart on a Ray cluster (--cluster ray "
+            "--ray-address); GPUs of this machine are chosen with CUDA_VISIBLE_DEVICES"
+        )
+    found = [node for node in nodes if node.gpus and node.kind.lower() == kind.lower()]
+    if not found:
+        there = {
+            f"{n.name}: {n.kind or 'of a kind that Ray does not know'}": 0 for n in nodes if n.gpus
+        }
+        raise InputError(
+            f"--gpu-kind {kind}: no node of the Ray cluster has such GPUs "
+            f"({'; '.join(list(there)[:8]) or 'no node has any'})"
+        )
+    return found
 
 
 def _device(wanted: ClusterConfig, gpus: int, scored_on: set[str], shows: str) -> Device:
@@ -144,10 +172,23 @@ def _on_gpus(
         )
     per_node = {n: min(count, workers) for n, count in holds.items()}
     threads = min(max(1, int(node.cpus) // count) for node, count in per_node.items())
+    kinds = sorted({node.kind or "unknown to Ray" for node in holds}) if ray else []
     return Place(
         "cuda", workers, wanted.threads or threads, names[: workers * size], size,
-        None if ray else gpu_name(),
+        None if ray else gpu_name(), next(iter(holds)).kind if wanted.gpu_kind else "",
+        tuple(kinds) if len(kinds) > 1 else (),
     )  # fmt: skip
+
+
+def mixed_kinds(place: Place) -> list[str]:
+    """One line where engines may come to stand on GPUs of several kinds."""
+    if not place.kinds:
+        return []
+    return [
+        f"the cluster's GPUs are of several kinds ({', '.join(place.kinds)}), whose scores may "
+        "differ in the last digits: every row says in made_by which it is from, and so does every "
+        "difference between two; --gpu-kind takes GPUs of one kind alone"
+    ]
 
 
 def changed_device(place: Place, scored_on: Collection[str], folder: str) -> list[str]:

@@ -16,7 +16,7 @@ from evalcore.app.grid import GridMaker, Selected
 from evalcore.app.labels import labelled_subjects
 from evalcore.app.lengths import encoding_settings
 from evalcore.app.manifest import agreed, grid_name
-from evalcore.app.place import Place, changed_device, find_place
+from evalcore.app.place import Place, changed_device, find_place, mixed_kinds
 from evalcore.app.survey import Survey
 from evalcore.config import GridConfig, ScoreConfig
 from evalcore.engines.protocol import EngineSpec, numerics_class
@@ -54,11 +54,11 @@ class Settled:
 
 
 def settle_place(config: ScoreConfig, store: ResultStore | None) -> tuple[Place, list[str]]:
-    """(where the engines are, a line where earlier results are of another device)."""
+    """(where the engines are, lines where results are of another device, or GPUs of many kinds)."""
     labels = set() if store is None else set(store.cells()["numerics"].to_pylist())
     scored_on = {parts[3] for label in labels if label and len(parts := label.split("/")) > 3}
     place = find_place(config.cluster, scored_on)
-    return place, changed_device(place, scored_on, str(config.run.output))
+    return place, [*changed_device(place, scored_on, str(config.run.output)), *mixed_kinds(place)]
 
 
 def settle_subjects(

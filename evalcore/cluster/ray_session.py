@@ -40,6 +40,10 @@ NOT_FORWARDED = (
 )  # fmt: skip
 
 
+KIND = "accelerator_type:"
+"""What Ray puts before a kind of accelerator to name the resource by which it is asked for."""
+
+
 @dataclass(frozen=True)
 class Node:
     """A machine that workers may be placed on.
@@ -48,11 +52,13 @@ class Node:
         name: Of the machine, for people.
         cpus: CPUs it lends.
         gpus: GPUs it lends.
+        kind: Of its GPUs, as Ray calls it (``H100``); empty where Ray does not know.
     """
 
     name: str
     cpus: float
     gpus: float
+    kind: str = ""
 
 
 def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
@@ -123,7 +129,8 @@ def ray_nodes() -> list[Node]:
         if node.get("NodeManagerAddress") == here:
             cpus = min(cpus, cores())
         name = node.get("NodeManagerHostname") or node.get("NodeManagerAddress") or "node"
-        found.append(Node(str(name), cpus, float(has.get("GPU", 0))))
+        kind = next((one.removeprefix(KIND) for one in sorted(has) if one.startswith(KIND)), "")
+        found.append(Node(str(name), cpus, float(has.get("GPU", 0)), kind))
     return found
 
 

@@ -25,6 +25,10 @@ class ClusterConfig:
         None, "GPUs to use at most, over all engines (default: all that are shown).", "--num-gpus",
         low=0, high=MAX_WORKERS * MAX_GPUS,
     )  # fmt: skip
+    gpu_kind: str | None = option(
+        None, "With --cluster ray: take GPUs of this kind alone, as Ray names it (H100, A100-80G).",
+        "--gpu-kind", metavar="KIND",
+    )  # fmt: skip
     tensor_parallel: int = option(
         1, "GPUs of one engine.", "--tensor-parallel",
         low=1, high=MAX_GPUS, study="tensor_parallel",

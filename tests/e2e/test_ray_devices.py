@@ -66,7 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     folder = tmp_path_factory.mktemp("stub")
     (folder / "sitecustomize.py").write_text(_STUB)
     with Raylets(num_cpus=1, num_gpus=0) as nodes:
-        nodes.add(num_cpus=1, num_gpus=1)
+        nodes.add(num_cpus=1, num_gpus=1, resources={"accelerator_type:H100": 1})
         root = str(Path(__file__).parents[2])
         paths = f"{folder}{os.pathsep}{root}"
         yield {**nodes.env, "PYTHONPATH": paths, "HF_HOME": "/somewhere/hub"}
@@ -125,7 +125,8 @@ def test_the_node_with_a_gpu_scores_in_bfloat16(
     from evalcore.store import ResultStore
 
     out, seen = tmp_path / "results", tmp_path / "seen.json"
-    done = drive({**cluster, "EVALCORE_STUB": str(seen)}, *asked(base, out))
+    kind = ("--gpu-kind", "h100")
+    done = drive({**cluster, "EVALCORE_STUB": str(seen)}, *asked(base, out), *kind)
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.strip().splitlines()[-1] == "loaded: ['ray', 'transformers']"
     assert json.loads(seen.read_text()) == {
@@ -152,3 +153,7 @@ def test_what_no_node_has_is_one_line_before_waiting(
     done = drive(cluster, *asked(base, tmp_path / "r"), "--tensor-parallel", 2)
     assert done.returncode == 2
     assert "--tensor-parallel 2: the Ray cluster shows 1 GPU, 1 at most on one" in done.stderr
+    done = drive(cluster, *asked(base, tmp_path / "r"), "--gpu-kind", "L4")
+    assert done.returncode == 2
+    assert "--gpu-kind L4: no node of the Ray cluster has such GPUs" in done.stderr
+    assert ": H100)" in done.stderr

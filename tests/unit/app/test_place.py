@@ -11,7 +11,7 @@ import pytest
 
 from evalcore.app import place as module
 from evalcore.app.early import worker_env
-from evalcore.app.place import Place, changed_device, find_place
+from evalcore.app.place import Place, changed_device, find_place, mixed_kinds
 from evalcore.app.score import score
 from evalcore.cluster.ray_session import Node, forwarded, require_room
 from evalcore.config import ClusterConfig, ScoreConfig
@@ -38,9 +38,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def ray(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> Callable[..., None]:
     """Sets what the nodes of a Ray have, driven from a machine without a GPU."""
 
-    def has(*nodes: tuple[float, float]) -> None:
+    def has(*nodes: tuple[float, float] | tuple[float, float, str]) -> None:
         machine(0, cores=2)
-        there = [Node(f"n{i}", cpus, gpus) for i, (cpus, gpus) in enumerate(nodes)]
+        there = [Node(f"n{i}", *node) for i, node in enumerate(nodes)]
         monkeypatch.setattr(module, "is_connected", lambda: True)
         monkeypatch.setattr(module, "ray_nodes", lambda: there)
 
@@ -159,6 +159,31 @@ def test_results_of_gpus_are_not_gone_on_with_on_cpus_in_silence(machine: Machin
     machine(1)
     assert "scored on CPUs: on GPUs" in changed_device(find_place(ClusterConfig()), {"cpu"}, "r")[0]
     assert not changed_device(cpu, set(), "results")
+
+
+def test_gpus_of_several_kinds_are_named_and_one_may_be_taken(ray: Callable[..., None]) -> None:
+    ray((8, 0), (16, 4, "A100"), (32, 8, "H100"))
+    every = find_place(ClusterConfig(backend="ray"))
+    assert (every.workers, every.kinds, every.kind) == (12, ("A100", "H100"), "")
+    (line,) = mixed_kinds(every)
+    assert "several kinds (A100, H100)" in line
+    assert "resources" not in every.ray_options
+    one = find_place(ClusterConfig(backend="ray", gpu_kind="h100", tensor_parallel=4))
+    assert (one.workers, one.kind, mixed_kinds(one)) == (2, "H100", [])
+    assert one.ray_options["resources"] == {"accelerator_type:H100": 0.001}
+    large = find_place(ClusterConfig(backend="ray", tensor_parallel=8))
+    assert not mixed_kinds(large), "an engine of eight fits on one kind alone"
+    with pytest.raises(InputError, match=r"--gpu-kind L4: .* \(n1: A100; n2: H100\)"):
+        find_place(ClusterConfig(backend="ray", gpu_kind="L4"))
+    ray((8, 1))
+    with pytest.raises(InputError, match="n0: of a kind that Ray does not know"):
+        find_place(ClusterConfig(backend="ray", gpu_kind="L4"))
+
+
+def test_kinds_are_of_clusters(machine: Machine) -> None:
+    machine(2)
+    with pytest.raises(InputError, match=r"--gpu-kind H100: .*CUDA_VISIBLE_DEVICES"):
+        find_place(ClusterConfig(gpu_kind="H100"))
 
 
 def test_a_ray_of_ones_own_has_room_or_says_so() -> None:
