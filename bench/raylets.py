@@ -66,7 +66,7 @@ class Raylets:
         self.env = {**env, "RAY_ADDRESS": address}
         self.machines: dict[str, subprocess.Popen[str]] = {}
 
-    def add(self, **lent: int) -> None:
+    def add(self, **lent: Any) -> None:
         """Adds a raylet."""
         self._order(lent)
 
