@@ -38,7 +38,7 @@ class Run:
     err: str
 
 
-def run_evalcore(*args: object, timeout_s: float = 300) -> Run:
+def run_evalcore(*args: object, timeout_s: float = 900) -> Run:
     """Runs the command line in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "evalcore", *map(str, args)],

@@ -34,7 +34,8 @@ OPTIONS = """
     --adapters --allow-code --apply-chat-template --assume-base --base-map --budget --certify
     --certify-share --leave-out
     --chat-template-args --checkpoint --cluster --commit-every --data-root --device --disk-budget
-    --dry-run --dtype --engine --fewshot-as-multiturn --include-path --limit --log-json --max-length
+    --dry-run --dtype --engine --fewshot-as-multiturn --gpu-kind --include-path --limit --log-json
+    --max-length
     --name-pattern --no-bases --no-documents --num-fewshot --num-gpus --output --parent-map
     --peak-tflops --prompt-path --prompts --ray-address --seed --shard --stop-grace --strategy
     --strict --system-instruction --task-path --tasks --template-date --tensor-parallel --threads
