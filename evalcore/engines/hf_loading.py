@@ -46,13 +46,13 @@ def build_base(path: str, dtype: str, *, trust_remote_code: bool = False) -> Any
         IncompatibleError: It cannot be loaded, lacks tensors or has some too many.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     if (Path(path) / ADAPTER_CONFIG).exists():
         # transformers would apply it to weights that may hold it already (peft #1381).
         raise IncompatibleError(f"checkpoint {path} holds an adapter too; move it elsewhere")
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _loader(path).from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             # Others drop what they have no room for: SDPA forgets Gemma-2's soft cap.
@@ -68,6 +68,21 @@ def build_base(path: str, dtype: str, *, trust_remote_code: bool = False) -> Any
     # "generate" fills what a configuration leaves open from the model's own: penalties, bans.
     model.generation_config = GenerationConfig()
     return model
+
+
+def _loader(path: str) -> Any:
+    """transformers' class for a checkpoint: of text, or of a model that takes images as well.
+
+    Qwen2.5-VL, LLaVA, Mistral 3 and others are in the second list alone; asked about text they
+    score it as their language part does.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    kind = numeric_config(path).get("model_type")
+    alone = kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    images = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if alone and images else AutoModelForCausalLM
 
 
 def _check_loaded(path: str, info: Mapping[str, Any]) -> None:

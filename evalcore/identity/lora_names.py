@@ -142,11 +142,16 @@ class _Meant:
         self._layers = [layers] if isinstance(layers, int) else layers
         pattern = config.get("layers_pattern") or r"[^.]*"
         self._patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-        # How the adapter's names begin where they are other than the checkpoint's.
-        self._before = {own.module.removesuffix(own.core) for own in adapted.values()}
+        # How names begin in the checkpoint -> how the adapter's do there: the part of a model that
+        # takes images is none of its language part.
+        self._before: dict[str, set[str]] = {}
+        for target, own in adapted.items():
+            here = _beginning(target.removesuffix(".weight"))
+            self._before.setdefault(here, set()).add(own.module.removesuffix(own.core))
 
     def has(self, module: str) -> bool:
-        names = {module, *(before + core(module) for before in self._before)}
+        before = self._before.get(_beginning(module), set())
+        names = {module, *(own + core(module) for own in before)}
         return (
             _matches(names, self._wanted)
             and not _matches(names, self._not)
@@ -165,6 +170,11 @@ class _Meant:
             if found:
                 return int(found["idx"])
         return None
+
+
+def _beginning(module: str) -> str:
+    """What stands before the layer list in a module's name."""
+    return module.removesuffix(core(module))
 
 
 def _linear(name: str) -> str | None:

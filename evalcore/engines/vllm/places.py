@@ -76,14 +76,14 @@ class Place:
         """What the parameter holds here, where it is stored as it was loaded."""
         held = getattr(self.module, self.leaf)
         if self.kind != "expert":
-            return held[self.at]
+            return held[self.at] if held.ndim else held
         inner = int(self.module.moe_config.intermediate_size_per_partition_unpadded)
         held = held[self.expert]
         return held[:, :inner] if self.part == "w2" else held[self.at]
 
     def cut(self, tensor: Any) -> Any:
         """The part of a checkpoint tensor that lies here."""
-        part = tensor[self.rows]
+        part = tensor[self.rows] if tensor.ndim else tensor
         return part[:, self.columns] if part.ndim > 1 else part
 
 

@@ -17,6 +17,7 @@ from evalcore.engines.hf_loading import line
 from evalcore.engines.protocol import EngineSpec
 from evalcore.errors import IncompatibleError, InputError, SubjectError
 from evalcore.identity import (
+    adapter_fingerprint,
     checkpoint_fingerprint,
     numeric_config,
     open_checkpoint,
@@ -25,6 +26,7 @@ from evalcore.identity import (
 )
 from evalcore.identity.applying import check_adapter
 from evalcore.types import (
+    Adapter,
     Checkpoint,
     GenerateBatch,
     GenerationSettings,
@@ -189,6 +191,43 @@ def test_rows_beside_longer_ones_keep_longropes_short_factors(tmp_path: Path) ->
         with torch.inference_mode():
             logits = model.float().eval()(torch.tensor([row[:-1]])).logits[0, -2:].double()
         np.testing.assert_allclose(own, logits.log_softmax(-1)[[0, 1], row[-2:]], atol=1e-5)
+
+
+def test_models_that_take_images_score_text_as_their_language_part(tmp_path: Path) -> None:
+    """LLaVA is none of transformers' models of text alone; an adapter on its language part."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(3)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    config = LlavaConfig(
+        text_config={"model_type": "llama", "vocab_size": 320, "num_hidden_layers": 2, **size},
+        vision_config={"model_type": "clip_vision_model", "num_hidden_layers": 1, "image_size": 28,
+                       "patch_size": 14, "projection_dim": 32, **size},
+        image_token_index=300,
+    )  # fmt: skip
+    made: Any = LlavaForConditionalGeneration(config)
+    for parameter in made.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    made.save_pretrained(tmp_path / "llava")
+    tuned: Any = get_peft_model(made, LoraConfig(r=2, target_modules=r".*language_model.*q_proj"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    tuned.save_pretrained(tmp_path / "adapter")
+    folder = str(tmp_path / "llava")
+    base = Checkpoint("c", folder, checkpoint_fingerprint(folder), "tokenizer")
+    rows = [[5, 9, 100, 7, 8, 60, 61], [4, 200, 30]]
+    engine = create_engine(EngineSpec(kind="hf", device="cpu"))
+    own = str(tmp_path / "adapter")
+    subject = Subject(base, Adapter("a", own, adapter_fingerprint(own), 2))
+    engine.load(subject)
+    found = engine.score(ScoreBatch.from_lists([(row[:-1], [row[-1:]]) for row in rows]))
+    for row, own in zip(rows, found.token_logprobs, strict=True):
+        with torch.inference_mode():
+            logits = tuned.eval()(input_ids=torch.tensor([row[:-1]])).logits[0, -1].double()
+        assert own == pytest.approx(float(logits.log_softmax(-1)[row[-1]]), abs=1e-5)
 
 
 @pytest.mark.parametrize(

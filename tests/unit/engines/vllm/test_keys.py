@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from evalcore.engines.vllm.bases import refused, unsupported
 from evalcore.engines.vllm.contract import installed
@@ -126,6 +128,30 @@ def test_the_text_part_is_what_counts(tiny_checkpoint: Path) -> None:
     assert "latent attention" in str(unsupported(str(tiny_checkpoint), parts, "cpu"))
     parts["text_config"] = {"model_type": "x", "hidden_size": 48, "num_attention_heads": 2}
     assert "heads of 24" in str(unsupported(str(tiny_checkpoint), parts, "cpu"))
+
+
+@needs_vllm
+def test_experts_that_a_bias_chooses_on_cpus(tmp_path: Path) -> None:
+    """Ernie 4.5's: 0.5 nats off on CPUs; GLM-4's, whose experts are in groups: right."""
+    name = "model.layers.0.mlp.moe_statics.e_score_correction_bias"
+    names = (name, "lm_head.weight", "model.embed_tokens.weight")
+    save_file(dict.fromkeys(names, np.zeros(4, np.float32)), tmp_path / "model.safetensors")
+    config = {"model_type": "x", "architectures": ["Ernie4_5_MoeForCausalLM"]}
+    assert name in str(unsupported(str(tmp_path), config, "cpu"))
+    assert unsupported(str(tmp_path), config, "cuda") is None
+    config["architectures"] = ["Glm4MoeForCausalLM"]
+    assert unsupported(str(tmp_path), config, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("apertus", "in bfloat16, whatever"), ("phimoe", "ends in an error")]
+)
+def test_families_that_vllm_does_not_score_on_cpus(
+    tiny_checkpoint: Path, kind: str, said: str
+) -> None:
+    config = {"model_type": kind, "head_dim": 64}
+    assert said in str(unsupported(str(tiny_checkpoint), config, "cpu"))
+    assert unsupported(str(tiny_checkpoint), config, "cuda") is None
 
 
 @needs_vllm
