@@ -274,7 +274,7 @@ def _all_controls(
             flags += [Flag("control", where, note) for note in comparison.notes]
     if without:
         listed = sorted(without)
-        have = "subject has" if len(listed) == 1 else "subjects have"
+        have = "model has" if len(listed) == 1 else "models have"
         text = f"{len(listed)} tuned {have} no format-only control: the gain may be format"
         flags.append(Flag("control", ", ".join(listed[:3]) + (" ..." if listed[3:] else ""), text,
                           len(listed)))  # fmt: skip

@@ -2,12 +2,15 @@
 
 A specification names its data ``rows`` and holds none: the page and :mod:`evalcore.report.pictures`
 give it the rows of one figure (``evalcore.report.rows``). Charts of several tasks share one: it is
-not changed. Colours are told apart with any common
+not changed. What a mark says when pointed at stands in ``usermeta``: ``tips``, (column, title) pairs
+that the page looks up then; as an expression of every mark they took half of the time of a drawing.
+Colours are told apart with any common
 colour blindness and stand out from a white and from a dark page by 3:1 or more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,7 +25,10 @@ BASE_COLOUR = "#7a7a7a"
 PALETTE = ("#0a7cbd", "#d55e00", "#00936b", "#b8639a", "#a87800", "#3f8fc5", "#8a6fd1", "#6f8a1d")
 SHAPES = ("circle", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "square")
 UNTUNED, CONTROL = "untuned", " (control)"
-_ORDER = "pre-training step (in order, not to scale)"
+JOBS = ("tuned", "control", "all parameters")
+"""Of losses, in the order of their strokes: the first is solid."""
+POINTED = {"content": "data"}
+_ORDER = "pre-training step (evenly spaced)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def _without_control(name: str) -> str:
 def curve(tunings: Tunings, metric: str, *, by_step: bool = False) -> Spec:
     """Score over pre-training (or over the steps of a tuning): dashed base, solid tuned models.
 
-    Bands: 95 % intervals of base and models tuned on the task; thin lines: single seeds.
+    Bands and bars: 95 % intervals of base and models tuned on the task; thin lines and small marks:
+    single seeds.
     """
     import altair as alt
 
@@ -72,32 +79,33 @@ def curve(tunings: Tunings, metric: str, *, by_step: bool = False) -> Spec:
     x = _step_axis() if by_step else _checkpoint_axis()
     y = alt.Y("score:Q", title=metric, scale=alt.Scale(zero=False))
     own = "datum.kind == 'own' || datum.kind == 'base'"
-    base = alt.Chart(alt.NamedData("rows")).encode(x=x, detail="series:N")
+    detail = ["series:N", "at:N"] if by_step else ["series:N"]
+    base = alt.Chart(alt.NamedData("rows")).encode(x=x, detail=detail)
     tint = alt.Color("tuning:N", scale=colour, title=None, legend=_legend(len(tunings.shown)))
-    band = (
-        base.transform_filter(f"({own}) && datum.level == 'mean' && isValid(datum.score_low)")
-        .mark_area(opacity=0.16)
-        .encode(y=alt.Y("score_low:Q", title=metric), y2="score_high:Q", color=tint)
-    )
+    known = base.transform_filter(f"({own}) && datum.level == 'mean' && isValid(datum.score_low)")
+    ends = {"y": alt.Y("score_low:Q", title=metric), "y2": "score_high:Q", "color": tint}
+    band = known.mark_area(opacity=0.16).encode(**ends)
+    bar = known.mark_rule(opacity=0.5, strokeWidth=1).encode(**ends)  # a single point has no band
     line = base.mark_line().encode(
-        y=y, color=tint, tooltip=_tips("score"),
+        y=y, color=tint,
         strokeDash=alt.condition("datum.tuning == 'untuned'", alt.value([6, 4]), alt.value([1, 0])),
         strokeWidth=alt.StrokeWidth("weight:Q", scale=alt.Scale(domain=[0, 2], range=[0.7, 2.4]),
                                     legend=None),
     )  # fmt: skip
-    marks = (
-        base.transform_filter("datum.level != 'seed'")
-        .mark_point(filled=True, size=55, opacity=1)
-        .encode(y=y, color=tint, shape=alt.Shape("tuning:N", scale=shape, title=None),
-                tooltip=_tips("score"))
-    )  # fmt: skip
+    kind = alt.Shape("tuning:N", scale=shape, title=None)
+    marks = [
+        base.transform_filter(f"datum.level {sign} 'seed'")
+        .mark_point(filled=True, size=size, opacity=1, tooltip=POINTED)
+        .encode(y=y, color=tint, shape=kind)
+        for sign, size in (("==", 14), ("!=", 55))
+    ]
     floor = (
         alt.Chart(alt.NamedData("rows"))
         .transform_aggregate(floor="mean(floor)")
-        .mark_rule(strokeDash=[2, 3], color="#8a8a8a", strokeWidth=1.5)
-        .encode(y="floor:Q", tooltip=[alt.Tooltip("floor:Q", title="trivial answer", format=".3f")])
+        .mark_rule(strokeDash=[2, 3], color="#8a8a8a", strokeWidth=1.5, tooltip=POINTED)
+        .encode(y="floor:Q")
     )
-    return _spec(alt.layer(band, floor, line, marks), height=230)
+    return _spec(alt.layer(band, floor, bar, line, *marks), 230, _tips("score"))
 
 
 @lru_cache(maxsize=64)
@@ -111,19 +119,21 @@ def gains(tunings: Tunings, metric: str) -> Spec:
         x=_checkpoint_axis(), xOffset=alt.XOffset("series:N"), color=tint
     )
     title = f"gain in {metric}"
-    bar = base.transform_filter("isValid(datum.gain_low)").mark_rule(strokeWidth=1.8).encode(
-        y=alt.Y("gain_low:Q", title=title), y2="gain_high:Q", tooltip=_tips("gain")
-    )  # fmt: skip
+    bar = base.transform_filter("isValid(datum.gain_low)")
+    bar = bar.mark_rule(strokeWidth=1.8, tooltip=POINTED).encode(
+        y=alt.Y("gain_low:Q", title=title), y2="gain_high:Q"
+    )
     kind = alt.Shape("tuning:N", scale=shape, title=None)
     y = alt.Y("gain:Q", title=title)
-    solid = base.transform_filter("datum.kind != 'control'").mark_point(filled=True, size=60)
+    solid = base.transform_filter("datum.kind != 'control'").mark_point(
+        filled=True, size=60, tooltip=POINTED
+    )
     hollow = base.transform_filter("datum.kind == 'control'").mark_point(
-        filled=False, size=60, strokeWidth=2
+        filled=False, size=60, strokeWidth=2, tooltip=POINTED
     )
     zero = alt.Chart(alt.NamedData("rows")).mark_rule(color="#8a8a8a").encode(y=alt.datum(0))
-    layers = [mark.encode(y=y, shape=kind, tooltip=_tips("gain"), opacity=alt.value(1))
-              for mark in (solid, hollow)]  # fmt: skip
-    return _spec(alt.layer(zero, bar, *layers), height=230)
+    layers = [mark.encode(y=y, shape=kind, opacity=alt.value(1)) for mark in (solid, hollow)]
+    return _spec(alt.layer(zero, bar, *layers), 230, _tips("gain"))
 
 
 @lru_cache(maxsize=64)
@@ -131,19 +141,15 @@ def prompt_map(metric: str) -> Spec:
     """Score under each prompt (rows) at each checkpoint (columns)."""
     import altair as alt
 
-    base = alt.Chart(alt.NamedData("rows")).encode(
-        x=_checkpoint_axis(),
-        y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=190, domain=False, ticks=False)),
-    )
-    cells = base.mark_rect(stroke="white", strokeWidth=1).encode(
+    base = _cells()
+    cells = base.mark_rect(tooltip=POINTED).encode(
         color=alt.Color("score:Q", title=metric, scale=alt.Scale(scheme="viridis"),
                         legend=alt.Legend(orient="top", gradientLength=140)),
-        tooltip=_tips("score"),
     )  # fmt: skip
-    text = base.mark_text(fontSize=10, opacity=_where_it_fits()).encode(
-        text=alt.Text("score:Q", format=".2f"), color=_readable("score"), tooltip=_tips("score")
+    text = base.mark_text(fontSize=10, opacity=_where_it_fits(), tooltip=POINTED).encode(
+        text=alt.Text("score:Q", format=".2f"), color=_readable("score")
     )
-    return _spec(alt.layer(cells, text), height=alt.Step(24))
+    return _spec(alt.layer(cells, text), alt.Step(24), _tips("score"))
 
 
 @lru_cache(maxsize=64)
@@ -154,43 +160,37 @@ def transfer(limit: float) -> Spec:
     """
     import altair as alt
 
-    base = alt.Chart(alt.NamedData("rows")).encode(
-        x=_checkpoint_axis(),
-        y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=190, domain=False, ticks=False)),
-    )
-    scale = alt.Scale(scheme="purpleorange", domain=[limit, -limit], clamp=True)
+    base = _cells()
+    scale = alt.Scale(scheme="purpleorange", reverse=True, domain=[-limit, limit], clamp=True)
     legend = alt.Legend(orient="top", gradientLength=140)
     known = base.transform_filter("datum.measurable")
-    cells = known.mark_rect(stroke="white", strokeWidth=1).encode(
-        color=alt.Color("gain:Q", scale=scale, title="gain", legend=legend), tooltip=_tips("gain")
+    cells = known.mark_rect(tooltip=POINTED).encode(
+        color=alt.Color("gain:Q", scale=scale, title="gain", legend=legend)
     )
     nothing = base.transform_filter("!datum.measurable").mark_rect(
-        stroke="white", strokeWidth=1, color="#dddddd"
+        color="#8a8a8a40", tooltip=POINTED
     )
-    text = known.mark_text(fontSize=10, opacity=_where_it_fits()).encode(
-        text=alt.Text("gain:Q", format="+.2f"), color=_readable("gain"), tooltip=_tips("gain")
+    text = known.mark_text(fontSize=10, opacity=_where_it_fits(), tooltip=POINTED).encode(
+        text=alt.Text("gain:Q", format="+.2f"), color=_readable("gain")
     )
-    layers = (nothing.encode(tooltip=_tips("gain")), cells, text)
-    return _spec(alt.layer(*layers), height=alt.Step(24))
+    return _spec(alt.layer(nothing, cells, text), alt.Step(24), _tips("gain"))
 
 
 @lru_cache(maxsize=64)
 def losses() -> Spec:
-    """Training loss against optimizer step; later checkpoints darker, controls dotted."""
+    """Training loss against optimizer step; a colour a checkpoint, controls dashed."""
     import altair as alt
 
-    line = alt.Chart(alt.NamedData("rows")).mark_line(strokeWidth=1.6).encode(
+    line = alt.Chart(alt.NamedData("rows")).mark_line(strokeWidth=1.6, tooltip=POINTED).encode(
         x=alt.X("step:Q", title="optimizer step"),
         y=alt.Y("loss:Q", title="loss (nats per completion token)", scale=alt.Scale(zero=False)),
         color=alt.Color("checkpoint:N", sort=None, title=None, scale=alt.Scale(range=list(PALETTE)),
                         legend=alt.Legend(orient="top", columns=3, symbolType="stroke")),
-        strokeDash=alt.StrokeDash("job:N", title=None,
+        strokeDash=alt.StrokeDash("job:N", title=None, sort=list(JOBS),
                                   legend=alt.Legend(orient="top", symbolType="stroke")),
         detail="series:N",
-        tooltip=[alt.Tooltip("checkpoint:N"), alt.Tooltip("job:N"), alt.Tooltip("step:Q"),
-                 alt.Tooltip("loss:Q", format=".4f")],
     )  # fmt: skip
-    return _spec(line, height=230)
+    return _spec(line, 230, [(name, name) for name in ("checkpoint", "job", "seed")])
 
 
 @lru_cache(maxsize=64)
@@ -198,24 +198,33 @@ def cost() -> Spec:
     """Tokens per task: computed, and taken from a cache."""
     import altair as alt
 
-    bars = alt.Chart(alt.NamedData("rows")).mark_bar().encode(
+    bars = alt.Chart(alt.NamedData("rows")).mark_bar(tooltip=POINTED).encode(
         x=alt.X("tokens:Q", title="prompt tokens", axis=alt.Axis(format="~s")),
         y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=190)),
         color=alt.Color("kind:N", title=None, legend=alt.Legend(orient="top"),
                         scale=alt.Scale(domain=["computed", "taken from cache"],
                                         range=[PALETTE[0], BASE_COLOUR])),
-        tooltip=[alt.Tooltip("task:N"), alt.Tooltip("kind:N"),
-                 alt.Tooltip("tokens:Q", format=",")],
     )  # fmt: skip
-    return _spec(bars, height=alt.Step(26))
+    return _spec(bars, alt.Step(26), [(name, name) for name in ("task", "kind", "tokens")])
 
 
-def _checkpoint_axis() -> alt.X:
+def _cells() -> Any:
+    """A heat map's places: checkpoints by rows, a gap between them."""
+    import altair as alt
+
+    gap = alt.Scale(paddingInner=0.04, paddingOuter=0)
+    axis = alt.Axis(labelLimit=190, domain=False, ticks=False)
+    return alt.Chart(alt.NamedData("rows")).encode(
+        x=_checkpoint_axis(gap), y=alt.Y("row:N", title=None, axis=axis, scale=gap)
+    )
+
+
+def _checkpoint_axis(scale: Any = None) -> alt.X:
     import altair as alt
 
     order = alt.EncodingSortField("place", op="min")
     axis = alt.Axis(labelAngle=-40, labelOverlap=True, labelLimit=90, grid=False)
-    return alt.X("at:O", sort=order, title=_ORDER, axis=axis)
+    return alt.X("at:O", sort=order, title=_ORDER, axis=axis, scale=scale or alt.Scale())
 
 
 def _step_axis() -> alt.X:
@@ -245,24 +254,24 @@ def _legend(tunings: int) -> alt.Legend | None:
     return alt.Legend(orient="top", columns=2, labelLimit=190) if tunings < 16 else None
 
 
-def _tips(what: str) -> list[alt.Tooltip]:
+def _tips(what: str) -> list[tuple[str, str]]:
     """What a mark says when pointed at; texts are made where rows are."""
-    import altair as alt
-
     shown = [("checkpoint", "checkpoint"), ("who", "model"), ("task", "task"), ("asked", "prompt")]
     number = ("score_text", "score [95 %]") if what == "score" else ("gain_text", "gain [95 %]")
-    shown += [number, ("claim", "interval about"), ("n", "documents")]
-    return [alt.Tooltip(f"{field}:N", title=title) for field, title in shown]
+    return [*shown, number, ("claim", "interval about"), ("n", "documents")]
 
 
-def _spec(chart: Any, height: Any) -> Spec:
+def _spec(chart: Any, height: Any, tips: Sequence[tuple[str, str]]) -> Spec:
+    """``tips``: columns of a row and what they are called, for who points at its mark."""
     spec: Spec = chart.properties(width="container", height=height).to_dict(validate=False)
     spec.pop("$schema", None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     spec["background"] = None
+    spec["usermeta"] = {"tips": [list(pair) for pair in tips]}
     lines = {"gridColor": "#88888840", "domainColor": "#888888", "tickColor": "#888888"}
     spec["config"] = {
         "font": "system-ui, sans-serif", "view": {"stroke": None}, "axis": lines,
+        "aria": False,  # the figure's words are its label; marks would be read one by one
         "legend": {"symbolOpacity": 1, "titleFontWeight": "normal"},
     }  # fmt: skip
     return spec

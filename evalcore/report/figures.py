@@ -101,8 +101,8 @@ def all_figures(analysis: Analysis, scores: list[Row], losses: Sequence[Row]) ->
     for tuning in sorted({r["tuning"] for r in losses}):
         figures.append(Figure(
             file_name("loss", tuning), "losses", f"Training on {tuning}",
-            "Loss on the completion, a moving mean over five steps. Dashed or dotted: controls "
-            "with shuffled labels, all parameters tuned.",
+            "Loss on the completion, a moving mean over five steps. Solid: tuned; dashed: controls "
+            "with shuffled labels, or all parameters tuned, as the legend says.",
             charts.losses(), "losses", {"tuning": [tuning]},
         ))  # fmt: skip
     figures.append(Figure(
@@ -131,8 +131,8 @@ def _of_task(names: Names, task: str, mine: list[Row], metric: str) -> list[Figu
         file_name("curve", task), "curves", task,
         f"{first} on {task} against pre-training, asked with {way}; mean over prompts "
         "and training seeds. Grey and dashed: the checkpoint as it is; solid: tuned models, thick "
-        "where tuned on this task. Bands: 95 % intervals of the widest claim the data support; "
-        "thin lines: single training seeds; dotted: what a trivial answer scores.",
+        "where tuned on this task. Bands: 95 % intervals of the widest claim the data support; thin "
+        "lines and small marks: single training seeds; dotted: what a trivial answer scores.",
         charts.curve(tunings(drawn), words), "scores", where, "curve", file="scores.csv",
     )]  # fmt: skip
     steps = [r for r in mine if r["tuning_step"] is not None and r["level"] == "mean"]

@@ -32,7 +32,7 @@ from evalcore.report.scores import write_scores
 from evalcore.report.sections import Table, cost_table, extra_tables
 from evalcore.report.sources import Source, TableSource
 from evalcore.report.tables import SERIOUS
-from evalcore.report.words import visible
+from evalcore.report.words import metric_words, visible
 
 REPORT_NAME = "report.html"
 PARTS = ("data", "tables", "charts", "filters", "documents", "start")
@@ -171,7 +171,7 @@ def _data(
     subjects = analysis.book.ordered_subjects()
     place = {s.id: number for number, s in enumerate(subjects)}
     documents = {  # a copy: what was sampled is kept as it is
-        name: {**task, "documents": [
+        name: {**task, "metric": metric_words(task.get("metric", "")), "documents": [
             {**entry, "answers": [[place[a[0]], *a[1:]] for a in entry["answers"]]}
             for entry in task["documents"]
         ]}
@@ -192,6 +192,7 @@ def _data(
         ],
         "figures": [f.as_json() for f in figures],
         "tables": shown, "documents": documents, "first": first,
+        "words": {t.metric: metric_words(t.metric) for t in analysis.book.tasks.values()},
     }  # fmt: skip
 
 

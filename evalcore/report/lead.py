@@ -43,7 +43,7 @@ def asked(analysis: Analysis) -> list[tuple[str, str]]:
     return [
         ("Models", models),
         ("Tasks", f"{_several(len(book.tasks), 'task')}, {size}, under {prompts} "
-                  f"prompt{'' if prompts == '1' else 's'}; headlines: {'; '.join(ways)}"),
+                  f"prompt{'' if prompts == '1' else 's'}; the sentences are of {'; '.join(ways)}"),
         ("Metric", "; ".join(
             name + ("" if len(metrics) == 1 else f" ({_some(tasks, 4)})")
             for name, tasks in metrics.items())),

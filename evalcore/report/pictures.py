@@ -75,7 +75,7 @@ def picture(figure: Figure, rows: list[Row]) -> Spec:
     spec = _without_tips(figure.spec)
     columns = len({r.get("at") for r in rows})
     return {
-        **spec, "config": {**spec["config"], "aria": False},
+        **spec,
         "width": max(_WIDTH, (34 if figure.row else 24) * columns),
         "datasets": {"rows": rows}, "background": "white", "padding": 8,
         "title": {"text": figure.title + (f" ({', '.join(said)})" if said else ""),

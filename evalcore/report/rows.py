@@ -36,7 +36,7 @@ class Names:
     Attributes:
         places: Subject id of each untuned checkpoint -> its place in pre-training.
         labels: The same -> what stands below an axis.
-        ends: Ids of subjects that are not an earlier step of a tuning.
+        ends: Ids of subjects that are not an earlier step of a tuning, and of their single seeds.
         tunings: Names of tunings in order.
     """
 
@@ -57,13 +57,13 @@ class Names:
         labels = {id_: full[id_] if count[name] > 1 else name for id_, name in labels.items()}
         count = Counter(labels.values())
         labels = {i: f"{n} ({i[:6]})" if count[n] > 1 else n for i, n in labels.items()}
-        ends: dict[tuple[Any, ...], str] = {}
+        ends: dict[tuple[Any, ...], SubjectInfo] = {}
         for s in book.models:
             stepped = s.tuning_step is not None
-            ends[(s.base, s.tuning, s.seed, s.control) if stepped else (s.id,)] = s.id
+            ends[(s.base, s.tuning, s.seed, s.control) if stepped else (s.id,)] = s
         tunings = sorted({tuning_name(s) for s in book.models if s.base is not None})
-        return cls({id_: n for n, id_ in enumerate(labels)}, labels, frozenset(ends.values()),
-                   tuple(tunings))  # fmt: skip
+        last = frozenset(id_ for s in ends.values() for id_ in (s.id, *s.run_ids))
+        return cls({id_: n for n, id_ in enumerate(labels)}, labels, last, tuple(tunings))
 
 
 def short_step(step: int) -> str:
@@ -124,7 +124,9 @@ def score_data(
     for own in seeds:
         if "folders" in rows[own["parent"]]:
             own["folders"] = rows[own["parent"]]["folders"]
-    return rows + seeds
+    rows += seeds
+    _say_series(rows)
+    return rows
 
 
 def _say_folders(
@@ -140,6 +142,26 @@ def _say_folders(
         cells = [book.variants(run, found.task.name) for run in found.subject.run_ids]
         row["folders"] = sorted({owner[own[p].cell] for own in cells for p in found.prompts
                                  if p in own})  # fmt: skip
+
+
+def _say_series(rows: list[Row]) -> None:
+    """Adds ``series``, the line of a chart a row is on, and of it ``strand``, what is no column.
+
+    A tuning's means are one line, however many seeds each is of, unless several stand at one
+    checkpoint: then training seeds (and what else tells models apart) are lines of their own.
+    """
+
+    def line(row: Row) -> tuple[Any, ...]:
+        folder = tuple(row.get("folders", ()))
+        return row["tuning"], row["task"], row["way"], row["numerics"], folder
+
+    means = [r for r in rows if r["level"] == "mean"]
+    points = Counter((line(r), r["place"], r["tuning_step"]) for r in means)
+    several = {of for (of, *_), count in points.items() if count > 1}
+    for row in rows:
+        if row["level"] == "mean" and line(row) not in several:
+            row["strand"] = ""
+        row["series"] = "|".join((row["tuning"], row["strand"], row["asked"]))
 
 
 def _row(analysis: Analysis, names: Names, row: ScoreRow, level: str) -> Row:
@@ -162,8 +184,8 @@ def _row(analysis: Analysis, names: Names, row: ScoreRow, level: str) -> Row:
         "drawn": s.id in names.ends and not (s.control and kind == "outside"),
         "task": visible(row.task.name), "metric": row.task.metric, "way": row.way.label,
         "primary": row.primary, "asked": asked, "prompts": prompts,
-        "series": "|".join((tuning, seed, str(s.tuning_step or ""), asked)),
-        "line": f"{tuning}{'' if seed in ('none', '0') else f' {seed}'} | {asked}",
+        "strand": " ".join((seed, analysis.book.apart.get(s.id) or "")).strip(),
+        "line": f"{tuning}{'' if seed in ('none', '0') else f', {_seeds(seed)}'} | {asked}",
         "who": tuning + ("" if seed == "none" else f", {_seeds(seed)}"),
         "weight": 0 if level == "seed" else 2 if strong else 1,
         "floor": _known(row.task.baseline), "n": score.n,
@@ -217,7 +239,7 @@ def _seed_rows(analysis: Analysis, names: Names, row: ScoreRow, parent: int) -> 
             **base, **empty, "parent": parent, "subject": row.subject.runs[run], "seed": str(seed),
             "seeds": [str(seed)], "score": value, "score_low": None,
             "score_high": None, "gain_text": "",
-            "series": f"{base['tuning']}|{seed}|{base['asked']}", "score_text": plain(value),
+            "score_text": plain(value), "strand": str(seed),
             "who": f"{base['tuning']}, seed {seed}", "claim": "", "note": "",
         })  # fmt: skip
     return found

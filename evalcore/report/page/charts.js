@@ -1,12 +1,18 @@
 // Part 3: charts, drawn when they come into view.
 
-const MANY = 1500; // marks a canvas draws faster than elements
+const MANY = 600; // marks a canvas draws faster than elements
+const MOST_LINES = 60; // of a heat map, unless all are asked for
+const LEAST_TEXT = 26; // pixels a column of a heat map needs for its numbers
 const tip = byId("tip");
-function showTip(handler, event, item, value) {
+// What a mark says: its row's columns, as the specification names them, looked up now.
+const tipOf = (figure) => (handler, event, item, value) => {
   if (!value || typeof value !== "object") { tip.hidden = true; return; }
-  tip.replaceChildren(...Object.entries(value).filter(([, v]) => v !== "" && v !== "null" && v !== "undefined")
-    .map(([key, v]) => make("div", {}, make("b", {}, key), String(v))));
-  tip.hidden = false;
+  const row = datasets[figure.dataset].rows[value.i];
+  const said = row ? figure.spec.usermeta.tips.map(([name, title]) => [title, row[name]]) : [];
+  if (!row && known(value.floor)) said.push(["trivial answer", plain(value.floor)]);
+  tip.replaceChildren(...said.filter(([, v]) => known(v) && v !== "" && v !== "–")
+    .map(([title, v]) => make("div", {}, make("b", {}, title), typeof v === "number" ? count(v) : String(v))));
+  tip.hidden = !tip.firstChild;
   const [w, h] = [tip.offsetWidth, tip.offsetHeight];
   tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - w - 8))}px`;
   tip.style.top = `${Math.max(4, event.clientY + 18 + h > innerHeight ? event.clientY - h - 12 : event.clientY + 18)}px`;
@@ -29,13 +35,25 @@ function figureTable(figure) {
   if (figure.dataset === "losses") return ["tuning", "checkpoint", "job", "seed", "step", "loss"].map((k) => column(k, k === "loss" ? "number" : k === "step" ? "count" : "text", k));
   return [column("task", "text", "task"), column("kind", "text", "kind"), column("tokens", "count", "tokens")];
 }
+// Rows of a heat map's lines that changed most (or of the first ones, where nothing is a change).
+function fewLines(figure, rows) {
+  if (!figure.row) return [rows, 0];
+  const most = new Map();
+  for (const row of rows) most.set(row.row, Math.max(most.get(row.row) || 0, Math.abs(row.gain || 0)));
+  if (figure.all || most.size <= MOST_LINES) return [rows, most.size];
+  const kept = new Set([...most.keys()].sort((x, y) => most.get(y) - most.get(x)).slice(0, MOST_LINES));
+  return [rows.filter((row) => kept.has(row.row)), most.size];
+}
 function addFigure(host, figure, hero) {
   const chart = make("div", { class: "chart", role: "img", "aria-label": `${figure.title}: ${figure.caption}` });
-  const height = typeof figure.spec.height === "number" ? figure.spec.height + 130 : 170;
+  const height = typeof figure.spec.height === "number" ? figure.spec.height * (hero ? 1.35 : 1) + 130 : 170;
   chart.style.minHeight = `${height}px`;
   const details = make("details", {}, make("summary", {}, "table of this figure"));
+  const all = make("button", { type: "button", onclick: () => { figure.all = true; dirty.add(box); box.drawChart(); } }, "show all");
+  const fewer = make("span");
+  const few = make("p", { class: "soft", hidden: true }, fewer, all);
   const box = make("figure", { id: (hero ? "first-" : "figure-") + figure.id },
-    make("h3", {}, figure.title), chart, make("figcaption", {}, figure.caption), details);
+    make("h3", {}, figure.title), chart, make("figcaption", {}, figure.caption), few, details);
   host.append(box);
   let table = null;
   let view = null;
@@ -55,13 +73,21 @@ function addFigure(host, figure, hero) {
   details.addEventListener("toggle", fill);
   async function drawNow() {
     if (!dirty.delete(box)) return;
-    const rows = chartRows(figure, rowsOf(figure));
+    const [rows, lines] = fewLines(figure, chartRows(figure, rowsOf(figure)));
     if (!rows.length) return;
-    const wanted = rows.length > MANY ? "canvas" : "svg";
+    few.hidden = figure.all || lines <= MOST_LINES;
+    fewer.textContent = `${MOST_LINES} of ${count(lines)} rows: ${figure.fields.includes("gain") ? "those that changed most" : "the first"}. `;
+    const columns = figure.row ? new Set(rows.map((row) => row.at)).size : 0;
+    const bare = columns && (chart.clientWidth - 150) / columns < LEAST_TEXT; // no room for numbers
+    const wanted = `${rows.length > MANY ? "canvas" : "svg"}${bare ? " bare" : ""}`;
     if (view && renderer === wanted) { await view.data("rows", rows).resize().runAsync(); return; }
     if (view) view.finalize();
-    const made = await window.vegaEmbed(chart, { ...figure.spec, datasets: { rows } },
-      { config: wanted === "canvas" ? inked() : {}, ast: true, renderer: wanted, actions: false, defaultStyle: false, tooltip: showTip });
+    const kind = wanted.split(" ")[0];
+    const spec = { ...figure.spec, datasets: { rows } };
+    if (bare) spec.layer = spec.layer.filter((layer) => layer.mark.type !== "text");
+    if (hero) spec.height *= 1.35;
+    const made = await window.vegaEmbed(chart, spec,
+      { config: kind === "canvas" ? inked() : {}, ast: true, renderer: kind, actions: false, defaultStyle: false, tooltip: tipOf(figure) });
     [view, renderer] = [made.view, wanted];
     chart.style.minHeight = "";
     box.dataset.drawn = "yes";

@@ -73,20 +73,16 @@ function dataset(packed, derived) {
     Object.defineProperty(Row.prototype, name, { get });
   }
   for (const [name, get] of Object.entries(derived)) Object.defineProperty(Row.prototype, name, { get() { return get(this); } });
-  const names = [...Object.keys(columns).filter((n) => !columns[n].of || !Array.isArray(columns[n].of[0])), ...Object.keys(derived)];
-  const plainRow = (row) => { // what charts take
-    const out = {};
-    for (const name of names) out[name] = row[name];
-    return out;
-  };
-  return { size: packed.size, columns, plainRow, rows: Array.from({ length: packed.size }, (_, n) => new Row(n)) };
+  const names = [...Object.keys(columns), ...Object.keys(derived)];
+  return { size: packed.size, columns, names, rows: Array.from({ length: packed.size }, (_, n) => new Row(n)) };
 }
+const seedWords = (seed) => (seed.endsWith("seeds") ? seed : `seed ${seed}`);
 const datasets = {
   scores: dataset(data.scores, {
     weight: (r) => (r.level === "seed" ? 0 : r.kind === "base" || r.kind === "own" || r.kind === "unknown" ? 2 : 1),
-    series: (r) => [r.tuning, r.seed, r.tuning_step === null ? "" : r.tuning_step, r.folder || "", r.asked].join("|"),
-    line: (r) => r.tuning + (r.seed === "none" || r.seed === "0" ? "" : ` ${r.seed}`) + ` | ${r.asked}`,
-    who: (r) => r.tuning + (r.seed === "none" ? "" : `, ${r.seed.endsWith("seeds") ? "" : "seed "}${r.seed}`),
+    series: (r) => [r.tuning, r.strand, (r.folders || []).join(), r.asked].join("|"),
+    line: (r) => r.tuning + (r.seed === "none" || r.seed === "0" ? "" : `, ${seedWords(r.seed)}`) + ` | ${r.asked}`,
+    who: (r) => r.tuning + (r.seed === "none" ? "" : `, ${seedWords(r.seed)}`),
     score_text: (r) => withInterval(plain, r.score, r.score_low, r.score_high),
     gain_text: (r) => withInterval(signed, r.gain, r.gain_low, r.gain_high),
   }),
@@ -220,9 +216,13 @@ const fits = (figure) => (row) => (figure.dataset === "scores" ? drawnBy(figure,
 const rowsOf = (figure) => candidatesOf(figure).filter(fits(figure));
 const anyRowOf = (figure) => candidatesOf(figure).some(fits(figure));
 function chartRows(figure, rows) {
-  const { plainRow } = datasets[figure.dataset];
+  if (!figure.fields) { // what its specification names; what is pointed at is looked up by i
+    const text = JSON.stringify({ ...figure.spec, usermeta: null });
+    figure.fields = datasets[figure.dataset].names.filter((name) => new RegExp(`\\b${name}\\b`).test(text));
+  }
   return rows.map((row) => {
-    const out = plainRow(row);
+    const out = { i: row.i };
+    for (const name of figure.fields) out[name] = row[name];
     if (figure.row) out.row = figure.row === "task" && row.level === "prompt" ? `${row.task} | ${row.asked}` : row[figure.row];
     return out;
   });

@@ -29,10 +29,12 @@ for (const link of document.querySelectorAll('a[href^="#"]')) {
 addEventListener("hashchange", () => { at = readAddress(); refresh(); drawDocuments(); });
 addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 const drawAll = () => {
+  paper = true;
   for (const show of printing) show();
   return Promise.all([...dirty].map((box) => box.drawChart()));
 };
 addEventListener("beforeprint", drawAll);
+addEventListener("afterprint", () => { paper = false; });
 window.evalcoreReport = { // for who prints without a dialogue, and who measures
   drawAll, settled: () => Promise.all([...drawings]),
 };

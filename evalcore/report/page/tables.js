@@ -28,7 +28,23 @@ const FORMATS = {
 
 const PAGE = 30;
 const ON_PAPER = 1000;
+const SHORT = 110; // characters of a note before "more"
 const printing = []; // what shows more on paper
+let paper = false;
+// Tables out of view are drawn when the page has nothing else to do.
+const waiting = new Set();
+const idle = window.requestIdleCallback ? (work) => requestIdleCallback(work, { timeout: 2000 }) : (work) => setTimeout(work, 100);
+function drawWaiting() {
+  const [next] = waiting;
+  if (next) next();
+  if (waiting.size) idle(drawWaiting);
+}
+const nearby = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    entry.target.inView = entry.isIntersecting;
+    if (entry.isIntersecting && waiting.has(entry.target.drawTable)) entry.target.drawTable();
+  }
+}, { rootMargin: "300px" });
 const collator = new Intl.Collator(undefined, { numeric: true });
 const firstNumber = (v) => (Array.isArray(v) ? v[0] : v);
 // Rows in the order of their keys, missing ones last; texts are compared once each.
@@ -43,8 +59,9 @@ function sortedBy(rows, keys, down) {
   return [...order, ...there.filter(([lost]) => lost).map(([, n]) => n)].map((n) => rows[n]);
 }
 // columns: {title, kind, get(row), open(row)}; open: shows the documents behind a number.
-// parts(row): rows that a row is the mean of, shown below it on demand.
-function makeTable(host, name, columns, parts = () => []) {
+// parts(row): rows that a row is the mean of, shown below it on demand. place: the element that is in
+// view or not, of a table that may wait.
+function makeTable(host, name, columns, { parts = () => [], place = null } = {}) {
   const table = { rows: [], sort: -1, down: false, limit: PAGE, opened: new Set() };
   const head = make("tr");
   const body = make("tbody");
@@ -96,17 +113,21 @@ function makeTable(host, name, columns, parts = () => []) {
     const text = WRITE[column.kind](value);
     const sure = Array.isArray(value) && value[3] === 1;
     const long = column.kind === "text" && text.length > 60;
-    const cell = make("td", { class: [wide(column), sure ? "sure" : "", long ? "note" : ""].join(" ").trim() });
+    const cell = make("td", { class: [wide(column), sure ? "sure" : "", long ? "note" : text.length < 14 ? "short" : ""].join(" ").trim() });
     if (column.open && known(value) && text !== "–") {
       cell.append(make("button", { type: "button", title: "documents behind it", onclick: () => column.open(row) }, text));
     } else if (column.opens && !part && parts(row).length > 1) {
       const button = opener(row, text);
       button.row = row;
       cell.append(button);
+    } else if (long && text.length > SHORT && !paper) {
+      const all = make("button", { type: "button", "aria-label": "whole note", onclick: () => { cell.textContent = text; } }, "more");
+      cell.append(`${text.slice(0, SHORT - 10).replace(/\s+\S*$/, "")} … `, all);
     } else cell.textContent = text;
     return cell;
   }
   function draw() {
+    waiting.delete(draw);
     [...head.children].forEach((th, n) => {
       if (n === table.sort) th.setAttribute("aria-sort", table.down ? "descending" : "ascending");
       else th.removeAttribute("aria-sort");
@@ -125,7 +146,16 @@ function makeTable(host, name, columns, parts = () => []) {
       : `${count(rows.length)} row${rows.length === 1 ? "" : "s"}${rest > 0 ? `, the first ${count(first.length)} shown` : ""}`;
   }
   printing.push(() => { table.limit = Math.max(table.limit, ON_PAPER); draw(); });
-  table.set = (rows) => { table.rows = rows; table.limit = PAGE; draw(); };
+  if (place) {
+    place.drawTable = draw;
+    nearby.observe(place);
+  }
+  table.set = (rows) => {
+    Object.assign(table, { rows, limit: PAGE });
+    if (!place || place.inView) { draw(); return; }
+    waiting.add(draw);
+    if (waiting.size === 1) idle(drawWaiting);
+  };
   return table;
 }
 
@@ -144,7 +174,7 @@ const SCORE_COLUMNS = [
   column("gain by prompt", "range", (r) => (r.level === "mean" && r.prompts.length > 1 && known(r.gain) ? [r.gain_least, r.gain_most] : null)),
   column("base", "number", "base"), column("trivial answer", "number", "floor"),
   column("documents", "count", "n"), column("better", "count", "better"), column("worse", "count", "worse"),
-  column("metric", "text", "metric"), column("error", "number", "score_error"),
+  column("metric", "text", (r) => data.words[r.metric] || r.metric), column("error", "number", "score_error"),
   column("interval about", "text", "claim"), column("note", "text", "note"),
 ];
 
@@ -153,7 +183,8 @@ function addScores() {
   const host = document.querySelector("#scores .put");
   const box = make("input", { type: "checkbox", onchange: () => { state.every = box.checked; refresh(); } });
   host.append(make("label", {}, box, " show every prompt and seed as well"));
-  const table = makeTable(host, "Scores and gains", SCORE_COLUMNS, (row) => (row.level === "mean" && !state.every ? partsOf.get(row.i) || [] : []));
+  const table = makeTable(host, "Scores and gains", SCORE_COLUMNS,
+    { parts: (row) => (row.level === "mean" && !state.every ? partsOf.get(row.i) || [] : []) });
   host.append(make("p", { class: "soft" }, "better, worse: documents that came out better or worse than with the untuned checkpoint, under all prompts of the row. “mean over …” opens the row's single prompts."));
   updates.push(() => { box.checked = state.every; table.set(shown); });
 }
@@ -168,7 +199,7 @@ function addTable(about) {
     kind === "gain" || kind === "score" ? (r) => openFacets(facetsOf(r.n)) : null));
   const box = make("div", { id: `table-${about.id}` }, make("h3", {}, about.title), make("p", { class: "soft" }, about.caption));
   const hidden = make("p", { class: "soft" });
-  const table = makeTable(box, about.title, columns);
+  const table = makeTable(box, about.title, columns, { place: box });
   box.append(hidden, source(about.file));
   host.append(box);
   const rows = about.rows.map((cells, n) => ({ cells, n }));

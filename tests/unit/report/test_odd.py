@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 
 from evalcore.app.report import report
@@ -20,7 +21,7 @@ from evalcore.report import html
 from evalcore.report.packing import unpack
 from evalcore.store import CELL_SCHEMA, EXAMPLE_SCHEMA, ResultStore
 from tests.toys.odd_studies import BIDI, NAMES, ODD, ZERO, Rows, grid, renamed, write
-from tests.toys.tables import to_table
+from tests.toys.tables import cell_rows, subject_columns, task_columns, to_table
 
 
 @pytest.fixture
@@ -94,6 +95,27 @@ def test_pictures_of_odd_names(tmp_path: Path) -> None:
         svg = (tmp_path / "out" / f"{figure['id']}.svg").read_text(encoding="utf-8")
         assert "<img" not in svg
         assert BIDI not in svg
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_lines_go_through_checkpoints_of_one_and_of_several_seeds(tmp_path: Path) -> None:
+    nli, right = task_columns("nli", tuned_by="nli"), np.array([True, False, True])
+    rows: Rows = []
+    for step, seeds in ((100, (0,)), (200, (0, 1))):
+        for subject in [subject_columns(step)] + [
+            subject_columns(step, "nli", seed=s) for s in seeds
+        ]:
+            for prompt in ("plain", "other"):
+                rows += cell_rows(subject, nli, prompt, right)
+    _, head, data = page_of(write(tmp_path / "results", rows), tmp_path / "out")
+    mine = [row for row in data["scores"] if row["tuning"] == "nli"]
+    means = [row for row in mine if row["level"] == "mean"]
+    assert [row["seed"] for row in means] == ["0", "2 seeds"]
+    assert {row["strand"] for row in means} == {""}, "one line"
+    assert {row["strand"] for row in mine if row["level"] == "seed"} == {"0", "1"}
+    prompts = [row for row in mine if row["level"] == "prompt"]
+    assert len(prompts) == 6
+    assert all(row["drawn"] for row in prompts), "single seeds are in the maps of prompts"
 
 
 def test_nothing_is_one_line(tmp_path: Path) -> None:

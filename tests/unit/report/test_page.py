@@ -171,7 +171,8 @@ def test_a_filter_acts_on_tables_and_pictures_and_lives_in_the_address(reader: R
     assert set(reader.column("checkpoint")) == {"step-00400"}
     assert set(reader.column("task")) == {"nli"}
     assert set(reader.column("prompt")) == {"mean over 2"}, "whole means stay"
-    assert page.locator("#hero .mark-symbol.role-mark path").count() == 3
+    marks = "#hero .mark-symbol.role-mark path"
+    assert page.locator(marks).count() == 5, "three means, two single seeds"
     reader.open("#task=tales")
     assert page.locator("#hero figure:visible h3").inner_text() == "tales", "the picture follows"
     page.get_by_role("button", name="clear").click()
@@ -390,5 +391,14 @@ def test_odd_studies_open_and_show_themselves(
     assert nothing == page.locator("#hero").is_hidden()
     page.evaluate("window.evalcoreReport.drawAll()")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "nothing sticks out"
+    if rows is many_tasks:
+        many = page.locator("#transfer figure", has_text="60 of 90 rows")
+        cells = "svg .mark-rect.role-mark path"
+        assert many.locator(cells).count() == 60, "those that changed most"
+        every = many.get_by_role("button", name="show all")
+        every.click()
+        every.wait_for(state="hidden")
+        page.evaluate("window.evalcoreReport.settled()")
+        assert many.locator(cells).count() == 90
     assert reader.complaints == []
     page.close()

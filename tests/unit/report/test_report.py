@@ -171,7 +171,7 @@ def test_page_says_title_run_and_warnings_in_words(page: Path) -> None:
     assert "Pocket & study" in text
     assert "1,203,320" in text
     assert "<b>not bold</b>" in text, "run records are text, never markup"
-    assert "13 tuned subjects have no format-only control" in text
+    assert "13 tuned models have no format-only control" in text
     assert "+0.283 [" in text
     assert "it could be chance for other prompts; a gain for these prompts, this run, [" in text
     tables = json.dumps(data_of(page)["tables"])
