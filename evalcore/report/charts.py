@@ -2,8 +2,8 @@
 
 A specification names its data ``rows`` and holds none: the page and :mod:`evalcore.report.pictures`
 give it the rows of one figure (``evalcore.report.rows``). Charts of several tasks share one: it is
-not changed. What a mark says when pointed at stands in ``usermeta``: ``tips``, (column, title) pairs
-that the page looks up then; as an expression of every mark they took half of the time of a drawing.
+not changed. What a mark says when pointed at stands in ``usermeta``: ``tips``, (column, title)
+pairs that the page looks up then; as an expression of each mark they took half of a drawing's time.
 Colours are told apart with any common
 colour blindness and stand out from a white and from a dark page by 3:1 or more.
 """

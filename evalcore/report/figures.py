@@ -131,8 +131,8 @@ def _of_task(names: Names, task: str, mine: list[Row], metric: str) -> list[Figu
         file_name("curve", task), "curves", task,
         f"{first} on {task} against pre-training, asked with {way}; mean over prompts "
         "and training seeds. Grey and dashed: the checkpoint as it is; solid: tuned models, thick "
-        "where tuned on this task. Bands: 95 % intervals of the widest claim the data support; thin "
-        "lines and small marks: single training seeds; dotted: what a trivial answer scores.",
+        "where tuned on this task. Bands: 95 % intervals of the widest claim the data support; "
+        "thin lines and small marks: single training seeds; dotted: what a trivial answer scores.",
         charts.curve(tunings(drawn), words), "scores", where, "curve", file="scores.csv",
     )]  # fmt: skip
     steps = [r for r in mine if r["tuning_step"] is not None and r["level"] == "mean"]

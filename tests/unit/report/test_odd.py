@@ -102,12 +102,11 @@ def test_lines_go_through_checkpoints_of_one_and_of_several_seeds(tmp_path: Path
     nli, right = task_columns("nli", tuned_by="nli"), np.array([True, False, True])
     rows: Rows = []
     for step, seeds in ((100, (0,)), (200, (0, 1))):
-        for subject in [subject_columns(step)] + [
-            subject_columns(step, "nli", seed=s) for s in seeds
-        ]:
+        tuned = [subject_columns(step, "nli", seed=seed) for seed in seeds]
+        for subject in [subject_columns(step), *tuned]:
             for prompt in ("plain", "other"):
                 rows += cell_rows(subject, nli, prompt, right)
-    _, head, data = page_of(write(tmp_path / "results", rows), tmp_path / "out")
+    _, _, data = page_of(write(tmp_path / "results", rows), tmp_path / "out")
     mine = [row for row in data["scores"] if row["tuning"] == "nli"]
     means = [row for row in mine if row["level"] == "mean"]
     assert [row["seed"] for row in means] == ["0", "2 seeds"]
