@@ -46,6 +46,7 @@ def build_base(path: str, dtype: str, *, trust_remote_code: bool = False) -> Any
         IncompatibleError: It cannot be loaded, lacks tensors or has some too many.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import GenerationConfig
 
     if (Path(path) / ADAPTER_CONFIG).exists():
@@ -60,9 +61,13 @@ def build_base(path: str, dtype: str, *, trust_remote_code: bool = False) -> Any
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # told below, by their names
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError,
+        ZeroDivisionError, StrictDataclassError,
+    ) as error:  # fmt: skip
         raise IncompatibleError(f"checkpoint {path} cannot be loaded: {line(error)}") from error
     _check_loaded(path, info)
     # "generate" fills what a configuration leaves open from the model's own: penalties, bans.

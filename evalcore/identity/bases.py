@@ -20,6 +20,11 @@ _ALL_HEADS = {"gpt_neox", "gpt2", "gptj", "opt", "bloom", "codegen", "gpt_neox_j
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 
 
+# What torch.compile, DDP, FSDP and PEFT put before every name of a model saved from inside them.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+# How classes of transformers without an output head end.
+_NO_HEADS = ("Model", "ForSequenceClassification", "ForTokenClassification")
+
 # Biases that a key of config.json decides on, and families in which its absence means none.
 _BIASES = (
     (".self_attn.q_proj.bias", "attention_bias",
@@ -40,6 +45,7 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     Raises:
         InputError: Names the key, what it says and what the weights have.
     """
+    _check_names(path, config, layout)
     heads = _first(config, ("num_attention_heads", "n_head"))
     for key in _KEY_HEADS:
         own = config.get(key)
@@ -63,6 +69,42 @@ def check_base(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     _check_biases(path, config, layout)
     if quantisation(config, layout) is None:
         check_tensors(path, config, layout)
+
+
+def _check_names(path: str, config: Mapping[str, Any], layout: Layout) -> None:
+    """Files that no library can read as a model that scores text."""
+    if not layout:
+        raise InputError(f"checkpoint {path}: its weights hold no tensors; it was not saved whole")
+    before = next((one for one in _WRAPPERS if all(name.startswith(one) for name in layout)), None)
+    if before is not None:
+        raise InputError(
+            f"checkpoint {path}: all its tensors are named {before}... by what was around the "
+            f"model when it was saved, so that libraries find none of them; save the model itself"
+        )
+    empty = next((name for name, (_, shape) in layout.items() if 0 in shape), None)
+    if empty is not None:
+        raise InputError(
+            f"checkpoint {path}: {empty} is empty; it was saved without gathering its parts "
+            f"(ZeRO-3, FSDP)"
+        )
+    if config.get("model_type") is None and "auto_map" not in config:
+        raise InputError(
+            f"checkpoint {path}: config.json has no model_type, so that no library knows what it is"
+        )
+    names = [str(name) for name in config.get("architectures") or ()]
+    masked = bool(names) and all(name.endswith("ForMaskedLM") for name in names)
+    if masked or config.get("is_encoder_decoder") is True:
+        kind = "fills in masked words" if masked else "has an encoder and a decoder"
+        raise InputError(
+            f"checkpoint {path}: {''.join(names[:1]) or config.get('model_type')} {kind}; only "
+            f"models that write text from left to right are scored"
+        )
+    bare = bool(names) and all(name.endswith(_NO_HEADS) for name in names)
+    if bare and head_of(layout) is None and not shares_embeddings(config, layout):
+        raise InputError(
+            f"checkpoint {path}: its weights have no output head ({names[0]}), and by its "
+            f"config.json that is not the embeddings; it scores no text"
+        )
 
 
 def _is_whole(name: str, kind: str) -> bool:

@@ -25,6 +25,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _POSITIVE = ("rope_theta",)
 _NOT_NEGATIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+_TRUTHS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _NESTED = ("text_config", "llm_config", "language_config")
 _DTYPES = {
     "auto", "float32", "float16", "bfloat16", "float64", "float", "half", "double",
@@ -63,6 +64,10 @@ def check_model_config(config: Mapping[str, Any], file: Path) -> None:
             if not number or value < 0 or (key in _POSITIVE and value == 0):
                 kind = "above zero" if key in _POSITIVE else "not below zero"
                 raise _fault(file, prefix + key, f"expected a number {kind}, not {_short(value)}")
+        for key in _TRUTHS:
+            value = part.get(key)
+            if value is not None and not isinstance(value, bool):
+                raise _fault(file, prefix + key, f"expected true or false, not {_short(value)}")
         for key in ("dtype", "torch_dtype"):
             value = part.get(key)
             if value is not None and not _is_dtype(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -336,6 +337,12 @@ def unknown(config: Mapping[str, Any]) -> str | None:
     # Where a configuration names none, vLLM takes transformers' for its model type, too.
     names = [str(name) for name in config.get("architectures") or (architecture_of(config),)]
     if set(names) & architectures():
+        images = isinstance(config.get("vision_config"), Mapping)
+        if images and importlib.util.find_spec("torchvision") is None:
+            return (
+                f"vLLM's code of {names[0]}, which takes images as well, needs torchvision, and "
+                f"that is not installed"
+            )
         return None
     kind = str(config.get("model_type"))
     source = transformers_source(kind)

@@ -162,7 +162,8 @@ class Atlas:
         if not hasattr(self._model, first) and hasattr(inner, first):
             name = f"transformer.{name}"  # files of the bare model, as GPT-2's and BLOOM's own
         path, _, leaf = name.rpartition(".")
-        if shard is None:  # models that fuse inside load_weights
+        # Of models that fuse inside load_weights; experts have a layer of their own for that.
+        if shard is None and not any(name.startswith(f"{layer}.") for layer in self._experts):
             parent, _, last = path.rpartition(".")
             for fused, parts in compat.fused_layers(self._model).items():
                 if last in parts and len(parts) > 1:

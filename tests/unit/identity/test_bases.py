@@ -42,6 +42,10 @@ def test_the_checkpoints_of_these_tests_are_sound(tiny_checkpoint: Path) -> None
     [
         ({"model_type": "gpt_neox", "num_key_value_heads": 1}, "key num_key_value_heads: gpt_neox"),
         ({"num_hidden_layers": 3}, "have 2 layers"),
+        ({"tie_word_embeddings": "false"}, "expected true or false, not 'false'"),
+        ({"model_type": None}, "has no model_type"),
+        ({"is_encoder_decoder": True}, "LlamaForCausalLM has an encoder and a decoder"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM fills in masked words"),
         ({"num_key_value_heads": 1}, "says 1 key heads of 16"),
         ({"intermediate_size": 48}, "config.json says intermediate_size 48; it was saved turned"),
         ({"attention_bias": True}, "key attention_bias: true, but the weights have none"),
@@ -154,6 +158,36 @@ def _edited(folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
     edit(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.mark.parametrize("before", ["module.", "_orig_mod.", "base_model.model."])
+def test_models_saved_from_inside_a_wrapper_are_named(
+    tiny_checkpoint: Path, tmp_path: Path, before: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({before + name: own for name, own in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=rf"all its tensors are named {before}\.\.\. by what was"):
+        open_checkpoint(str(folder))
+
+
+def test_weights_without_tensors_and_models_without_a_head(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    assert open_checkpoint(str(folder)).fingerprint, "with a head it does"
+    _edited(folder, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(InputError, match=r"no output head \(LlamaModel\)"):
+        open_checkpoint(str(folder))
+    norm = "model.norm.weight"
+    _edited(folder, lambda t: t.update({norm: t[norm][:0]}))
+    with pytest.raises(InputError, match=f"{norm} is empty; it was saved without gathering"):
+        open_checkpoint(str(folder))
+    _edited(folder, lambda t: t.clear())
+    with pytest.raises(InputError, match="hold no tensors"):
+        open_checkpoint(str(folder))
 
 
 def test_a_head_stored_beside_shared_embeddings(tiny_checkpoint: Path, tmp_path: Path) -> None:

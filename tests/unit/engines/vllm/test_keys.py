@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from evalcore.engines.vllm.bases import refused, unsupported
+from evalcore.engines.vllm.bases import refused, unknown, unsupported
 from evalcore.engines.vllm.contract import installed
 from evalcore.engines.vllm.keys import transformers_source, unread
 
@@ -158,6 +158,19 @@ def test_families_that_vllm_does_not_score_on_cpus(
 def test_what_vllm_has_no_code_for_costs_no_start(tiny_checkpoint: Path) -> None:
     config = {"model_type": "mpt", "architectures": ["MptForCausalLM"]}
     assert "has no code for MptForCausalLM" in str(refused(str(tiny_checkpoint), config, "cpu"))
+
+
+@needs_vllm
+def test_models_that_take_images_need_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it vLLM says "failed to be inspected. Please check the logs", after minutes."""
+    config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"],
+              "vision_config": {}}  # fmt: skip
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "LlavaForConditionalGeneration, which takes images as well, needs" in str(
+        unknown(config)
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert unknown(config) is None
 
 
 def test_a_text_part_is_its_familys() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evalcore.engines.vllm.places import Dropped
+from evalcore.engines.vllm.places import Atlas, Dropped
 from evalcore.engines.vllm.proof import Traces, Verdict
 from evalcore.engines.vllm.traces import TOLERANCE, excess, is_finite, probe, row_sums
 from evalcore.engines.vllm.worker import call, call_all
@@ -83,7 +83,7 @@ def test_verdicts_hold_for_all_ranks() -> None:
 def test_a_bias_that_vllm_passes_over_is_wrong() -> None:
     """Gemma's with attention_bias: 0.6 nats off, all parameters proven."""
 
-    class Atlas:
+    class Nowhere:
         def as_held(self, name: str, tensor: Any) -> Any:
             return tensor
 
@@ -91,8 +91,27 @@ def test_a_bias_that_vllm_passes_over_is_wrong() -> None:
             raise Dropped("QKVParallelLinear has no bias")
 
     traces = object.__new__(Traces)
-    traces._atlas, traces.verdict, traces._lost = Atlas(), Verdict(), 0  # type: ignore[assignment]
+    traces._atlas, traces.verdict, traces._lost = Nowhere(), Verdict(), 0  # type: ignore[assignment]
     traces.add("layers.0.q_proj.bias", torch.zeros(4))
     assert not traces.verdict.wrong
     traces.add("layers.0.q_proj.bias", torch.tensor([0.0, 0.1]))
     assert set(traces.verdict.wrong) == {"layers.0.q_proj.bias"}
+
+
+def test_experts_matrices_are_not_taken_for_a_dense_layers() -> None:
+    """GLM-4's code fuses gate and up projections of dense layers; experts have their own way."""
+
+    class Model:
+        packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+
+        def named_modules(self) -> list[tuple[str, Any]]:
+            own = SimpleNamespace(w13_weight=None, layer_name="layers.1.mlp.experts")
+            return [("layers.1.mlp.experts", own)]
+
+    atlas = Atlas(Model(), {}, tied=False)
+    experts = "layers.1.mlp.experts.0.up_proj.weight"
+    assert atlas._map(experts) == (experts, None)
+    fused = "layers.0.mlp.gate_up_proj.weight"
+    assert atlas._map("layers.0.mlp.up_proj.weight") == (fused, 1)
+    shared = "layers.1.mlp.shared_experts.gate_proj.weight"
+    assert atlas._map(shared) == ("layers.1.mlp.shared_experts.gate_up_proj.weight", 0)
