@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -102,7 +102,7 @@ def test_experts_matrices_are_not_taken_for_a_dense_layers() -> None:
     """GLM-4's code fuses gate and up projections of dense layers; experts have their own way."""
 
     class Model:
-        packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+        packed_modules_mapping: ClassVar = {"gate_up_proj": ["gate_proj", "up_proj"]}
 
         def named_modules(self) -> list[tuple[str, Any]]:
             own = SimpleNamespace(w13_weight=None, layer_name="layers.1.mlp.experts")
