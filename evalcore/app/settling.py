@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +23,12 @@ from evalcore.config import GridConfig, ScoreConfig
 from evalcore.engines.protocol import EngineSpec, numerics_class
 from evalcore.errors import InputError
 from evalcore.identity import CELL_KEY_VERSION, Applied, NumericsClass, numeric_config
+from evalcore.identity.resolve import WARNED
+from evalcore.shown import one_line
 from evalcore.store import ResultStore, aside_lines
 from evalcore.types import Subject, generation_of
+
+log = logging.getLogger("evalcore")
 
 CHECKED_AT_START_BYTES = 4 << 30
 """Results up to this size are read and checked from end to end when a run starts."""
@@ -78,9 +83,18 @@ def settle_subjects(
         what = "part of this array job's grid, but not found by this part: scored by the next run"
         problems += [(f"subject {subject_id[:12]}", what) for subject_id in gone]
     if not subjects:
-        first = f": {problems[0][1]}" if problems else ""
-        raise InputError(f"no subject can be scored{first}")
+        raise _nobody(problems, told=min(len(resolved.problems), WARNED))
     return subjects, problems, list(resolved.notes)
+
+
+def _nobody(problems: Sequence[tuple[str, str]], told: int) -> InputError:
+    """The error of a run without subjects; names those reasons that were not told before."""
+    if len(problems) < 2:
+        first = f": {problems[0][1]}" if problems else ""
+        return InputError(f"no subject can be scored{first}")
+    for _, reason in problems[told:]:
+        log.warning("%s", one_line(reason))
+    return InputError(f"no subject can be scored, for the {len(problems)} reasons above")
 
 
 def _supported(

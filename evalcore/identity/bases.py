@@ -78,8 +78,9 @@ def _check_names(path: str, config: Mapping[str, Any], layout: Layout) -> None:
     before = next((one for one in _WRAPPERS if all(name.startswith(one) for name in layout)), None)
     if before is not None:
         raise InputError(
-            f"checkpoint {path}: all its tensors are named {before}... by what was around the "
-            f"model when it was saved, so that libraries find none of them; save the model itself"
+            f"checkpoint {path}: the names of all its tensors begin with {before!r}, of what "
+            f"was around the model when it was saved; libraries find none of them; save the model "
+            f"itself"
         )
     empty = next((name for name, (_, shape) in layout.items() if 0 in shape), None)
     if empty is not None:

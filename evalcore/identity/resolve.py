@@ -36,7 +36,8 @@ from evalcore.types import Adapter, Checkpoint, Subject
 logger = logging.getLogger("evalcore")
 
 _NAMED = 20  # adapters of a broken base that its line names
-_WARNED = 5  # problems told at once; all of them are in the outcome
+WARNED = 5
+"""Problems told at once; all of them are in the outcome."""
 _HOW = "give --base-map GLOB=PATH|REPO@REV or --assume-base PATH|REPO@REV"
 
 
@@ -182,10 +183,10 @@ def _fitted(paths: Sequence[Path], bases: Bases, applied: Applied) -> _Fitted:
 
 
 def _warn(problems: Sequence[Problem]) -> None:
-    for problem in problems[:_WARNED]:
+    for problem in problems[:WARNED]:
         logger.warning("%s", problem.message)
-    if len(problems) > _WARNED:
-        logger.warning("%d more are left out; all are named at the end", len(problems) - _WARNED)
+    if len(problems) > WARNED:
+        logger.warning("%d more are left out; all are named at the end", len(problems) - WARNED)
 
 
 def _copies(groups: Mapping[str, Sequence[Adapter]]) -> list[str]:

@@ -156,3 +156,14 @@ def test_a_version_that_was_not_verified_is_said_before_anything_is_scored(
         monkeypatch.setattr(flow, "vllm_version", lambda version=version: version)
         notes = flow.score(ScoreConfig.of(**asked_for)).notes
         assert sum("is not a version this evalcore was verified with" in n for n in notes) == said
+
+
+def test_all_reasons_are_told_where_nobody_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--engine vllm`` with bases it cannot run: of fourteen only the first was named."""
+    settling = importlib.import_module("evalcore.app.settling")
+    told: list[str] = []
+    monkeypatch.setattr(settling.log, "warning", lambda form, line: told.append(line))
+    problems = [("a", "a is cut short"), ("b", "b\nis odd"), ("c", "vLLM cannot run c")]
+    assert str(settling._nobody(problems, told=1)).endswith("for the 3 reasons above")
+    assert told == ["b\\nis odd", "vLLM cannot run c"]
+    assert str(settling._nobody(problems[:1], told=1)).endswith("scored: a is cut short")

@@ -167,7 +167,7 @@ def test_models_saved_from_inside_a_wrapper_are_named(
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "c"))
     tensors = load_file(folder / "model.safetensors")
     save_file({before + name: own for name, own in tensors.items()}, folder / "model.safetensors")
-    with pytest.raises(InputError, match=rf"all its tensors are named {before}\.\.\. by what was"):
+    with pytest.raises(InputError, match=f"tensors begin with '{before}', of what was"):
         open_checkpoint(str(folder))
 
 
