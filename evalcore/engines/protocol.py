@@ -171,6 +171,13 @@ class Engine(Protocol):
         """Log-probabilities of continuations under the loaded subject."""
         ...
 
+    def expect(self, batch: ScoreBatch) -> None:
+        """Prepares for a batch that will probably be scored next; called by another thread.
+
+        Nothing hangs on it: a batch that does not come costs what was prepared for it.
+        """
+        ...
+
     def generate(self, batch: GenerateBatch) -> GenerateResult:
         """Greedy continuations under the loaded subject."""
         ...
@@ -223,6 +230,9 @@ class OneByOne:
     def made_by(self) -> dict[str, Any]:
         """Nothing; an engine whose numbers are kept says what it is."""
         return {}
+
+    def expect(self, batch: ScoreBatch) -> None:
+        """Nothing: there is nothing to prepare."""
 
     def score_and_generate(
         self: Engine, batch: ScoreBatch, generations: Sequence[GenerateBatch]

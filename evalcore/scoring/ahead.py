@@ -1,8 +1,9 @@
 """What a worker's next unit will need, prepared while the present one computes.
 
-Its requests are read and batched, and where it has another subject, the files of its weights are
-read once, so that they are in the memory of the machine when the engine wants them. Nothing hangs
-on it: a unit that was not the next one after all costs what was prepared for it.
+Its requests are read and batched, the engine plans them, and where it has another subject, the
+files of its weights are read once, so that they are in the memory of the machine when the engine
+wants them. Nothing hangs on it: a unit that was not the next one after all costs what was prepared
+for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from evalcore.identity import weight_files
 from evalcore.identity.adapter import adapter_file
 from evalcore.machine import available_bytes
 from evalcore.scoring.shares import Share, UnitJob
-from evalcore.types import Subject
+from evalcore.types import ScoreBatch, Subject
+
+Expect = Callable[[ScoreBatch], None]
 
 PIECE_BYTES = 16 << 20
 MOST_SHARE = 0.5
@@ -32,20 +35,22 @@ class Ahead:
         self._wanted = ""
         self._read: set[Path] = set()
 
-    def begin(self, job: UnitJob, present: Sequence[Subject]) -> None:
+    def begin(self, job: UnitJob, present: Sequence[Subject], expect: Expect) -> None:
         """Prepares a unit from now on, beside what this process does.
 
         Args:
             job: The unit.
             present: Whose weights are in place.
+            expect: Told of what the unit will have scored (``Engine.expect``).
         """
         if job.unit.id == self._wanted:
             return
         self._wanted = job.unit.id
         before, self._thread = self._thread, None
         self._thread = threading.Thread(
-            target=self._prepare, args=(job, present, before), name="evalcore-ahead", daemon=True
-        )
+            target=self._prepare, args=(job, present, expect, before), name="evalcore-ahead",
+            daemon=True,
+        )  # fmt: skip
         self._thread.start()
 
     def wait(self) -> None:
@@ -58,7 +63,11 @@ class Ahead:
         self._wanted = ""
 
     def _prepare(
-        self, job: UnitJob, present: Sequence[Subject], before: threading.Thread | None
+        self,
+        job: UnitJob,
+        present: Sequence[Subject],
+        expect: Expect,
+        before: threading.Thread | None,
     ) -> None:
         if before is not None:
             before.join()
@@ -66,7 +75,9 @@ class Ahead:
             for member in job.unit.members:
                 if self._wanted != job.unit.id:
                     return
-                Share.of(job, member)
+                share = Share.of(job, member)
+                if not any(share.generated):  # what is generated, is planned with it
+                    expect(share.scored.batch)
             self._read_weights(job, present)
 
     def _read_weights(self, job: UnitJob, present: Sequence[Subject]) -> None:

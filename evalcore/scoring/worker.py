@@ -158,7 +158,9 @@ class ScoringWorker:
         shares = [Share.of(job, member) for member in job.unit.members]
         loads, makers = self._load([share.subject for share in shares])
         if self._next is not None:  # only now: two streams of weights would hinder each other
-            self._ahead.begin(self._next, [share.subject for share in shares])
+            assert self._engine is not None  # with what is loaded
+            present = [share.subject for share in shares]
+            self._ahead.begin(self._next, present, self._engine.expect)
             self._next = None
         loads, begin = self._with_prepared(loads, begin)
         self._files.ahead(job.later)

@@ -12,6 +12,7 @@ import numpy as np
 from evalcore.engines.protocol import made_by
 from evalcore.engines.text import tokenizer_and_ends
 from evalcore.engines.vllm.generation import GenerateWork, generate
+from evalcore.engines.vllm.plans import PLANS
 from evalcore.engines.vllm.requests import Work, reset_cache
 from evalcore.engines.vllm.resident import Resident
 from evalcore.engines.vllm.strategies import PackedScorer
@@ -41,6 +42,11 @@ class VLLMEngine(Resident):
             EngineError: No subject is loaded, or the numbers are not finite.
         """
         return self._score([self._work(batch)])[0]
+
+    def expect(self, batch: ScoreBatch) -> None:
+        """Plans a batch that will probably be scored next; by a thread beside what is scored."""
+        if isinstance(self._scorer, PackedScorer):
+            PLANS.expect(batch)
 
     def _work(self, batch: ScoreBatch) -> Work:
         """A batch under the loaded subject."""

@@ -16,7 +16,8 @@ from evalcore.cluster import pulse
 from evalcore.engines.vllm import compat
 from evalcore.engines.vllm.growth import Growth
 from evalcore.engines.vllm.objects import Runner
-from evalcore.engines.vllm.packing import Limits, Step, Steps, make_plan
+from evalcore.engines.vllm.packing import Limits, Step, Steps
+from evalcore.engines.vllm.plans import PLANS
 from evalcore.types import FloatArray, ScoreBatch
 
 # Numbers of one slice of logits: 64 MiB in float32 on a CPU; a GPU wants few slices.
@@ -106,7 +107,7 @@ def run(runner: Runner, batch: ScoreBatch, growth: Growth | None = None) -> dict
 
     bounds = limits(runner)
     growing = len(growth.settings) if growth is not None else 0
-    plan = make_plan(batch, bounds, growing)
+    plan = PLANS.of(batch, bounds, growing)
     scored = batch.num_continuations - growing
     values: FloatArray = np.full(len(batch.continuation_tokens), np.nan)
     greedy = np.zeros(len(batch.continuation_tokens), dtype=bool)

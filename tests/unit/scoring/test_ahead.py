@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from evalcore.planning import Unit
 from evalcore.scoring import ScoringWorker, WorkerConfig, ahead, shares
 from evalcore.store import ResultStore
-from evalcore.types import Subject
+from evalcore.types import ScoreBatch, ScoreResult, Subject
 from tests.toys.scoring import SPEC, StubEngine, unit_job, write_requests
 
 
@@ -33,6 +34,35 @@ def test_its_requests_are_batched_when_it_comes(worker: ScoringWorker, tmp_path:
     worker.run(second)
     after = shares._batched.cache_info()
     assert (before.misses, after.misses - before.misses) == (2, 0)
+
+
+def test_the_engine_plans_it_while_the_present_one_computes(
+    worker: ScoringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very batch that it is asked then."""
+    requests = write_requests(tmp_path / "requests.arrow")
+    jobs = [unit_job(requests, "good", i).payload for i in range(3)]
+    planned, done = threading.Event(), list[tuple[str, int]]()
+
+    def expect(self: StubEngine, batch: ScoreBatch) -> None:
+        done.append(("planned", id(batch)))
+        planned.set()
+
+    def score(self: StubEngine, batch: ScoreBatch) -> ScoreResult:
+        assert planned.wait(20), "planned before the present one is done"
+        planned.clear()
+        done.append(("scored", id(batch)))
+        return scored(self, batch)
+
+    scored = StubEngine.score
+    monkeypatch.setattr(StubEngine, "expect", expect)
+    monkeypatch.setattr(StubEngine, "score", score)
+    for present, coming in itertools.pairwise(jobs):
+        worker.ahead(coming)
+        worker.run(present)
+    (_, second), (_, _), (_, third), (_, also_second) = done
+    assert [what for what, _ in done] == ["planned", "scored", "planned", "scored"]
+    assert second == also_second != third
 
 
 def test_files_of_another_subject_are_read_once(
