@@ -88,7 +88,7 @@ def compact_segments(survey: Survey, *, target_bytes: int = TARGET_BYTES) -> Com
         rows, doubles, after = rows + left, doubles + total - left, after + bool(left)
         if left:
             merged = survey.folder / merged_name(group[0])
-            write_segment(merged, _by_cell(pa.concat_tables(parts)))
+            write_segment(merged, _by_cell(parts))
         for path in group:
             with contextlib.suppress(FileNotFoundError):  # another compaction was faster
                 path.unlink()
@@ -102,13 +102,18 @@ def _whole(survey: Survey, number: int) -> bool:
     return segment.checked and pairs == segment.num_rows
 
 
-def _by_cell(table: pa.Table) -> pa.Table:
-    """Rows of a cell lie together, so that reading a cell touches few batches."""
+def _by_cell(parts: list[pa.Table]) -> pa.Table:
+    """Rows of a cell lie together, so that reading a cell touches few batches.
+
+    The list is emptied: with the parts there would be three copies of all rows at a time.
+    """
+    table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    parts.clear()
     _, codes = codes_of(table.column("cell"))
     order = np.argsort(codes, kind="stable")
     if np.array_equal(order, np.arange(len(order))):
         return table
-    return table.unify_dictionaries().combine_chunks().take(pa.array(order))
+    return table.take(pa.array(order))
 
 
 def _refuse(info: Segment, rows: SegmentRows) -> None:
