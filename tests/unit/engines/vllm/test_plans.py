@@ -11,7 +11,7 @@ from evalcore.engines.vllm import plans as module
 from evalcore.engines.vllm.packing import Limits, Plan, make_plan
 from evalcore.engines.vllm.plans import Plans
 from evalcore.types import ScoreBatch
-from tests.unit.engines.vllm.test_packing import random_batch, replay, wanted
+from tests.unit.engines.vllm.replaying import random_batch, replay, wanted
 
 LIMITS = Limits(4, tokens=90, seqs=16, blocks=60, length=48)
 
