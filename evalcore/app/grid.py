@@ -324,10 +324,12 @@ class _Files:
 
     def askable(self, subjects: Sequence[Subject], grid: Grid) -> list[Subject]:
         """The subjects whose tokenizers and templates can ask; the others are left out."""
-        faults = self.told
-        for way in _ways(subjects):
-            if way.id not in faults:
-                faults[way.id] = self._fault(way)
+        faults, ways = self.told, {way.id: way for way in _ways(subjects)}
+        for name, way in ways.items():
+            if name not in faults:
+                faults[name] = self._fault(way)
+        if not any(faults[name] for name in ways):
+            return list(subjects)
         asked = []
         for subject in subjects:
             way = subject.own if subject.own is not None else subject.checkpoint
