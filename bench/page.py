@@ -4,12 +4,15 @@
     python -m bench.page make RESULTS                 # the report, in a process of its own
     python -m bench.page read RESULTS/report/report.html   # in Chromium: first picture, filters
     python -m bench.page grow RESULTS/report/report.html --times 10,10   # a larger page, see below
+    python -m bench.page all OUT DEMO/report/report.html   # every figure of docs/report.md
 
 ``grow`` repeats a page's checkpoints and tasks under other names with other numbers: the page of
 a grid that many times larger, not analysed (``report-CELLS.html`` beside it); documents stay.
 
-A filter's answer is taken from the click to the first frame after tables and the first picture
-were drawn anew; the layout's shift is Chromium's cumulative one, over opening and scrolling.
+A filter's answer is taken from the click to the first frame after all that is in view was drawn
+anew, with several sections in view in turn; tables out of view follow when nothing else is to do.
+Processor time is that of all of the browser's processes together, in steps of 10 ms. The layout's
+shift is Chromium's cumulative one, over opening and scrolling.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import re
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,17 +37,19 @@ from bench.rows import cell_record, choice_rows, digest, subjects
 from evalcore.report.packing import pack, unpack
 from evalcore.store import ResultStore
 
-DOCUMENTS = 20
-SHAPES = {1_000: (5, 4, 10), 10_000: (25, 8, 10), 100_000: (50, 20, 20)}
-"""Cells -> checkpoints (each with four tunings), tasks, prompts."""
+SHAPES = {
+    1_000: (5, 4, 10, 20), 1_200: (30, 4, 2, 2_500),
+    10_000: (25, 8, 10, 20), 100_000: (50, 20, 20, 20),
+}  # fmt: skip
+"""Cells -> checkpoints (each with four tunings), tasks, prompts, documents of a task."""
 
 
 def write(out: Path, cells: int) -> None:
     """Writes a results folder of one of ``SHAPES``."""
-    checkpoints, tasks, prompts = SHAPES[cells]
+    checkpoints, tasks, prompts, documents = SHAPES[cells]
     names = ("nli", "paraphrase", "facts", "reading", *(f"task_{i:02d}" for i in range(4, tasks)))
     docs = {
-        t: pa.array([digest("document", t, i) for i in range(DOCUMENTS)], pa.large_string())
+        t: pa.array([digest("document", t, i) for i in range(documents)], pa.large_string())
         for t in names
     }
     store = ResultStore(out)
@@ -146,62 +153,142 @@ FILTER = """async ([facet, place]) => {
     const box = document.querySelectorAll(`#filters details[data-facet="${facet}"] input`)[place];
     const start = performance.now();
     box.click();
-    const script = performance.now() - start;
     await window.evalcoreReport.settled();
     await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
-    return [script, performance.now() - start]; }"""
+    return performance.now() - start; }"""
+PLACES = ("first", "scores", "prompts", "transfer")
+"""Sections a reader may be looking at while a filter is set."""
+DRAWN = "#hero figure[data-drawn]:not([hidden])"
 
 
-def read(page: Path) -> dict[str, Any]:
-    """Opens the page from disk and filters it."""
+def cpu_s() -> float:
+    """Processor time of every process of the browser so far, in seconds."""
+    import psutil
+
+    spent = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "chrom" in process.name():
+                spent += sum(process.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return spent
+
+
+def opened(running: Any, page: Path) -> tuple[Any, list[float], list[float]]:
+    """A tab with the page; seconds to its first picture, by the clock and of processors."""
+    clock, spent = [], []
+    for _ in range(3):
+        tab = running.new_page(viewport={"width": 1280, "height": 900})
+        tab.add_init_script(f"({SHIFT})()")
+        start, before = time.perf_counter(), cpu_s()
+        tab.goto(page.resolve().as_uri())
+        tab.wait_for_selector(DRAWN)
+        clock.append(round(time.perf_counter() - start, 2))
+        spent.append(round(cpu_s() - before, 2))
+    return tab, clock, spent
+
+
+def filtered(tab: Any, place: str) -> tuple[list[int], list[int]]:
+    """Milliseconds of each filter's answer while a section is in view: clock, processors."""
+    clock, spent = [], []
+    tab.evaluate(f"document.getElementById('{place}')?.scrollIntoView()")
+    for facet in ("checkpoint", "tuning", "task", "prompt"):
+        boxes = tab.locator(f'#filters details[data-facet="{facet}"] input').count()
+        for box in sorted({0, boxes - 1}) if boxes else ():
+            for _ in range(2):  # on, and off again
+                tab.wait_for_timeout(600)  # what waits is drawn
+                before = cpu_s()
+                clock.append(round(tab.evaluate(FILTER, [facet, box])))
+                spent.append(round(1000 * (cpu_s() - before)))
+                tab.evaluate(f"document.getElementById('{place}')?.scrollIntoView()")
+    return clock, spent
+
+
+def findings(running: Any, page: Path) -> dict[str, list[str]]:
+    """Serious findings of axe-core, light and dark, wide and on a phone, everything drawn."""
     import axe_playwright_python as axe
+
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    found = {}
+    for scheme in ("light", "dark"):
+        for width in (1280, 390):
+            size = {"width": width, "height": 900}
+            context = running.new_context(viewport=size, color_scheme=scheme)
+            tab = context.new_page()
+            tab.goto(page.resolve().as_uri())
+            tab.wait_for_selector(DRAWN)
+            tab.evaluate("window.evalcoreReport.drawAll()")
+            if tab.locator("#documents details.doc summary").count():
+                tab.locator("#documents details.doc summary").first.click()
+            tab.evaluate(script)
+            run = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")
+            found[f"{scheme} {width}"] = [
+                f"{v['id']} ({len(v['nodes'])})" for v in run["violations"]
+                if v["impact"] in ("serious", "critical")
+            ]  # fmt: skip
+            context.close()
+    return found
+
+
+def read(page: Path, *, check: bool = True) -> dict[str, Any]:
+    """Opens the page from disk, filters it at several places and asks axe-core (``check``)."""
     from playwright.sync_api import sync_playwright
 
     browser = os.environ.get("EVALCORE_BROWSER") or shutil.which("chromium")
     with sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        opened = []
-        for _ in range(3):
-            tab = running.new_page(viewport={"width": 1280, "height": 900})
-            tab.add_init_script(f"({SHIFT})()")
-            start = time.perf_counter()
-            tab.goto(page.resolve().as_uri())
-            tab.wait_for_selector("#hero figure[data-drawn]:not([hidden])")
-            opened.append(round(time.perf_counter() - start, 2))
-        took: dict[str, list[int]] = {}
-        for facet in ("checkpoint", "tuning", "task", "prompt"):
-            boxes = tab.locator(f'#filters details[data-facet="{facet}"] input').count()
-            for place in {0, boxes - 1} if boxes else ():
-                for _ in range(2):  # on, and off again
-                    took.setdefault(facet, []).append(
-                        round(tab.evaluate(FILTER, [facet, place])[1])
-                    )
+        tab, clock, spent = opened(running, page)
+        answers = {place: filtered(tab, place) for place in PLACES}
         height = tab.evaluate("document.documentElement.scrollHeight")
         for y in range(0, min(height, 30_000), 600):
             tab.evaluate(f"scrollTo(0, {y})")
             tab.wait_for_timeout(40)
         shifted = tab.evaluate("window.shifted")
-        tab.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-        findings = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        serious = [v["id"] for v in findings if v["impact"] in ("serious", "critical")]
+        tab.close()
+        serious = findings(running, page) if check else None
         running.close()
-    every = [t for times in took.values() for t in times]
     return {
-        "first_picture_s": opened, "filter_ms": took, "median_ms": statistics.median(every),
-        "largest_ms": max(every), "shift": round(shifted, 4),
-        "axe_serious": serious,
+        "page": page.name, "page_mb": round(page.stat().st_size / 1e6, 2),
+        "first_picture_s": clock, "first_picture_cpu_s": spent,
+        "filter_ms": {
+            place: {"clock_median": statistics.median(ms), "clock_largest": max(ms),
+                    "cpu_median": statistics.median(cpu), "cpu_largest": max(cpu)}
+            for place, (ms, cpu) in answers.items()
+        },
+        "shift": round(shifted, 4), "axe_serious": serious,
     }  # fmt: skip
+
+
+def everything(out: Path, pages: list[Path]) -> None:
+    """All figures of docs/report.md: pages that are given (the demo's), and pages at scale."""
+    small, wide = out / "cells", out / "documents"
+    for results, cells in ((small, 1_000), (wide, 1_200)):
+        if not results.exists():
+            write(results, cells)
+        made = subprocess.run(
+            [sys.executable, "-m", "bench.page", "make", str(results)],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        print(json.dumps({"make": f"{cells} cells", **json.loads(made)}), flush=True)
+    grown = [grow(small / "report/report.html", c, t) for c, t in ((10, 1), (10, 10), (1, 125))]
+    few = [*pages, wide / "report/report.html", small / "report/report.html", grown[0]]
+    for page in (*few, *grown[1:]):
+        print(json.dumps(read(page, check=page in few)), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["write", "make", "read", "grow"])
+    parser.add_argument("what", choices=["write", "make", "read", "grow", "all"])
     parser.add_argument("path", type=Path)
+    parser.add_argument("pages", type=Path, nargs="*", help="for all: pages beside those it makes")
     parser.add_argument("--cells", type=int, default=10_000, choices=sorted(SHAPES))
     parser.add_argument("--times", default="5,2", metavar="CHECKPOINTS,TASKS")
     given = parser.parse_args()
     if given.what == "write":
         write(given.path, given.cells)
+    elif given.what == "all":
+        everything(given.path, given.pages)
     elif given.what == "grow":
         checkpoints, tasks = map(int, given.times.split(","))
         grow(given.path, checkpoints, tasks)
