@@ -205,8 +205,17 @@ def filtered(tab: Any, place: str) -> tuple[list[int], list[int]]:
     return clock, spent
 
 
+def scrolled(tab: Any) -> None:
+    """Reads to the end, of a long page the first 30,000 pixels."""
+    height = tab.evaluate("document.documentElement.scrollHeight")
+    for y in range(0, min(height, 30_000), 600):
+        tab.evaluate(f"scrollTo(0, {y})")
+        tab.wait_for_timeout(40)
+    tab.evaluate("window.evalcoreReport.settled()")
+
+
 def findings(running: Any, page: Path) -> dict[str, list[str]]:
-    """Serious findings of axe-core, light and dark, wide and on a phone, everything drawn."""
+    """Serious findings of axe-core, light and dark, wide and on a phone, once scrolled through."""
     import axe_playwright_python as axe
 
     script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
@@ -218,7 +227,7 @@ def findings(running: Any, page: Path) -> dict[str, list[str]]:
             tab = context.new_page()
             tab.goto(page.resolve().as_uri())
             tab.wait_for_selector(DRAWN)
-            tab.evaluate("window.evalcoreReport.drawAll()")
+            scrolled(tab)
             if tab.locator("#documents details.doc summary").count():
                 tab.locator("#documents details.doc summary").first.click()
             tab.evaluate(script)
@@ -240,10 +249,7 @@ def read(page: Path, *, check: bool = True) -> dict[str, Any]:
         running = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         tab, clock, spent = opened(running, page)
         answers = {place: filtered(tab, place) for place in PLACES}
-        height = tab.evaluate("document.documentElement.scrollHeight")
-        for y in range(0, min(height, 30_000), 600):
-            tab.evaluate(f"scrollTo(0, {y})")
-            tab.wait_for_timeout(40)
+        scrolled(tab)
         shifted = tab.evaluate("window.shifted")
         tab.close()
         serious = findings(running, page) if check else None

@@ -23,7 +23,7 @@ from evalcore.report.charts import UNTUNED
 from evalcore.report.csvs import best_notes, p_columns
 from evalcore.report.rows import seed_names, tuning_name
 from evalcore.report.tables import labelled_rows
-from evalcore.report.words import visible
+from evalcore.report.words import metric_words, signed, visible
 
 Cell = Any
 
@@ -295,7 +295,8 @@ def _forgetting(analysis: Analysis) -> Table:
         rows.append([
             *_who(s.subject, analysis), f"{s.measurable} of {s.measurable + s.unmeasurable}",
             _estimate(s.mean), s.mean.claim, _number(s.mean.smallest),
-            ", ".join(f"{m} {e.value:+.3f}" for m, e in s.by_metric.items()), _number(s.median),
+            ", ".join(f"{metric_words(m)} {signed(e.value)}" for m, e in s.by_metric.items()),
+            _number(s.median),
             "; ".join(notes_by_task(analysis.book, [f.gain for f in mine])),
         ])  # fmt: skip
         facets.append(_facets(

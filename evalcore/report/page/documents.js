@@ -1,13 +1,16 @@
 // Part 5: documents, two models or two prompts side by side.
 
 let drawDocuments = () => {};
-function openDocs(row) {
+// change: 1 for documents that came out better, -1 for worse, 0 for all.
+function openDocs(row, change = 0) {
   const b = row.subject;
   const base = data.subjects[b].base;
   const other = row.prompts.find((p) => p !== row.prompts[0]) || row.prompts[0];
   state.doc = known(base)
     ? { dtask: row.task, a: String(base), b: String(b), pa: row.prompts[0], pb: row.prompts[0] }
     : { dtask: row.task, a: String(b), b: String(b), pa: row.prompts[0], pb: other };
+  const task = data.documents[row.task];
+  if (change) state.doc.kind = KINDS[(task && task.right ? 0 : 2) + (change > 0)];
   drawDocuments();
   writeAddress();
   const place = byId("documents");

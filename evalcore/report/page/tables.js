@@ -28,6 +28,7 @@ const FORMATS = {
 
 const PAGE = 30;
 const ON_PAPER = 1000;
+const LOUD = ["score", "gain"]; // numbers that look like links; all others are, too
 const SHORT = 110; // characters of a note before "more"
 const printing = []; // what shows more on paper
 let paper = false;
@@ -114,8 +115,8 @@ function makeTable(host, name, columns, { parts = () => [], place = null } = {})
     const sure = Array.isArray(value) && value[3] === 1;
     const long = column.kind === "text" && text.length > 60;
     const cell = make("td", { class: [wide(column), sure ? "sure" : "", long ? "note" : text.length < 14 ? "short" : ""].join(" ").trim() });
-    if (column.open && known(value) && text !== "–") {
-      cell.append(make("button", { type: "button", title: "documents behind it", onclick: () => column.open(row) }, text));
+    if (column.open && known(value) && text && text !== "–") {
+      cell.append(make("button", { type: "button", title: "documents behind it", class: LOUD.includes(column.kind) ? null : "quiet", onclick: () => column.open(row) }, text));
     } else if (column.opens && !part && parts(row).length > 1) {
       const button = opener(row, text);
       button.row = row;
@@ -171,9 +172,10 @@ const SCORE_COLUMNS = [
   ...(several("way") ? [column("asked with", "text", "way")] : []), { ...column("prompt", "text", "asked"), opens: true },
   column("score [95 %]", "score", (r) => (known(r.score) ? [r.score, r.score_low, r.score_high] : null), (r) => openDocs(r)),
   column("gain [95 %]", "gain", (r) => (known(r.gain) ? [r.gain, r.gain_low, r.gain_high] : null), (r) => openDocs(r)),
-  column("gain by prompt", "range", (r) => (r.level === "mean" && r.prompts.length > 1 && known(r.gain) ? [r.gain_least, r.gain_most] : null)),
-  column("base", "number", "base"), column("trivial answer", "number", "floor"),
-  column("documents", "count", "n"), column("better", "count", "better"), column("worse", "count", "worse"),
+  column("gain by prompt", "range", (r) => (r.level === "mean" && r.prompts.length > 1 && known(r.gain) ? [r.gain_least, r.gain_most] : null), (r) => openDocs(r)),
+  column("base", "number", "base", (r) => openDocs(r)), column("trivial answer", "number", "floor"),
+  column("documents", "count", "n", (r) => openDocs(r)),
+  column("better", "count", "better", (r) => openDocs(r, 1)), column("worse", "count", "worse", (r) => openDocs(r, -1)),
   column("metric", "text", (r) => data.words[r.metric] || r.metric), column("error", "number", "score_error"),
   column("interval about", "text", "claim"), column("note", "text", "note"),
 ];
@@ -196,7 +198,7 @@ function addTable(about) {
   if (!host) return;
   const facetsOf = (n) => about.facets[n].map((place, k) => (place < 0 ? null : data.lists[k][place]));
   const columns = about.columns.map(([title, kind], n) => column(title, kind, (r) => r.cells[n],
-    kind === "gain" || kind === "score" ? (r) => openFacets(facetsOf(r.n)) : null));
+    kind !== "text" && (kind !== "count" || title === "documents") ? (r) => openFacets(facetsOf(r.n)) : null));
   const box = make("div", { id: `table-${about.id}` }, make("h3", {}, about.title), make("p", { class: "soft" }, about.caption));
   const hidden = make("p", { class: "soft" });
   const table = makeTable(box, about.title, columns, { place: box });

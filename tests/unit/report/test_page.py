@@ -251,6 +251,31 @@ def test_three_clicks_from_a_number_to_a_document_that_flipped(reader: Reader) -
     assert page.locator("#documents details.doc").count() == 1, "the address leads back"
 
 
+def test_numbers_lead_to_documents_and_figures_have_their_tables(reader: Reader) -> None:
+    page = reader.open("#checkpoint=step-00400&task=nli&tuning=nli")
+    heads = [h.strip() for h in page.locator("#scores thead th").all_inner_texts()]
+    row = page.locator("#scores tbody tr").first
+    for title in ("score [95 %]", "gain [95 %]", "base", "documents", "better", "worse"):
+        row.locator(f"td:nth-child({heads.index(title) + 1}) button").click()
+        shown = page.locator("#documents .choose select").nth(5).input_value()
+        assert shown == {"better": "wrong to right", "worse": "right to wrong"}.get(title, "")
+    picks = page.locator("#documents .choose select")
+    picks.nth(3).select_option(picks.nth(1).input_value())
+    picks.nth(4).select_option("plain")
+    picks.nth(2).select_option("other")
+    page.locator("#documents details.doc summary").first.click()
+    sides = page.locator("#documents details.doc[open] h4").all_inner_texts()
+    assert sides == ["Prompt other", "Prompt plain"], "two prompts of one model"
+    reader.open()
+    for section in ("curves", "gains", "prompts", "transfer"):
+        figure = page.locator(f"#{section} figure").first
+        figure.scroll_into_view_if_needed()
+        assert len(figure.locator("figcaption").text_content()) > 40
+        figure.locator("summary").click()
+        figure.locator("tbody tr").first.wait_for()
+        assert "made again by evalcore report" in figure.inner_text()
+
+
 def test_hostile_text_is_text(reader: Reader, report: Path) -> None:
     page = reader.open("#dtask=tales")
     document = page.locator("#documents details.doc", has_text="document 0:")
