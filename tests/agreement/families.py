@@ -36,6 +36,10 @@ _MLA = {
     "qk_nope_head_dim": 32, "v_head_dim": 32, "n_routed_experts": 4, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+_GROUPED = {
+    "head_dim": 32, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
 _MAMBA = {**_TOKENS, "hidden_size": 64, "state_size": 16, "num_hidden_layers": 2}
 _WINDOW = {"sliding_window": 24}
 
@@ -92,6 +96,29 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "deepseek-v2": _of("DeepseekV2", **_MLA, q_lora_rank=None),
     "deepseek-v3": _of("DeepseekV3", **_MLA, q_lora_rank=32, norm_topk_prob=True,
                        topk_method="noaux_tc", scoring_func="sigmoid"),
+    "gemma": _of("Gemma", **_TIED, head_dim=32),
+    "cohere2": _of("Cohere2", **_TIED, head_dim=32),
+    "ministral": _of("Ministral", **_DENSE, **_WINDOW, head_dim=32),
+    "nemotron": _of("Nemotron", **_DENSE),
+    "exaone4": _of("Exaone4", **_DENSE, **_WINDOW, sliding_window_pattern=2),
+    "hunyuan": _of("HunYuanDenseV1", **_DENSE, head_dim=32),
+    "hunyuan-moe": _of("HunYuanMoEV1", **_DENSE, head_dim=32, num_experts=4, moe_topk=2),
+    "ernie": _of("Ernie4_5", **_TIED, head_dim=32),
+    "ernie-moe": _of("Ernie4_5_Moe", **_MOE, moe_num_experts=4, moe_k=2, moe_layer_start_index=0,
+                     moe_num_shared_experts=1),
+    "apertus": _of("Apertus", **_DENSE),
+    "seed-oss": _of("SeedOss", **_DENSE, head_dim=32),
+    "gpt-oss": _of("GptOss", **_DENSE, **_WINDOW, head_dim=32, num_local_experts=4,
+                   num_experts_per_tok=2),
+    "arcee": _of("Arcee", **_DENSE),
+    "helium": _of("Helium", **_DENSE, head_dim=32),
+    "glm": _of("Glm", **_DENSE, head_dim=32),
+    "glm4-moe": _of("Glm4Moe", **_MOE, **_GROUPED),
+    "dots1": _of("Dots1", **_MOE, **_GROUPED),
+    "persimmon": _of("Persimmon", **{k: v for k, v in _DENSE.items() if "key_value" not in k}),
+    "olmoe-clip": _of("Olmoe", **_MOE, num_experts=4, clip_qkv=0.5),
+    "gemma-bias": _of("Gemma", **_TIED, head_dim=32, attention_bias=True),
+    "stablelm-parallel": _of("StableLm", **_DENSE, use_parallel_residual=True),
     "lfm2": _of("Lfm2", **_TIED, layer_types=["conv", "full_attention"], conv_dim=128,
                 conv_dim_out=128, block_dim=128),
     "mamba": _of("Mamba", **_MAMBA),

@@ -258,10 +258,11 @@ def _rope(config: Mapping[str, Any], reach: int) -> str | None:
             continue
         if odd is not None and not (odd == "factor" and rope[odd] == longest / first):
             return f"config.json, key {key}.{odd}: vLLM does not read it, transformers goes by it"
-        if first < reach:
+        if first <= reach:  # vLLM is given room for one token more
             return (
                 f"config.json, key {key}: vLLM takes long_factor for every text once some may be "
-                f"longer than {first} tokens, transformers for those alone"
+                f"longer than {first} tokens, transformers for those alone; --max-length "
+                f"{first - 1} takes shorter texts alone"
             )
     return None
 
@@ -295,7 +296,7 @@ def _tempered(path: str, config: Mapping[str, Any], reach: int) -> str | None:
     key = "attn_temperature_tuning"
     file = Path(path) / "generation_config.json"
     own = read_json(file, "checkpoint") if is_there(file) else {}
-    told = own.get(key, reach > 32_768)
+    told = own.get(key, reach + 1 > 32_768)  # it is given room for one token more
     if bool(told) == bool(config.get(key, True)):
         return None
     return (

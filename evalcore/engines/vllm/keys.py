@@ -103,6 +103,11 @@ def unread(config: Mapping[str, Any]) -> str | None:
         config: A checkpoint's config.json.
     """
     kind = str(config.get("model_type"))
+    if config.get("model_type") == "falcon" and config.get("alibi"):
+        return (
+            "config.json, key alibi: transformers' falcon rounds these numbers to bfloat16, vLLM "
+            "does not: the longer the text, the more their scores differ"
+        )
     if config.get("is_causal") is False:
         return "config.json, key is_causal: false: vLLM has no such model that scores text"
     usual, needed = _usual(kind), _keys(kind)
