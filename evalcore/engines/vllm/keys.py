@@ -40,6 +40,7 @@ _COUNTS = re.compile(
 _HARMLESS = re.compile(
     r"^(time_step|rescale_|summary_|use_mamba|attn_logit_softcapping)|jitter|projector"
 )
+_SILU = "Only silu is supported"
 _READ = re.compile(r"config\.([a-z_0-9]+)|getattr\(\s*(?:self\.)?config,\s*\"([a-z_0-9]+)\"")
 
 
@@ -115,6 +116,9 @@ def unread(config: Mapping[str, Any]) -> str | None:
         source = vllm_source(name)
         if not source:
             continue
+        act = config.get("hidden_act")
+        if act not in (None, "silu") and usual.get("hidden_act") == "silu" and _SILU in source:
+            return f"config.json, key hidden_act: vLLM's {name} has silu alone, not {_short(act)}"
         for key in sorted(needed & set(usual) & set(config)):
             if key not in source and config[key] != usual[key]:
                 return (

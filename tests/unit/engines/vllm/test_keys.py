@@ -130,6 +130,19 @@ def test_the_text_part_is_what_counts(tiny_checkpoint: Path) -> None:
     assert "heads of 24" in str(unsupported(str(tiny_checkpoint), parts, "cpu"))
 
 
+@needs_vllm
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("llama", "Llama"), ("qwen2", "Qwen2"), ("mistral", "Mistral"), ("phi3", "Phi3")],
+)
+def test_activations_that_vllm_lacks(kind: str, name: str) -> None:
+    config = {"model_type": kind, "architectures": [f"{name}ForCausalLM"], "hidden_act": "gelu"}
+    assert f"vLLM's {name}ForCausalLM has silu alone, not 'gelu'" in str(unread(config))
+    assert unread({**config, "hidden_act": "silu"}) is None
+    assert unread({"model_type": "gemma", "architectures": ["GemmaForCausalLM"],
+                   "hidden_act": "gelu_pytorch_tanh"}) is None  # fmt: skip
+
+
 def test_falcons_alibi_is_rounded_by_transformers_alone() -> None:
     """0.6 nats off in texts of 130 tokens."""
     assert "key alibi" in str(unread({"model_type": "falcon", "alibi": True}))
