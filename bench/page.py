@@ -228,8 +228,10 @@ def findings(running: Any, page: Path) -> dict[str, list[str]]:
             tab.goto(page.resolve().as_uri())
             tab.wait_for_selector(DRAWN)
             scrolled(tab)
-            if tab.locator("#documents details.doc summary").count():
-                tab.locator("#documents details.doc summary").first.click()
+            if tab.locator("#documents details.doc").count():
+                tab.locator("#documents details.doc").first.evaluate(
+                    "node => { node.open = true; }"
+                )
             tab.evaluate(script)
             run = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")
             found[f"{scheme} {width}"] = [

@@ -26,6 +26,11 @@ const seen = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "150px" });
 
+// A heat map's height hangs on its rows: its place is kept before it comes into view.
+const coming = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) entry.target.keepPlace();
+}, { rootMargin: "1500px" });
+
 function inked() { // style sheets do not reach into a canvas
   const color = getComputedStyle(document.body).color;
   return { axis: { labelColor: color, titleColor: color }, legend: { labelColor: color, titleColor: color } };
@@ -100,7 +105,13 @@ function addFigure(host, figure, hero) {
     drawings.add(own);
     return own;
   };
+  box.keepPlace = () => {
+    if (view || !figure.row) return;
+    const lines = fewLines(figure, chartRows(figure, rowsOf(figure)))[1];
+    chart.style.minHeight = `${24 * Math.min(lines, figure.all ? lines : MOST_LINES) + 135}px`;
+  };
   seen.observe(box);
+  if (figure.row) coming.observe(box);
   return { box, update: () => {
     if (!hero) box.hidden = state.chosen.size > 0 && !anyRowOf(figure); // unfiltered, all have rows
     dirty.add(box);
