@@ -34,6 +34,11 @@ from evalcore.errors import InputError
 
 logger = logging.getLogger("evalcore")
 
+VERDICT_S = 60.0
+"""So long an actor that cannot be reached is asked whether it lives: whose fault it is hangs on it.
+Ray takes half a minute to find a machine dead that is gone without a word."""
+PROBE_S = 0.2
+"""Between two such questions."""
 KNOWN_OPTIONS = ("address", "num_cpus", "num_gpus", "resources")
 
 
@@ -122,6 +127,7 @@ class RayTransport:
         self._started_ray = False
         self._actors: dict[int, Any] = {}
         self._answers: dict[Any, int] = {}  # object reference of a call -> worker
+        self._unreached: dict[Any, tuple[Exception, float]] = {}  # of a question whether it lives
         self._mailbox: Any = None
         self._mail: Any = None  # reference of the question for pulses under way
         self._asked_at = 0.0
@@ -178,11 +184,27 @@ class RayTransport:
             news += self._pulses()
         for reference in done:
             index = self._answers.pop(reference)
+            first = self._unreached.pop(reference, None)
             try:
-                news.append((index, self._ray.get(reference)))
+                answer = self._ray.get(reference)
+            except self._ray.exceptions.ActorUnavailableError as error:
+                self._ask_again(index, first or (error, time.monotonic()), news)
             except self._ray.exceptions.RayError as error:
                 news.append((index, self._lost(index, error)))
+            else:  # who was out of reach may have lost what it was asked
+                news.append((index, answer if first is None else self._lost(index, first[0])))
         return news
+
+    def _ask_again(
+        self, index: int, first: tuple[Exception, float], news: list[tuple[int, bytes | Lost]]
+    ) -> None:
+        """An actor that cannot be reached has died, or its machine has, which Ray learns later."""
+        if time.monotonic() - first[1] > VERDICT_S:
+            news.append((index, self._lost(index, first[0])))
+            return
+        time.sleep(PROBE_S)
+        probe = self._actors[index].__ray_ready__.remote()
+        self._answers[probe], self._unreached[probe] = index, first
 
     def _pulses(self) -> list[tuple[int, bytes | Lost]]:
         """What the mailbox had, of processes that are still wanted."""
@@ -208,6 +230,7 @@ class RayTransport:
     def kill(self, worker_index: int) -> None:
         for reference in [r for r, index in self._answers.items() if index == worker_index]:
             del self._answers[reference]
+            self._unreached.pop(reference, None)
         actor = self._actors.pop(worker_index, None)
         if actor is not None:
             with contextlib.suppress(self._ray.exceptions.RayError):
