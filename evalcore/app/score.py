@@ -47,6 +47,7 @@ from evalcore.files import pinned, remove_dead_scratch, scratch_folder, utc_stam
 from evalcore.planning import PlanCounts
 from evalcore.reading import is_there
 from evalcore.scoring import Feed, Progress, RunSummary, Watch, WorkerConfig, score_units
+from evalcore.scoring.localising import folders_of
 from evalcore.store import ResultStore
 
 
@@ -274,6 +275,7 @@ def _score_plan(
     worker = WorkerConfig(
         str(config.run.output.resolve()), spec, config.run.commit_every, doubted(prepared),
         config.cluster.disk_budget,
+        folders_of(prepared.subjects) if config.cluster.backend == "ray" else (),
     )  # fmt: skip
     feed = Feed(progress, watch, apart=frozenset(slow), certify=config.run.certify)
     with Rest(prepared.preparer, outcome, feed) as rest:

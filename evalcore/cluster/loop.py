@@ -291,6 +291,8 @@ class PoolRun:
             hello: Hello = answer.result
             slot.node, slot.prepares, slot.left = hello.node, hello.prepares, None
             self.crew.report(slot, "ready")
+            for what in hello.trouble:
+                self.events.on_trouble(slot.index, slot.node, what)
             if slot.job is not None:
                 self.crew.send_job(slot)
             else:  # another worker has taken it

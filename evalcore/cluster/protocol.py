@@ -274,10 +274,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A worker that stands: the machine it is on, and whether it wants to prepare."""
+    """A worker that stands.
+
+    Attributes:
+        node: The machine it is on.
+        prepares: Whether it wants to prepare.
+        trouble: What it has met already and can work in spite of.
+    """
 
     node: str
     prepares: bool
+    trouble: tuple[str, ...] = ()
 
 
 WorkerEnv = Mapping[str, str | None]

@@ -56,7 +56,11 @@ class WorkerRunner:
             # the configuration's classes need.
             make = load_factory(factory)
             self._worker = make(pickle.loads(config_blob), worker_index)
-            hello = Hello(socket.gethostname(), hasattr(self._worker, "prepare"))
+            hello = Hello(
+                socket.gethostname(),
+                hasattr(self._worker, "prepare"),
+                tuple(getattr(self._worker, "trouble", ())),
+            )
             return Answer("ready", result=hello)
         if self._worker is None:
             raise EngineError(f"the worker got {command.kind!r} before it was started")

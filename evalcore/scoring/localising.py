@@ -8,8 +8,10 @@ results folder.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +39,9 @@ from evalcore.store import ResultStore
 from evalcore.types import Adapter, Checkpoint, Subject
 
 log = logging.getLogger("evalcore")
+
+LOOK_S = 5.0
+"""Longest that a machine looks for the folders of a run before its first unit."""
 
 
 class Localiser:
@@ -231,3 +236,28 @@ def require_seen(subjects: Sequence[Subject]) -> None:
                     f"{path} is not seen on {socket.gethostname()}; mount it there at the same "
                     f"path, or give it as a place on the hub"
                 )
+
+
+def folders_of(subjects: Iterable[Subject]) -> tuple[str, ...]:
+    """Folders that hold the checkpoints and adapters of subjects, without what is on the hub."""
+    made = (each for subject in subjects for each in subject.parts if not each.origin)
+    return tuple(dict.fromkeys(str(Path(each.path).parent) for each in made))
+
+
+def unseen(folders: Sequence[str]) -> tuple[str, ...]:
+    """A line on the folders that this machine does not see; none if it sees them all."""
+    begin = time.monotonic()
+    missing = []
+    for number, folder in enumerate(folders):
+        if not os.path.isdir(folder):
+            missing.append(folder)
+        if time.monotonic() - begin > LOOK_S:  # of the others, units say so
+            folders = folders[: number + 1]
+            break
+    if not missing:
+        return ()
+    more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    return (
+        f"before the first unit: does not see {missing[0]}{more} of {len(folders):,} folders of "
+        f"checkpoints and adapters; what lies there is scored by machines that do",
+    )

@@ -27,7 +27,7 @@ from evalcore.scoring.ahead import Ahead
 from evalcore.scoring.certificates.judging import Rescored
 from evalcore.scoring.certificates.sampling import rescore, rows_to_witness
 from evalcore.scoring.generating import score_and_generate, score_and_generate_many
-from evalcore.scoring.localising import Localiser, require_seen
+from evalcore.scoring.localising import Localiser, require_seen, unseen
 from evalcore.scoring.reach import longest_of, reach_batch
 from evalcore.scoring.reports import FlushReport, UnitReport
 from evalcore.scoring.rows import with_maker
@@ -49,6 +49,7 @@ class WorkerConfig:
     Attributes:
         doubted: Weights that disagreed with the witness in an earlier run.
         disk_budget: Bytes of the node's cache of what is on the hub; None: it stays in the hub's.
+        folders: Where checkpoints and adapters lie that a machine may not see; looked for at once.
     """
 
     results: str
@@ -56,6 +57,7 @@ class WorkerConfig:
     commit_every_s: float = 60.0
     doubted: frozenset[str] = frozenset()
     disk_budget: int | None = None
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,7 @@ class ScoringWorker:
     def __init__(self, config: WorkerConfig, worker_index: int = 0) -> None:
         self._config = config
         self._store = _results_of(config)
+        self.trouble = unseen(config.folders)
         self._makers: dict[str, str] = {}
         self._writer = self._store.open_writer(
             f"w{worker_index:03d}", flush_age_s=config.commit_every_s

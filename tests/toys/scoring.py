@@ -180,6 +180,7 @@ class Run:
         self.failures: dict[str, Exception] = {}
         self.states: list[tuple[int, str]] = []
         self.given_up: dict[int, str] = {}
+        self.trouble: list[tuple[int, str, str]] = []
         self.outcome = ""
 
     def __call__(self, jobs: list[Job], should_stop: Any = None, **more: Any) -> Run:
@@ -189,6 +190,7 @@ class Run:
             on_failure=lambda job, error: self.failures.update({job.id: error}),
             on_committed=lambda job: self.committed.append(job.id),
             on_worker=lambda index, state: self.states.append((index, state)),
+            on_trouble=lambda *what: self.trouble.append(what),
             on_given_up=lambda index, node, why: self.given_up.update({index: why}),
             should_stop=should_stop,
             **more,

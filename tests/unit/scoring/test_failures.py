@@ -11,6 +11,8 @@ import pytest
 
 from evalcore.cluster import Job
 from evalcore.errors import EngineError, ResultsError
+from evalcore.scoring.localising import folders_of, unseen
+from evalcore.types import Adapter, Checkpoint, Subject
 from tests.toys.scoring import ROWS_PER_UNIT, Run, unit_job, write_requests
 
 Env = Callable[[int], dict[str, str]]
@@ -94,6 +96,28 @@ def test_a_worker_that_fails_while_others_succeed_is_named(requests: Path, tmp_p
     assert list(run.given_up) == [1]
     assert "no such folder" in run.given_up[1]
     assert (1, "parked") in run.states
+
+
+def test_what_a_machine_does_not_see_is_told_before_its_first_unit(
+    requests: Path, tmp_path: Path
+) -> None:
+    names = [str(tmp_path / name) for name in ("here", "gone", "gone too")]
+    (tmp_path / "here").mkdir()
+    run = Run(tmp_path / "results", config={"folders": tuple(names)})(good(requests, 3))
+    ((index, _, what),) = run.trouble
+    assert (index, len(run.committed)) == (0, 3)
+    assert what.startswith(
+        f"before the first unit: does not see {names[1]} and 1 more of 3 folders"
+    )
+    assert unseen(names[:1]) == unseen(()) == ()
+
+
+def test_folders_of_subjects_are_those_nobody_fetches() -> None:
+    local = Checkpoint("a", "/mnt/study/a", "1" * 32, "2" * 32)
+    away = Checkpoint("b", "/cache/b", "3" * 32, "2" * 32, origin="org/b@main")
+    tuned = Adapter("t", "/mnt/runs/t", "4" * 32, 8)
+    subjects = [Subject(local), Subject(away, tuned), Subject(local, tuned)]
+    assert folders_of(subjects) == ("/mnt/study", "/mnt/runs")
 
 
 def test_no_worker_can_start(requests: Path, tmp_path: Path) -> None:
