@@ -1,7 +1,7 @@
 // Part 3: charts, drawn when they come into view.
 
 const MANY = 600; // marks a canvas draws faster than elements
-const MOST_LINES = 60; // of a heat map, unless all are asked for
+const MOST_LINES = 40; // of a heat map, unless all are asked for: a screen has no more
 const LEAST_TEXT = 26; // pixels a column of a heat map needs for its numbers
 const tip = byId("tip");
 // What a mark says: its row's columns, as the specification names them, looked up now.
@@ -18,6 +18,7 @@ const tipOf = (figure) => (handler, event, item, value) => {
   tip.style.top = `${Math.max(4, event.clientY + 18 + h > innerHeight ? event.clientY - h - 12 : event.clientY + 18)}px`;
 }
 const dirty = new Set();
+const onScreen = (box) => { const at = box.getBoundingClientRect(); return at.bottom > 0 && at.top < innerHeight; };
 const drawings = new Set(); // promises of charts that are being drawn
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
@@ -115,7 +116,8 @@ function addFigure(host, figure, hero) {
   return { box, update: () => {
     if (!hero) box.hidden = state.chosen.size > 0 && !anyRowOf(figure); // unfiltered, all have rows
     dirty.add(box);
-    if (box.inView || hero) box.drawChart();
+    if (hero || (box.inView && onScreen(box))) box.drawChart();
+    else if (box.inView) idle(() => { if (dirty.has(box)) box.drawChart(); }); // what is seen comes first
     fill();
   } };
 }
