@@ -264,8 +264,9 @@ def test_numbers_lead_to_documents_and_figures_have_their_tables(reader: Reader)
     picks.nth(4).select_option("plain")
     picks.nth(2).select_option("other")
     page.locator("#documents details.doc summary").first.click()
-    sides = page.locator("#documents details.doc[open] h4").all_inner_texts()
-    assert sides == ["Prompt other", "Prompt plain"], "two prompts of one model"
+    sides = page.locator("#documents details.doc[open] h4")
+    sides.nth(1).wait_for()
+    assert sides.all_inner_texts() == ["Prompt other", "Prompt plain"], "two prompts of one model"
     reader.open()
     for section in ("curves", "gains", "prompts", "transfer"):
         figure = page.locator(f"#{section} figure").first
