@@ -74,6 +74,9 @@ def check_model_config(config: Mapping[str, Any], file: Path) -> None:
                 raise _fault(
                     file, prefix + key, f"expected a type such as bfloat16, not {_short(value)}"
                 )
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(map(_is_text, names))):
+        raise _fault(file, "architectures", f"expected a list of names, not {_short(names)}")
     named = config.get("model_type")
     if named is not None and not isinstance(named, str):
         raise _fault(file, "model_type", f"expected text, not {_short(named)}")
@@ -118,6 +121,10 @@ def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
     for name in _NESTED:
         if isinstance(config.get(name), dict):
             yield f"{name}.", config[name]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_dtype(value: Any) -> bool:

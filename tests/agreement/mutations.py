@@ -259,7 +259,7 @@ def another_adapter(scene: Scene) -> Iterator[None]:
 
     def spoiled(self: Any, adapter: Any) -> None:
         real(self, adapter)
-        self._file = safe_open(str(other), framework="pt")
+        self._tensors._file = safe_open(str(other), framework="pt")
 
     with patch.object(Merger, "__init__", spoiled):
         yield

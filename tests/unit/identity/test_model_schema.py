@@ -33,6 +33,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({"rms_norm_eps": float("nan")}, "key rms_norm_eps"),
     "nested": ({"text_config": {"hidden_size": 0}}, r"key text_config\.hidden_size"),
     "type": ({"model_type": ["llama"]}, "key model_type"),
+    "architecture": ({"architectures": 1.5}, "key architectures"),
+    "architectures": ({"architectures": ["LlamaForCausalLM", None]}, "key architectures"),
     "truth": ({"num_key_value_heads": True}, "key num_key_value_heads"),
 }
 
