@@ -83,6 +83,34 @@ def mutated_json(value: Any, rng: random.Random) -> bytes:
     return mutated_bytes(data, rng) if rng.random() < 0.2 else data
 
 
+_FAMILIES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+    "olmoe": "OlmoeForCausalLM", "gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM",
+    "falcon": "FalconForCausalLM", "mpt": "MPTForCausalLM", "phi3": "Phi3ForCausalLM",
+    "cohere2": "Cohere2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM", "bloom": "BloomForCausalLM",
+    "ministral3": "Ministral3ForCausalLM", "llama4_text": "Llama4ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM", "stablelm": "StableLmForCausalLM", "mixtral": "MixtralForCausalLM",
+    "opt": "OPTForCausalLM", "granitemoe": "GraniteMoeForCausalLM",
+    "exaone4": "Exaone4ForCausalLM", "mamba": "MambaForCausalLM",
+}  # fmt: skip
+"""Model types -> an architecture of each, for what is asked of a configuration by family."""
+_FAMILY_KEYS = {
+    "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32, "rope_theta": 1e4},
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+    "clip_qkv": None, "norm_topk_prob": False, "attention_bias": False, "hidden_act": "silu",
+    "hidden_activation": "gelu", "partial_rotary_factor": 0.5, "rotary_pct": 0.25, "alibi": False,
+    "use_bidirectional_attention": False, "max_window_layers": 2, "use_sliding_window": False,
+    "quantization_config": {"quant_method": "gptq", "bits": 4, "config_groups": {}},
+    "original_max_position_embeddings": 64, "floor_scale": 8192, "attn_scale": 0.1,
+    "attn_config": {"alibi": True, "clip_qkv": None}, "kv_lora_rank": 8, "qk_layernorm": False,
+    "use_parallel_residual": False, "scale_attn_weights": True, "activation_function": "gelu_new",
+    "no_rope_layers": [1, 0], "block_dim": 8, "tie_word_embeddings": False, "n_inner": None,
+}  # fmt: skip
+
+
 def _raise_problems(resolved: Any) -> None:
     for problem in resolved.problems:
         raise InputError(problem.message)
@@ -130,15 +158,26 @@ def _header(folder: Path, rng: random.Random) -> Callable[[], Any]:
 
 def _config(folder: Path, rng: random.Random) -> Callable[[], Any]:
     from evalcore.app.lengths import encoding_settings
-    from evalcore.identity import describe_checkpoint
+    from evalcore.engines.vllm.bases import refused
+    from evalcore.identity import describe_checkpoint, numeric_config
 
     file = folder / "model/config.json"
     good = json.loads(file.read_bytes())
     good |= {"rope_scaling": None, "head_dim": 4, "text_config": {"hidden_size": 16}}
+    plain = {key: value for key, value in good.items() if key != "text_config"}
 
     def one() -> None:
-        file.write_bytes(mutated_json(good, rng))
-        encoding_settings(describe_checkpoint(folder / "model"), None)
+        if rng.random() < 0.5:
+            file.write_bytes(mutated_json(good, rng))
+            encoding_settings(describe_checkpoint(folder / "model"), None)
+            return
+        kind, name = rng.choice(list(_FAMILIES.items()))
+        keys = dict(rng.sample(list(_FAMILY_KEYS.items()), 6))
+        named = {"model_type": kind, "architectures": [name]}
+        file.write_bytes(mutated_json(plain | keys | named, rng))
+        reason = refused(str(folder / "model"), numeric_config(folder / "model"), "cpu", 2048)
+        if reason is not None:
+            raise InputError(reason)
 
     return one
 

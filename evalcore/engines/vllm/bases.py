@@ -18,6 +18,7 @@ from evalcore.identity.bases import quantisation
 from evalcore.identity.layout import head_of
 from evalcore.identity.rope import rope_kind, rope_parts
 from evalcore.reading import is_there, read_json
+from evalcore.shown import one_line
 
 # vLLM 0.32 (v1/attention/backends/cpu_attn.py).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -57,6 +58,21 @@ def unsupported(
         device: Where it would run.
         longest: Tokens that a prompt and its answer may have.
     """
+    try:
+        return _unsupported(path, config, device, longest)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        return _unread(error)  # fail closed: no rule has said that it is right
+
+
+def _unread(error: Exception) -> str:
+    """What is said of a value that a rule cannot read."""
+    return (
+        f"config.json has a value of another kind than vLLM's code of the family reads "
+        f"({type(error).__name__}: {one_line(str(error))[:100]})"
+    )
+
+
+def _unsupported(path: str, config: Mapping[str, Any], device: Device, longest: int) -> str | None:
     wanted = set(weight_names(Path(path)))
     stray = sorted(safetensors_names(Path(path)) - wanted)
     if stray and not (Path(path) / "model.safetensors.index.json").is_file():
@@ -107,8 +123,12 @@ def refused(
     path: str, config: Mapping[str, Any], device: Device, longest: int = LONGEST
 ) -> str | None:
     """:func:`unsupported`, or that the vLLM installed here has no code for it."""
-    reason = unsupported(path, config, device, longest)
-    return reason or (unknown(config) if read_installed() else None)
+    if (reason := unsupported(path, config, device, longest)) is not None:
+        return reason
+    try:
+        return unknown(config) if read_installed() else None
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        return _unread(error)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -196,3 +197,15 @@ def test_models_that_take_images_need_torchvision(monkeypatch: pytest.MonkeyPatc
 def test_a_text_part_is_its_familys() -> None:
     assert "class Gemma3" in transformers_source("gemma3_text")
     assert transformers_source("../x") == transformers_source("of tomorrow") == ""
+
+
+def test_a_value_that_no_rule_can_read_is_a_refusal(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.mkdir()
+    config = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"],
+              "rope_parameters": {"rope_type": "yarn"}}  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    with patch("evalcore.engines.vllm.bases._unsupported", side_effect=KeyError("factor")):
+        reason = refused(str(path), config, "cpu")
+    assert reason is not None
+    assert "another kind than vLLM's code of the family reads (KeyError: 'factor'" in reason
