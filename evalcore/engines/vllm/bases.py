@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,18 @@ def unsupported(
         device: Where it would run.
         longest: Tokens that a prompt and its answer may have.
     """
+    return _closed(_unsupported, path, config, device, longest)
+
+
+def _closed(rule: Callable[..., str | None], *given: Any) -> str | None:
+    """What a rule says; where it cannot read a value, nothing has said that it is right."""
     try:
-        return _unsupported(path, config, device, longest)
+        return rule(*given)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        return _unread(error)  # fail closed: no rule has said that it is right
-
-
-def _unread(error: Exception) -> str:
-    """What is said of a value that a rule cannot read."""
-    return (
-        f"config.json has a value of another kind than vLLM's code of the family reads "
-        f"({type(error).__name__}: {one_line(str(error))[:100]})"
-    )
+        return (
+            f"config.json has a value of another kind than vLLM's code of the family reads "
+            f"({type(error).__name__}: {one_line(str(error))[:100]})"
+        )
 
 
 def _unsupported(path: str, config: Mapping[str, Any], device: Device, longest: int) -> str | None:
@@ -123,12 +123,8 @@ def refused(
     path: str, config: Mapping[str, Any], device: Device, longest: int = LONGEST
 ) -> str | None:
     """:func:`unsupported`, or that the vLLM installed here has no code for it."""
-    if (reason := unsupported(path, config, device, longest)) is not None:
-        return reason
-    try:
-        return unknown(config) if read_installed() else None
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        return _unread(error)
+    reason = unsupported(path, config, device, longest)
+    return reason or (_closed(unknown, config) if read_installed() else None)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
